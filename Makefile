@@ -1,0 +1,35 @@
+# make demo | make test | make lint | make test-all: each sets up what it needs; no other step.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: setup demo test test-all lint format
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("CPython 3.11 or newer is needed, not " + sys.version.split()[0] + "; make PYTHON=... names another")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt ".[dev]"
+	@rm -rf build nightloupe.egg-info
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/python -m jobs.demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+# Everything, also what starts Ray clusters and servers; about a quarter of an hour on two cores.
+test-all: $(READY)
+	$(BIN)/python -m pytest -m "" --durations=15
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .

@@ -1,0 +1,161 @@
+"""What lies in an archive: a file, a folder or prefix, tar, zip, or Parquet with a bytes column.
+
+Listing is a stream: nothing here holds an archive's files as a whole.
+"""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ops import storage, uris
+
+IMAGE_SUFFIXES = (
+    ".png .jpg .jpeg .jpe .jfif .bmp .dib .tif .tiff .webp .gif .pgm .ppm .pnm .jp2 .j2k .avif"
+)
+TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+ZIP = (".zip",)
+PARQUET = (".parquet", ".pq")
+_NAME_COLUMNS = ("path", "name", "uri", "filename", "file_name", "key", "__key__")
+
+
+class Entry(NamedTuple):
+    """One file in an archive.
+
+    `position` says where a member lies: byte offset in a tar, entry number in a zip, row number in
+    Parquet; None for a file of its own. `problem` is set where listing already met damage.
+    """
+
+    name: str
+    uri: str
+    bytes: int | None
+    version: str
+    position: int | None = None
+    problem: str | None = None
+
+
+def entries(location: str) -> Iterator[Entry]:
+    """Stream everything in an archive, images or not.
+
+    Raises FileNotFoundError if nothing is there, PermissionError or OSError if it cannot be read.
+    """
+    if _is_container(location) and storage.exists(location):
+        yield from _members(location, storage.describe(location), prefix="")
+        return
+    if storage.exists(location):
+        item = storage.describe(location)
+        yield Entry(item.name, uris.make(location), item.bytes, item.version)
+        return
+    if not storage.is_folder(location):
+        raise FileNotFoundError(f"there is no file, folder or prefix {location!r}")
+    for item in storage.listing(location):
+        inside = storage.join(location, item.name)
+        if _is_container(item.name):
+            yield from _members(inside, item, prefix=f"{item.name}/")
+        else:
+            yield Entry(item.name, uris.make(inside), item.bytes, item.version)
+
+
+def _is_container(name: str) -> bool:
+    return name.lower().endswith(TAR + ZIP + PARQUET)
+
+
+def is_compressed_tar(location: str) -> bool:
+    """Whether members can only be reached by reading a tar from its start."""
+    return location.lower().endswith(TAR[1:])
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether an error says that data are damaged, not that they could not be had."""
+    if isinstance(error, OSError):  # bz2 and Parquet raise bare ones, file systems give a number
+        return isinstance(error, gzip.BadGzipFile) or (type(error) is OSError and not error.errno)
+    damage = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError)
+    return isinstance(error, (*damage, pa.ArrowException, ValueError))
+
+
+def _members(location: str, item: storage.Stored, prefix: str) -> Iterator[Entry]:
+    """The members of one container; damage ends the list with an entry that says so."""
+    lower = location.lower()
+    read = _parquet if lower.endswith(PARQUET) else _zip if lower.endswith(ZIP) else _tar
+    try:
+        for entry in read(location, item):
+            yield entry._replace(name=prefix + entry.name)
+    except Exception as error:
+        if not is_damage(error):
+            raise
+        problem = f"the archive is damaged ({error}); what was listed before it is still scored"
+        yield Entry(item.name, uris.make(location), item.bytes, item.version, None, problem)
+
+
+def _tar(location: str, item: storage.Stored) -> Iterator[Entry]:
+    # Fetching takes the name's word for it that members lie in the file as they are.
+    mode: Literal["r:*", "r:"] = "r:*" if is_compressed_tar(location) else "r:"
+    with storage.open_read(location) as file, tarfile.open(fileobj=file, mode=mode) as tar:
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # type: ignore[attr-defined]  # it would keep every header
+            if member.isreg():
+                version = f"{member.mtime}-{member.size}@{member.offset_data}"
+                uri = uris.make(location, member.name)
+                yield Entry(member.name, uri, member.size, version, member.offset_data)
+        if not is_compressed_tar(location):
+            file.seek(max(0, item.bytes - 512))
+            if any(file.read(512)):
+                raise tarfile.ReadError("the end mark is missing, so members may have been cut off")
+
+
+def _zip(location: str, _: storage.Stored) -> Iterator[Entry]:
+    with storage.open_read(location) as file, zipfile.ZipFile(file) as archive:
+        for number, member in enumerate(archive.infolist()):
+            if not member.is_dir():
+                version = f"{member.CRC:08x}-{member.file_size}@{number}"
+                uri = uris.make(location, member.filename)
+                yield Entry(member.filename, uri, member.file_size, version, number)
+
+
+def _parquet(location: str, item: storage.Stored) -> Iterator[Entry]:
+    with storage.open_read(location) as file, pq.ParquetFile(file) as table:
+        bytes_column(table.schema_arrow)
+        names = _name_column(table.schema_arrow)
+        row = 0
+        for group in range(table.num_row_groups):
+            count = table.metadata.row_group(group).num_rows
+            column = _strings(table.read_row_group(group, columns=[names]), names) if names else []
+            for offset in range(count):
+                name = (column[offset] if names else None) or f"{row:09d}"
+                uri = uris.make(location, f"{row}/{name}")
+                yield Entry(name, uri, None, f"{item.version}@{row}", row)
+                row += 1
+
+
+def bytes_column(schema: pa.Schema) -> str:
+    """The dotted name of the column that holds image files. Raises ValueError if there is none."""
+    for field in schema:
+        if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type):
+            return str(field.name)
+        if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
+            return f"{field.name}.bytes"
+    raise ValueError(f"no column of bytes among {schema.names}; one must hold the image files")
+
+
+def _name_column(schema: pa.Schema) -> str | None:
+    for field in schema:
+        if field.name in _NAME_COLUMNS and pa.types.is_string(field.type):
+            return str(field.name)
+        if pa.types.is_struct(field.type) and field.type.get_field_index("path") >= 0:
+            return f"{field.name}.path"
+    return None
+
+
+def _strings(table: pa.Table, dotted: str) -> list[str | None]:
+    outer, _, inner = dotted.partition(".")
+    column = pc.struct_field(table[outer], inner) if inner else table[outer]
+    return list(column.to_pylist())

@@ -1,0 +1,114 @@
+"""Pixels to scores: one detector per product, failures passed through."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from ops.method import Method
+from ops.model import ModelCard
+from ops.resize import unpack
+
+#: What detecting adds to the columns of its rows.
+DETECTED = pa.schema(
+    [
+        ("score", pa.float64()),
+        ("p_value", pa.float64()),
+        ("is_anomalous", pa.bool_()),
+        ("grid_width", pa.int32()),
+        ("patch_scores", pa.large_binary()),  # float32, row by row
+    ]
+)
+
+
+class Tensors(Protocol):
+    """Where a worker gets a model's tensors from."""
+
+    @property
+    def card(self) -> ModelCard:
+        """The model's card."""
+
+    def of_backbone(self) -> dict[str, Tensor]:
+        """The backbone's."""
+
+    def of_product(self, product: str) -> dict[str, Tensor]:
+        """One detector's."""
+
+
+class Detect:
+    """Scores rows that have pixels. Holds one backbone, and the detectors it has met."""
+
+    def __init__(
+        self, tensors: Tensors, device: str = "cpu", threads: int = 1, keep: bool = False
+    ) -> None:
+        """`keep` passes pixels on, for overlays."""
+        torch.set_num_threads(threads)
+        self._tensors = tensors
+        self._card = tensors.card
+        self._keep = keep
+        self._device = device
+        self._backbone = self._card.new_backbone(tensors.of_backbone(), device)
+        self._detectors: dict[str, Method] = {}
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """One row out for every row in, in the same order."""
+        out: list[dict[str, Any]] = [{} for _ in range(len(rows))]
+        status, reason = rows["status"].to_pylist(), rows["reason"].to_pylist()
+        products = rows["product"].to_pylist()
+        for product in dict.fromkeys(p for p, s in zip(products, status, strict=True) if s == "ok"):
+            chosen = [i for i, p in enumerate(products) if p == product and status[i] == "ok"]
+            images = to_images(rows.take(chosen), self._card.input.size, self._device)
+            for i, result in zip(chosen, self._score(product, images), strict=True):
+                out[i] = result
+                if result.get("score") is None:
+                    status[i], reason[i] = "undefined", "the detector's score is not finite"
+        detected = pa.Table.from_pylist(out, DETECTED)
+        for name in DETECTED.names:
+            rows = rows.append_column(name, detected[name])
+        rows = rows.set_column(rows.schema.get_field_index("status"), "status", pa.array(status))
+        texts = pa.array(reason, pa.string())
+        rows = rows.set_column(rows.schema.get_field_index("reason"), "reason", texts)
+        return rows if self._keep else rows.drop_columns(["pixels"])
+
+    def _score(self, product: str, images: Tensor) -> list[dict[str, Any]]:
+        scores = self._detector(product).score(images)
+        calibration = self._card.products[product].calibration
+        threshold = calibration.threshold(self._card.false_alarm_rate)
+        values = scores.image.double().cpu().numpy()
+        p_values = calibration.p_values(values)
+        maps = scores.map.float().cpu().numpy()
+        return [
+            {
+                "score": float(value),
+                "p_value": None if threshold is None else float(p),
+                "is_anomalous": None if threshold is None else bool(value > threshold),
+                "grid_width": grid.shape[1],
+                "patch_scores": grid.astype("<f4").tobytes(),
+            }
+            if math.isfinite(value) and np.isfinite(grid).all()
+            else {}
+            for value, p, grid in zip(values, p_values, maps, strict=True)
+        ]
+
+    def _detector(self, product: str) -> Method:
+        if product not in self._detectors:
+            state = self._tensors.of_product(product)
+            self._detectors[product] = self._card.new_detector(state, self._backbone)
+        return self._detectors[product]
+
+
+def to_images(rows: pa.Table, size: int, device: str) -> Tensor:
+    """Rows with pixels as images (B, 3, size, size) in [0, 1] on the device."""
+    columns = (rows[name].to_pylist() for name in ("pixels", "channels", "bit_depth"))
+    images = [
+        # Integers travel to the device; there each is divided by its own full scale.
+        torch.from_numpy(unpack(data, channels, depth, size)).to(device).expand(3, -1, -1).float()
+        / (2**depth - 1)
+        for data, channels, depth in zip(*columns, strict=True)
+    ]
+    return torch.stack(images)

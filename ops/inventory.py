@@ -1,0 +1,159 @@
+"""The inventory: a Parquet list of images, sorted by product, then URI."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ops import archives, storage, uris
+from ops.naming import Namer
+
+
+def _field(name: str, kind: pa.DataType, meaning: str) -> pa.Field:
+    return pa.field(name, kind, metadata={"meaning": meaning})
+
+
+SCHEMA = pa.schema(
+    [
+        _field("image_id", pa.string(), "128-bit hash of uri and version, in hex"),
+        _field("uri", pa.string(), "full address; a member of an archive stands behind #"),
+        _field("bytes", pa.int64(), "size of the file, where listing tells"),
+        _field("version", pa.string(), "etag or mtime; for members also size or CRC and position"),
+        _field(
+            "position", pa.int64(), "offset in a tar, entry of a zip, row of Parquet; else null"
+        ),
+        _field("product", pa.string(), "what the picture shows; null if its path did not say"),
+        _field("split", pa.string(), "train, test, ...; null where paths name none"),
+        _field("label", pa.int8(), "0 good, 1 defective, null unknown"),
+        _field("defect", pa.string(), "the kind of defect as the path names it"),
+        _field("mask_uri", pa.string(), "the ground-truth mask of a defective image"),
+        _field("problem", pa.string(), "damage that listing met: this row stands for lost images"),
+    ],
+    metadata={"nightloupe": "inventory 1"},
+)
+#: Rows that listing yields before masks are joined and rows sorted.
+LISTED = pa.schema([*SCHEMA, pa.field("is_mask", pa.bool_()), pa.field("mask_key", pa.string())])
+
+
+@dataclass
+class Tally:
+    """What a listing met, for the words at the end of it."""
+
+    images: int = 0
+    masks: int = 0
+    unmatched: int = 0
+    other_files: int = 0
+    problems: int = 0
+    example_unmatched: str = ""
+    other_suffixes: set[str] = field(default_factory=set)
+
+
+def image_id(uri: str, version: str) -> str:
+    """128 bits in hex that name one version of one image."""
+    return hashlib.blake2b(f"{uri}\n{version}".encode(), digest_size=16).hexdigest()
+
+
+def listed(
+    locations: Sequence[str],
+    namer: Namer,
+    suffixes: Sequence[str],
+    tally: Tally,
+    rows: int = 10_000,
+) -> Iterator[pa.RecordBatch]:
+    """Stream the images and masks of archives as batches of `LISTED`."""
+    found = (_row(entry, namer, suffixes, tally) for entry in _entries(locations))
+    kept = (row for row in found if row)
+    while batch := list(islice(kept, rows)):
+        yield pa.RecordBatch.from_pylist(batch, schema=LISTED)
+
+
+def _entries(locations: Iterable[str]) -> Iterator[archives.Entry]:
+    for location in locations:
+        yield from archives.entries(location)
+
+
+def _row(
+    entry: archives.Entry, namer: Namer, suffixes: Sequence[str], tally: Tally
+) -> dict[str, object] | None:
+    # A row of Parquet needs no suffix: its column of bytes says that it is an image.
+    in_parquet = uris.parse(entry.uri).location.lower().endswith(archives.PARQUET)
+    nameless = in_parquet and "." not in entry.name.rsplit("/", 1)[-1]
+    if not (entry.problem or nameless or entry.name.lower().endswith(tuple(suffixes))):
+        tally.other_files += 1
+        if len(tally.other_suffixes) < 20:
+            tally.other_suffixes.add("." + entry.name.rpartition(".")[2][:12].lower())
+        return None
+    # Names that are not UTF-8 keep their bytes in the URI; what a path says must be readable text.
+    named = namer(entry.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
+    if entry.problem:
+        tally.problems += 1
+    elif named.is_mask:
+        tally.masks += 1
+    else:
+        tally.images += 1
+        if not named.matched:
+            tally.unmatched += 1
+            tally.example_unmatched = tally.example_unmatched or uris.quote(entry.name)
+    return {
+        "image_id": image_id(entry.uri, entry.version),
+        "uri": entry.uri,
+        "bytes": entry.bytes,
+        "version": entry.version,
+        "position": entry.position,
+        "product": named.product,
+        "split": named.split,
+        "label": named.label,
+        "defect": named.defect,
+        "problem": entry.problem,
+        "is_mask": named.is_mask and not entry.problem,
+        "mask_key": named.mask_key,
+    }
+
+
+class Inventory:
+    """An inventory file, read by row numbers; safe to hand to workers."""
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+        with storage.open_read(location) as file, pq.ParquetFile(file) as table:
+            missing = set(SCHEMA.names) - set(table.schema_arrow.names)
+            if missing:
+                raise ValueError(
+                    f"{location} is no inventory: it lacks the columns {sorted(missing)}; "
+                    "make one with python -m jobs.inventory"
+                )
+            groups = [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)]
+        self.starts = [0]
+        for count in groups:
+            self.starts.append(self.starts[-1] + count)
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def rows(self, start: int, stop: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Rows [start, stop) in the order of the file."""
+        bounds = list(zip(self.starts, self.starts[1:], strict=False))
+        groups = [i for i, (low, high) in enumerate(bounds) if low < stop and high > start]
+        if not groups:
+            return SCHEMA.empty_table().select(list(columns or SCHEMA.names))
+        with storage.open_read(self.location) as file, pq.ParquetFile(file) as table:
+            found = table.read_row_groups(groups, columns=list(columns or SCHEMA.names))
+        return found.slice(start - self.starts[groups[0]], stop - start)
+
+    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """All rows, for inventories that are small or of which few columns are wanted."""
+        return self.rows(0, len(self), columns)
+
+    def content_hash(self) -> str:
+        """A hash over what is listed (ids and products), equal for equal inventories."""
+        digest = hashlib.blake2b(digest_size=16)
+        with storage.open_read(self.location) as file, pq.ParquetFile(file) as table:
+            for batch in table.iter_batches(columns=["image_id", "product", "problem"]):
+                for column in batch.columns:
+                    digest.update("\n".join(map(str, column.to_pylist())).encode())
+        return digest.hexdigest()

@@ -1,0 +1,84 @@
+"""The one place that knows where everything lies below an output folder and in a model folder."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+from ops import storage
+
+MODEL_CARD = "model.json"
+BACKBONE = "_backbone.safetensors"
+
+
+def file_name(product: str) -> str:
+    """A product's name as a file name: nothing in it can leave the folder or hide.
+
+    A leading `_` or `.` is escaped too, so no product can take the backbone's place.
+    """
+    quoted = quote(product, safe=" ")
+    return f"%{ord(quoted[0]):02X}{quoted[1:]}" if quoted[:1] in {"_", "."} else quoted
+
+
+def product_file(product: str) -> str:
+    """The file of one product's tensors inside of a model folder."""
+    return f"{file_name(product)}.safetensors"
+
+
+class Out:
+    """Paths below one output folder."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root.rstrip("/")
+
+    def work(self, run_id: str = "") -> str:
+        """The folder of an unfinished run, or of all of them."""
+        return storage.join(self.root, "_work", run_id).rstrip("/")
+
+    def part(self, run_id: str, number: int) -> str:
+        """One finished part of an unfinished run."""
+        return storage.join(self.work(run_id), f"part-{number:05d}.parquet")
+
+    def table(self, night: str, run_id: str) -> str:
+        """The published score table of a run."""
+        folder = storage.join(self.root, "scores", f"night={night}", f"run={run_id}")
+        return storage.join(folder, "part-00000.parquet")
+
+    def scores(self) -> str:
+        """The folder of all published score tables."""
+        return storage.join(self.root, "scores")
+
+    def map(self, model_id: str, image_id: str) -> str:
+        """The map of one image under one model."""
+        return storage.join(self.maps(model_id), image_id[:2], f"{image_id}.png")
+
+    def maps(self, model_id: str) -> str:
+        """The folder of all maps of a model."""
+        return storage.join(self.root, "maps", model_id)
+
+    def overlay(self, model_id: str, image_id: str) -> str:
+        """The map of one image drawn over it, for people."""
+        return storage.join(self.root, "overlays", model_id, image_id[:2], f"{image_id}.png")
+
+    def run(self, run_id: str) -> str:
+        """The record of a run: settings first, totals at the end."""
+        return storage.join(self.runs(), f"{run_id}.json")
+
+    def runs(self) -> str:
+        """The folder of all run records."""
+        return storage.join(self.root, "runs")
+
+    def inventory(self, name: str) -> str:
+        """An inventory that a job took on its way, under the hash of its content."""
+        return storage.join(self.root, "inventories", f"{name}.parquet")
+
+    def evaluation(self, run_id: str) -> str:
+        """The metrics of a run, one row per product."""
+        return storage.join(self.root, "evaluations", f"{run_id}.parquet")
+
+    def spool(self) -> str:
+        """What a tracker that was down has not heard yet."""
+        return storage.join(self.root, "_spool")
+
+    def tracker(self) -> str:
+        """The local tracking database."""
+        return storage.join(self.root, "mlflow.db")

@@ -1,0 +1,114 @@
+"""What a detector is: the contract that every method keeps and one test checks for all of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ops.backbone import Backbone
+from ops.group import Group
+
+S = TypeVar("S")
+#: How far a fit has come, for people: stage, done, of.
+Watch = Callable[[str, int, int], None]
+
+
+class Scores(NamedTuple):
+    """Scores of a batch: image (B,), and map (B, h, w) at the method's own resolution, float32."""
+
+    image: Tensor
+    map: Tensor
+
+
+@dataclass(frozen=True)
+class MapSettings:
+    """How a method's maps are drawn at the input's size."""
+
+    sigma: float = 4.0
+    """Standard deviation in input pixels of the Gaussian that smooths maps; 0 = none."""
+
+
+class Method(ABC):
+    """A detector of one product. Larger scores are more anomalous.
+
+    Subclasses MUST name their frozen `Settings` dataclass, whose defaults are the paper's.
+    `score` MUST give an image the same score and map whatever batch it comes in, MUST choose its
+    own grad mode, and MUST NOT clamp or normalise.
+    `state` MUST hold all that a fit learned, as tensors alone, and `load_state` MUST restore it so
+    that scores are equal bit for bit. Shapes in it are data: a bank has as many rows as it has.
+    The backbone is shared among detectors and is no part of the state.
+    """
+
+    name: ClassVar[str]
+    Settings: ClassVar[type[Any]]
+
+    def __init__(self, settings: Any, backbone: Backbone) -> None:
+        """Unfitted; `settings` is an instance of `Settings`."""
+        self.settings = settings
+        self.backbone = backbone
+
+    @abstractmethod
+    def score(self, images: Tensor) -> Scores:
+        """Score images (B, 3, H, W) in [0, 1] on the backbone's device."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """All that was learned."""
+
+    @abstractmethod
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Become what `state` describes."""
+
+    @abstractmethod
+    def map_ceiling(self) -> float:
+        """A map value that images like the ones fitted stay below: sets the scale of PNG maps."""
+
+
+class Gathered(Method):
+    """A method fitted in one pass over the good images, then a merge over the group.
+
+    Subclasses MUST reach the same state for any grouping and order of the images: what `gather`
+    keeps is keyed by `rows`, the images' numbers in the fit's list, not by arrival.
+    """
+
+    @abstractmethod
+    def gather(self, images: Tensor, rows: Tensor) -> None:
+        """Take in good images (B, 3, H, W) with their numbers (B,) in the fit's list."""
+
+    @abstractmethod
+    def merge(self, group: Group, watch: Watch) -> dict[str, float]:
+        """Collective: combine all ranks' shards, so that every rank is fitted; figures to log.
+
+        Raises ValueError if there is nothing to fit.
+        """
+
+
+class Trained(Method, nn.Module):
+    """A method fitted by gradient descent over epochs.
+
+    `forward` MUST return the loss: DistributedDataParallel synchronises only through it.
+    Only parameters that need gradients are trained; the backbone MUST stay out of `parameters()`.
+    """
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """The training loss of images (B, 3, H, W), a scalar."""
+
+
+def settings_from(kind: type[S], values: Mapping[str, Any]) -> S:
+    """A settings dataclass from a mapping. Raises ValueError that lists the known names."""
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]  # S is a dataclass
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ValueError(f"unknown settings {unknown} for {kind.__name__}; known: {known}")
+    return kind(**values)
+
+
+def finite_rows(vectors: Tensor) -> Tensor:
+    """Which rows of (n, d) hold only finite numbers."""
+    return torch.isfinite(vectors).all(dim=1)

@@ -1,0 +1,15 @@
+"""The detectors by name."""
+
+from __future__ import annotations
+
+from ops.method import Method
+from ops.patchcore import PatchCore
+
+METHODS: dict[str, type[Method]] = {method.name: method for method in (PatchCore,)}
+
+
+def method_named(name: str) -> type[Method]:
+    """A detector's class. Raises ValueError that lists the known names."""
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}; known: {', '.join(METHODS)}")
+    return METHODS[name]

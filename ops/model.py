@@ -1,0 +1,167 @@
+"""The model folder: `model.json`, written last, and safetensors; nothing is unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from safetensors.torch import load, save
+from torch import Tensor
+
+from ops import layout, storage
+from ops.backbone import Backbone, BackboneSettings
+from ops.calibration import Calibration
+from ops.decode import DecodeSettings
+from ops.maps import Scale
+from ops.method import Method, settings_from
+from ops.methods import method_named
+from ops.resize import InputSettings
+from ops.weights import fingerprint
+
+FORMAT = "nightloupe model 1"
+
+
+def versions() -> dict[str, str]:
+    """What a score could depend on besides the model."""
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+        "numpy": np.__version__,
+    }
+
+
+@dataclass(frozen=True)
+class ProductCard:
+    """One product's detector: its tensors' file and hash, what the fit counted, its calibration."""
+
+    file: str
+    sha256: str
+    figures: dict[str, float]
+    calibration: Calibration
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """All of a model but its tensors; `model.json` is this."""
+
+    method: str
+    settings: dict[str, Any]
+    backbone: BackboneSettings
+    backbone_sha256: str
+    input: InputSettings
+    decode: DecodeSettings
+    products: dict[str, ProductCard]
+    map_scale: Scale
+    false_alarm_rate: float
+    fit: dict[str, Any]
+    versions: dict[str, str] = field(default_factory=versions)
+
+    @property
+    def model_id(self) -> str:
+        """The hash of the model's content: equal models have equal ids."""
+        return hashlib.sha256(_canonical(self.to_json())).hexdigest()[:32]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        content = asdict(self) | {"map_scale": self.map_scale._asdict()}
+        return {"format": FORMAT, **content}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> ModelCard:
+        """From the content of model.json. Raises ValueError if it is of another format."""
+        if content.get("format") != FORMAT:
+            raise ValueError(f"model.json is of format {content.get('format')!r}, not {FORMAT!r}")
+        values = {name: content[name] for name in cls.__dataclass_fields__}
+        values["backbone"] = settings_from(BackboneSettings, values["backbone"])
+        values["input"] = settings_from(InputSettings, values["input"])
+        values["decode"] = settings_from(DecodeSettings, values["decode"])
+        values["map_scale"] = Scale(**values["map_scale"])
+        values["products"] = {
+            name: ProductCard(
+                **card | {"calibration": Calibration(tuple(card["calibration"]["scores"]))}
+            )
+            for name, card in values["products"].items()
+        }
+        return cls(**values)
+
+    def new_backbone(self, state: Mapping[str, Tensor], device: str = "cpu") -> Backbone:
+        """The backbone from the tensors that `state` holds."""
+        return Backbone(self.backbone, state, device)
+
+    def new_detector(self, state: Mapping[str, Tensor], backbone: Backbone) -> Method:
+        """A fitted detector from its tensors."""
+        kind = method_named(self.method)
+        detector = kind(settings_from(kind.Settings, self.settings), backbone)
+        detector.load_state(state)
+        return detector
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model with its tensors: the backbone's, and each product's."""
+
+    card: ModelCard
+    backbone: dict[str, Tensor]
+    products: dict[str, dict[str, Tensor]]
+
+
+def _canonical(content: Any) -> bytes:
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+
+
+def write_model(location: str, model: Model) -> None:
+    """Write a model folder; model.json comes last, so its existence means that all is there.
+
+    Raises FileExistsError if another model lies there: models are never overwritten.
+    """
+    card_file = storage.join(location, layout.MODEL_CARD)
+    if storage.exists(card_file):
+        if storage.read_json(card_file)["model_id"] == model.card.model_id:
+            return
+        raise FileExistsError(f"another model lies at {location}; choose a new folder")
+    storage.write_bytes(storage.join(location, layout.BACKBONE), save(model.backbone))
+    for product, tensors in model.products.items():
+        file = storage.join(location, model.card.products[product].file)
+        storage.write_bytes(file, save({k: v.contiguous() for k, v in tensors.items()}))
+    content = {"model_id": model.card.model_id, **model.card.to_json()}
+    storage.write_json(card_file, content)
+
+
+def read_card(location: str) -> ModelCard:
+    """The card of a model. Raises FileNotFoundError if no complete model lies there."""
+    try:
+        content = storage.read_json(storage.join(location, layout.MODEL_CARD))
+    except FileNotFoundError:
+        message = f"no complete model at {location}: there is no {layout.MODEL_CARD}"
+        raise FileNotFoundError(f"{message}; make one with python -m jobs.fit") from None
+    card = ModelCard.from_json(content)
+    if content["model_id"] != card.model_id:
+        raise ValueError(f"{location}: model.json was changed after it was written (id differs)")
+    return card
+
+
+def read_model(location: str) -> Model:
+    """A model with its tensors, each checked against its hash. Raises ValueError if one differs."""
+    card = read_card(location)
+    backbone = load(storage.read_bytes(storage.join(location, layout.BACKBONE)))
+    _check(location, layout.BACKBONE, backbone, card.backbone_sha256)
+    products = {}
+    for name, product in card.products.items():
+        # The file's name is worked out anew: what model.json says cannot lead out of the folder.
+        tensors = load(storage.read_bytes(storage.join(location, layout.product_file(name))))
+        _check(location, product.file, tensors, product.sha256)
+        products[name] = tensors
+    return Model(card, backbone, products)
+
+
+def _check(location: str, file: str, tensors: Mapping[str, Tensor], sha256: str) -> None:
+    if fingerprint(tensors) != sha256:
+        raise ValueError(f"{location}/{file} does not hold the tensors that model.json names")

@@ -1,0 +1,215 @@
+"""The one way to files, local or on S3: whole reads, whole writes, listings.
+
+Writers never show a half-written file under its final name: locally a temporary file is renamed,
+on S3 one request (or one completed multipart upload) makes the object appear.
+Credentials and endpoint come from the usual AWS environment and stay inside of s3fs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from typing import IO, Any, NamedTuple, cast
+
+import fsspec
+
+#: Stores other than Amazon's reject newer checksum headers, so they are sent only where required.
+_S3_CLIENT = {
+    "request_checksum_calculation": "when_required",
+    "response_checksum_validation": "when_required",
+    "retries": {"max_attempts": 5, "mode": "standard"},
+    "connect_timeout": 10,
+    "read_timeout": 60,
+}
+
+
+class Stored(NamedTuple):
+    """One listed object: its path below the listed place, its size in bytes, its version."""
+
+    name: str
+    bytes: int
+    version: str
+
+
+def is_s3(location: str) -> bool:
+    """Whether a location lies on S3."""
+    return location.startswith("s3://")
+
+
+@functools.cache
+def _s3(_process: int) -> Any:  # keyed by process: its event loop survives no fork
+    return fsspec.filesystem(
+        "s3", use_listings_cache=False, default_fill_cache=False, config_kwargs=_S3_CLIENT
+    )
+
+
+def s3() -> Any:
+    """The S3 file system of this process."""
+    return _s3(os.getpid())
+
+
+@contextlib.contextmanager
+def _naming(location: str) -> Iterator[None]:
+    """Add the place to what the store says, such as "the specified bucket does not exist"."""
+    try:
+        yield
+    except (FileNotFoundError, PermissionError) as error:
+        raise type(error)(f"{location}: {error}") from error
+
+
+def join(location: str, *parts: str) -> str:
+    """A location below another."""
+    return "/".join([location.rstrip("/"), *parts])
+
+
+def open_read(location: str) -> IO[bytes]:
+    """Open a file for random access. Raises FileNotFoundError, PermissionError or OSError."""
+    if is_s3(location):
+        return cast("IO[bytes]", s3().open(location, "rb", block_size=2**20, fill_cache=True))
+    return open(location, "rb")
+
+
+def read_bytes(location: str, start: int | None = None, end: int | None = None) -> bytes:
+    """Bytes [start, end) of a file, or all of it."""
+    if is_s3(location):
+        return cast("bytes", s3().cat_file(location, start=start, end=end))
+    with open(location, "rb") as file:
+        file.seek(start or 0)
+        return file.read() if end is None else file.read(end - (start or 0))
+
+
+def exists(location: str) -> bool:
+    """Whether a file lies there."""
+    if is_s3(location):
+        return bool(s3().isfile(location))
+    return os.path.isfile(location)
+
+
+def is_folder(location: str) -> bool:
+    """Whether a location is a folder, or a prefix that holds objects."""
+    if not is_s3(location):
+        return os.path.isdir(location)
+    return next(listing(location), None) is not None
+
+
+def describe(location: str) -> Stored:
+    """Name, size and version of one file."""
+    if is_s3(location):
+        info = s3().info(location)
+        return Stored(location.rsplit("/", 1)[-1], int(info["size"]), info["ETag"].strip('"'))
+    status = os.stat(location)
+    return Stored(os.path.basename(location), status.st_size, str(status.st_mtime_ns))
+
+
+def listing(location: str) -> Iterator[Stored]:
+    """Stream every file below a folder or prefix; never holds more than one page of them."""
+    return _s3_listing(location) if is_s3(location) else _local_listing(location)
+
+
+def _s3_listing(location: str) -> Iterator[Stored]:
+    bucket, _, prefix = location.removeprefix("s3://").partition("/")
+    prefix = prefix.rstrip("/") + "/" if prefix else ""
+    page: dict[str, Any] = {"NextContinuationToken": None, "IsTruncated": True}
+    while page["IsTruncated"]:
+        token = page["NextContinuationToken"]
+        more = {"ContinuationToken": token} if token else {}
+        with _naming(location):
+            page = s3().call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **more)
+        for item in page.get("Contents", ()):
+            name = item["Key"].removeprefix(prefix)
+            if name and not name.endswith("/"):
+                yield Stored(name, int(item["Size"]), item["ETag"].strip('"'))
+
+
+def _local_listing(location: str) -> Iterator[Stored]:
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        with os.scandir(os.path.join(location, folder)) as entries:
+            for entry in entries:
+                name = f"{folder}{entry.name}"
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(f"{name}/")
+                elif entry.is_file():
+                    with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+                        status = entry.stat()
+                        yield Stored(name, status.st_size, str(status.st_mtime_ns))
+
+
+@contextlib.contextmanager
+def staged(location: str) -> Iterator[str]:
+    """A temporary local path; what is written there appears whole at `location` on success."""
+    if is_s3(location):
+        with tempfile.TemporaryDirectory(prefix="nightloupe-") as folder:
+            path = os.path.join(folder, "staged")
+            yield path
+            with _naming(location):
+                s3().put_file(path, location)
+        return
+    folder = os.path.dirname(os.path.abspath(location))
+    os.makedirs(folder, exist_ok=True)
+    path = os.path.join(folder, f".{uuid.uuid4().hex}.tmp")
+    try:
+        yield path
+        with open(path, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(path, location)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(path)
+
+
+def write_bytes(location: str, data: bytes) -> None:
+    """Write a file whole."""
+    if is_s3(location):
+        with _naming(location):
+            s3().pipe_file(location, data)
+        return
+    with staged(location) as path, open(path, "wb") as file:
+        file.write(data)
+
+
+def read_json(location: str) -> Any:
+    """The content of a JSON file."""
+    return json.loads(read_bytes(location))
+
+
+def write_json(location: str, content: Any) -> None:
+    """Write a JSON file whole, readable for people."""
+    text = json.dumps(content, indent=1, sort_keys=False, allow_nan=False)
+    write_bytes(location, text.encode())
+
+
+def fetch_folder(location: str, folder: str) -> None:
+    """Copy every file below a location into a local folder."""
+    for item in listing(location):
+        path = os.path.join(folder, item.name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        if is_s3(location):
+            s3().get_file(join(location, item.name), path)
+        else:
+            shutil.copyfile(os.path.join(location, item.name), path)
+
+
+def remove_folder(location: str) -> None:
+    """Remove a folder or prefix and all below it; nothing there is fine."""
+    if is_s3(location):
+        with contextlib.suppress(FileNotFoundError):
+            s3().rm(location, recursive=True)
+    else:
+        shutil.rmtree(location, ignore_errors=True)
+
+
+def remove_file(location: str) -> None:
+    """Remove a file; nothing there is fine."""
+    with contextlib.suppress(FileNotFoundError):
+        if is_s3(location):
+            s3().rm_file(location)
+        else:
+            os.remove(location)

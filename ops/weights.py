@@ -1,0 +1,48 @@
+"""The one way to backbone weights: torchvision's name, a file, `s3://`, or seeded random ones."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping
+
+import torch
+import torchvision
+from safetensors.torch import load
+
+from ops import storage
+
+
+def load_weights(spec: str, name: str, seed: int) -> dict[str, torch.Tensor]:
+    """The state dict of a torchvision classifier.
+
+    `spec` is `random`, a weights name of torchvision's (fetched and hash-checked by it), or a path
+    or URI of a `.safetensors` or `.pth` file, of which only tensors are read, never code.
+    """
+    if spec == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return dict(torchvision.models.get_model(name, weights=None).state_dict())
+    known = [entry.name for entry in torchvision.models.get_model_weights(name)]
+    if spec in known:
+        entry = torchvision.models.get_model_weights(name)[spec]
+        return dict(entry.get_state_dict(progress=False, check_hash=True))
+    try:
+        data = storage.read_bytes(spec)
+    except FileNotFoundError:
+        message = f"weights {spec!r}: no such file, and not a name torchvision has for {name}"
+        raise FileNotFoundError(f"{message}; known: {', '.join(known)}, random") from None
+    if spec.endswith(".safetensors"):
+        return load(data)
+    state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    return dict(state)
+
+
+def fingerprint(state: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes of tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""How batches move: Ray Data streams, Ray Train groups, commits."""

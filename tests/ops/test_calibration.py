@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+
+from ops.calibration import Calibration
+
+SCORES = np.random.default_rng(0).normal(size=99)
+
+
+def test_p_values_are_those_of_a_loop():
+    calibration = Calibration.of([3, 1, 2, 2])
+    scores = np.array([0.5, 1, 1.5, 2, 2.5, 3, 3.5])
+    expected = [(1 + sum(held >= s for held in (3, 1, 2, 2))) / 5 for s in scores]
+    assert calibration.p_values(scores).tolist() == expected
+
+
+def test_p_values_are_never_zero_and_fall_with_the_score():
+    scores = np.linspace(-5, 5, 101)
+    p = Calibration.of(SCORES).p_values(scores)
+    assert p.min() == 1 / 100
+    assert p.max() == 1
+    assert (np.diff(p) <= 0).all()
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.05, 0.1, 0.5])
+@pytest.mark.parametrize("count", [10, 99, 200])
+def test_good_images_exceed_the_threshold_as_often_as_promised(rate, count):
+    rng = np.random.default_rng(count)
+    alarms = []
+    for _ in range(500):
+        *held, new = rng.exponential(size=count + 1)
+        calibration = Calibration.of(held)
+        alarms.append(new > calibration.threshold(rate))
+    promised = Calibration.of(range(count)).promised_rate(rate)
+    error = 4 * (promised * (1 - promised) / len(alarms)) ** 0.5
+    assert np.mean(alarms) == pytest.approx(promised, abs=error)
+    assert promised <= max(rate, 1 / (count + 1)) + 1e-12
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.02, 0.05, 0.1, 0.2, 0.33, 0.5])
+def test_what_exceeds_the_threshold_has_a_p_value_of_at_most_the_rate(rate):
+    calibration = Calibration.of(SCORES)
+    scores = np.concatenate([SCORES, np.linspace(-4, 4, 301)])
+    called = scores > calibration.threshold(rate)
+    assert np.array_equal(called, calibration.p_values(scores) <= rate + 1e-12)
+
+
+def test_a_rate_that_divides_evenly_is_not_rounded_away():
+    calibration = Calibration.of(range(1, 100))  # 99 held out: ranks of hundredths
+    for percent in range(1, 100):
+        assert calibration.promised_rate(percent / 100) == pytest.approx(percent / 100)
+        assert calibration.threshold(percent / 100) == 100 - percent
+
+
+def test_too_few_held_out_images_say_what_they_can_promise():
+    calibration = Calibration.of([5, 1, 3])
+    assert calibration.threshold(0.01) == 5
+    assert calibration.promised_rate(0.01) == 0.25
+
+
+def test_without_held_out_images_nothing_is_known():
+    calibration = Calibration.of([])
+    assert calibration.threshold(0.01) is None
+    assert calibration.promised_rate(0.01) is None
+    assert np.isnan(calibration.p_values(np.array([1.0, 2.0]))).all()
+
+
+@pytest.mark.parametrize("rate", [0, 1, -0.1, 1.5, float("nan")])
+def test_a_rate_that_is_no_share_is_refused(rate):
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        Calibration.of([1, 2]).threshold(rate)
+
+
+def test_scores_are_kept_in_order():
+    assert Calibration.of(np.float32([2, 1, 3])).scores == (1.0, 2.0, 3.0)

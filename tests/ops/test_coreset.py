@@ -1,0 +1,164 @@
+"""The exact greedy against a sequential loop: equal ids, distances and radius, bit for bit."""
+
+import math
+
+import pytest
+import torch
+
+from ops.coreset import Coreset, greedy
+from ops.distance import squared
+from ops.group import Alone
+from tests.ops.threads import together
+
+
+def sequential(points: torch.Tensor, ids: torch.Tensor, k: int) -> Coreset:
+    """Farthest-first, one centre at a time: lowest id first, and on ties."""
+    order = ids.argsort()
+    points, ids = points[order], ids[order]
+    found = Coreset([int(ids[0])], [math.inf])
+    distance = squared(points, points[0])
+    while len(found.ids) < k and distance.max() > 0:
+        farthest = int((distance == distance.max()).nonzero()[0])
+        found.ids.append(int(ids[farthest]))
+        found.squared.append(float(distance[farthest]))
+        distance = torch.minimum(distance, squared(points, points[farthest]))
+    found.radius = math.sqrt(float(distance.max()))
+    return found
+
+
+def random(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def integers(n: int, d: int, high: int) -> torch.Tensor:
+    return torch.randint(0, high, (n, d), generator=random()).float()
+
+
+GRID = torch.cartesian_prod(torch.arange(11.0), torch.arange(11.0))
+POINTS = {
+    "gaussian": torch.randn(150, 16, generator=random()),
+    "padded dimension": torch.randn(120, 100, generator=random()),
+    "one dimension": torch.randn(120, 1, generator=random()),
+    "grid with ties": integers(150, 3, 4),
+    "square grid": GRID,
+    "every point ten times": torch.randn(15, 8, generator=random()).repeat(10, 1),
+    "all equal": torch.full((100, 4), 3.0),
+    "offset": torch.randn(120, 16, generator=random()) + 100,
+    "tiny": torch.randn(120, 16, generator=random()) * 1e-6,
+    "clusters": torch.randn(120, 8, generator=random()) * 1e-3 + integers(120, 8, 3) * 10,
+}
+
+
+def sharded(points: torch.Tensor, ids: torch.Tensor, k: int, shards: int, batch: int = 0):
+    """The greedy over shards drawn at random; with more than three, the last but one is empty."""
+    shard_of = torch.randint(0, shards, (len(ids),), generator=random(shards))
+    if shards > 3:
+        shard_of[shard_of == shards - 2] = 0
+
+    def program(group):
+        mine = shard_of == group.rank
+        return greedy(points[mine], ids[mine], k, group, batch)
+
+    results = together(shards, program)
+    assert all(result == results[0] for result in results)
+    return results[0]
+
+
+def same(found: Coreset, expected: Coreset) -> None:
+    assert found.ids == expected.ids
+    assert found.squared == expected.squared
+    assert found.radius == expected.radius
+
+
+def numbered(points: torch.Tensor) -> torch.Tensor:
+    """Ids with gaps, ascending."""
+    return torch.arange(len(points)) * 3 + 7
+
+
+@pytest.mark.parametrize("batch", [0, 1, 2, 7, 64])
+@pytest.mark.parametrize("case", POINTS)
+def test_it_picks_what_the_sequential_greedy_picks(case, batch):
+    points, ids = POINTS[case], numbered(POINTS[case])
+    same(greedy(points, ids, 14, Alone(), batch), sequential(points, ids, 14))
+
+
+@pytest.mark.parametrize(("shards", "batch"), [(2, 7), (3, 0), (5, 2)])
+@pytest.mark.parametrize("case", POINTS)
+def test_it_picks_the_same_over_any_shards(case, shards, batch):
+    points, ids = POINTS[case], numbered(POINTS[case])
+    same(sharded(points, ids, 8, shards, batch), sequential(points, ids, 8))
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_it_can_pick_every_point(shards):
+    points = POINTS["gaussian"][:40]
+    found = sharded(points, numbered(points), 40, shards)
+    same(found, sequential(points, numbered(points), 40))
+    assert sorted(found.ids) == numbered(points).tolist()
+    assert found.radius == 0
+
+
+@pytest.mark.parametrize("shards", [1, 2, 5])
+def test_it_stops_when_all_that_is_left_are_duplicates(shards):
+    points = POINTS["every point ten times"]
+    found = sharded(points, numbered(points), 200, shards)
+    assert len(found.ids) == 15
+    assert found.radius == 0
+    assert len(sharded(POINTS["all equal"], numbered(POINTS["all equal"]), 9, shards).ids) == 1
+
+
+def test_more_shards_than_points():
+    points = POINTS["gaussian"][:3]
+    same(sharded(points, numbered(points), 2, 5), sequential(points, numbered(points), 2))
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_of_nothing_it_picks_nothing(shards):
+    found = sharded(torch.empty(0, 4), torch.empty(0, dtype=torch.int64), 5, shards)
+    assert (found.ids, found.radius) == ([], 0)
+    assert sharded(POINTS["gaussian"], numbered(POINTS["gaussian"]), 0, shards).ids == []
+
+
+@pytest.mark.parametrize("case", ["gaussian", "clusters", "square grid"])
+def test_the_radius_is_the_cover_and_shrinks_with_every_pick(case):
+    points, ids = POINTS[case], torch.arange(len(POINTS[case]))
+    found = greedy(points, ids, 50, Alone())
+    cover = torch.cdist(points.double(), points[found.ids].double()).amin(dim=1).max()
+    assert found.radius == pytest.approx(float(cover), rel=1e-5)
+    assert found.squared == sorted(found.squared, reverse=True)
+    assert found.radius**2 <= found.squared[-1] * (1 + 1e-6)
+
+
+def test_fewer_picks_are_the_beginning_of_more():
+    points, ids = POINTS["grid with ties"], numbered(POINTS["grid with ties"])
+    more, fewer = (greedy(points, ids, k, Alone()) for k in (60, 20))
+    assert more.ids[:20] == fewer.ids
+    assert more.radius <= fewer.radius
+
+
+def test_the_bank_is_at_most_twice_as_coarse_as_the_best():
+    points = torch.tensor([[0.0], [1.0], [2.0], [10.0], [11.0], [12.0]])
+    assert greedy(points, torch.arange(6), 2, Alone()).radius <= 2 * 1.0  # best: 1 and 11
+
+
+def test_rounds_are_far_fewer_than_picks_and_are_watched():
+    seen = []
+    points = POINTS["gaussian"]
+    watch = lambda done, of: seen.append((done, of))  # noqa: E731
+    found = greedy(points, numbered(points), 100, Alone(), 64, watch)
+    assert found.rounds == len(seen) < 30
+    assert seen[-1] == (100, 100)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e18, -2e18])
+def test_values_that_could_spoil_distances_are_refused(value):
+    points = POINTS["gaussian"].clone()
+    points[17, 3] = value
+    with pytest.raises(ValueError, match="finite and below"):
+        greedy(points, numbered(points), 5, Alone())
+
+
+def test_the_largest_values_allowed_still_give_finite_distances():
+    points = POINTS["gaussian"] * 1e17
+    same(greedy(points, numbered(points), 20, Alone()), sequential(points, numbered(points), 20))
+    assert math.isfinite(greedy(points, numbered(points), 20, Alone()).radius)

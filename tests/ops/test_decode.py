@@ -1,0 +1,315 @@
+"""What every kind of file becomes: DESIGN section 8, as far as one file goes."""
+
+import random
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ops.decode import FORMATS, DecodeSettings, Picture, decode
+from ops.failure import Failure
+from tests import pictures
+
+GREY = pictures.texture(0, 32)[:, :20]
+COLOUR = pictures.texture(1, 32, colour=True)[:, :20]
+DEEP = np.random.default_rng(0).integers(0, 65536, (7, 5, 3), dtype=np.uint16)
+
+
+def status_of(data: bytes, settings: DecodeSettings = DecodeSettings()) -> str:
+    with pytest.raises(Failure) as failure:
+        decode(data, settings)
+    assert failure.value.reason
+    return failure.value.status
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "GIF"])
+def test_lossless_files_give_their_pixels(kind):
+    picture = decode(pictures.encoded(GREY, kind))
+    values = picture.pixels if picture.pixels.ndim == 2 else picture.pixels[..., 0]
+    assert np.array_equal(values, GREY)
+    assert (picture.width, picture.height, picture.bit_depth) == (20, 32, 8)
+    if kind != "GIF":  # a palette of its own
+        assert np.array_equal(decode(pictures.encoded(COLOUR, kind)).pixels, COLOUR)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "JPEG2000", "AVIF", "MPO"])
+def test_lossy_files_give_nearly_their_pixels(kind):
+    picture = decode(pictures.encoded(COLOUR, kind, quality=95))
+    assert picture.pixels.shape == COLOUR.shape
+    assert np.abs(picture.pixels.astype(int) - COLOUR).mean() < 6
+
+
+def test_pillow_can_open_every_format_that_is_tried():
+    Image.init()  # a name unknown to it would make every format behind it unreadable
+    assert set(FORMATS) <= set(Image.OPEN)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "BMP", "WEBP"])
+def test_a_truncated_file_is_unreadable(kind):
+    data = pictures.encoded(COLOUR, kind)
+    assert status_of(data[: len(data) // 2]) == "unreadable"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\0", b"hello, world", b"%PDF-1.7 ...", b"\x89PNG\r\n\x1a\n", bytes(10_000)],
+    ids=["empty", "zero", "text", "pdf", "png signature", "zeros"],
+)
+def test_what_is_no_image_is_unreadable(data):
+    assert status_of(data) == "unreadable"
+
+
+def test_an_image_without_pixels_is_unreadable():
+    for width, height in ((0, 0), (0, 5), (5, 0)):
+        assert status_of(pictures.png_by_hand(width, height, 8, 0, b"")) == "unreadable"
+
+
+def test_a_decompression_bomb_is_too_large_before_it_is_decoded():
+    assert status_of(pictures.png_by_hand(60_000, 60_000, 8, 2, b"")) == "too_large"
+    assert status_of(pictures.png_by_hand(12_000, 12_000, 8, 0, b"")) == "too_large"
+
+
+def test_the_limit_of_pixels_holds_to_the_pixel():
+    data = pictures.encoded(GREY)
+    assert decode(data, DecodeSettings(max_pixels=640)).width == 20
+    assert status_of(data, DecodeSettings(max_pixels=639)) == "too_large"
+
+
+def test_cmyk_becomes_rgb():
+    image = Image.new("CMYK", (16, 16), (255, 0, 0, 0))  # cyan
+    pixels = decode(pictures.encoded(image, "JPEG", quality=95)).pixels
+    assert pixels.shape == (16, 16, 3)
+    assert np.allclose(pixels, [0, 255, 255], atol=6)
+
+
+def test_a_palette_becomes_its_colours():
+    image = Image.new("P", (4, 3), 1)
+    image.putpalette([9, 9, 9, 200, 100, 50])
+    assert np.array_equal(
+        decode(pictures.encoded(image)).pixels, np.full((3, 4, 3), [200, 100, 50])
+    )
+
+
+def test_a_transparent_palette_entry_becomes_black():
+    image = Image.new("P", (2, 1), 1)
+    image.putpalette([9, 9, 9, 200, 100, 50])
+    image.putpixel((0, 0), 0)
+    pixels = decode(pictures.encoded(image, transparency=0)).pixels
+    assert pixels.tolist() == [[[0, 0, 0], [200, 100, 50]]]
+
+
+@pytest.mark.parametrize("alpha", [0, 1, 127, 255])
+def test_transparency_is_laid_over_black(alpha):
+    rgba = np.dstack([COLOUR, np.full(COLOUR.shape[:2], alpha, np.uint8)])
+    pixels = decode(pictures.encoded(rgba)).pixels
+    assert pixels.shape == COLOUR.shape
+    assert np.abs(pixels - COLOUR * (alpha / 255)).max() <= 1
+
+
+def test_grey_with_transparency_stays_grey():
+    image = Image.merge("LA", [Image.fromarray(GREY), Image.new("L", (20, 32), 128)])
+    pixels = decode(pictures.encoded(image)).pixels
+    assert pixels.shape == GREY.shape
+    assert np.abs(pixels - GREY * (128 / 255)).max() <= 1
+    keyed = decode(pictures.encoded(GREY, transparency=int(GREY[3, 3]))).pixels
+    assert np.array_equal(keyed, np.where(GREY[3, 3] == GREY, 0, GREY))
+
+
+def test_one_bit_becomes_black_and_white():
+    pixels = decode(pictures.encoded(GREY > 120)).pixels
+    assert pixels.dtype == np.uint8
+    assert np.array_equal(pixels, np.where(GREY > 120, 255, 0))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM", "JPEG2000"])
+def test_deep_grey_keeps_every_bit(kind):
+    options = {"irreversible": False} if kind == "JPEG2000" else {}
+    picture = decode(pictures.encoded(DEEP[..., 0], kind, **options))
+    assert picture.pixels.dtype == np.uint16
+    assert np.array_equal(picture.pixels, DEEP[..., 0])
+    assert picture.bit_depth == 16
+
+
+def test_deep_colour_png_keeps_every_bit():
+    picture = decode(pictures.deep_png(DEEP))
+    assert picture.pixels.dtype == np.uint16
+    assert np.array_equal(picture.pixels, DEEP)
+    assert picture.bit_depth == 16
+
+
+def test_deep_transparency_is_laid_over_black():
+    alpha = np.full((7, 5, 1), 0x8000, np.uint16)
+    expected = np.rint(DEEP * (0x8000 / 65535))
+    colour = decode(pictures.deep_png(np.dstack([DEEP, alpha]))).pixels
+    assert np.array_equal(colour, expected)
+    grey = decode(pictures.deep_png(np.dstack([DEEP[..., :1], alpha]))).pixels
+    assert np.array_equal(grey, expected[..., 0])
+
+
+def test_damaged_deep_colour_is_unreadable():
+    data = bytearray(pictures.deep_png(DEEP))
+    data[data.index(b"IDAT") + 30] ^= 0xFF
+    assert status_of(bytes(data)) == "unreadable"
+    assert status_of(pictures.deep_png(DEEP)[:-60]) == "unreadable"
+
+
+def test_twelve_bits_in_sixteen_are_scaled_by_the_depth_that_settings_give():
+    twelve = (DEEP >> 4).astype(np.uint16)
+    settings = DecodeSettings(bit_depth=12)
+    grey = decode(pictures.encoded(twelve[..., 0]), settings)
+    colour = decode(pictures.deep_png(twelve), settings)
+    assert (grey.bit_depth, colour.bit_depth) == (12, 12)
+    assert np.array_equal(grey.pixels, twelve[..., 0])
+    assert np.array_equal(colour.pixels, twelve)
+    assert decode(pictures.encoded(GREY), DecodeSettings(bit_depth=12)).bit_depth == 8
+
+
+def test_a_tiff_that_declares_its_largest_value_knows_its_depth():
+    twelve = (DEEP[..., 0] >> 4).astype(np.uint16)
+    picture = decode(pictures.encoded(twelve, "TIFF", tiffinfo={281: 4095}))
+    assert picture.bit_depth == 12
+    assert np.array_equal(picture.pixels, twelve)
+
+
+def test_a_declaration_comes_before_the_settings_and_a_false_one_counts_for_nothing():
+    twelve = (DEEP[..., 0] >> 4).astype(np.uint16)
+    settings = DecodeSettings(bit_depth=14)
+    true = pictures.encoded(twelve, "TIFF", tiffinfo={281: 4095})
+    false = pictures.encoded(twelve, "TIFF", tiffinfo={281: 1023})
+    assert decode(true, settings).bit_depth == 12
+    assert decode(false, settings).bit_depth == 14
+
+
+def test_a_deep_file_that_declares_eight_bits_has_eight_bits():
+    eight = (DEEP[..., 0] >> 8).astype(np.uint16)
+    picture = decode(pictures.encoded(eight, "TIFF", tiffinfo={281: 255}))
+    assert (picture.bit_depth, picture.pixels.dtype) == (8, np.uint8)
+    assert np.array_equal(picture.pixels, eight)
+
+
+def test_a_pgm_of_twelve_bits_is_scaled_by_the_depth_in_its_header():
+    twelve = (DEEP[..., 0] >> 4).astype(">u2")
+    data = b"P5 5 7 4095\n" + twelve.tobytes()
+    for settings in (DecodeSettings(), DecodeSettings(bit_depth=12)):
+        picture = decode(data, settings)
+        shares = picture.pixels / (2**picture.bit_depth - 1)
+        assert np.allclose(shares, twelve / 4095, atol=1e-4)
+
+
+@pytest.mark.parametrize("depth", [8, 0, 17])
+def test_a_depth_that_sixteen_bit_files_cannot_have_is_refused(depth):
+    with pytest.raises(ValueError, match="between 9 and 16"):
+        DecodeSettings(bit_depth=depth)
+
+
+#: EXIF orientation -> how an upright array has to be turned to lie in the file.
+LYING = {
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, 1),
+    7: lambda a: np.rot90(a.swapaxes(0, 1), 2),
+    8: lambda a: np.rot90(a, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", LYING)
+@pytest.mark.parametrize("upright", [GREY, COLOUR, DEEP[..., 0]], ids=["grey", "colour", "deep"])
+def test_pictures_are_turned_upright(orientation, upright):
+    lying = np.ascontiguousarray(LYING[orientation](upright))
+    picture = decode(pictures.exif_rotated(lying, orientation, "PNG"))
+    assert np.array_equal(picture.pixels, upright)
+    assert (picture.height, picture.width) == upright.shape[:2]
+
+
+def test_photographs_are_turned_upright():
+    lying = np.ascontiguousarray(np.rot90(COLOUR, 1))
+    picture = decode(pictures.exif_rotated(lying, 6, "JPEG"))
+    assert picture.pixels.shape == COLOUR.shape
+    assert np.abs(picture.pixels.astype(int) - COLOUR).mean() < 6
+
+
+def test_deep_colour_is_turned_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    chunk = pictures.png_chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+    lying = np.ascontiguousarray(np.rot90(DEEP, 1))
+    assert np.array_equal(decode(pictures.deep_png(lying, chunk)).pixels, DEEP)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_several_frames_or_pages_are_unsupported(kind):
+    assert status_of(pictures.animated(kind)) == "unsupported"
+    assert decode(pictures.animated(kind, frames=1)).pixels.shape == (24, 24, 3)
+
+
+def test_a_photograph_with_a_preview_behind_it_is_one_picture():
+    picture = decode(pictures.animated("MPO", frames=2))
+    assert picture.pixels.shape == (24, 24, 3)
+
+
+def test_floating_point_is_unsupported():
+    assert status_of(pictures.encoded(GREY.astype(np.float32), "TIFF")) == "unsupported"
+
+
+def test_values_beyond_sixteen_bits_are_unsupported_and_others_are_kept():
+    wide = np.array([[0, 70_000]], np.int32)
+    assert status_of(pictures.encoded(wide, "TIFF")) == "unsupported"
+    assert status_of(pictures.encoded(-wide, "TIFF")) == "unsupported"
+    small = decode(pictures.encoded(wide // 2, "TIFF"))
+    assert (small.pixels.tolist(), small.bit_depth) == ([[0, 35_000]], 16)
+
+
+def test_large_pictures_within_the_limit_raise_no_warning(monkeypatch, recwarn):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    assert decode(pictures.encoded(GREY)).width == 20
+    assert not recwarn.list
+
+
+def corpus() -> dict[str, bytes]:
+    return {
+        "png": pictures.encoded(COLOUR),
+        "deep png": pictures.deep_png(DEEP),
+        "grey png": pictures.encoded(DEEP[..., 0]),
+        "jpeg": pictures.encoded(COLOUR, "JPEG"),
+        "tiff": pictures.encoded(COLOUR, "TIFF"),
+        "packed tiff": pictures.encoded(GREY, "TIFF", compression="tiff_lzw"),
+        "bmp": pictures.encoded(GREY, "BMP"),
+        "webp": pictures.encoded(COLOUR, "WEBP"),
+        "gif": pictures.encoded(COLOUR, "GIF"),
+    }
+
+
+@pytest.mark.parametrize("kind", corpus())
+def test_any_damage_gives_a_picture_or_a_failure_and_nothing_else(kind):
+    data, rng = corpus()[kind], random.Random(kind)
+    failures = 0
+    for _ in range(40):
+        try:
+            picture = decode(pictures.mangled(data, rng), DecodeSettings(max_pixels=2**20))
+        except Failure:
+            failures += 1
+        else:
+            assert isinstance(picture, Picture)
+            assert picture.pixels.dtype in (np.uint8, np.uint16)
+            assert picture.pixels.size > 0
+            assert (picture.pixels.dtype == np.uint8) == (picture.bit_depth <= 8)
+    assert failures
+
+
+def test_a_16_bit_colour_tiff_is_refused_rather_than_read_with_half_its_bits():
+    values = np.full((6, 5, 3), 4095, np.uint16)
+    header = struct.pack("<2sHI", b"II", 42, 8)
+    strip = 8 + 2 + 12 * 9 + 4 + 6
+    entries = [
+        (256, 3, 1, 5), (257, 3, 1, 6), (258, 3, 3, strip - 6), (259, 3, 1, 1), (262, 3, 1, 2),
+        (273, 4, 1, strip), (277, 3, 1, 3), (278, 3, 1, 6), (279, 4, 1, values.nbytes),
+    ]  # fmt: skip
+    directory = struct.pack("<H", len(entries)) + b"".join(
+        struct.pack("<HHII", *entry) for entry in entries
+    )
+    data = header + directory + bytes(4) + struct.pack("<3H", 16, 16, 16) + values.tobytes()
+    with pytest.raises(Failure, match="unsupported: a colour TIFF of 16 bits"):
+        decode(data)

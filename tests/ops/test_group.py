@@ -1,0 +1,88 @@
+import threading
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from ops.group import Alone, Distributed
+from tests.ops.threads import together
+
+
+def program(group) -> dict[str, torch.Tensor | list[torch.Tensor]]:
+    """Every collective once, with shards of different lengths, some of them empty."""
+    rank = group.rank
+    odd = torch.tensor([0.1, float("nan"), -0.0, 1e-45])[: 4 * rank]
+    mine = torch.arange(rank * 3, dtype=torch.int64)
+    wide = torch.full((rank, 2, 3), rank + 0.5, dtype=torch.float64)
+    return {
+        "bits": group.all_gather(odd.view(torch.int32)),
+        "uneven": group.all_gather(mine),
+        "wide": group.all_gather(wide),
+        "empty": group.all_gather(torch.empty(0, 5)),
+        "sum": group.all_reduce(torch.tensor([rank, 10])),
+        "min": group.all_reduce(torch.tensor([rank, -rank]), "min"),
+        "max": group.all_reduce(torch.tensor([rank, -rank]), "max"),
+    }
+
+
+def check_two(found) -> None:
+    assert [len(part) for part in found["uneven"]] == [0, 3]
+    assert found["uneven"][1].tolist() == [0, 1, 2]
+    assert [part.shape for part in found["wide"]] == [(0, 2, 3), (1, 2, 3)]
+    assert (found["wide"][1] == 1.5).all()
+    expected = torch.tensor([0.1, float("nan"), -0.0, 1e-45]).view(torch.int32)
+    assert torch.equal(found["bits"][1], expected)
+    assert [part.shape for part in found["empty"]] == [(0, 5), (0, 5)]
+    assert found["sum"].tolist() == [1, 20]
+    assert found["min"].tolist() == [0, -1]
+    assert found["max"].tolist() == [1, 0]
+
+
+def worker(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+    group = Distributed()
+    assert (group.rank, group.size) == (rank, 2)
+    torch.save(program(group), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_exchange_uneven_and_empty_shards(tmp_path):
+    mp.spawn(worker, (str(tmp_path),), nprocs=2)
+    for rank in range(2):
+        check_two(torch.load(tmp_path / f"{rank}.pt", weights_only=True))
+
+
+def test_a_process_group_of_one_does_the_same_as_being_alone(tmp_path):
+    dist.init_process_group("gloo", f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        found, expected = program(Distributed()), program(Alone())
+    finally:
+        dist.destroy_process_group()
+    for name, value in expected.items():
+        parts = value if isinstance(value, list) else [value]
+        others = found[name] if isinstance(value, list) else [found[name]]
+        assert all(torch.equal(a, b) for a, b in zip(parts, others, strict=True)), name
+
+
+def test_threads_keep_the_same_contract():
+    for found in together(2, program):
+        check_two(found)
+
+
+def test_an_error_on_one_rank_ends_the_others():
+    def fails(group):
+        if group.rank == 1:
+            raise ValueError("rank 1")
+        return group.all_gather(torch.zeros(1))
+
+    with pytest.raises(ValueError, match="rank 1"):
+        together(3, fails)
+    assert threading.active_count() < 20
+
+
+def test_what_a_reduction_returns_is_a_copy():
+    tensor = torch.tensor([1])
+    Alone().all_reduce(tensor).add_(1)
+    assert tensor.tolist() == [1]

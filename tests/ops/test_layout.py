@@ -1,0 +1,58 @@
+import os
+
+import pytest
+
+from ops import layout
+
+PRODUCTS = [
+    "bottle",
+    "Bottle 12",
+    "../x",
+    "..",
+    ".",
+    "",
+    "_backbone",
+    "_x",
+    "%5Fx",
+    "%5Fbackbone",
+    "a/b",
+    "a%2Fb",
+    "a\\b",
+    "/etc/passwd",
+    "a\0b",
+    "new\nline",
+    "部品",
+    "model.json",
+    "é",
+    "e\u0301",
+    ".hidden",
+    "x.safetensors",
+]
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_no_product_leaves_the_model_folder(product, tmp_path):
+    path = tmp_path / layout.product_file(product)
+    path.write_bytes(b"tensors")
+    assert os.listdir(tmp_path) == [layout.product_file(product)]
+
+
+def test_no_two_products_share_a_file_nor_take_one_of_the_models_own():
+    files = {layout.product_file(product) for product in PRODUCTS}
+    assert len(files) == len(PRODUCTS)
+    assert not files & {layout.BACKBONE, layout.MODEL_CARD}
+
+
+def test_common_names_can_be_read_in_a_file_listing():
+    assert layout.product_file("metal_nut 3-b") == "metal_nut 3-b.safetensors"
+
+
+def test_paths_of_a_run_are_those_of_the_design():
+    out = layout.Out("s3://b/out/")
+    assert out.table("2026-11-20", "r1") == (
+        "s3://b/out/scores/night=2026-11-20/run=r1/part-00000.parquet"
+    )
+    assert out.map("m", "abcd") == "s3://b/out/maps/m/ab/abcd.png"
+    assert out.run("r1") == "s3://b/out/runs/r1.json"
+    assert out.part("r1", 7) == "s3://b/out/_work/r1/part-00007.parquet"
+    assert out.work() == "s3://b/out/_work"

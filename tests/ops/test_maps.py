@@ -1,0 +1,107 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from ops import maps
+from ops.maps import Scale
+from ops.resize import Geometry, InputSettings, geometry
+from tests import pictures
+
+SCALE = Scale(-1.0, 4 / 65535)
+WHERE = Geometry(2.0, 1.5, 3.0, 4.0)
+
+
+def patch_scores(h: int, w: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).gamma(2, size=(h, w)).astype(np.float32)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 1.5, 4.0])
+@pytest.mark.parametrize("shape", [(7, 7), (8, 5), (15, 15), (1, 1)])
+def test_drawing_is_bilinear_then_gaussian(shape, sigma):
+    cells = patch_scores(*shape)
+    tensor = torch.from_numpy(cells).double()[None, None]
+    larger = F.interpolate(tensor, size=(64, 64), mode="bilinear", align_corners=False)[
+        0, 0
+    ].numpy()
+    expected = gaussian_filter(larger, sigma) if sigma else larger
+    assert np.allclose(maps.draw(cells, 64, sigma), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_flat_map_stays_flat_and_a_map_is_drawn_the_same_alone_or_after_others():
+    assert np.allclose(maps.draw(np.full((7, 7), 2.5, np.float32), 64, 4), 2.5, rtol=1e-6)
+    first = maps.draw(patch_scores(7, 7), 64, 4)
+    maps.draw(patch_scores(9, 9, 1), 64, 4)
+    assert np.array_equal(maps.draw(patch_scores(7, 7), 64, 4), first)
+
+
+def test_a_map_comes_back_from_its_png_to_half_a_level():
+    values = maps.draw(patch_scores(7, 7).clip(0, 2.9), 64, 2)
+    decoded = maps.decode(maps.encode(values, SCALE, WHERE, "m1"))
+    assert np.abs(decoded.values() - values).max() <= SCALE.scale * 0.501 + 1e-6
+    assert decoded.scale == SCALE
+    assert decoded.geometry == WHERE
+
+
+def test_a_png_says_what_it_is_to_any_reader():
+    data = maps.encode(np.zeros((4, 4), np.float32), SCALE, WHERE, "m1")
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.mode == "I;16"
+        assert image.text["nightloupe:model_id"] == "m1"
+        assert float(image.text["nightloupe:offset"]) == -1.0
+        assert float(image.text["nightloupe:scale"]) == SCALE.scale
+
+
+def test_the_scale_is_the_models_and_not_the_images():
+    quiet, loud = np.zeros((8, 8), np.float32), np.zeros((8, 8), np.float32)
+    quiet[2, 2], loud[2, 2], loud[5, 5] = 1, 1, 2
+    levels = [maps.decode(maps.encode(v, SCALE, WHERE, "m")).levels for v in (quiet, loud)]
+    assert levels[0][2, 2] == levels[1][2, 2]
+    assert levels[0][0, 0] == levels[1][0, 0]
+
+
+def test_values_beyond_the_scale_are_drawn_at_its_ends():
+    values = np.array([[-50, -1, 3, 50]], np.float32)
+    assert SCALE.levels(values).tolist() == [[0, 0, 65535, 65535]]
+
+
+@pytest.mark.parametrize("fit", ["squash", "crop"])
+def test_peaks_are_pixels_of_the_picture(fit):
+    settings = InputSettings(size=64, fit=fit, short_side=80)
+    where = geometry(400, 200, settings)
+    values = np.zeros((64, 64), np.float32)
+    values[40, 16] = 1
+    x, y = maps.peak(values, where)
+    if fit == "squash":
+        assert (x, y) == (
+            pytest.approx(16.5 * 400 / 64, abs=1),
+            pytest.approx(40.5 * 200 / 64, abs=1),
+        )
+    else:  # resized to 160 x 80, then cut at (48, 8)
+        assert (x, y) == (pytest.approx(64.5 * 2.5, abs=1), pytest.approx(48.5 * 2.5, abs=1))
+
+
+def test_the_first_of_equal_peaks_is_the_peak():
+    assert maps.peak(np.ones((4, 4), np.float32), Geometry(1, 1, 0, 0)) == (0, 0)
+
+
+def test_a_png_that_is_no_map_is_refused():
+    with pytest.raises(ValueError, match="no nightloupe:scale"):
+        maps.decode(pictures.encoded(pictures.texture(0)))
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_an_overlay_shows_the_picture_where_the_map_is_low_and_colour_where_it_is_high(colour):
+    picture = pictures.texture(0, 32, colour=colour)
+    values = np.zeros((32, 32), np.float32)
+    values[10:20, 10:20] = 2
+    with Image.open(io.BytesIO(maps.overlay(picture, values, SCALE, 1.0))) as image:
+        drawn = np.asarray(image).astype(int)
+    grey = picture if picture.ndim == 2 else picture.mean(axis=2)
+    outside = values == 0
+    assert np.abs(drawn - grey[..., None])[outside].max() <= 1
+    assert np.ptp(drawn[~outside], axis=-1).min() > 20

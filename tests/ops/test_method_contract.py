@@ -1,0 +1,207 @@
+"""What every detector must do, whatever it computes. A new one joins by its name in METHODS."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ops import maps
+from ops.backbone import Backbone
+from ops.group import Alone, Group
+from ops.method import Gathered, MapSettings, Method, settings_from
+from ops.methods import METHODS, method_named
+from ops.resize import InputSettings, geometry
+from tests import pictures
+from tests.ops.threads import together
+
+#: Settings that make a detector small enough for tests; what is not named here stays as it is.
+SMALL = {"patchcore": {"dim": 48, "projection": 12, "ratio": 0.03, "neighbours": 4}}
+BLOBS = [(20, 40), (45, 18), (32, 32)]
+GOOD = 7
+
+every_method = pytest.mark.parametrize("name", METHODS)
+
+
+def to_images(drawn: list[np.ndarray]) -> Tensor:
+    grey = torch.from_numpy(np.stack(drawn)).float() / 255
+    return grey[:, None].expand(-1, 3, -1, -1).contiguous()
+
+
+@pytest.fixture(scope="module")
+def good() -> Tensor:
+    return to_images([pictures.texture(seed) for seed in range(GOOD)])
+
+
+@pytest.fixture(scope="module")
+def unseen() -> Tensor:
+    """Three good images, then one with a blob at each place of BLOBS."""
+    drawn = [pictures.texture(seed) for seed in range(100, 103)]
+    blobs = [pictures.with_blob(pictures.texture(200), x, y) for x, y in BLOBS]
+    return to_images(drawn + blobs)
+
+
+def new(name: str, backbone: Backbone, **settings: object) -> Method:
+    kind = method_named(name)
+    return kind(settings_from(kind.Settings, SMALL.get(name, {}) | settings), backbone)
+
+
+def fit(method: Method, batches: list[tuple[Tensor, list[int]]], group: Group) -> Method:
+    """Fit on this rank's batches of images and their numbers."""
+    assert isinstance(method, Gathered), "say here how methods of another kind are fitted"
+    for images, rows in batches:
+        method.gather(images, torch.tensor(rows))
+    figures = method.merge(group, lambda stage, done, of: None)
+    assert all(math.isfinite(value) for value in figures.values())
+    return method
+
+
+@pytest.fixture(scope="module")
+def fitted(backbone, good) -> dict[str, Method]:
+    everything = [(good, list(range(GOOD)))]
+    return {name: fit(new(name, backbone), everything, Alone()) for name in METHODS}
+
+
+def equal_states(one: Method, other: Method) -> bool:
+    a, b = one.state(), other.state()
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@every_method
+def test_scores_have_their_shapes_and_are_finite(name, fitted, unseen):
+    scores = fitted[name].score(unseen)
+    assert scores.image.shape == (len(unseen),)
+    assert scores.map.ndim == 3
+    assert len(scores.map) == len(unseen)
+    for values in scores:
+        assert values.dtype == torch.float32
+        assert torch.isfinite(values).all()
+        assert not values.requires_grad
+
+
+@every_method
+@pytest.mark.parametrize("sizes", [[1] * 6, [4, 2]], ids=["alone", "in two batches"])
+def test_an_image_scores_the_same_bits_in_any_batch(name, sizes, fitted, unseen):
+    whole = fitted[name].score(unseen)
+    parts = [fitted[name].score(part) for part in unseen.split(sizes)]
+    assert torch.equal(torch.cat([part.image for part in parts]), whole.image)
+    assert torch.equal(torch.cat([part.map for part in parts]), whole.map)
+
+
+@every_method
+def test_the_order_of_a_batch_changes_nothing(name, fitted, unseen):
+    turned = fitted[name].score(unseen.flip(0))
+    assert torch.equal(turned.image.flip(0), fitted[name].score(unseen).image)
+
+
+@every_method
+def test_planted_blobs_score_highest_and_the_drawn_maps_point_at_them(name, fitted, unseen):
+    scores = fitted[name].score(unseen)
+    assert scores.image[3:].min() > scores.image[:3].max()
+    where = geometry(64, 64, InputSettings(size=64))
+    for (x, y), values in zip(BLOBS, scores.map[3:], strict=True):
+        found = maps.peak(maps.draw(values.numpy(), 64, fitted[name].settings.sigma), where)
+        assert math.dist(found, (x, y)) <= 7 + 1
+
+
+@every_method
+def test_a_detector_restored_from_its_state_scores_the_same_bits(name, fitted, backbone, unseen):
+    state = {key: value.clone() for key, value in fitted[name].state().items()}
+    restored = new(name, backbone)
+    restored.load_state(state)
+    for a, b in zip(restored.score(unseen), fitted[name].score(unseen), strict=True):
+        assert torch.equal(a, b)
+    assert equal_states(restored, fitted[name])
+    assert restored.map_ceiling() == fitted[name].map_ceiling() > 0
+
+
+@every_method
+def test_a_state_is_tensors_alone(name, fitted):
+    state = fitted[name].state()
+    assert state
+    assert all(isinstance(tensor, Tensor) for tensor in state.values())
+
+
+@every_method
+def test_the_same_seed_gives_the_same_detector(name, fitted, backbone, good):
+    torch.manual_seed(12345)
+    np.random.seed(12345)  # noqa: NPY002 - libraries may draw from it
+    again = fit(new(name, backbone), [(good, list(range(GOOD)))], Alone())
+    assert equal_states(again, fitted[name])
+
+
+@every_method
+def test_any_grouping_and_order_of_the_images_gives_the_same_detector(name, fitted, backbone, good):
+    order = [4, 0, 6, 2, 5, 1, 3]
+    batches = [(good[part], part) for part in (order[:1], order[1:5], order[5:])]
+    assert equal_states(fit(new(name, backbone), batches, Alone()), fitted[name])
+
+
+SHARDS = {
+    "two": [[5, 0, 3, 6], [2, 1, 4]],
+    "three": [[6], [0, 2, 4], [5, 3, 1]],
+    "one of them empty": [[3, 1, 5, 0], [], [6, 4, 2]],
+    "the first of them empty": [[], [6, 5, 4, 3, 2, 1, 0]],
+}
+
+
+@every_method
+@pytest.mark.parametrize("shards", SHARDS.values(), ids=SHARDS)
+def test_any_shards_give_the_same_detector_on_every_rank(name, shards, fitted, backbone, good):
+    methods = [new(name, backbone) for _ in shards]
+
+    def program(group: Group) -> Method:
+        mine = shards[group.rank]
+        return fit(methods[group.rank], [(good[[row]], [row]) for row in mine], group)
+
+    for method in together(len(shards), program):
+        assert equal_states(method, fitted[name])
+
+
+@every_method
+def test_an_unknown_setting_is_refused_with_the_known(name):
+    kind = method_named(name).Settings
+    with pytest.raises(ValueError, match=r"unknown settings \['rtaio'\].*known: \[.*'sigma'"):
+        settings_from(kind, {"rtaio": 1})
+    assert isinstance(settings_from(kind, {}), MapSettings)
+
+
+@every_method
+def test_settings_cannot_be_changed_behind_a_detectors_back(name, fitted):
+    with pytest.raises(AttributeError):
+        fitted[name].settings.sigma = 1.0
+
+
+@every_method
+def test_no_gradient_reaches_the_backbone(name, fitted, backbone, unseen):
+    before = backbone.fingerprint()
+    images = unseen[:1].clone().requires_grad_()
+    fitted[name].score(images)
+    assert all(p.grad is None and not p.requires_grad for p in backbone.parameters())
+    assert backbone.fingerprint() == before
+
+
+@every_method
+def test_a_fit_on_nothing_is_refused_on_every_rank(name, backbone):
+    with pytest.raises(ValueError, match="no good image"):
+        fit(new(name, backbone), [], Alone())
+    with pytest.raises(ValueError, match="no good image"):
+        together(2, lambda group: fit(new(name, backbone), [], group))
+
+
+@every_method
+def test_an_image_whose_features_are_no_numbers_spoils_neither_fit_nor_neighbours(
+    name, fitted, backbone, good, unseen
+):
+    spoilt = good[:1] * torch.nan
+    batches = [(torch.cat([spoilt, good]), [GOOD, *range(GOOD)])]
+    assert equal_states(fit(new(name, backbone), batches, Alone()), fitted[name])
+    scores = fitted[name].score(torch.cat([unseen[:1], spoilt]))
+    assert torch.equal(scores.image[:1], fitted[name].score(unseen[:1]).image)
+    assert not torch.isfinite(scores.image[1])
+
+
+def test_an_unknown_method_is_refused_with_the_known():
+    with pytest.raises(ValueError, match="unknown method 'patchcroe'; known: patchcore"):
+        method_named("patchcroe")

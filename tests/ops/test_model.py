@@ -1,0 +1,206 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ops import layout, storage
+from ops.calibration import Calibration
+from ops.decode import DecodeSettings
+from ops.group import Alone
+from ops.maps import Scale
+from ops.model import (
+    Model,
+    ModelCard,
+    ProductCard,
+    read_card,
+    read_model,
+    write_model,
+)
+from ops.patchcore import PatchCore, PatchCoreSettings
+from ops.resize import InputSettings
+from ops.weights import fingerprint
+from tests.ops.conftest import TINY
+
+PRODUCTS = ("nut", "../bolt #1%")
+SETTINGS = PatchCoreSettings(dim=24, projection=0, ratio=0.1)
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def fitted(images, backbone) -> dict[str, PatchCore]:
+    detectors = {name: PatchCore(SETTINGS, backbone) for name in PRODUCTS}
+    for number, detector in enumerate(detectors.values()):
+        detector.gather(images[number : number + 1], torch.tensor([0]))
+        detector.merge(Alone(), lambda *_: None)
+    return detectors
+
+
+@pytest.fixture(scope="module")
+def model(fitted) -> Model:
+    backbone = next(iter(fitted.values())).backbone
+    states = {name: detector.state() for name, detector in fitted.items()}
+    card = ModelCard(
+        method="patchcore",
+        settings=dataclasses.asdict(SETTINGS),
+        backbone=TINY,
+        backbone_sha256=backbone.fingerprint(),
+        input=InputSettings(size=64),
+        decode=DecodeSettings(bit_depth=12),
+        products={
+            name: ProductCard(
+                layout.product_file(name),
+                fingerprint(state),
+                {"images": 1, "radius": 0.1 + 0.2},
+                Calibration.of([0.3, 0.1, 1 / 3]),
+            )
+            for name, state in states.items()
+        },
+        map_scale=Scale(0.0, 1e-4 / 3),
+        false_alarm_rate=0.01,
+        fit={"seed": 0},
+        versions={"torch": "1"},
+    )
+    return Model(card, backbone.state(), states)
+
+
+@pytest.fixture
+def folder(model, tmp_path) -> str:
+    location = str(tmp_path / "model")
+    write_model(location, model)
+    return location
+
+
+def test_a_model_that_was_read_back_scores_the_same_bits(model, folder, fitted, images):
+    found = read_model(folder)
+    assert found.card == model.card
+    backbone = found.card.new_backbone(found.backbone)
+    for name, state in found.products.items():
+        scores = found.card.new_detector(state, backbone).score(images)
+        expected = fitted[name].score(images)
+        assert torch.equal(scores.image, expected.image)
+        assert torch.equal(scores.map, expected.map)
+
+
+def test_nothing_of_it_lies_elsewhere(folder, tmp_path):
+    files = {item.name for item in storage.listing(str(tmp_path))}
+    names = {layout.MODEL_CARD, layout.BACKBONE, *map(layout.product_file, PRODUCTS)}
+    assert files == {f"model/{name}" for name in names}
+
+
+def test_the_id_follows_the_content(model):
+    card = model.card
+    assert card.model_id == ModelCard.from_json(json.loads(json.dumps(card.to_json()))).model_id
+    changes = [
+        {"settings": card.settings | {"ratio": 0.2}},
+        {"input": InputSettings(size=65)},
+        {"decode": DecodeSettings()},
+        {"backbone_sha256": "0"},
+        {"false_alarm_rate": 0.02},
+        {"map_scale": Scale(0.0, 2e-4)},
+        {"products": {"nut": card.products["nut"]}},
+        {"backbone": dataclasses.replace(TINY, layers="features.3")},
+        {"versions": {"torch": "2"}},
+    ]
+    ids = {dataclasses.replace(card, **change).model_id for change in changes}
+    assert len(ids | {card.model_id}) == len(changes) + 1
+
+
+def test_the_id_of_the_same_content_does_not_depend_on_the_order_of_its_products(model):
+    turned = dict(reversed(model.card.products.items()))
+    assert dataclasses.replace(model.card, products=turned).model_id == model.card.model_id
+
+
+def test_writing_it_again_changes_nothing_and_another_one_is_refused(model, folder):
+    before = {item.name: item.version for item in storage.listing(folder)}
+    write_model(folder, model)
+    other = dataclasses.replace(model, card=dataclasses.replace(model.card, false_alarm_rate=0.5))
+    with pytest.raises(FileExistsError, match="another model lies at"):
+        write_model(folder, other)
+    assert {item.name: item.version for item in storage.listing(folder)} == before
+
+
+def test_model_json_is_written_last(model, tmp_path, monkeypatch):
+    written, write = [], storage.write_bytes
+    monkeypatch.setattr(
+        storage, "write_bytes", lambda at, data: (written.append(at), write(at, data))
+    )
+    write_model(str(tmp_path), model)
+    assert len(written) == 4
+    assert written[-1].endswith("/model.json")
+
+
+def test_a_model_that_was_not_finished_does_not_exist(model, tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(storage, "write_json", fails)
+    with pytest.raises(OSError, match="disk full"):
+        write_model(str(tmp_path), model)
+    with pytest.raises(FileNotFoundError, match="no complete model"):
+        read_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["settings", "neighbours"], 3),
+        (["false_alarm_rate"], 0.5),
+        (["products", "nut", "calibration", "scores"], [0.0]),
+        (["products", "nut", "sha256"], "0" * 64),
+        (["model_id"], "0" * 32),
+    ],
+)
+def test_a_card_that_was_changed_is_refused(folder, path, value):
+    file = storage.join(folder, layout.MODEL_CARD)
+    content = inner = storage.read_json(file)
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    storage.write_json(file, content)
+    with pytest.raises(ValueError, match="was changed after it was written"):
+        read_card(folder)
+
+
+def test_a_setting_that_this_version_does_not_know_is_refused_with_the_known(folder):
+    file = storage.join(folder, layout.MODEL_CARD)
+    content = storage.read_json(file)
+    content["input"]["sise"] = 1
+    storage.write_json(file, content)
+    with pytest.raises(ValueError, match=r"unknown settings \['sise'\].*'size'"):
+        read_card(folder)
+
+
+def test_another_format_is_refused(folder):
+    file = storage.join(folder, layout.MODEL_CARD)
+    storage.write_json(file, storage.read_json(file) | {"format": "nightloupe model 9"})
+    with pytest.raises(ValueError, match="nightloupe model 9"):
+        read_card(folder)
+
+
+@pytest.mark.parametrize("name", [layout.BACKBONE, layout.product_file(PRODUCTS[1])])
+def test_tensors_that_were_changed_are_refused(folder, name):
+    file = storage.join(folder, name)
+    tensors = load_file(file)
+    key = max(tensors, key=lambda k: tensors[k].numel())
+    tensors[key].view(-1)[0] += 1
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match="does not hold the tensors"):
+        read_model(folder)
+
+
+def test_tensors_of_another_product_are_refused(folder):
+    files = [storage.join(folder, layout.product_file(name)) for name in PRODUCTS]
+    storage.write_bytes(files[0], storage.read_bytes(files[1]))
+    with pytest.raises(ValueError, match="does not hold the tensors"):
+        read_model(folder)
+
+
+def test_where_there_is_no_model_the_error_says_how_to_make_one(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"make one with python -m jobs\.fit"):
+        read_card(str(tmp_path))

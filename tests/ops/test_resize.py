@@ -1,0 +1,114 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from ops.decode import Picture
+from ops.resize import Geometry, InputSettings, geometry, pack, resize, resize_mask, unpack
+from tests import pictures
+
+SQUASH = InputSettings(size=32)
+CROP = InputSettings(size=32, fit="crop", short_side=40)
+
+
+def ramps(width: int, height: int) -> tuple[Picture, Picture]:
+    """Pictures whose values say where a pixel lies: 100 times its x, and its y."""
+    y, x = np.mgrid[:height, :width]
+    return Picture((100 * x).astype(np.uint16), 16), Picture((100 * y).astype(np.uint16), 16)
+
+
+@pytest.mark.parametrize("settings", [SQUASH, CROP], ids=["squash", "crop"])
+@pytest.mark.parametrize("size", [(100, 60), (60, 100), (64, 64), (20, 30), (33, 500)])
+def test_input_pixels_map_back_to_where_their_values_came_from(settings, size):
+    across, down = (resize(ramp, settings) for ramp in ramps(*size))
+    where = geometry(*size, settings)
+    for x, y in ((6, 6), (16, 16), (25, 20), (25, 9)):
+        found = where.to_picture(x, y)
+        assert found[0] == pytest.approx(across[y, x] / 100, abs=0.52)
+        assert found[1] == pytest.approx(down[y, x] / 100, abs=0.52)
+
+
+@pytest.mark.parametrize("settings", [SQUASH, CROP], ids=["squash", "crop"])
+@pytest.mark.parametrize("size", [(100, 60), (7, 3), (1, 1), (32, 32), (4000, 3000)])
+def test_corners_of_the_input_lie_on_the_picture(settings, size):
+    where = geometry(*size, settings)
+    for corner in ((0, 0), (31, 0), (0, 31), (31, 31)):
+        x, y = where.to_picture(*corner)
+        assert 0 <= x < size[0]
+        assert 0 <= y < size[1]
+
+
+def test_a_squashed_input_covers_the_whole_picture_and_a_cropped_one_its_centre():
+    assert geometry(320, 64, SQUASH) == Geometry(10, 2, 0, 0)
+    assert geometry(80, 160, CROP) == Geometry(2, 2, 4, 24)
+    assert geometry(80, 160, CROP).to_picture(15.5, 15.5) == (40, 80)
+
+
+def test_a_crop_is_never_larger_than_the_resized_picture():
+    tight = InputSettings(size=32, fit="crop", short_side=16)
+    assert resize(Picture(pictures.texture(0), 8), tight).shape == (32, 32)
+
+
+def test_eight_bits_are_resampled_as_pillow_does_it():
+    pixels = pictures.texture(0, 64, colour=True)
+    found = resize(Picture(pixels, 8), SQUASH)
+    expected = Image.fromarray(pixels).resize((32, 32), Image.Resampling.BILINEAR)
+    assert np.array_equal(found, np.asarray(expected))
+
+
+def test_a_picture_of_the_inputs_size_stays_as_it_is():
+    for pixels in (pictures.texture(0, 32), pictures.texture(0, 32, colour=True)):
+        assert np.array_equal(resize(Picture(pixels, 8), SQUASH), pixels)
+        deep = pixels.astype(np.uint16) * 257
+        assert np.array_equal(resize(Picture(deep, 16), SQUASH), deep)
+
+
+@pytest.mark.parametrize("shape", [(50, 70), (50, 70, 3)], ids=["grey", "colour"])
+@pytest.mark.parametrize("name", ["bilinear", "lanczos"])
+def test_sixteen_bits_are_rounded_and_not_truncated(shape, name):
+    pixels = np.random.default_rng(0).integers(0, 65536, shape, dtype=np.uint16)
+    found = resize(Picture(pixels, 16), InputSettings(size=32, filter=name))
+    kernel = Image.Resampling[name.upper()]
+    planes = pixels.reshape(50, 70, -1).astype(np.float32)
+    exact = [
+        np.asarray(Image.fromarray(p).resize((32, 32), kernel)) for p in planes.T.swapaxes(1, 2)
+    ]
+    error = found.reshape(32, 32, -1) - np.stack(exact, axis=-1).clip(0, 65535)
+    assert found.dtype == np.uint16
+    assert np.abs(error).max() <= 0.5
+    assert abs(error.mean()) < 0.02
+
+
+def test_a_mask_stays_binary_and_thin_lines_are_not_blurred():
+    mask = np.zeros((64, 64), np.uint8)
+    mask[20:40, 10:30] = 255
+    mask[0, 0], mask[2, 2] = 127, 128
+    found = resize_mask(mask, SQUASH)
+    assert found.dtype == np.bool_
+    assert found.sum() == 10 * 10 + found[0:2, 0:2].sum()
+    assert found[10:20, 5:15].all()
+    assert not found[0, 0]
+
+
+def test_masks_of_other_depths_and_of_colours_mean_the_same():
+    mask = np.zeros((64, 64), np.uint8)
+    mask[20:40, 10:30] = 255
+    expected = resize_mask(mask, CROP)
+    assert np.array_equal(resize_mask(mask.astype(np.uint16) * 257, CROP), expected)
+    assert np.array_equal(resize_mask(np.dstack([mask, mask * 0, mask * 0]), CROP), expected)
+
+
+@pytest.mark.parametrize(("dtype", "depth"), [(np.uint8, 8), (np.uint16, 16), (np.uint16, 12)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_packed_pixels_come_back(dtype, depth, channels):
+    shape = (8, 8) if channels == 1 else (8, 8, 3)
+    pixels = np.random.default_rng(0).integers(0, 2**depth, shape).astype(dtype)
+    found = unpack(pack(pixels), channels, depth, 8)
+    assert found.dtype == dtype
+    assert found.flags.writeable  # memory of its own
+    planes = pixels[..., None] if channels == 1 else pixels
+    assert np.array_equal(found, planes.transpose(2, 0, 1))
+
+
+def test_packed_bytes_do_not_depend_on_the_machines_byte_order():
+    pixels = np.array([[1, 256]], np.uint16)
+    assert pack(pixels) == pack(pixels.astype(">u2")) == b"\1\0\0\1"

@@ -1,0 +1,174 @@
+"""Rows through reading, detecting and drawing: one out for every row in, bad ones with a reason."""
+
+import dataclasses
+import hashlib
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from ops import maps, storage, uris
+from ops.calibration import Calibration
+from ops.decode import DecodeSettings
+from ops.detecting import Detect, to_images
+from ops.drawing import DrawMaps
+from ops.fetch import FetchSettings
+from ops.group import Alone
+from ops.layout import Out
+from ops.maps import Scale
+from ops.model import ModelCard, ProductCard
+from ops.patchcore import PatchCore, PatchCoreSettings
+from ops.reading import Read
+from ops.resize import InputSettings
+from tests import pictures
+from tests.ops.conftest import TINY
+
+INPUT = InputSettings(size=64)
+SETTINGS = PatchCoreSettings(dim=24, projection=0, ratio=0.05)
+FILES = {
+    "good.png": pictures.encoded(pictures.texture(100)),
+    "empty.png": b"",
+    "deep.png": pictures.encoded(pictures.texture(100).astype(np.uint16) * 257),
+    "text.png": b"no image",
+    "blob.png": pictures.encoded(pictures.with_blob(pictures.texture(200), 20, 40)),
+    "animated.gif": pictures.animated("GIF"),
+}
+STATUSES = ["ok", "unreadable", "ok", "unreadable", "ok", "unsupported"]
+
+
+class Tensors:
+    """A model in memory."""
+
+    def __init__(self, card, backbone, detector) -> None:
+        self.card = card
+        self.of_backbone = backbone.state
+        self.of_product = lambda product: detector.state()
+
+
+@pytest.fixture(scope="module")
+def tensors(backbone) -> Tensors:
+    detector = PatchCore(SETTINGS, backbone)
+    drawn = np.stack([pictures.texture(seed) for seed in range(4)])
+    images = torch.from_numpy(drawn)[:, None].expand(-1, 3, -1, -1) / 255
+    detector.gather(images, torch.arange(4))
+    detector.merge(Alone(), lambda *_: None)
+    held = detector.score(images.flip(-1)).image.tolist()
+    product = ProductCard("nut.safetensors", "", {}, Calibration.of(held))
+    scale = Scale(0.0, 4 * detector.map_ceiling() / maps.LEVELS)
+    card = ModelCard(
+        method="patchcore",
+        settings=dataclasses.asdict(SETTINGS),
+        backbone=TINY,
+        backbone_sha256="",
+        input=INPUT,
+        decode=DecodeSettings(),
+        products={"nut": product},
+        map_scale=scale,
+        false_alarm_rate=0.2,
+        fit={},
+    )
+    return Tensors(card, backbone, detector)
+
+
+@pytest.fixture
+def rows(tmp_path) -> pa.Table:
+    listed = []
+    for name, data in FILES.items():
+        (tmp_path / name).write_bytes(data)
+        row = {"uri": uris.make(str(tmp_path / name)), "bytes": len(data), "product": "nut"}
+        listed.append(row | {"image_id": f"{len(listed):032x}"})
+    schema = pa.schema(
+        [(name, pa.string()) for name in ("image_id", "uri", "product", "problem")]
+        + [("bytes", pa.int64()), ("position", pa.int64())]
+    )
+    return pa.Table.from_pylist(listed, schema)
+
+
+def read(rows: pa.Table, products=("nut",)) -> pa.Table:
+    return Read(INPUT, DecodeSettings(), FetchSettings(), products)(rows)
+
+
+def test_bad_images_are_rows_in_their_place(rows):
+    found = read(rows)
+    assert found["uri"].to_pylist() == rows["uri"].to_pylist()
+    assert found["status"].to_pylist() == STATUSES
+    for row in found.to_pylist():
+        assert (row["pixels"] is None) == (row["reason"] is not None) == (row["status"] != "ok")
+
+
+def test_what_was_read_is_described(rows):
+    found = read(rows).to_pylist()
+    hashes = [hashlib.sha256(data).hexdigest() for data in FILES.values()]
+    assert [row["content_sha256"] for row in found] == hashes
+    assert [found[2][name] for name in ("width", "height", "bit_depth")] == [64, 64, 16]
+
+
+def test_lost_images_and_unknown_products_are_never_read(rows):
+    problem = rows.set_column(
+        rows.schema.get_field_index("problem"), "problem", pa.array(["cut"] + [None] * 5)
+    )
+    (lost, *_) = read(problem).to_pylist()
+    assert (lost["status"], lost["reason"], lost["content_sha256"]) == ("unreadable", "cut", None)
+    other = read(rows, products=("bolt",)).to_pylist()
+    assert {row["status"] for row in other} == {"unknown_product"}
+    assert "'nut'" in other[0]["reason"]
+
+
+def test_images_lie_between_zero_and_one_in_three_channels_whatever_their_depth(rows):
+    found = read(rows).take([0, 2])
+    eight, sixteen = to_images(found, 64, "cpu")
+    expected = torch.from_numpy(pictures.texture(100)).float() / 255
+    torch.testing.assert_close(eight, expected.expand(3, 64, 64))
+    torch.testing.assert_close(sixteen, eight)
+
+
+def test_detecting_scores_what_was_read_and_passes_failures_on(rows, tensors):
+    found = Detect(tensors)(read(rows))
+    assert found["status"].to_pylist() == STATUSES
+    scores = found["score"].to_pylist()
+    assert [score is not None for score in scores] == [status == "ok" for status in STATUSES]
+    assert scores[4] > scores[0]
+    assert scores[2] == pytest.approx(scores[0], rel=1e-5)  # the same picture in 16 bits
+    assert found["is_anomalous"].to_pylist()[4] is True
+    assert "pixels" not in found.schema.names
+
+
+def test_a_row_scores_the_same_alone_and_among_others(rows, tensors):
+    detect, batch = Detect(tensors), read(rows)
+    together = detect(batch)
+    for i in range(len(batch)):
+        assert detect(batch.slice(i, 1)).to_pylist() == together.slice(i, 1).to_pylist()
+
+
+def test_a_score_that_is_no_number_is_a_failure(rows, tensors, monkeypatch):
+    detect = Detect(tensors)
+    broken = detect._detector("nut")
+    broken.bank = broken.bank * torch.nan
+    found = detect(read(rows)).to_pylist()
+    assert [row["status"] for row in found] == [s.replace("ok", "undefined") for s in STATUSES]
+    assert all(row["score"] is None and row["reason"] for row in found)
+
+
+@pytest.mark.parametrize("policy", ["none", "flagged", "all"])
+def test_maps_are_drawn_as_asked_for_and_point_at_the_blob(rows, tensors, tmp_path, policy):
+    out = Out(str(tmp_path / "out"))
+    detected = Detect(tensors, keep=True)(read(rows))
+    card, thresholds = tensors.card, {"nut": 1.0}
+    draw = DrawMaps("m1", INPUT, card.map_scale, 2.0, thresholds, out, policy, overlays=True)
+    drawn = draw(detected).to_pylist()
+    wanted = {
+        "none": [False] * 6,
+        "flagged": [row["is_anomalous"] is True for row in drawn],
+        "all": [status == "ok" for status in STATUSES],
+    }[policy]
+    assert [row["map_uri"] is not None for row in drawn] == wanted
+    assert np.hypot(drawn[4]["peak_x"] - 20, drawn[4]["peak_y"] - 40) <= 8
+    assert drawn[1]["peak_x"] is None
+    for row in drawn:
+        if row["map_uri"]:
+            decoded = maps.decode(storage.read_bytes(uris.parse(row["map_uri"]).location))
+            assert decoded.scale == card.map_scale
+            assert decoded.levels.shape == (64, 64)
+            assert storage.exists(out.overlay("m1", row["image_id"]))
+    assert not {"pixels", "patch_scores"} & drawn[0].keys()

@@ -1,0 +1,107 @@
+"""The one streaming chain from inventory rows to score rows, and its twin in a single process."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import pyarrow as pa
+from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
+
+from ops.detecting import Detect
+from ops.drawing import DrawMaps, Policy
+from ops.fetch import FetchSettings
+from ops.layout import Out
+from ops.model import ModelCard
+from ops.reading import Read
+from pipelines.cluster import Slots
+from pipelines.parts import POSITION
+from pipelines.reading import OFFSET, Reading, TakeSlices
+from pipelines.shared import SharedModel
+
+
+@dataclass(frozen=True)
+class Chain:
+    """fetch + decode (CPU) -> detectors (GPU or CPU) -> maps to PNG (CPU)."""
+
+    model: SharedModel
+    draw: DrawMaps
+    fetch: FetchSettings
+    slots: Slots
+
+    @functools.cached_property
+    def read(self) -> Read:
+        """The reading step, which skips products that the model does not know."""
+        card = self.model.card
+        return Read(card.input, card.decode, self.fetch, frozenset(card.products))
+
+    def stream(self, source: Dataset, take: TakeSlices | None = None) -> Dataset:
+        """Score rows for rows of `CARRIED` and `offset`, or for the slices that `take` takes.
+
+        Retries are bounded; a block whose retries are used up fails, with all of its rows.
+        """
+        slots, workers = self.slots, self.slots.count()
+        return (
+            source.map_batches(
+                Reading(self.read, slots.batch, take),
+                batch_size=None,
+                batch_format="pyarrow",
+                num_cpus=slots.readers,
+                compute=TaskPoolStrategy(size=slots.reading(workers)),
+                max_retries=2,
+            )
+            .map_batches(
+                Detect,
+                fn_constructor_args=(self.model, slots.device, slots.threads, self.draw.overlays),
+                batch_size=slots.batch,
+                batch_format="pyarrow",
+                num_cpus=slots.cpus,
+                num_gpus=slots.gpus,
+                compute=ActorPoolStrategy(size=workers),
+                max_restarts=3,
+                max_task_retries=2,
+            )
+            .map_batches(
+                self.draw,
+                batch_size=slots.batch,
+                batch_format="pyarrow",
+                num_cpus=slots.readers,
+                max_retries=2,
+            )
+        )
+
+    def alone(self, rows: pa.Table) -> pa.Table:
+        """The same steps, one after the other, in this process."""
+        detect = Detect(self.model, self.slots.device, self.slots.threads, self.draw.overlays)
+        return self.draw(detect(self.read(rows)))
+
+
+def drawing(card: ModelCard, out: Out, policy: Policy, overlays: bool = False) -> DrawMaps:
+    """The last step for a model."""
+    rate = card.false_alarm_rate
+    return DrawMaps(
+        model_id=card.model_id,
+        input=card.input,
+        scale=card.map_scale,
+        sigma=float(card.settings["sigma"]),
+        thresholds={name: p.calibration.threshold(rate) for name, p in card.products.items()},
+        out=out,
+        policy=policy,
+        overlays=overlays,
+    )
+
+
+def batches(dataset: Dataset) -> Iterator[pa.Table]:
+    """What comes out of a stream, as it comes."""
+    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        yield cast("pa.Table", batch)
+
+
+def positioned(rows: pa.Table) -> pa.Table:
+    """Rename the place in the inventory to what parts call it."""
+    names = [
+        POSITION if name == OFFSET else name for name in rows.schema.names if name != "position"
+    ]
+    return rows.drop_columns(["position"]).rename_columns(names)

@@ -1,0 +1,130 @@
+"""Getting onto a Ray cluster, quietly, and how much of it each stage takes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.data import DataContext
+
+#: How far a job has come, for people: stage, done, of, failed.
+Watch = Callable[[str, int, int, int], None]
+
+
+def _resources() -> dict[str, float]:
+    return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]  # it has no types
+
+
+@dataclass(frozen=True)
+class Slots:
+    """What a job takes of the cluster."""
+
+    workers: int = 0
+    """Processes that run the network: fit workers or detectors; 0 = as the cluster allows."""
+    cpus: float = 1.0
+    """CPUs of each of them, and so its threads."""
+    gpus: float = 0.0
+    """GPUs of each of them. Stated here, never guessed: the head node may have none."""
+    readers: float = 0.5
+    """CPUs that one task of fetching and decoding, or of drawing maps, reserves."""
+    batch: int = 16
+    """Images that cross from one stage to the next at a time."""
+
+    @property
+    def device(self) -> str:
+        """Where networks run."""
+        return "cuda" if self.gpus else "cpu"
+
+    @property
+    def threads(self) -> int:
+        """Threads of each worker."""
+        return max(1, int(self.cpus))
+
+    def count(self) -> int:
+        """How many workers, such that reading still finds a CPU. Raises ValueError if none fits.
+
+        A pool of actors that holds every CPU starves the tasks that feed it, for ever.
+        """
+        resources = _resources()
+        cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+        fitting = math.floor((cpus - self.readers) / self.cpus) if self.cpus else self.workers or 1
+        if self.gpus:
+            fitting = min(fitting, math.floor(gpus / self.gpus))
+        wanted = self.workers or max(1, min(fitting, math.floor(fitting * 0.75) or 1))
+        if wanted > fitting:
+            raise ValueError(
+                f"{wanted} workers of {self.cpus:g} CPUs and {self.gpus:g} GPUs do not fit beside "
+                f"readers of {self.readers:g} CPUs into a cluster of {cpus:g} CPUs and {gpus:g} "
+                f"GPUs; lower --slots.workers to {max(fitting, 0)} or --slots.cpus"
+            )
+        return wanted
+
+    def reading(self, workers: int) -> int:
+        """How many reading tasks run at once, such that drawing maps finds room beside them."""
+        free = _resources().get("CPU", 0.0) - workers * self.cpus
+        return max(1, math.floor(free / self.readers) - 1)
+
+
+@contextlib.contextmanager
+def connected(address: str | None = None, cpus: int | None = None) -> Iterator[None]:
+    """Be on a cluster: at `address`, at RAY_ADDRESS (set for submitted jobs), or one of our own.
+
+    An own cluster ends with the context. Ray's own lines stay out of the way.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    where = address or os.environ.get("RAY_ADDRESS") or "local"
+    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # The core worker prints lines of its own to the driver's screen.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    own: dict[str, Any] = {}
+    if where == "local":
+        own = {"num_cpus": cpus, "include_dashboard": False}
+    with _no_stderr():  # ... and a line about the variable that stops them
+        ray.init(
+            address=where,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": {"PYTHONWARNINGS": "ignore"}},
+            **own,
+        )
+    quiet()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Close the screen to lines that native code writes; failures still raise."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def quiet() -> None:
+    """Keep Ray Data's bars and blocks of log lines off: jobs show progress of their own."""
+    # Bounds on retries have no named parameter yet; pyproject.toml stops before they change.
+    warnings.filterwarnings("ignore", message=".*ray_remote_args")
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)

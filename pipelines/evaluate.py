@@ -1,0 +1,196 @@
+"""Evaluating: a published score table against labels and masks, per product."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from ops import maps, metrics
+from ops.decode import DecodeSettings, decode
+from ops.failure import Failure
+from ops.fetch import FetchSettings, fetch
+from ops.metrics import PixelHistogram
+from ops.resize import InputSettings, resize_mask
+from pipelines.cluster import Slots, Watch
+
+SCHEMA = pa.schema(
+    [
+        pa.field(name, kind, metadata={"meaning": meaning})
+        for name, kind, meaning in (
+            ("product", pa.string(), "one row each; the last, `mean`, is their unweighted mean"),
+            ("good", pa.int64(), "scored images with label 0"),
+            ("defective", pa.int64(), "scored images with label 1"),
+            ("not_scored", pa.int64(), "labelled images without a score; in no figure here"),
+            ("image_auroc", pa.float64(), "null if one of the two kinds is missing"),
+            ("pixel_auroc", pa.float64(), "over all pixels at the size of the maps"),
+            ("pro", pa.float64(), "per-region overlap, area up to a false positive rate of 0.3"),
+            ("oracle_threshold", pa.float64(), "F1-optimal on these labels, so never for use"),
+            ("oracle_f1", pa.float64(), "F1 at it"),
+            ("oracle_false_alarms", pa.int64(), "good images at or above it"),
+            ("oracle_misses", pa.int64(), "defective images below it"),
+            ("pixel_images", pa.int64(), "images that the pixel figures rest on"),
+            ("no_usable_mask", pa.int64(), "defective images left out there: no mask, or empty"),
+            ("regions", pa.int64(), "connected defects in the masks"),
+            ("note", pa.string(), "why pixel figures are missing, if they are"),
+        )
+    ],
+    metadata={"nightloupe": "evaluation 1"},
+)
+
+
+class NothingLabelled(ValueError):
+    """No scored image has a label."""
+
+
+@dataclass
+class _Pixels:
+    histogram: PixelHistogram
+    unusable: int = 0
+
+
+@dataclass(frozen=True)
+class ComparePixels:
+    """Reads maps and masks of some rows into one histogram per product."""
+
+    input: InputSettings
+    fetch: FetchSettings
+
+    def __call__(self, rows: pa.Table) -> dict[str, _Pixels]:
+        """Histograms by product. A good image has an empty mask; a defective one needs its own."""
+        found: dict[str, _Pixels] = {}
+        with ThreadPoolExecutor(8) as pool:
+            pairs = pool.map(self._read, rows.to_pylist())
+            for product, pair in zip(rows["product"].to_pylist(), pairs, strict=True):
+                pixels = found.setdefault(product, _Pixels(PixelHistogram()))
+                if pair is None:
+                    pixels.unusable += 1
+                else:
+                    pixels.histogram.add(*pair)
+        return found
+
+    def _read(self, row: dict[str, Any]) -> tuple[Any, Any] | None:
+        if row["label"] and not row["mask_uri"]:
+            return None
+        levels = maps.decode(fetch(row["map_uri"], None, None, self.fetch)).levels
+        if not row["label"]:
+            return levels, np.zeros(levels.shape, dtype=bool)
+        try:
+            mask = decode(fetch(row["mask_uri"], None, None, self.fetch), DecodeSettings())
+        except Failure:
+            return None
+        binary = resize_mask(mask.pixels, self.input)
+        return (levels, binary) if binary.any() else None
+
+
+def evaluate(
+    scored: pa.Table,
+    labelled: pa.Table,
+    input_settings: InputSettings,
+    fetch_settings: FetchSettings,
+    slots: Slots,
+    watch: Watch,
+) -> pa.Table:
+    """Metrics per product (`SCHEMA`) of a score table against an inventory's labels.
+
+    Rows of split `train` are left out: a detector has seen them.
+    Raises NothingLabelled if no labelled image was scored.
+    """
+    test = labelled.filter(pc.is_valid(labelled["label"]))
+    test = test.filter(pc.fill_null(pc.not_equal(test["split"], "train"), True))
+    scored = scored.select(["image_id", "product", "status", "score", "map_uri"])
+    rows = scored.join(
+        test.select(["image_id", "label", "mask_uri"]), "image_id", join_type="inner"
+    )
+    if not len(rows):
+        raise NothingLabelled(
+            "no scored image has a label; take an inventory with --layout or --pattern"
+        )
+    ok = rows.filter(pc.equal(rows["status"], "ok"))
+    pixels = _pixels(ok, ComparePixels(input_settings, fetch_settings), slots, watch)
+    products = sorted(set(rows["product"].to_pylist()) - {None})
+    found = [_product(p, rows, ok, pixels.get(p)) for p in products]
+    return pa.Table.from_pylist([*found, _mean(found)], SCHEMA)
+
+
+@ray.remote
+def _compare(compare: ComparePixels, rows: pa.Table) -> dict[str, _Pixels]:
+    return compare(rows)
+
+
+def _pixels(ok: pa.Table, compare: ComparePixels, slots: Slots, watch: Watch) -> dict[str, _Pixels]:
+    """Pixel histograms of the products all of whose images have maps: no figure on a selection."""
+    without = set(ok.filter(pc.is_null(ok["map_uri"]))["product"].to_pylist())
+    masked = set(ok.filter(pc.is_valid(ok["mask_uri"]))["product"].to_pylist())
+    wanted = sorted(masked - without)
+    rows = ok.filter(pc.is_in(ok["product"], pa.array(wanted, pa.string())))
+    rows = rows.sort_by("product")
+    task: Any = _compare.options(num_cpus=slots.readers)
+    step = max(64, -(-len(rows) // 1000))
+    waiting = [task.remote(compare, rows.slice(i, step)) for i in range(0, len(rows), step)]
+    found: dict[str, _Pixels] = {}
+    done = 0
+    while waiting:
+        ready, waiting = ray.wait(waiting)
+        for product, pixels in ray.get(ready[0]).items():
+            mine = found.setdefault(product, _Pixels(PixelHistogram()))
+            mine.histogram.merge(pixels.histogram)
+            mine.unusable += pixels.unusable
+            done += pixels.histogram.images + pixels.unusable
+        watch("pixels", done, len(rows), 0)
+    return found
+
+
+def _product(product: str, rows: pa.Table, ok: pa.Table, pixels: _Pixels | None) -> dict[str, Any]:
+    mine = ok.filter(pc.equal(ok["product"], product))
+    all_rows = pc.sum(pc.equal(rows["product"], product)).as_py()
+    labels = mine["label"].to_numpy() == 1
+    values = mine["score"].to_numpy()
+    best = metrics.best_f1(values, labels)
+    out: dict[str, Any] = {
+        "product": product,
+        "good": int((~labels).sum()),
+        "defective": int(labels.sum()),
+        "not_scored": all_rows - len(mine),
+        "image_auroc": metrics.auroc(values, labels),
+    }
+    if best:
+        out |= {
+            "oracle_threshold": best.threshold,
+            "oracle_f1": best.f1,
+            "oracle_false_alarms": best.false_alarms,
+            "oracle_misses": best.misses,
+        }
+    if pixels is None:
+        out["note"] = "no masks" if not _has_masks(mine) else "maps are missing: score --maps all"
+        return out
+    histogram = pixels.histogram
+    return out | {
+        "pixel_auroc": histogram.auroc(),
+        "pro": histogram.pro(),
+        "pixel_images": histogram.images,
+        "no_usable_mask": pixels.unusable,
+        "regions": histogram.regions,
+    }
+
+
+def _has_masks(rows: pa.Table) -> bool:
+    return bool(rows["mask_uri"].null_count < len(rows))
+
+
+def _mean(products: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Unweighted means of rates, sums of counts; a mean over fewer products says so."""
+    out: dict[str, Any] = {"product": "mean"}
+    for field in SCHEMA:
+        values = [p[field.name] for p in products if p.get(field.name) is not None]
+        if pa.types.is_integer(field.type):
+            out[field.name] = sum(values)
+        elif pa.types.is_floating(field.type) and field.name != "oracle_threshold" and values:
+            out[field.name] = float(np.mean(values))
+    return out

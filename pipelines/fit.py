@@ -1,0 +1,327 @@
+"""Fitting: Ray Data feeds good images to a Ray Train group, one detector per product."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.train
+import torch
+from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from torch import Tensor
+
+from ops.backbone import Backbone, BackboneSettings
+from ops.calibration import Calibration
+from ops.decode import DecodeSettings
+from ops.detecting import to_images
+from ops.fetch import FetchSettings
+from ops.group import Distributed
+from ops.inventory import Inventory
+from ops.layout import Out, product_file
+from ops.maps import LEVELS, Scale
+from ops.method import Gathered
+from ops.methods import method_named
+from ops.model import Model, ModelCard, ProductCard
+from ops.reading import Read
+from ops.resize import InputSettings
+from ops.weights import fingerprint
+from pipelines.chain import Chain, batches, drawing
+from pipelines.cluster import Slots, Watch
+from pipelines.ledger import Ledger
+from pipelines.reading import CARRIED, Reading
+from pipelines.shared import SharedModel
+
+log = logging.getLogger(__name__)
+_ROW = "row"
+
+
+@dataclass(frozen=True)
+class FitRequest:
+    """What to fit, on what kind of images."""
+
+    method: str
+    settings: Any
+    backbone: BackboneSettings
+    input: InputSettings = field(default_factory=InputSettings)
+    decode: DecodeSettings = field(default_factory=DecodeSettings)
+    fetch: FetchSettings = field(default_factory=FetchSettings)
+    holdout: float = 0.1
+    false_alarm_rate: float = 0.01
+    max_failed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse shares that are none."""
+        for name in ("holdout", "false_alarm_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} must lie in [0, 1)")
+
+
+class NothingToFit(ValueError):
+    """No good image for a product."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """The good images of an inventory, sorted by product: to fit on, and held out."""
+
+    fit: pa.Table
+    held_out: pa.Table
+
+    @property
+    def products(self) -> list[str]:
+        """Products in the order of the fit."""
+        return list(dict.fromkeys(self.fit["product"].to_pylist()))
+
+
+def split(inventory: Inventory, holdout: float) -> Split:
+    """Choose the good images: split `train` where there are splits, label 0 or unknown.
+
+    Per product the share `holdout` with the lowest ids, which are hashes, is held out, one at
+    least, for calibration. Raises NothingToFit.
+    """
+    rows = inventory.read([*CARRIED, "split", "label"])
+    keep = pc.and_(pc.is_valid(rows["product"]), pc.is_null(rows["problem"]))
+    keep = pc.and_(keep, pc.fill_null(pc.equal(rows["label"], 0), True))
+    if rows["split"].null_count < len(rows):
+        keep = pc.and_(keep, pc.fill_null(pc.equal(rows["split"], "train"), False))
+    rows = rows.filter(keep).sort_by([("product", "ascending"), ("uri", "ascending")])
+    if not len(rows):
+        raise NothingToFit(
+            f"{inventory.location} has no good image with a product in split train (or without "
+            "splits); check the path pattern of the inventory"
+        )
+    held = np.zeros(len(rows), dtype=bool)
+    products = rows["product"].to_numpy(zero_copy_only=False)
+    ids = rows["image_id"].to_numpy(zero_copy_only=False)
+    for product in np.unique(products):
+        mine = np.flatnonzero(products == product)
+        count = round(len(mine) * holdout)
+        if holdout and len(mine) > 1:
+            count = max(1, count)
+        held[mine[np.argsort(ids[mine])[:count]]] = True
+    rows = rows.select(list(CARRIED))
+    return Split(rows.filter(pa.array(~held)), rows.filter(pa.array(held)))
+
+
+def fit(inventory: Inventory, request: FitRequest, slots: Slots, watch: Watch) -> Model:
+    """Fit one detector per product on the good images of an inventory, then calibrate them."""
+    chosen = split(inventory, request.holdout)
+    backbone = Backbone(request.backbone).state()  # weights are fetched once, here
+    ledger = _fit_products(chosen, request, backbone, slots, watch)
+    failures: list[str] = ray.get(ledger.failures.remote())
+    found = {product: ray.get(ledger.found.remote(product)) for product in chosen.products}
+    figures = {product: found[product][0] for product in found}
+    tensors = {product: found[product][1] for product in found}
+    ceiling = 4 * max(figure["map_ceiling"] for figure in figures.values()) or 1.0
+    card = ModelCard(
+        method=request.method,
+        settings=asdict(request.settings),
+        backbone=request.backbone,
+        backbone_sha256=fingerprint(backbone),
+        input=request.input,
+        decode=request.decode,
+        products={
+            product: ProductCard(
+                file=product_file(product),
+                sha256=fingerprint(tensors[product]),
+                figures=figures[product],
+                calibration=Calibration(()),
+            )
+            for product in chosen.products
+        },
+        # Two digits: a scale must not depend on the last bit of a sum.
+        map_scale=Scale(0.0, float(f"{ceiling:.1e}") / (LEVELS - 1)),
+        false_alarm_rate=request.false_alarm_rate,
+        fit={
+            "holdout": request.holdout,
+            "images": len(chosen.fit),
+            "held_out": len(chosen.held_out),
+            "failed": len(failures),
+            "failures": sorted(failures)[:100],
+        },
+    )
+    model = Model(card, backbone, tensors)
+    return _calibrated(model, chosen.held_out, request.fetch, slots, watch)
+
+
+class WholeShards(DataConfig):
+    """Hands every row to some worker, in order.
+
+    Ray Train's own split makes shards equal by leaving rows out; a bank needs them all.
+    """
+
+    def configure(
+        self,
+        datasets: dict[str, Any],
+        world_size: int,
+        worker_handles: Any,  # noqa: ARG002 - as in the base
+        worker_node_ids: Any,  # noqa: ARG002
+        **kwargs: Any,  # noqa: ARG002
+    ) -> list[dict[str, Any]]:
+        """One iterator per worker and dataset."""
+        out: list[dict[str, Any]] = [{} for _ in range(world_size)]
+        for name, dataset in datasets.items():
+            copy = dataset.copy(dataset)
+            options = self._resolve_execution_options(name)
+            options.preserve_order = True
+            copy.context.execution_options = options
+            for rank, shard in enumerate(copy.streaming_split(world_size, equal=False)):
+                out[rank][name] = shard
+        return out
+
+
+def _fit_products(
+    chosen: Split, request: FitRequest, backbone: dict[str, Tensor], slots: Slots, watch: Watch
+) -> Any:
+    rows = chosen.fit.append_column(_ROW, pa.array(range(len(chosen.fit)), pa.int64()))
+    blocks = [rows.slice(i, slots.batch) for i in range(0, len(rows), slots.batch)]
+    reading = Reading(Read(request.input, request.decode, request.fetch), slots.batch)
+    images = ray.data.from_arrow(blocks).map_batches(
+        reading, batch_size=None, batch_format="pyarrow", num_cpus=slots.readers
+    )
+    ledger: Any = Ledger.remote(len(rows))  # type: ignore[attr-defined]  # added by ray.remote
+    with tempfile.TemporaryDirectory(prefix="nightloupe-") as scratch, _watching(ledger, watch):
+        TorchTrainer(
+            _worker,
+            train_loop_config={
+                "request": request,
+                "products": chosen.products,
+                "backbone": ray.put(backbone),
+                "ledger": ledger,
+                "slots": slots,
+            },
+            torch_config=TorchConfig(backend="gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=slots.count(),
+                use_gpu=bool(slots.gpus),
+                resources_per_worker={"CPU": slots.cpus}
+                | ({"GPU": slots.gpus} if slots.gpus else {}),
+            ),
+            datasets={"images": images},
+            dataset_config=WholeShards(),
+            run_config=RunConfig(
+                name="fit", storage_path=scratch, failure_config=FailureConfig(max_failures=2)
+            ),
+        ).fit()
+    return ledger
+
+
+class _watching:  # noqa: N801 - reads as a verb in its with statement
+    """Asks the ledger twice a second, in a thread, as the trainer keeps this one busy."""
+
+    def __init__(self, ledger: Any, watch: Watch) -> None:
+        self._ledger, self._watch = ledger, watch
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        while not self._ended.wait(0.5):
+            self._watch(*ray.get(self._ledger.watch.remote()))
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._watch(*ray.get(self._ledger.watch.remote()))
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """The program of one worker: extract its shard, merge with the others, product by product.
+
+    The stream is in the order of products, so a worker that meets the next product knows that its
+    share of the last one is complete. All workers merge the same products in the same order.
+    """
+    request, slots, ledger = config["request"], config["slots"], config["ledger"]
+    torch.set_num_threads(slots.threads)
+    group = Distributed()
+    state = {name: tensor.clone() for name, tensor in ray.get(config["backbone"]).items()}
+    backbone = Backbone(request.backbone, state, slots.device)
+    kind = method_named(request.method)
+    finished = set(ray.get(ledger.finished.remote()))  # by the group before a restart
+    waiting = [product for product in config["products"] if product not in finished]
+    assert issubclass(kind, Gathered)
+    detector = kind(request.settings, backbone)
+
+    def watch(stage: str, done: int, of: int) -> None:
+        if group.rank == 0:
+            ledger.progress.remote(stage, done, of)
+
+    def merge(product: str) -> None:
+        nonlocal detector
+        try:
+            figures = detector.merge(group, watch)
+        except ValueError as error:
+            raise NothingToFit(f"product {product}: {error}") from error
+        if group.rank == 0:
+            figures["map_ceiling"] = detector.map_ceiling()
+            tensors = {name: tensor.cpu() for name, tensor in detector.state().items()}
+            ray.get(ledger.finish.remote(product, figures, tensors))
+        detector = kind(request.settings, backbone)
+
+    for product, rows in _by_product(request, slots, ledger):
+        if product not in waiting:
+            continue
+        while waiting[0] != product:
+            merge(waiting.pop(0))
+        images = to_images(rows, request.input.size, slots.device)
+        detector.gather(images, torch.tensor(rows[_ROW].to_pylist()))
+    for product in waiting:
+        merge(product)
+
+
+def _by_product(request: FitRequest, slots: Slots, ledger: Any) -> Iterator[tuple[str, pa.Table]]:
+    """This worker's readable images, in runs of one product; the ledger hears of every row."""
+    shard: Any = ray.train.get_dataset_shard("images")
+    for batch in shard.iter_batches(
+        batch_size=slots.batch, batch_format="pyarrow", prefetch_batches=1
+    ):
+        broken = batch.filter(pc.not_equal(batch["status"], "ok"))
+        failures = dict(zip(broken["uri"].to_pylist(), broken["reason"].to_pylist(), strict=True))
+        failed = ray.get(ledger.extracted.remote(batch[_ROW].to_pylist(), failures))
+        if failed > request.max_failed:
+            raise RuntimeError(
+                f"{failed} images of the fit cannot be read, more than --max_failed allows "
+                f"({request.max_failed}); the last: {list(failures.items())[-1:]}"
+            )
+        good = batch.filter(pc.equal(batch["status"], "ok"))
+        for product in dict.fromkeys(good["product"].to_pylist()):
+            yield product, good.filter(pc.equal(good["product"], product))
+
+
+def _calibrated(
+    model: Model, held_out: pa.Table, fetch: FetchSettings, slots: Slots, watch: Watch
+) -> Model:
+    """The model with the scores of its held-out images, which the scoring chain gives."""
+    if not len(held_out):
+        return model
+    draw = drawing(model.card, Out(""), "none")
+    chain = Chain(SharedModel.put(model), draw, fetch, slots)
+    blocks = [held_out.slice(i, slots.batch) for i in range(0, len(held_out), slots.batch)]
+    found: dict[str, list[float]] = {product: [] for product in model.card.products}
+    done = failed = 0
+    for rows in batches(chain.stream(ray.data.from_arrow(blocks))):
+        for product, score in zip(
+            rows["product"].to_pylist(), rows["score"].to_pylist(), strict=True
+        ):
+            done += 1
+            failed += score is None
+            if score is not None:
+                found[product].append(score)
+        watch("calibrate", done, len(held_out), failed)
+    products = {
+        name: ProductCard(p.file, p.sha256, p.figures, Calibration.of(found[name]))
+        for name, p in model.card.products.items()
+    }
+    values = {name: getattr(model.card, name) for name in ModelCard.__dataclass_fields__}
+    return Model(ModelCard(**values | {"products": products}), model.backbone, model.products)

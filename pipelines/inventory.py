@@ -1,0 +1,87 @@
+"""Taking an inventory: listing streams in, a sorted Parquet file comes out."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+
+import duckdb
+import pyarrow as pa
+
+from ops import tables
+from ops.inventory import LISTED, SCHEMA, Tally, listed
+from ops.naming import Namer
+from pipelines.cluster import Watch
+
+#: Masks join their images by key; sorting and joining spill to disk where memory ends.
+_SORTED = """
+    WITH images AS (
+             SELECT * FROM read_parquet($listed)
+             WHERE NOT is_mask AND ($split IS NULL OR split = $split)
+         ),
+         masks AS (
+             SELECT mask_key, min(uri) AS mask_uri FROM read_parquet($listed)
+             WHERE is_mask GROUP BY mask_key
+         )
+    SELECT images.* EXCLUDE (mask_uri, is_mask, mask_key),
+           CASE WHEN images.label = 1 THEN masks.mask_uri END AS mask_uri
+    FROM images LEFT JOIN masks ON images.mask_key = masks.mask_key
+    ORDER BY product NULLS LAST, uri, position
+"""
+
+
+class EmptyArchive(ValueError):
+    """Nothing to list."""
+
+
+def take(
+    locations: Sequence[str],
+    out: str,
+    namer: Namer,
+    suffixes: Sequence[str],
+    watch: Watch,
+    split: str | None = None,
+    memory: str = "2GB",
+) -> Tally:
+    """List archives into an inventory at `out`, sorted by product, then URI.
+
+    With `split` only the images of that split are kept.
+    Raises EmptyArchive if no image was found, and the store's error if a place cannot be listed.
+    """
+    tally = Tally()
+    with tempfile.TemporaryDirectory(prefix="nightloupe-") as folder:
+        path = os.path.join(folder, "listed.parquet")
+        tables.write(
+            path, LISTED, _watched(listed(locations, namer, suffixes, tally), tally, watch)
+        )
+        if not tally.images:
+            raise EmptyArchive(_nothing(locations, suffixes, tally))
+        with duckdb.connect(config={"memory_limit": memory, "temp_directory": folder}) as database:
+            database.execute("SET enable_progress_bar = false")
+            found = database.sql(_SORTED, params={"listed": path, "split": split}).to_arrow_reader(
+                2**16
+            )
+            tables.write(out, SCHEMA, found)
+    return tally
+
+
+def _watched(
+    batches: Iterator[pa.RecordBatch], tally: Tally, watch: Watch
+) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        watch("list", tally.images, 0, tally.problems)
+        yield batch
+
+
+def _nothing(locations: Sequence[str], suffixes: Sequence[str], tally: Tally) -> str:
+    places = ", ".join(locations)
+    if tally.problems:
+        return f"no image in {places}: {tally.problems} archives are damaged from their start"
+    if tally.other_files:
+        seen = ", ".join(sorted(tally.other_suffixes))
+        return (
+            f"no image in {places}: {tally.other_files} files end in {seen}, none in "
+            f"{' '.join(suffixes)}; --suffixes names others"
+        )
+    return f"no image in {places}: it is empty. Check the bucket and prefix for a typing error"

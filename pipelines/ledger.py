@@ -1,0 +1,50 @@
+"""Where the workers of a fit say how far they are, and leave what they found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+
+
+@ray.remote(num_cpus=0)
+class Ledger:
+    """One actor per fit. What it is told twice counts once, as groups may restart."""
+
+    def __init__(self, total: int) -> None:
+        self._progress: tuple[str, int, int] = ("extract", 0, total)
+        self._total = total
+        self._seen: set[int] = set()
+        self._failures: dict[str, str] = {}
+        self._found: dict[str, tuple[dict[str, float], dict[str, Any]]] = {}
+
+    def extracted(self, rows: list[int], failures: dict[str, str]) -> int:
+        """Images that went by, and URI and reason of the broken ones; failures so far."""
+        self._seen.update(rows)
+        self._failures.update(failures)
+        self._progress = ("extract", len(self._seen), self._total)
+        return len(self._failures)
+
+    def progress(self, stage: str, done: int, of: int) -> None:
+        """How far a merge is."""
+        self._progress = (stage, done, of)
+
+    def watch(self) -> tuple[str, int, int, int]:
+        """Stage, done, of, failed."""
+        return (*self._progress, len(self._failures))
+
+    def failures(self) -> list[str]:
+        """A sentence per image that could not be read."""
+        return [f"{uri}: {reason}" for uri, reason in self._failures.items()]
+
+    def finish(self, product: str, figures: dict[str, float], tensors: dict[str, Any]) -> None:
+        """A product's detector."""
+        self._found[product] = (figures, tensors)
+
+    def finished(self) -> list[str]:
+        """The products whose detectors are here."""
+        return list(self._found)
+
+    def found(self, product: str) -> tuple[dict[str, float], dict[str, Any]]:
+        """A product's figures and tensors."""
+        return self._found[product]

@@ -1,0 +1,134 @@
+"""Parts of a run: collected from a stream in any order, written whole, checked, published."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ops import scores, storage, tables
+from ops.inventory import Inventory
+from ops.layout import Out
+
+POSITION = "position"
+#: Rows on their way into a part: where they stand in the inventory, then the score columns.
+ROWS = pa.schema([pa.field(POSITION, pa.int64()), *scores.SCHEMA])
+_PART = re.compile(r"part-(\d+)\.parquet")
+_KEPT = re.compile(r"kept-\d+\.parquet")
+
+
+class BrokenRun(RuntimeError):
+    """A finished run that does not hold what it promised."""
+
+
+@dataclass
+class Parts:
+    """The parts of one run. A part is a slice of the inventory; its number follows from that."""
+
+    out: Out
+    run_id: str
+    inventory: Inventory
+    part_rows: int
+    statuses: dict[str, int] = field(default_factory=dict)
+    anomalous: int = 0
+    done: int = 0
+
+    def __post_init__(self) -> None:
+        """Take up what an earlier attempt left: finished parts, and rows of unfinished ones."""
+        self._open: dict[int, list[pa.Table]] = {}
+        self._finished = np.zeros(-(-len(self.inventory) // self.part_rows), dtype=bool)
+        work = self.out.work(self.run_id)
+        names = [item.name for item in storage.listing(work)] if storage.is_folder(work) else []
+        for name in names:
+            if match := _PART.fullmatch(name):
+                self._finished[int(match[1])] = True
+                self._count(tables.read(storage.join(work, name), ["status", "is_anomalous"]))
+        for name in names:
+            if _KEPT.fullmatch(name):
+                kept = tables.read(storage.join(work, name))
+                numbers = kept[POSITION].to_numpy() // self.part_rows
+                self.add(kept.filter(pa.array(~self._finished[numbers])))
+
+    @property
+    def failed(self) -> int:
+        """Rows so far that have no score."""
+        return self.done - self.statuses.get("ok", 0)
+
+    def _count(self, rows: pa.Table) -> None:
+        self.done += len(rows)
+        self.anomalous += pc.sum(rows["is_anomalous"]).as_py() or 0
+        for entry in pc.value_counts(rows["status"]).to_pylist():
+            status = entry["values"]
+            self.statuses[status] = self.statuses.get(status, 0) + entry["counts"]
+
+    def _span(self, number: int) -> tuple[int, int]:
+        start = number * self.part_rows
+        return start, min(start + self.part_rows, len(self.inventory))
+
+    def missing(self) -> Iterator[tuple[int, int]]:
+        """Spans [start, stop) of inventory rows that have no score row yet."""
+        for number in np.flatnonzero(~self._finished):
+            start, stop = self._span(int(number))
+            have = np.zeros(stop - start + 2, dtype=bool)
+            have[[0, -1]] = True
+            for rows in self._open.get(int(number), []):
+                have[rows[POSITION].to_numpy() - start + 1] = True
+            edges = np.flatnonzero(np.diff(have.astype(np.int8)))
+            for begin, end in edges.reshape(-1, 2).tolist():
+                yield start + begin, start + end
+
+    def add(self, rows: pa.Table) -> None:
+        """Take in rows of `ROWS`; write the parts that they complete. Rows seen before are ignored.
+
+        A stage that is retried may hand out a block twice; every row of it is the same.
+        """
+        if not len(rows):
+            return
+        rows = rows.select(ROWS.names).cast(ROWS)
+        numbers = rows[POSITION].to_numpy() // self.part_rows
+        for number in np.unique(numbers).tolist():
+            if self._finished[number]:
+                continue
+            held = self._open.setdefault(number, [])
+            new = rows.filter(pa.array(numbers == number))
+            seen = [position for table in held for position in table[POSITION].to_pylist()]
+            new = new.filter(pc.invert(pc.is_in(new[POSITION], pa.array(seen, pa.int64()))))
+            if not len(new):
+                continue
+            held.append(new)
+            self._count(new)
+            start, stop = self._span(number)
+            if sum(map(len, held)) == stop - start:
+                self._write(number, pa.concat_tables(held).sort_by(POSITION))
+
+    def _write(self, number: int, rows: pa.Table) -> None:
+        tables.write(self.out.part(self.run_id, number), scores.SCHEMA, [rows])
+        self._finished[number] = True
+        del self._open[number]
+
+    def keep(self) -> None:
+        """Save the rows of unfinished parts, for the next attempt."""
+        for number, held in self._open.items():
+            location = storage.join(self.out.work(self.run_id), f"kept-{number:05d}.parquet")
+            tables.write(location, ROWS, held)
+
+    def tables(self) -> Iterator[pa.Table]:
+        """All parts in order, each checked against the inventory and the schema.
+
+        Raises BrokenRun if a row is missing, foreign, doubled, or breaks the schema.
+        """
+        for number in range(len(self._finished)):
+            start, stop = self._span(number)
+            rows = tables.read(self.out.part(self.run_id, number))
+            expected = self.inventory.rows(start, stop, ["image_id"])["image_id"].combine_chunks()
+            if not rows["image_id"].combine_chunks().equals(expected):
+                raise BrokenRun(
+                    f"part {number} of {self.run_id} does not hold the inventory's rows"
+                )
+            if broken := scores.violations(rows):
+                raise BrokenRun(f"part {number} of {self.run_id}: {'; '.join(broken)}")
+            yield rows

@@ -1,0 +1,77 @@
+"""The first stage: inventory rows, or slices of an inventory, to pixels.
+
+Nothing here imports torch: many processes read, and few of them compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import Dataset
+
+from ops.inventory import Inventory
+from ops.reading import Read
+
+#: What travels from the inventory through the chain.
+CARRIED = ("image_id", "uri", "bytes", "position", "product", "problem")
+#: Its place in the inventory, which travels along.
+OFFSET = "offset"
+
+
+def carried(inventory: Inventory, start: int, stop: int) -> pa.Table:
+    """Rows [start, stop) of an inventory as the chain takes them."""
+    rows = inventory.rows(start, stop, CARRIED)
+    return rows.append_column(OFFSET, pa.array(range(start, stop), pa.int64()))
+
+
+@dataclass(frozen=True)
+class TakeSlices:
+    """Reads slices of the inventory on the workers, so that the driver never holds it."""
+
+    inventory: Inventory
+    spans: Any  # ray.ObjectRef of a list of (start, stop)
+
+    def __call__(self, numbers: pa.Table) -> pa.Table:
+        """The rows of the slices whose numbers stand in column `id`."""
+        spans = ray.get(self.spans)
+        found = [carried(self.inventory, *spans[number]) for number in numbers["id"].to_pylist()]
+        return pa.concat_tables(found)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Reads rows, or the slices that `take` takes, some at a time."""
+
+    read: Read
+    batch: int
+    take: TakeSlices | None = None
+
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        """Rows with pixels, or with a status and a reason."""
+        rows = self.take(block) if self.take else block
+        for start in range(0, len(rows), self.batch):
+            yield self.read(rows.slice(start, self.batch))
+
+
+def slices(
+    inventory: Inventory, spans: list[tuple[int, int]], rows: int
+) -> tuple[Dataset, TakeSlices] | None:
+    """Slices of the inventory's rows in `spans`, one block each; None if there are none.
+
+    Slices hold `rows` rows, more where that would make over 20,000 of them.
+    """
+    total = sum(stop - start for start, stop in spans)
+    rows = max(rows, -(-total // 20_000))
+    cut = [
+        (begin, min(begin + rows, stop))
+        for start, stop in spans
+        for begin in range(start, stop, rows)
+    ]
+    if not cut:
+        return None
+    numbers = ray.data.range(len(cut), override_num_blocks=len(cut))
+    return numbers, TakeSlices(inventory, ray.put(cut))

@@ -1,0 +1,305 @@
+"""One cluster, one model, one archive with broken files; run once, asserted many times."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from ops import maps, scores, storage, tables, uris
+from ops.archives import IMAGE_SUFFIXES
+from ops.backbone import BackboneSettings
+from ops.fetch import FetchSettings
+from ops.inventory import Inventory
+from ops.layout import Out
+from ops.model import read_model, write_model
+from ops.naming import LAYOUTS, Namer
+from ops.patchcore import PatchCoreSettings
+from ops.reading import Read
+from ops.resize import InputSettings
+from pipelines import evaluate, fit, inventory, score
+from pipelines.chain import Chain, drawing
+from pipelines.cluster import Slots
+from pipelines.parts import Parts
+from pipelines.score import ScoreSettings, TooManyFailures
+from pipelines.shared import SharedModel
+from tests.conftest import draw_archive
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+SLOTS = Slots(workers=2, cpus=1, readers=0.5, batch=4)
+BROKEN = {
+    "cut.png": "unreadable",
+    "empty.png": "unreadable",
+    "text.png": "unreadable",
+    "moving.gif": "unsupported",
+    "gone.png": "missing",
+}
+
+
+def nothing(*_):
+    """Nobody watches."""
+
+
+def take(folder, out):
+    namer = Namer(LAYOUTS["mvtec"], "")
+    inventory.take([str(folder)], str(out), namer, IMAGE_SUFFIXES.split(), nothing)
+    return Inventory(str(out))
+
+
+def request(**changes):
+    values = {
+        "method": "patchcore",
+        "settings": PatchCoreSettings(ratio=0.1, embedding="concat"),
+        "backbone": BackboneSettings("squeezenet1_1", "features.3,features.6", "random"),
+        "input": InputSettings(64),
+        "holdout": 0.25,
+        "false_alarm_rate": 0.3,
+    }
+    return fit.FitRequest(**values | changes)
+
+
+@dataclass
+class World:
+    """What the tests of this module share."""
+
+    inventory: Inventory
+    model: SharedModel
+    out: Out
+    run: score.Run
+    totals: dict
+    table: pa.Table
+
+
+@pytest.fixture(scope="module")
+def world(cluster, tmp_path_factory):
+    """Fit on a drawn archive, then score all of it together with broken files."""
+    folder = draw_archive(tmp_path_factory.mktemp("archive"))
+    place = folder / "washer" / "test" / "good"
+    whole = (place / "009.png").read_bytes()
+    moving = io.BytesIO()
+    frames = [Image.new("L", (8, 8), value) for value in (0, 255)]
+    frames[0].save(moving, "GIF", save_all=True, append_images=frames[1:])
+    content = {"cut.png": whole[:300], "empty.png": b"", "text.png": b"no", "gone.png": whole}
+    for name, data in (content | {"moving.gif": moving.getvalue()}).items():
+        (place / name).write_bytes(data)
+    listed = take(folder, tmp_path_factory.mktemp("i") / "inventory.parquet")
+    (place / "gone.png").unlink()
+    model = fit.fit(listed, request(), SLOTS, nothing)
+    location = str(tmp_path_factory.mktemp("models") / "model")
+    write_model(location, model)
+    shared = SharedModel.put(read_model(location))
+    out = Out(str(tmp_path_factory.mktemp("out")))
+    run = score.prepare(listed, shared, out, ScoreSettings("all", True, 10), "2026-11-20")
+    totals = score.score(run, FetchSettings(patience=0.01), SLOTS, "50%", nothing)
+    return World(listed, shared, out, run, totals, tables.read(totals["table"]))
+
+
+def test_every_image_is_one_row_in_the_inventorys_order(world):
+    listed = world.inventory.read()
+    assert world.table["image_id"].to_pylist() == listed["image_id"].to_pylist()
+    assert world.totals["images"] == len(listed) == 2 * 17 + len(BROKEN)
+    assert scores.violations(world.table) == []
+    assert world.table.schema.field("score").metadata[b"meaning"]
+
+
+def test_broken_files_are_rows_that_say_why(world):
+    rows = {r["uri"].rsplit("/", 1)[-1]: r for r in world.table.to_pylist()}
+    for name, status in BROKEN.items():
+        assert rows[name]["status"] == status, rows[name]
+        assert len(rows[name]["reason"]) > 10
+        assert rows[name]["score"] is None
+    assert world.totals["statuses"] == {"missing": 1, "ok": 34, "unreadable": 3, "unsupported": 1}
+
+
+def test_defects_score_higher_and_peaks_lie_in_them(world):
+    listed = {r["image_id"]: r for r in world.inventory.read().to_pylist()}
+    rows = [r for r in world.table.to_pylist() if r["status"] == "ok"]
+    hits = 0
+    for product in ("fabric", "washer"):
+        mine = [r for r in rows if r["product"] == product]
+        bad = [r for r in mine if listed[r["image_id"]]["label"] == 1]
+        good = [r["score"] for r in mine if listed[r["image_id"]]["label"] == 0]
+        assert np.mean([r["score"] for r in bad]) > np.max(good) * 0.9
+        for row in bad:
+            mask = Image.open(uris.parse(listed[row["image_id"]]["mask_uri"]).location)
+            near = np.asarray(mask)[
+                max(0, row["peak_y"] - 6) : row["peak_y"] + 7,
+                max(0, row["peak_x"] - 6) : row["peak_x"] + 7,
+            ]
+            hits += bool(near.any())
+    assert hits >= 7
+
+
+def test_p_values_and_flags_follow_from_the_models_calibration(world):
+    for row in world.table.to_pylist():
+        if row["status"] == "ok":
+            calibration = world.model.card.products[row["product"]].calibration
+            assert row["p_value"] == calibration.p_values(np.array([row["score"]]))[0]
+            assert row["is_anomalous"] == (row["score"] > calibration.threshold(0.3))
+
+
+def test_maps_are_16_bit_on_one_scale_and_overlays_lie_beside_them(world):
+    for row in world.table.to_pylist():
+        if row["status"] != "ok":
+            assert row["map_uri"] is None
+            continue
+        drawn = maps.decode(storage.read_bytes(uris.parse(row["map_uri"]).location))
+        assert drawn.levels.shape == (64, 64)
+        assert drawn.scale == world.model.card.map_scale
+        assert maps.peak(drawn.values(), drawn.geometry) == (row["peak_x"], row["peak_y"])
+        assert storage.exists(world.out.overlay(row["model_id"], row["image_id"]))
+
+
+def test_repeating_a_finished_run_changes_nothing(world):
+    def files():
+        return {item.name: item.version for item in storage.listing(world.out.root)}
+
+    before = files()
+    again = score.score(world.run, FetchSettings(), SLOTS, "50%", nothing)
+    assert again == world.totals
+    assert files() == before
+    assert not any("_work" in name for name in before)
+
+
+def comparable(table):
+    return table.drop_columns(["scored_at", "run_id", "map_uri"])
+
+
+def test_another_cut_into_batches_and_workers_gives_the_same_rows(world, tmp_path):
+    out = Out(str(tmp_path))
+    run = score.prepare(world.inventory, world.model, out, ScoreSettings("none", False, 7), None)
+    slots = Slots(workers=1, cpus=1, readers=0.5, batch=17)
+    totals = score.score(run, FetchSettings(patience=0.01), slots, "50%", nothing)
+    assert comparable(tables.read(totals["table"])).equals(comparable(world.table))
+    assert not os.path.exists(tmp_path / "maps")
+
+
+def test_the_top_k_maps_are_those_of_the_highest_scores(world, tmp_path):
+    out = Out(str(tmp_path))
+    run = score.prepare(world.inventory, world.model, out, ScoreSettings("top:3"), None)
+    totals = score.score(run, FetchSettings(patience=0.01), SLOTS, "50%", nothing)
+    rows = [r for r in tables.read(totals["table"]).to_pylist() if r["status"] == "ok"]
+    rows.sort(key=lambda r: -r["score"])
+    assert all(r["map_uri"] for r in rows[:3])
+    assert not any(r["map_uri"] for r in rows[3:])
+    drawn = [item.name for item in storage.listing(out.maps(world.model.card.model_id))]
+    assert len(drawn) == 3
+
+
+def test_too_many_failures_end_the_run_keep_its_rows_and_can_be_continued(world, tmp_path):
+    out = Out(str(tmp_path))
+    run = score.prepare(world.inventory, world.model, out, ScoreSettings("none", False, 10), None)
+    with pytest.raises(TooManyFailures, match="more than --max_failed allows"):
+        score.score(run, FetchSettings(patience=0.01), SLOTS, "2", nothing)
+    assert not os.path.exists(tmp_path / "scores")
+    kept = Parts(out, run.run_id, world.inventory, 10)
+    assert kept.done > 0
+    taken_up = score.prepare(
+        world.inventory, world.model, out, ScoreSettings("none", False, 10), None
+    )
+    assert taken_up.run_id == run.run_id
+    totals = score.score(taken_up, FetchSettings(patience=0.01), SLOTS, "5", nothing)
+    assert totals["resumed"] == kept.done
+    assert comparable(tables.read(totals["table"])).equals(comparable(world.table))
+
+
+class Deadly(Read):
+    """A reader whose process dies of two images, as decoders have done."""
+
+    def __call__(self, rows):
+        if any(
+            uri.endswith(("washer/test/good/011.png", "blob/001.png"))
+            for uri in rows["uri"].to_pylist()
+        ):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(rows)
+
+
+class DeadlyChain(Chain):
+    """A chain with that reader."""
+
+    @property
+    def read(self):
+        card = self.model.card
+        return Deadly(card.input, card.decode, self.fetch, frozenset(card.products))
+
+
+def test_images_that_kill_their_workers_become_rows_and_the_others_are_scored(world, tmp_path):
+    out = Out(str(tmp_path))
+    run = score.prepare(world.inventory, world.model, out, ScoreSettings("none", False, 10), None)
+    draw = drawing(world.model.card, out, "none")
+    chain = DeadlyChain(world.model, draw, FetchSettings(patience=0.01), SLOTS)
+    parts = Parts(out, run.run_id, world.inventory, 10)
+    score._fill(run, chain, parts, 39, nothing)
+    found = pa.concat_tables(parts.tables())
+    killers = [r for r in found.to_pylist() if r["status"] == "crashed_worker"]
+    assert sorted(r["uri"].rsplit("/", 3)[-3:] for r in killers) == [
+        ["test", "blob", "001.png"],
+        ["test", "blob", "001.png"],
+        ["test", "good", "011.png"],
+    ]
+    assert all("died" in r["reason"] for r in killers)
+    survivors = [r["image_id"] for r in found.to_pylist() if r["status"] != "crashed_worker"]
+    expected = [r for r in comparable(world.table).to_pylist() if r["image_id"] in set(survivors)]
+    assert [r for r in comparable(found).to_pylist() if r["image_id"] in set(survivors)] == expected
+
+
+def test_metrics_come_from_the_published_table_and_maps(world):
+    found = evaluate.evaluate(
+        world.table, world.inventory.read(), InputSettings(64), FetchSettings(), SLOTS, nothing
+    ).to_pylist()
+    assert [row["product"] for row in found] == ["fabric", "washer", "mean"]
+    washer = found[1]
+    # Broken files lie among the good ones; they are counted, and in no figure.
+    assert (washer["good"], washer["defective"], washer["not_scored"]) == (4, 4, 5)
+    assert washer["image_auroc"] > 0.9
+    assert washer["pixel_auroc"] > 0.8
+    assert washer["pixel_images"] == 8
+    assert found[2]["image_auroc"] == pytest.approx(
+        (found[0]["image_auroc"] + washer["image_auroc"]) / 2
+    )
+
+
+def test_pixel_figures_are_left_out_when_maps_are_missing(world):
+    where = world.table.schema.get_field_index("map_uri")
+    uri = world.table["map_uri"].to_pylist()
+    uri[next(i for i, value in enumerate(uri) if value)] = None
+    table = world.table.set_column(where, "map_uri", pa.array(uri))
+    found = evaluate.evaluate(
+        table, world.inventory.read(), InputSettings(64), FetchSettings(), SLOTS, nothing
+    ).to_pylist()
+    assert found[0]["pixel_auroc"] is None
+    assert "maps are missing" in found[0]["note"]
+    assert found[1]["pixel_auroc"] is not None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_every_good_image_is_in_the_bank_whatever_the_number_of_workers(world, tmp_path):
+    """Odd counts over three workers: an equal split would leave images out."""
+    folder = draw_archive(tmp_path / "archive", train=11, test=1)
+    listed = take(folder, tmp_path / "inventory.parquet")
+    models = {
+        workers: fit.fit(
+            listed,
+            request(holdout=0.0),
+            Slots(workers=workers, cpus=1, readers=0.5, batch=batch),
+            nothing,
+        )
+        for workers, batch in ((1, 8), (2, 1), (3, 5))
+    }
+    for model in models.values():
+        for card in model.card.products.values():
+            assert card.figures["images"] == 11
+            assert card.figures["patches"] == 11 * 15 * 15
+    banks = [{p: t["bank"] for p, t in model.products.items()} for model in models.values()]
+    for product, bank in banks[0].items():
+        assert len(bank) == int(0.1 * 11 * 15 * 15)
+        assert all((other[product] == bank).all() for other in banks[1:])
+    assert len({model.card.model_id for model in models.values()}) == 1

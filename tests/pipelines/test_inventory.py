@@ -1,0 +1,214 @@
+"""Taking inventories: no Ray, real files."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import tarfile
+import zipfile
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ops.archives import IMAGE_SUFFIXES
+from ops.fetch import fetch
+from ops.inventory import SCHEMA, Inventory
+from ops.naming import LAYOUTS, Layout, Namer
+from pipelines import inventory
+from tests.conftest import DATA, ROOT
+
+
+def take(places, out, layout: Layout, product="parts", split=None):
+    tally = inventory.take(
+        [str(place) for place in places],
+        str(out),
+        Namer(layout, product),
+        IMAGE_SUFFIXES.split(),
+        lambda *_: None,
+        split,
+    )
+    return tally, pq.read_table(out)
+
+
+def test_an_mvtec_folder_gives_sorted_rows_with_masks_of_defective_images(archive, tmp_path):
+    tally, table = take([archive], tmp_path / "i.parquet", LAYOUTS["mvtec"])
+    rows = table.to_pylist()
+    assert table.schema.equals(SCHEMA, check_metadata=True)
+    assert tally.images == len(rows) == 2 * (9 + 4 + 4)
+    assert tally.masks == 8
+    assert [(r["product"], r["uri"]) for r in rows] == sorted(
+        (r["product"], r["uri"]) for r in rows
+    )
+    assert {r["label"] for r in rows if r["split"] == "train"} == {0}
+    bad = [r for r in rows if r["label"] == 1]
+    assert len(bad) == 8
+    assert all(r["defect"] == "blob" and r["mask_uri"].endswith("_mask.png") for r in bad)
+    assert all(r["product"] in r["mask_uri"] for r in bad)
+    assert all(r["mask_uri"] is None for r in rows if not r["label"])
+    assert len({r["image_id"] for r in rows}) == len(rows)
+
+
+def pack(archive, path):
+    files = sorted(p for p in archive.rglob("*") if p.is_file())
+    names = [str(p.relative_to(archive)) for p in files]
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as packed:
+            for file, name in zip(files, names, strict=True):
+                packed.write(file, name)
+    elif path.suffix == ".parquet":
+        data = [file.read_bytes() for file in files]
+        pq.write_table(pa.table({"path": names, "bytes": data}), path, row_group_size=7)
+    else:
+        with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as packed:
+            for file, name in zip(files, names, strict=True):
+                packed.add(file, name)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.zip", "a.parquet"])
+def test_every_kind_of_archive_lists_the_same_images_with_the_same_bytes(archive, tmp_path, name):
+    _, folder = take([archive], tmp_path / "f.parquet", LAYOUTS["mvtec"])
+    _, packed = take([pack(archive, tmp_path / name)], tmp_path / "p.parquet", LAYOUTS["mvtec"])
+
+    def content(table):
+        return sorted(
+            (r["product"], r["split"], r["label"], fetch(r["uri"], r["position"], r["bytes"]))
+            for r in table.to_pylist()
+        )
+
+    assert content(packed) == content(folder)
+    masks = [r["mask_uri"] for r in packed.to_pylist() if r["mask_uri"]]
+    assert len(masks) == 8
+    assert fetch(masks[0], None, None).startswith(b"\x89PNG")
+
+
+def test_only_one_split_is_kept_on_request(archive, tmp_path):
+    _, table = take([archive], tmp_path / "i.parquet", LAYOUTS["mvtec"], split="test")
+    assert set(table["split"].to_pylist()) == {"test"}
+    assert len(table) == 16
+
+
+def test_without_a_pattern_all_images_are_of_one_product(archive, tmp_path):
+    _, table = take([archive], tmp_path / "i.parquet", Layout("**/{name}"), "shelf")
+    assert set(table["product"].to_pylist()) == {"shelf"}
+    assert set(table["label"].to_pylist()) == {None}
+
+
+def test_images_off_the_pattern_are_rows_without_a_product(archive, tmp_path):
+    tally, table = take([archive], tmp_path / "i.parquet", Layout("{product}/train/*/{name}"))
+    assert tally.unmatched == table["product"].null_count == 16 + 8
+    assert len(table) == tally.images
+
+
+def test_an_empty_place_says_so(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(inventory.EmptyArchive, match="it is empty"):
+        take([tmp_path / "empty"], tmp_path / "i.parquet", LAYOUTS["mvtec"])
+    (tmp_path / "empty" / "a.txt").write_text("x")
+    with pytest.raises(inventory.EmptyArchive, match=r"1 files end in \.txt"):
+        take([tmp_path / "empty"], tmp_path / "i.parquet", LAYOUTS["mvtec"])
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        take([tmp_path / "nowhere"], tmp_path / "i.parquet", LAYOUTS["mvtec"])
+    assert not (tmp_path / "i.parquet").exists()
+
+
+def test_a_truncated_tar_is_listed_up_to_the_damage_and_says_so(archive, tmp_path):
+    whole = pack(archive, tmp_path / "a.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(whole[: len(whole) // 2])
+    tally, table = take([tmp_path / "a.tar"], tmp_path / "i.parquet", LAYOUTS["mvtec"])
+    assert tally.problems == 1
+    problems = [r for r in table.to_pylist() if r["problem"]]
+    assert len(problems) == 1
+    assert "damaged" in problems[0]["problem"]
+    assert len(table) == tally.images + 1 > 5
+
+
+def test_duplicate_names_in_an_archive_stay_two_images(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as packed:
+        for content in (b"first", b"second"):
+            member = tarfile.TarInfo("bolt/1.png")
+            member.size = len(content)
+            packed.addfile(member, io.BytesIO(content))
+    _, table = take([tmp_path / "a.tar"], tmp_path / "i.parquet", Layout("{product}/{name}"))
+    rows = table.to_pylist()
+    assert len({r["image_id"] for r in rows}) == 2
+    assert {fetch(r["uri"], r["position"], r["bytes"]) for r in rows} == {b"first", b"second"}
+
+
+def test_odd_names_survive_the_way_to_the_table_and_back(tmp_path):
+    names = ["a#b.png", "50%.png", "why?.png", "größe 1.png", "日本.png", "%23.png", "a\nb.png"]
+    for name in names:
+        (tmp_path / "x").mkdir(exist_ok=True)
+        (tmp_path / "x" / name).write_bytes(name.encode())
+    broken = b"\xff\xfe.png"
+    with open(bytes(tmp_path / "x") + b"/" + broken, "wb") as file:
+        file.write(b"latin")
+    _, table = take([tmp_path / "x"], tmp_path / "i.parquet", Layout("{name}"))
+    found = {fetch(r["uri"], None, r["bytes"]) for r in table.to_pylist()}
+    assert found == {name.encode() for name in names} | {b"latin"}
+
+
+def test_slices_of_an_inventory_are_its_rows(archive, tmp_path):
+    _, table = take([archive], tmp_path / "i.parquet", LAYOUTS["mvtec"])
+    pq.write_table(table, tmp_path / "j.parquet", row_group_size=5)
+    read = Inventory(str(tmp_path / "j.parquet"))
+    assert len(read) == len(table)
+    for start, stop in ((0, 3), (4, 6), (7, 23), (33, 34)):
+        assert read.rows(start, stop).equals(table.slice(start, stop - start))
+    assert read.content_hash() == Inventory(str(tmp_path / "i.parquet")).content_hash()
+
+
+def test_a_table_that_is_no_inventory_is_refused(tmp_path):
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match="no inventory"):
+        Inventory(str(tmp_path / "x.parquet"))
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="the magnetic tile images are not at hand")
+def test_the_magnetic_tiles_are_listed_as_their_authors_split_them(tmp_path):
+    names = frozenset((DATA / "mtd" / "train_names.txt").read_text().split())
+    layout = replace(LAYOUTS["mtd"], train_names=names)
+    _, table = take([DATA / "mtd"], tmp_path / "i.parquet", layout)
+    rows = table.to_pylist()
+    assert len(rows) == 1344
+    assert sum(r["split"] == "train" for r in rows) == 761
+    assert sum(r["label"] == 1 for r in rows) == 392
+    assert all(r["mask_uri"] for r in rows if r["label"])
+
+
+LISTING = """
+import resource, sys
+from ops import storage
+from ops.archives import IMAGE_SUFFIXES
+from ops.naming import Layout, Namer
+from pipelines import inventory
+
+def listing(location):
+    for i in range(int(sys.argv[2])):
+        yield storage.Stored(f"line-{i % 40:02d}/2026/{i:09d}.png", 100_000, f"etag{i:032d}")
+
+storage.listing, storage.is_folder, storage.exists = listing, lambda _: True, lambda _: False
+namer = Namer(Layout("{product}/**/{name}"), "p")
+tally = inventory.take(["s3://bucket/parts"], sys.argv[1], namer,
+                       IMAGE_SUFFIXES.split(), lambda *_: None, memory="512MB")
+assert tally.images == int(sys.argv[2])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_million_objects_are_listed_in_bounded_memory(tmp_path):
+    def peak(count: int) -> int:
+        out = str(tmp_path / f"{count}.parquet")
+        command = [sys.executable, "-c", LISTING, out, str(count)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    small, large = peak(10_000), peak(1_000_000)
+    assert len(Inventory(str(tmp_path / "1000000.parquet"))) == 1_000_000
+    # As Python objects alone a million entries would take over 500 MiB; sorting may use 512.
+    assert large - small < 700

@@ -1,0 +1,120 @@
+"""Parts: what arrives in any order, twice, or half ends as whole files. No Ray."""
+
+from __future__ import annotations
+
+import datetime
+import random
+
+import pyarrow as pa
+import pytest
+
+from ops import scores, tables
+from ops.inventory import SCHEMA, Inventory, image_id
+from ops.layout import Out
+from pipelines.parts import ROWS, BrokenRun, Parts
+
+NOW = datetime.datetime(2026, 11, 20, tzinfo=datetime.UTC)
+
+
+@pytest.fixture
+def inventory(tmp_path):
+    rows = [
+        {"image_id": image_id(f"file:///{i}", "v"), "uri": f"file:///{i}", "version": "v"}
+        for i in range(25)
+    ]
+    tables.write(str(tmp_path / "i.parquet"), SCHEMA, [pa.Table.from_pylist(rows, SCHEMA)])
+    return Inventory(str(tmp_path / "i.parquet"))
+
+
+def rows(inventory, places, score=1.0):
+    uris = inventory.read(["image_id", "uri"]).to_pylist()
+    return pa.Table.from_pylist(
+        [
+            {
+                **uris[place],
+                "position": place,
+                "product": "p",
+                "status": "ok",
+                "score": score + place,
+                "model_id": "m",
+                "run_id": "r",
+                "scored_at": NOW,
+            }
+            for place in places
+        ],
+        ROWS,
+    )
+
+
+def published(parts):
+    return pa.concat_tables(parts.tables())
+
+
+def parts_of(inventory, tmp_path):
+    return Parts(Out(str(tmp_path / "out")), "r", inventory, 10)
+
+
+def test_rows_in_any_order_and_twice_end_once_in_the_inventorys_order(inventory, tmp_path):
+    parts = parts_of(inventory, tmp_path)
+    places = [*range(25), 3, 4, 5, 24]
+    random.Random(0).shuffle(places)
+    for start in range(0, len(places), 4):
+        parts.add(rows(inventory, places[start : start + 4]))
+    assert parts.done == 25
+    assert not list(parts.missing())
+    assert published(parts)["score"].to_pylist() == [1.0 + i for i in range(25)]
+
+
+def test_what_is_missing_is_known_row_by_row(inventory, tmp_path):
+    parts = parts_of(inventory, tmp_path)
+    assert list(parts.missing()) == [(0, 10), (10, 20), (20, 25)]
+    parts.add(rows(inventory, [*range(10), 12, 13, 19, 24]))
+    assert list(parts.missing()) == [(10, 12), (14, 19), (20, 24)]
+
+
+def test_a_second_attempt_takes_up_finished_parts_and_kept_rows(inventory, tmp_path):
+    first = parts_of(inventory, tmp_path)
+    first.add(rows(inventory, [*range(10), 12, 24]))
+    first.keep()
+    second = parts_of(inventory, tmp_path)
+    assert second.done == 12
+    assert list(second.missing()) == [(10, 12), (13, 20), (20, 24)]
+    second.add(rows(inventory, range(25), score=100.0))
+    values = published(second)["score"].to_pylist()
+    assert values[:10] == [1.0 + i for i in range(10)]
+    assert (values[12], values[24]) == (13.0, 25.0)
+    assert parts_of(inventory, tmp_path).done == 25
+
+
+def test_without_keeping_an_unfinished_part_is_done_again(inventory, tmp_path):
+    parts_of(inventory, tmp_path).add(rows(inventory, [*range(10), 12, 24]))
+    assert list(parts_of(inventory, tmp_path).missing()) == [(10, 20), (20, 25)]
+
+
+def test_failures_are_counted_also_over_attempts(inventory, tmp_path):
+    table = rows(inventory, range(10)).to_pylist()
+    for row in table[:3]:
+        row |= {"status": "missing", "reason": "gone", "score": None}
+    parts = parts_of(inventory, tmp_path)
+    parts.add(pa.Table.from_pylist(table, ROWS))
+    assert parts.failed == 3
+    assert parts_of(inventory, tmp_path).statuses == {"ok": 7, "missing": 3}
+
+
+def test_a_part_with_foreign_missing_or_lawless_rows_is_not_published(inventory, tmp_path):
+    parts = parts_of(inventory, tmp_path)
+    parts.add(rows(inventory, range(25)))
+    place = parts.out.part("r", 1)
+    good = tables.read(place)
+    tables.write(place, scores.SCHEMA, [good.slice(1)])
+    with pytest.raises(BrokenRun, match="part 1"):
+        published(parts)
+    swapped = pa.concat_tables([good.slice(1, 1), good.slice(0, 1), good.slice(2)])
+    tables.write(place, scores.SCHEMA, [swapped])
+    with pytest.raises(BrokenRun, match="part 1"):
+        published(parts)
+    column = pa.array([None] * len(good), pa.float64())
+    where = good.schema.get_field_index("score")
+    tables.write(place, scores.SCHEMA, [good.set_column(where, "score", column)])
+    with pytest.raises(BrokenRun, match="ok rows without a finite score"):
+        published(parts)

@@ -1,0 +1,117 @@
+"""From a command line to an exit code: the same door for every job."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, TypeVar
+
+import jsonargparse
+from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
+
+from jobs.words import say
+from pipelines.evaluate import NothingLabelled
+from pipelines.fit import NothingToFit
+from pipelines.inventory import EmptyArchive
+from pipelines.parts import BrokenRun
+from pipelines.score import TooManyFailures
+
+S = TypeVar("S")
+#: What a user can mend: told in a sentence. All else is a bug and shows its traceback.
+MENDABLE = (
+    BotoCoreError,  # no credentials, no such host
+    BrokenRun,
+    EmptyArchive,
+    NothingLabelled,
+    NothingToFit,
+    OSError,  # not there, forbidden, disk full, no connection
+    TooManyFailures,
+    ValueError,
+)
+
+jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+class _Parser(jsonargparse.ArgumentParser):
+    """Names the known settings when it meets an unknown one."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # noqa: ARG002 - as in the base
+        """Say what is wrong, then leave with 2."""
+        known = [
+            name.removeprefix("--")
+            for action in self._actions
+            for name in action.option_strings
+            if name.startswith("--") and name[-1] != "+" and action.help != argparse.SUPPRESS
+        ]
+        listed = textwrap.fill(", ".join(known), 100, initial_indent="  ", subsequent_indent="  ")
+        sys.stderr.write(f"error: {message}\nknown settings:\n{listed}\n")
+        sys.exit(2)
+
+
+class _ConfigFile(jsonargparse.ActionConfigFile):  # type: ignore[misc,name-defined]  # untyped
+    """Says that a file is not there, where the base would take its name for settings."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: Any = None) -> None:
+        """Read it."""
+        if not os.path.isfile(values):
+            parser.error(f"--config {values}: there is no such file")
+        super().__call__(parser, cfg, values, option_string)
+
+
+def parse(
+    kind: type[S], doc: str, argv: Sequence[str], groups: Mapping[str, type[Any]] | None = None
+) -> tuple[S, dict[str, Any]]:
+    """Settings from a command line, and from the TOML file that --config names.
+
+    Returns an instance of `kind`, and one of each of `groups`, whose settings are `--group.name`.
+    """
+    parser = _Parser(
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parser_mode="toml",
+        allow_abbrev=False,
+        prog=f"python -m {doc.split('python -m ', 1)[-1].split(maxsplit=1)[0]}",
+    )
+    parser.add_argument("--config", action=_ConfigFile, help="a TOML file of settings")
+    parser.add_class_arguments(kind, None)
+    for name, group in (groups or {}).items():
+        parser.add_class_arguments(group, name)
+    found = parser.instantiate(parser.parse_args([_underscored(arg) for arg in argv]))
+    values = {name: value for name, value in vars(found).items() if name != "config"}
+    chosen = {name: values.pop(name) for name in groups or {}}
+    return kind(**values), chosen
+
+
+def _underscored(argument: str) -> str:
+    """--max-failed and --max_failed are the same setting."""
+    if not argument.startswith("--"):
+        return argument
+    name, separator, value = argument.partition("=")
+    return "--" + name[2:].replace("-", "_") + separator + value
+
+
+def start(job: Callable[[Sequence[str]], int]) -> NoReturn:
+    """Run a job and leave with its exit code, which is 0 only if it kept its promise."""
+    logging.basicConfig(
+        level=os.environ.get("NIGHTLOUPE_LOG", "WARNING"),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        code = job(sys.argv[1:])
+    except MENDABLE as error:
+        if os.environ.get("NIGHTLOUPE_LOG") == "DEBUG":
+            raise
+        say(f"error: {error}")
+        code = 1
+    except KeyboardInterrupt:
+        say("stopped; start the same command again to go on")
+        code = 130
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+    sys.exit(code)

@@ -1,0 +1,123 @@
+"""Fit one detector per product on good images, calibrate them, write and register the model.
+
+python -m jobs.fit --inventory mvtec.parquet --out out --method patchcore
+python -m jobs.fit --archive s3://bucket/parts --pattern "{product}/{name}" --out s3://bucket/out
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+from jobs import entry, sources
+from jobs.tracking import Tracker
+from jobs.words import Progress, say
+from ops.backbone import BackboneSettings
+from ops.decode import DecodeSettings
+from ops.fetch import FetchSettings
+from ops.layout import Out
+from ops.methods import METHODS, method_named
+from ops.model import Model, write_model
+from ops.resize import InputSettings
+from pipelines import fit
+from pipelines.cluster import Slots, connected
+from pipelines.score import max_failures
+
+
+@dataclass(frozen=True)
+class Settings(sources.Listing):
+    """Settings of jobs.fit."""
+
+    inventory: str = ""
+    """An inventory of jobs.inventory; or name an archive."""
+    out: str = "out"
+    """The output folder; a path or s3:// URI."""
+    model: str = ""
+    """The folder of the new model; default: OUT/models/<model_id>."""
+    method: str = "patchcore"
+    """The detector; its own settings stand under its name."""
+    holdout: float = 0.1
+    """Share of the good images that calibrates instead of fitting; 0 = no p-values."""
+    false_alarm_rate: float = 0.01
+    """Share of good images that may be called anomalous."""
+    max_failed: str = "10%"
+    """How many images may be unreadable, as a count or share, before the fit ends."""
+    name: str = "nightloupe"
+    """Name in the model registry; empty = do not register."""
+    alias: str = "champion"
+    """Alias that the new version gets there."""
+    cluster: str | None = None
+    """Address of a Ray cluster; default: RAY_ADDRESS, else one is started for the job."""
+    backbone: BackboneSettings = field(default_factory=BackboneSettings)
+    input: InputSettings = field(default_factory=InputSettings)
+    decode: DecodeSettings = field(default_factory=DecodeSettings)
+    fetch: FetchSettings = field(default_factory=FetchSettings)
+    slots: Slots = field(default_factory=Slots)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Fit a model."""
+    groups = {name: kind.Settings for name, kind in METHODS.items()}
+    settings, methods = entry.parse(Settings, __doc__, argv, groups)
+    method_named(settings.method)
+    sources.check(settings.inventory, settings)
+    max_failures(settings.max_failed, 0)
+    chosen = methods[settings.method]
+    out = Out(settings.out)
+    tracker = Tracker(settings.out)
+    with tracker.run("fit", asdict(settings) | {settings.method: asdict(chosen)}) as record:
+        if settings.backbone.weights == "random":
+            say("warning: the backbone's weights are random; fine for a trial, not for parts")
+        with Progress() as progress, connected(settings.cluster):
+            inventory = sources.inventory_of(settings.inventory, settings, out, progress)
+            request = fit.FitRequest(
+                method=settings.method,
+                settings=chosen,
+                backbone=settings.backbone,
+                input=settings.input,
+                decode=settings.decode,
+                fetch=settings.fetch,
+                holdout=settings.holdout,
+                false_alarm_rate=settings.false_alarm_rate,
+                max_failed=max_failures(settings.max_failed, len(inventory)),
+            )
+            model = fit.fit(inventory, request, settings.slots, progress)
+        location = settings.model or f"{out.root}/models/{model.card.model_id}"
+        write_model(location, model)
+        record.metrics |= _metrics(model)
+        record.tags |= {"model_id": model.card.model_id, "model": location}
+        _tell(model, location)
+        if settings.name:
+            registered = tracker.register(model, settings.name, settings.alias, record)
+            if registered:
+                say(f"registered: {registered}")
+    return 0
+
+
+def _metrics(model: Model) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for number, (_, card) in enumerate(sorted(model.card.products.items())):
+        found |= {f"product_{number}.{name}": value for name, value in card.figures.items()}
+        found[f"product_{number}.calibration_images"] = len(card.calibration.scores)
+    return found
+
+
+def _tell(model: Model, location: str) -> None:
+    for name, card in model.card.products.items():
+        figures = ", ".join(f"{key} {value:g}" for key, value in card.figures.items())
+        say(f"{name}: {figures}")
+        promised = card.calibration.promised_rate(model.card.false_alarm_rate)
+        if promised is None:
+            say(f"{name}: no image was held out, so there are no p-values and no threshold")
+        elif promised > model.card.false_alarm_rate:
+            say(
+                f"{name}: {len(card.calibration.scores)} held-out images can only promise a false "
+                f"alarm rate of {promised:.3f}, not {model.card.false_alarm_rate}"
+            )
+    if failures := model.card.fit["failures"]:
+        say(f"{model.card.fit['failed']} images could not be read, such as {failures[0]}")
+    say(f"model: {location}")
+
+
+if __name__ == "__main__":
+    entry.start(main)

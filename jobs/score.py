@@ -1,0 +1,114 @@
+"""Score every image of an inventory: a Parquet table with one row each, and maps as 16-bit PNG.
+
+python -m jobs.score --inventory parts.parquet --model out/models/4f2a --out out --maps all
+python -m jobs.score --archive s3://bucket/parts --pattern "{product}/{name}" \
+    --model models:/nightloupe@champion --out s3://bucket/out
+
+The same command finishes a run that was killed, and leaves a finished one as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from jobs import entry, sources
+from jobs.tracking import Tracker
+from jobs.words import Progress, say
+from ops.fetch import FetchSettings
+from ops.layout import Out
+from ops.model import Model, ModelCard, read_model
+from pipelines import score
+from pipelines.cluster import Slots, connected
+from pipelines.score import ScoreSettings
+from pipelines.shared import SharedModel
+
+
+@dataclass(frozen=True)
+class Settings(ScoreSettings, sources.Listing):
+    """Settings of jobs.score."""
+
+    inventory: str = ""
+    """An inventory of jobs.inventory; or name an archive."""
+    model: str = ""
+    """A model folder (path or s3:// URI), or models:/name@alias."""
+    out: str = "out"
+    """The output folder; a path or s3:// URI."""
+    night: str | None = None
+    """The night's date; default: that of the unfinished run, else today's (UTC)."""
+    max_failed: str = "50%"
+    """How many images may fail, as a count or share, before the job ends."""
+    cluster: str | None = None
+    """Address of a Ray cluster; default: RAY_ADDRESS, else one is started for the job."""
+    fetch: FetchSettings = field(default_factory=FetchSettings)
+    slots: Slots = field(default_factory=Slots)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Score an inventory."""
+    settings, _ = entry.parse(Settings, __doc__, argv)
+    sources.check(settings.inventory, settings)
+    score.check(settings.max_failed, settings.night)
+    out, tracker = Out(settings.out), Tracker(settings.out)
+    policy = ScoreSettings(settings.maps, settings.overlays, settings.part_rows)
+    with opened(settings.model, tracker) as model:
+        _check(model.card, settings)
+        with Progress() as progress, connected(settings.cluster):
+            inventory = sources.inventory_of(settings.inventory, settings, out, progress)
+            shared = SharedModel.put(model)
+            run = score.prepare(inventory, shared, out, policy, settings.night)
+            if totals := score.finished(run):
+                say(f"run {run.run_id} is finished; nothing to do")
+                _tell(totals)
+                return 0
+            with tracker.run("score", asdict(settings)) as record:
+                record.tags |= {"run_id": run.run_id, "model_id": model.card.model_id}
+                totals = score.score(
+                    run, settings.fetch, settings.slots, settings.max_failed, progress
+                )
+                record.metrics |= _metrics(totals)
+    say(f"run: {run.run_id}")
+    _tell(totals)
+    return 0
+
+
+@contextlib.contextmanager
+def opened(model: str, tracker: Tracker) -> Iterator[Model]:
+    """A model from a folder, S3, or the registry."""
+    if not model:
+        raise ValueError("name the model: --model FOLDER, s3://... or models:/name@alias")
+    with tempfile.TemporaryDirectory(prefix="nightloupe-") as folder:
+        registered = model.startswith("models:/")
+        yield read_model(tracker.fetch_model(model, folder) if registered else model)
+
+
+def _check(card: ModelCard, settings: Settings) -> None:
+    uncalibrated = [name for name, p in card.products.items() if not p.calibration.scores]
+    if settings.maps == "flagged" and uncalibrated:
+        raise ValueError(
+            f"--maps flagged needs thresholds, but {uncalibrated} were fitted without hold-out; "
+            "choose --maps none, all or top:K"
+        )
+
+
+def _metrics(totals: dict[str, Any]) -> dict[str, float]:
+    plain = {k: float(v) for k, v in totals.items() if isinstance(v, (int, float))}
+    return plain | {f"status.{k}": float(v) for k, v in totals["statuses"].items()}
+
+
+def _tell(totals: dict[str, Any]) -> None:
+    counts = ", ".join(f"{count} {status}" for status, count in totals["statuses"].items())
+    say(
+        f"{totals['images']} images: {counts}; {totals['anomalous']} anomalous; "
+        f"{totals['images_per_second']:g} images/s"
+    )
+    if totals["maps_beyond_scale"]:
+        say(f"{totals['maps_beyond_scale']} maps reach beyond the model's scale; scores do not")
+    say(f"table: {totals['table']}")
+
+
+if __name__ == "__main__":
+    entry.start(main)

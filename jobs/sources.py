@@ -1,0 +1,115 @@
+"""Where the images come from: an inventory, or archives that one is taken of."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass, replace
+
+from jobs.words import Progress, say
+from ops import storage
+from ops.archives import IMAGE_SUFFIXES
+from ops.inventory import Inventory, Tally
+from ops.layout import Out
+from ops.naming import GOOD, LAYOUTS, Layout, Namer
+from pipelines import inventory
+
+
+@dataclass(frozen=True)
+class Listing:
+    """How archives are listed."""
+
+    archive: str | list[str] = ""
+    """A folder, s3:// prefix, tar, zip or Parquet file, or a list of them."""
+    layout: str = ""
+    """A layout known by name: mvtec, mtd."""
+    pattern: str = ""
+    """What paths say, such as {product}/{split}/{defect}/{name}; * and **/ match anything."""
+    mask_pattern: str = ""
+    """Paths of masks, such as {product}/ground_truth/{defect}/{stem}_mask.png."""
+    product: str = ""
+    """The product, where the pattern names none; default: the archive's own name."""
+    good: str = ",".join(sorted(GOOD))
+    """Labels or defects that mean good, comma-separated."""
+    train_names: str = ""
+    """A text file with the names of the training images, one a line; all others are for testing."""
+    train_share: float | None = None
+    """Share of the good images that go to split train, by hash, where paths name no split."""
+    split: str = ""
+    """Keep only the images of this split."""
+    suffixes: str = IMAGE_SUFFIXES
+    """Endings of image files, space-separated."""
+
+    def locations(self) -> list[str]:
+        """The archives. Raises ValueError if none is named."""
+        found = [self.archive] if isinstance(self.archive, str) else list(self.archive)
+        if not any(found):
+            raise ValueError(
+                "name the images: --archive FOLDER, s3://..., FILE.tar, .zip, .parquet"
+            )
+        return [place.removeprefix("file://") for place in found]
+
+    def namer(self) -> Namer:
+        """What reads paths. Raises ValueError for an unknown layout or field."""
+        if self.layout and self.layout not in LAYOUTS:
+            raise ValueError(f"unknown layout {self.layout!r}; known: {', '.join(LAYOUTS)}")
+        if self.layout and self.pattern:
+            raise ValueError("--layout and --pattern exclude each other")
+        base = LAYOUTS.get(self.layout) or Layout(self.pattern or "**/{name}", self.mask_pattern)
+        names = storage.read_bytes(self.train_names).decode().split() if self.train_names else []
+        share = base.train_share if self.train_share is None else self.train_share
+        layout = replace(
+            base,
+            good=frozenset(word.strip().lower() for word in self.good.split(",")),
+            train_names=frozenset(names),
+            train_share=share,
+            product=self.product or base.product,
+        )
+        place = self.locations()[0].rstrip("/")
+        own = os.path.basename(place if storage.is_s3(place) else os.path.abspath(place))
+        return Namer(layout, own.split(".")[0] or "product")
+
+
+def take(listing: Listing, out: str, progress: Progress) -> Tally:
+    """Take an inventory, and say what it met."""
+    tally = inventory.take(
+        listing.locations(),
+        out,
+        listing.namer(),
+        listing.suffixes.split(),
+        progress,
+        listing.split or None,
+    )
+    say(f"{tally.images} images and {tally.masks} masks listed")
+    if tally.other_files:
+        endings = " ".join(sorted(tally.other_suffixes))
+        say(f"{tally.other_files} other files left out ({endings})")
+    if tally.unmatched:
+        say(
+            f"warning: {tally.unmatched} images do not match the pattern and have no product, "
+            f"such as {tally.example_unmatched}"
+        )
+    if tally.problems:
+        say(f"warning: {tally.problems} archives are damaged; a row of each says how")
+    return tally
+
+
+def check(given: str, listing: Listing) -> None:
+    """Refuse, before anything starts, an inventory beside an archive, or an unclear listing."""
+    if given and listing.archive:
+        raise ValueError("--inventory and --archive exclude each other")
+    if not given:
+        listing.namer()
+
+
+def inventory_of(given: str, listing: Listing, out: Out, progress: Progress) -> Inventory:
+    """The inventory that a job was given, or one of its archives, kept under its content's hash."""
+    if given:
+        return Inventory(given.removeprefix("file://"))
+    with tempfile.TemporaryDirectory(prefix="nightloupe-") as folder:
+        taken = os.path.join(folder, "inventory.parquet")
+        take(listing, taken, progress)
+        location = out.inventory(Inventory(taken).content_hash())
+        if not storage.exists(location):
+            storage.write_bytes(location, storage.read_bytes(taken))
+    return Inventory(location)

@@ -1,0 +1,200 @@
+"""MLflow: one run per job, delivered at its end; a tracker that is down never fails a night."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ops import storage
+from ops.layout import Out
+from ops.model import Model, versions, write_model
+
+log = logging.getLogger(__name__)
+EXPERIMENT = "nightloupe"
+_USER_INFO = re.compile(r"(\w+://)[^/\s]+@")
+
+
+@dataclass
+class Record:
+    """What a job has to tell: delivered whole, or spooled until a tracker answers."""
+
+    job: str
+    params: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    status: str = "FINISHED"
+    started_ms: int = field(default_factory=lambda: int(time.time() * 1000))
+    ended_ms: int = 0
+
+
+def redact(text: str) -> str:
+    """Take user names and passwords out of addresses."""
+    return _USER_INFO.sub(r"\1***@", text)
+
+
+def tracking_uri(out: str) -> str | None:
+    """MLFLOW_TRACKING_URI, else a SQLite file under a local output folder, else None."""
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    return None if storage.is_s3(out) else f"sqlite:///{os.path.abspath(Out(out).tracker())}"
+
+
+class Tracker:
+    """The tracker of one output folder."""
+
+    def __init__(self, out: str) -> None:
+        self.out = Out(out)
+        self.uri = tracking_uri(out)
+
+    @contextlib.contextmanager
+    def run(self, job: str, settings: Mapping[str, Any]) -> Iterator[Record]:
+        """Record a job; what the record holds at its end is delivered, also when it fails."""
+        record = Record(job, params=_flat(settings), tags=versions())
+        try:
+            yield record
+        except BaseException:
+            record.status = "FAILED"
+            self._end(record)
+            raise
+        self._end(record)
+
+    def _end(self, record: Record) -> None:
+        if not record.ended_ms:  # else it was delivered with its model
+            self.deliver(record)
+
+    def deliver(self, record: Record) -> str | None:
+        """Hand a record and all spooled ones to MLflow; the run's id, or None if it was spooled."""
+        record.ended_ms = record.ended_ms or int(time.time() * 1000)
+        record.params = {name: redact(str(value)) for name, value in record.params.items()}
+        record.tags = {name: redact(str(value)) for name, value in record.tags.items()}
+        try:
+            run_id = self._log(record)
+        except Exception as error:  # whatever the tracker's trouble is, the night must end
+            location = storage.join(self.out.spool(), f"{uuid.uuid4().hex}.json")
+            storage.write_json(location, asdict(record))
+            log.warning("tracking failed (%s); kept in %s", redact(str(error))[:300], location)
+            return None
+        try:
+            self._deliver_spooled()
+        except Exception as error:  # as above
+            log.warning("%s stays undelivered (%s)", self.out.spool(), redact(str(error))[:300])
+        return run_id
+
+    def _deliver_spooled(self) -> None:
+        spool = self.out.spool()
+        if not storage.is_folder(spool):
+            return
+        for item in list(storage.listing(spool)):
+            self._log(Record(**storage.read_json(storage.join(spool, item.name))))
+            storage.remove_file(storage.join(spool, item.name))
+
+    def _client(self) -> Any:
+        if self.uri is None:
+            raise ValueError("no tracker: set MLFLOW_TRACKING_URI when --out lies on S3")
+        # A night must not wait for a tracker that is down.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        from mlflow import MlflowClient  # noqa: PLC0415 - takes 1.5 s, so only where it is used
+
+        for name in ("mlflow", "mlflow.store.db.utils", "alembic"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+
+        if self.uri.startswith("sqlite:///"):
+            os.makedirs(self._beside_database(), exist_ok=True)
+        return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+
+    def _beside_database(self) -> str:
+        return os.path.dirname(os.path.abspath(str(self.uri).removeprefix("sqlite:///")))
+
+    def _experiment(self, client: Any) -> str:
+        found = client.get_experiment_by_name(EXPERIMENT)
+        if found:
+            return str(found.experiment_id)
+        # Without a server artifacts would land in the current folder.
+        alone = str(self.uri).startswith("sqlite:///")
+        where = os.path.join(self._beside_database(), "mlartifacts") if alone else None
+        return str(client.create_experiment(EXPERIMENT, artifact_location=where))
+
+    def _log(self, record: Record) -> str:
+        client = self._client()
+        from mlflow.entities import Metric, Param, RunTag  # noqa: PLC0415
+
+        run = client.create_run(
+            self._experiment(client), start_time=record.started_ms, run_name=record.job
+        )
+        run_id = str(run.info.run_id)
+        now = record.ended_ms
+        client.log_batch(
+            run_id,
+            metrics=[Metric(k, float(v), now, 0) for k, v in record.metrics.items()],
+            params=[Param(k, v[:500]) for k, v in record.params.items()],
+            tags=[RunTag(k, v[:500]) for k, v in record.tags.items()],
+        )
+        client.set_terminated(run_id, record.status, end_time=record.ended_ms)
+        return run_id
+
+    def register(self, model: Model, name: str, alias: str, record: Record) -> str | None:
+        """Deliver a fit's record with its model as artifact, as a version under an alias.
+
+        Returns `models:/name@alias`, or None if the tracker failed; the model folder is unharmed.
+        """
+        run_id = self.deliver(record)
+        if run_id is None:
+            return None
+        try:
+            client = self._client()
+            with tempfile.TemporaryDirectory(prefix="nightloupe-") as folder:
+                write_model(folder, model)
+                client.log_artifacts(run_id, folder, "model")
+            if not client.search_registered_models(f"name = '{name}'"):
+                client.create_registered_model(name)
+            source = f"{client.get_run(run_id).info.artifact_uri}/model"
+            tags = {"model_id": model.card.model_id, "method": model.card.method}
+            version = client.create_model_version(name, source, run_id, tags=tags)
+            client.set_registered_model_alias(name, alias, version.version)
+        except Exception as error:  # as above
+            log.warning("the model was not registered (%s)", redact(str(error))[:300])
+            return None
+        return f"models:/{name}@{alias}"
+
+    def fetch_model(self, uri: str, folder: str) -> str:
+        """The local folder of a registered model (`models:/name@alias`, `models:/name/3`)."""
+        match = re.fullmatch(r"models:/([^@/]+)(?:@([^/]+)|/(\d+))", uri)
+        if not match:
+            raise ValueError(f"{uri!r} is neither models:/name@alias nor models:/name/version")
+        name, alias, number = match.groups()
+        client = self._client()
+        from mlflow.artifacts import download_artifacts  # noqa: PLC0415
+        from mlflow.exceptions import MlflowException  # noqa: PLC0415
+
+        try:
+            version = (
+                client.get_model_version_by_alias(name, alias)
+                if alias
+                else client.get_model_version(name, number)
+            )
+        except MlflowException as error:
+            told = redact(f"{uri} is not in the registry at {self.uri}: {error}")
+            raise FileNotFoundError(told) from None
+        return str(
+            download_artifacts(artifact_uri=version.source, dst_path=folder, tracking_uri=self.uri)
+        )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            out |= _flat(value, f"{prefix}{name}.")
+        else:
+            out[f"{prefix}{name}"] = value
+    return out

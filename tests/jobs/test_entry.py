@@ -1,0 +1,201 @@
+import sys
+
+import pytest
+
+from jobs import entry, evaluate, score
+from ops import storage
+from ops.layout import Out
+
+JOBS = ("inventory", "fit", "score", "evaluate", "demo")
+
+
+def toml(tmp_path, text: str) -> str:
+    file = tmp_path / "settings.toml"
+    file.write_text(text)
+    return str(file)
+
+
+def parsed(*words: str) -> score.Settings:
+    return entry.parse(score.Settings, score.__doc__, words)[0]
+
+
+def test_an_unknown_setting_is_named_and_the_known_ones_are_listed(leave):
+    code, _, err = leave("score", "--frobnicate", "3")
+    assert code == 2
+    assert "--frobnicate" in err
+    known = err.split("known settings:")[1].replace(",", " ").split()
+    assert {"archive", "maps", "max_failed", "fetch.attempts", "slots.workers"} <= set(known)
+    assert not [name for name in known if not name.replace(".", "_").isidentifier()]
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [('archve = "x"', "archve"), ("[fetch]\nretries = 3", "retries"), ("max-failed = 3", "failed")],
+)
+def test_an_unknown_setting_in_a_file_is_named_too(leave, tmp_path, text, name):
+    code, _, err = leave("score", "--config", toml(tmp_path, text))
+    assert code == 2
+    assert name in err.split("known settings:")[0]
+    assert "fetch.attempts" in err.split("known settings:")[1]
+
+
+def test_a_setting_cut_short_is_unknown(leave):
+    code, _, err = leave("score", "--patt", "{name}")
+    assert code == 2
+    assert "--patt" in err.split("known settings:")[0]
+
+
+@pytest.mark.parametrize(
+    "words", [("--max-failed", "3%"), ("--max_failed", "3%"), ("--max-failed=3%",)]
+)
+def test_hyphens_and_underscores_are_the_same(words):
+    assert parsed(*words).max_failed == "3%"
+    assert parsed(*words, "--fetch.max-bytes", "7").fetch.max_bytes == 7
+
+
+def test_values_keep_their_hyphens():
+    assert parsed("--archive", "my-parts", "--pattern=a-b/{name}").pattern == "a-b/{name}"
+
+
+def test_settings_come_from_a_file_and_the_command_line_overrides_them(tmp_path):
+    file = toml(
+        tmp_path,
+        'archive = ["a", "b"]\nmaps = "top:5"\nmax_failed = "5%"\n[slots]\nbatch = 3\ncpus = 2.0',
+    )
+    found = parsed("--config", file, "--maps", "all", "--slots.batch", "7")
+    assert found.locations() == ["a", "b"]
+    assert (found.maps, found.max_failed) == ("all", "5%")
+    assert (found.slots.batch, found.slots.cpus) == (7, 2.0)
+
+
+def test_a_file_of_settings_that_is_not_there_is_said_so(leave):
+    code, _, err = leave("score", "--config", "nowhere.toml")
+    assert code == 2
+    assert "nowhere.toml: there is no such file" in err
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_help_shows_two_commands(leave, job):
+    code, out, _ = leave(job, "--help")
+    assert code == 0
+    assert out.count(f"\npython -m jobs.{job}") == 2
+    assert "--out" in out
+
+
+BOTH = ["--inventory", "parts.parquet", "--archive", "parts"]
+CONTRADICTIONS = {
+    "inventory and archive to score": (
+        "score", [*BOTH, "--model", "m"], "--inventory and --archive exclude each other"
+    ),
+    "inventory and archive to fit": (
+        "fit", BOTH, "--inventory and --archive exclude each other"
+    ),
+    "neither of them": ("fit", [], "name the images: --archive"),
+    "unknown layout": (
+        "inventory", ["--archive", ".", "--layout", "mvtc"], "unknown layout 'mvtc'; known: mvtec"
+    ),
+    "layout and pattern": (
+        "inventory", ["--archive", ".", "--layout", "mvtec", "--pattern", "{name}"],
+        "--layout and --pattern exclude each other",
+    ),
+    "layout and pattern to fit": (
+        "fit", ["--archive", ".", "--layout", "mvtec", "--pattern", "{name}"],
+        "--layout and --pattern exclude each other",
+    ),
+    "unknown field": (
+        "inventory", ["--archive", ".", "--pattern", "{part}"],
+        "'part' is no field; known: {product}",
+    ),
+    "no archive": ("inventory", [], "name the images: --archive"),
+    "archive that is not there": (
+        "inventory", ["--archive", "gone"], "no file, folder or prefix 'gone'"
+    ),
+    "no image": ("inventory", ["--archive", "."], "no image in .: it is empty"),
+    "no model": ("score", ["--archive", "."], "name the model: --model"),
+    "model that is not there": (
+        "score", ["--archive", ".", "--model", "m"], "no complete model at m"
+    ),
+    "policy of maps": (
+        "score", ["--archive", ".", "--model", "m", "--maps", "some"],
+        "maps 'some' is none of: none, flagged, all, top:K",
+    ),
+    "top of no maps": ("score", ["--maps", "top:0"], "maps 'top:0' is none of"),
+    "night": (
+        "score", ["--archive", ".", "--model", "m", "--night", "yesterday"],
+        "night 'yesterday' must be a date such as 2026-11-20",
+    ),
+    "limit of failures to score": (
+        "score", ["--archive", ".", "--model", "m", "--max-failed", "few"],
+        "max_failed 'few' is neither a count nor a share such as 5%",
+    ),
+    "limit of failures to fit": (
+        "fit", ["--archive", ".", "--max-failed", "120%"],
+        "max_failed '120%' must be a count, or a share from 0% to 100%",
+    ),
+    "endless failures": (
+        "score", ["--archive", ".", "--model", "m", "--max-failed", "inf"],
+        "max_failed 'inf' must be a count",
+    ),
+    "method": ("fit", ["--archive", ".", "--method", "patchcor"], "patchcor"),
+    "registry without a tracker": (
+        "score", ["--archive", ".", "--model", "models:/bolts@champion", "--out", "s3://bucket/out"],
+        "no tracker: set MLFLOW_TRACKING_URI",
+    ),
+    "run that is not there": ("evaluate", ["--run", "2026-11-20-00"], "2026-11-20-00"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_what_cannot_be_is_told_in_one_sentence_before_anything_starts(leave, tmp_path, case):
+    job, words, sentence = CONTRADICTIONS[case]
+    code, out, err = leave(job, *words)
+    assert code == 1
+    assert sentence in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bug_is_no_sentence_but_a_traceback(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["jobs.score"])
+    with pytest.raises(ZeroDivisionError):
+        entry.start(lambda argv: 1 // len(argv))
+
+
+def test_a_job_that_is_interrupted_leaves_with_130(monkeypatch, capsys):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as left:
+        entry.start(interrupted)
+    assert left.value.code == 130
+    assert "start the same command again" in capsys.readouterr().out
+
+
+def test_there_is_no_latest_run_before_one_is_finished(tmp_path):
+    out = Out(str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="holds no finished run"):
+        evaluate.latest(out)
+    storage.write_json(out.run("a"), {"run_id": "a", "started": "2026-11-20T01:00:00+00:00"})
+    with pytest.raises(FileNotFoundError, match="no finished run"):
+        evaluate.latest(out)
+
+
+def test_the_latest_run_is_the_finished_one_that_started_last(tmp_path):
+    out = Out(str(tmp_path))
+    for run_id, started, totals in (
+        ("z", "19", {"images": 1}),
+        ("a", "20", {"images": 1}),
+        ("b", "21", None),
+    ):
+        record = {"run_id": run_id, "started": f"2026-11-{started}T01:00:00+00:00"}
+        storage.write_json(out.run(run_id), record | ({"totals": totals} if totals else {}))
+    assert evaluate.latest(out) == "a"
+
+
+def test_an_unfinished_run_is_not_evaluated(leave, tmp_path):
+    storage.write_json(Out("out").run("a"), {"run_id": "a", "started": "2026-11-20T01:00:00+00:00"})
+    code, _, err = leave("evaluate", "--run", "a")
+    assert code == 1
+    assert err == "error: run a is not finished; start its jobs.score command again\n"

@@ -1,0 +1,226 @@
+"""Against real trackers: SQLite files, and a port where nobody listens."""
+
+import json
+import os
+import sqlite3
+import time
+from dataclasses import asdict
+
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from jobs.tracking import EXPERIMENT, Record, Tracker, redact
+from ops import storage
+from ops.backbone import Backbone, BackboneSettings
+from ops.calibration import Calibration
+from ops.decode import DecodeSettings
+from ops.group import Alone
+from ops.layout import product_file
+from ops.maps import Scale
+from ops.model import Model, ModelCard, ProductCard, read_model
+from ops.patchcore import PatchCore, PatchCoreSettings
+from ops.resize import InputSettings
+from ops.weights import fingerprint
+
+PASSWORD = "hunter2@home"
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """An output folder whose tracker is set up once, as that takes seconds."""
+    return str(tmp_path_factory.mktemp("out"))
+
+
+@pytest.fixture(autouse=True)
+def _no_tracker_is_named(monkeypatch, tmp_path):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def runs(out: str, job: str) -> list:
+    client = MlflowClient(Tracker(out).uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    return client.search_runs([experiment.experiment_id], f"attributes.run_name = '{job}'")
+
+
+def spooled(out: str) -> list[dict]:
+    spool = Tracker(out).out.spool()
+    names = [item.name for item in storage.listing(spool)] if storage.is_folder(spool) else []
+    return [storage.read_json(storage.join(spool, name)) for name in names]
+
+
+def tiny_model() -> Model:
+    backbone = Backbone(BackboneSettings("squeezenet1_1", "features.3", "random"))
+    detector = PatchCore(PatchCoreSettings(ratio=0.05, embedding="concat"), backbone)
+    detector.gather(torch.rand(2, 3, 64, 64), torch.arange(2))
+    figures = detector.merge(Alone(), lambda *_: None)
+    state, of_backbone = detector.state(), backbone.state()
+    card = ModelCard(
+        method="patchcore",
+        settings=asdict(detector.settings),
+        backbone=backbone.settings,
+        backbone_sha256=fingerprint(of_backbone),
+        input=InputSettings(size=64),
+        decode=DecodeSettings(),
+        products={
+            "bolt": ProductCard(
+                product_file("bolt"), fingerprint(state), figures, Calibration((1.0, 2.0))
+            )
+        },
+        map_scale=Scale(0.0, 0.001),
+        false_alarm_rate=0.1,
+        fit={},
+    )
+    return Model(card, of_backbone, {"bolt": state})
+
+
+def test_params_metrics_and_tags_of_a_job_arrive(out):
+    settings = {"archive": "parts", "fetch": {"attempts": 5}}
+    with Tracker(out).run("arrives", settings) as record:
+        record.metrics |= {"images": 3, "rate": 0.25}
+        record.tags["run_id"] = "2026-11-20-abc"
+    (run,) = runs(out, "arrives")
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"archive": "parts", "fetch.attempts": "5"}
+    assert run.data.metrics == {"images": 3.0, "rate": 0.25}
+    assert run.data.tags["run_id"] == "2026-11-20-abc"
+    assert run.data.tags["torch"] == torch.__version__
+    assert run.info.end_time >= run.info.start_time
+    assert spooled(out) == []
+
+
+def test_a_job_that_fails_is_recorded_as_failed_and_still_fails(out):
+    def job():
+        with Tracker(out).run("fails", {}) as record:
+            record.metrics["images"] = 1
+            record.metrics["rate"] = 1 / 0
+
+    with pytest.raises(ZeroDivisionError):
+        job()
+    (run,) = runs(out, "fails")
+    assert run.info.status == "FAILED"
+    assert run.data.metrics == {"images": 1.0}
+
+
+def test_a_registered_model_comes_back_by_alias_and_by_version(out, tmp_path):
+    model, tracker = tiny_model(), Tracker(out)
+    with tracker.run("fit", {}) as record:
+        uri = tracker.register(model, "bolts", "champion", record)
+    assert uri == "models:/bolts@champion"
+    for name, known_as in (("a", uri), ("b", "models:/bolts/1")):
+        folder = tracker.fetch_model(known_as, str(tmp_path / name))
+        assert read_model(folder).card.model_id == model.card.model_id
+    version = MlflowClient(tracker.uri).get_model_version_by_alias("bolts", "champion")
+    assert version.tags == {"model_id": model.card.model_id, "method": "patchcore"}
+    (run,) = runs(out, "fit")
+    assert run.info.run_id == version.run_id
+
+
+def test_an_alias_moves_to_the_newest_version(out):
+    model, tracker = tiny_model(), Tracker(out)
+    for _ in range(2):
+        with tracker.run("refit", {}) as record:
+            tracker.register(model, "nuts", "champion", record)
+    version = MlflowClient(tracker.uri).get_model_version_by_alias("nuts", "champion")
+    assert version.version in {2, "2"}
+
+
+@pytest.mark.parametrize(
+    "uri", ["models:/bolts@nobody", "models:/nuts_@champion", "models:/bolts/99"]
+)
+def test_a_model_that_is_not_in_the_registry_is_said_so(out, tmp_path, uri):
+    with pytest.raises(FileNotFoundError, match=f"{uri} is not in the registry at sqlite:///"):
+        Tracker(out).fetch_model(uri, str(tmp_path))
+
+
+def test_what_is_no_models_uri_is_told_the_form(out, tmp_path):
+    with pytest.raises(ValueError, match="neither models:/name@alias nor models:/name/version"):
+        Tracker(out).fetch_model("models:/bolts", str(tmp_path))
+
+
+def test_artifacts_lie_beside_the_database_and_never_in_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/tracker/mlflow.db")
+    tracker = Tracker("s3://bucket/out")
+    uri = tracker.register(tiny_model(), "bolts", "champion", Record("fit"))
+    assert uri
+    assert read_model(tracker.fetch_model(uri, str(tmp_path / "fetched")))
+    assert set(os.listdir(tmp_path)) == {"tracker", "fetched"}
+
+
+def test_a_tracker_that_is_down_is_told_later(tmp_path, monkeypatch, free_port, caplog, capfd):
+    out = str(tmp_path / "out")
+    address = f"127.0.0.1:{free_port()}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ann:{PASSWORD}@{address}")
+    started = time.monotonic()
+    settings = {"archive": f"https://ann:{PASSWORD}@store/parts", "slots": {"cpus": 1.0}}
+    with Tracker(out).run("night", settings) as record:
+        record.metrics["images"] = 7
+        record.tags["source"] = f"ftp://ann:{PASSWORD}@store"
+    assert time.monotonic() - started < 15
+    with pytest.raises(FileNotFoundError) as unknown:
+        Tracker(out).fetch_model("models:/bolts@champion", str(tmp_path))
+    (kept,) = spooled(out)
+    assert kept["job"] == "night"
+    assert kept["metrics"] == {"images": 7}
+    assert "kept in" in caplog.text
+    said = caplog.text + "".join(capfd.readouterr()) + str(unknown.value) + json.dumps(kept)
+    assert address in said
+    assert "hunter2" not in said
+    assert "home" not in said
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with Tracker(out).run("next night", {}):
+        pass
+    assert spooled(out) == []
+    (run,) = runs(out, "night")
+    assert run.data.params == {"archive": "https://***@store/parts", "slots.cpus": "1.0"}
+    assert run.data.metrics == {"images": 7.0}
+    assert run.info.start_time == kept["started_ms"]
+    assert len(runs(out, "next night")) == 1
+
+
+def test_a_model_is_unharmed_by_a_tracker_that_is_down(tmp_path, monkeypatch, free_port):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    tracker = Tracker(str(tmp_path))
+    with tracker.run("fit", {}) as record:
+        assert tracker.register(tiny_model(), "bolts", "champion", record) is None
+    assert [kept["job"] for kept in spooled(str(tmp_path))] == ["fit"]
+
+
+def test_what_cannot_be_delivered_does_not_make_the_next_record_arrive_twice(tmp_path):
+    out = str(tmp_path)
+    storage.write_bytes(storage.join(Tracker(out).out.spool(), "torn.json"), b'{"job": "ni')
+    for _ in range(2):
+        with Tracker(out).run("night", {}):
+            pass
+    assert len(runs(out, "night")) == 2
+
+
+def test_passwords_leave_no_trace_in_the_database(tmp_path):
+    out = str(tmp_path)
+    with Tracker(out).run("score", {"model": f"s3://ann:{PASSWORD}@bucket/m"}) as record:
+        record.tags["model"] = f"see http://ann:{PASSWORD}@host/a and http://b:{PASSWORD}@host/b"
+    (run,) = runs(out, "score")
+    assert run.data.params == {"model": "s3://***@bucket/m"}
+    assert run.data.tags["model"] == "see http://***@host/a and http://***@host/b"
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        assert "hunter2" not in "\n".join(database.iterdump())
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("postgresql+psycopg2://ann:pw@db:5432/x", "postgresql+psycopg2://***@db:5432/x"),
+        ("https://token@host", "https://***@host"),
+        ("https://ann:p@ss@host/a@b", "https://***@host/a@b"),
+        ("s3://bucket/a@b.png", "s3://bucket/a@b.png"),
+        ("models:/name@alias", "models:/name@alias"),
+    ],
+)
+def test_user_names_and_passwords_are_taken_out_of_addresses(text, shown):
+    assert redact(text) == shown
+
+
+def test_without_a_tracker_for_s3_outputs_nothing_is_guessed():
+    assert Tracker("s3://bucket/out").uri is None

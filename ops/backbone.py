@@ -104,4 +104,10 @@ class Backbone(nn.Module):
             images = torch.cat([images, images.new_zeros(block - count, *images.shape[1:])])
         images = (images - self._mean) / self._std
         out = self._network(images.contiguous(memory_format=torch.channels_last))
+        for layer in self.layers:
+            if out[layer].dim() != 4:
+                raise ValueError(
+                    f"layer {layer!r} of {self.settings.name} gives {tuple(out[layer].shape[1:])} "
+                    "per image; choose layers that give maps (channels, height, width)"
+                )
         return [out[layer][:count] for layer in self.layers]

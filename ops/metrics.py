@@ -1,4 +1,4 @@
-"""How well scores and maps separate defective from good (METHODS 8). Everything is per product."""
+"""How well scores and maps separate defective from good; everything is per product."""
 
 from __future__ import annotations
 

@@ -66,8 +66,14 @@ class ModelCard:
 
     @property
     def model_id(self) -> str:
-        """The hash of the model's content: equal models have equal ids."""
-        return hashlib.sha256(_canonical(self.to_json())).hexdigest()[:32]
+        """The hash of the model's content: equal models have equal ids.
+
+        What the fit counted on its way is left out; rounds, for one, depend on its workers.
+        """
+        content = self.to_json()
+        for product in content["products"].values():
+            del product["figures"]
+        return hashlib.sha256(_canonical(content)).hexdigest()[:32]
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""

@@ -49,7 +49,7 @@ class Layout:
     product: str | None = None
 
 
-#: The layouts known by name (METHODS 9.1, 9.4).
+#: The layouts known by name: MVTec AD (Bergmann et al. 2019), magnetic tiles (Huang et al. 2018).
 LAYOUTS: dict[str, Layout] = {
     "mvtec": Layout(
         images="{product}/{split}/{defect}/{stem}.*",

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ops.backbone import Backbone
 from ops.coreset import greedy
-from ops.distance import nearest, squared
+from ops.distance import squared
 from ops.group import Group
 from ops.method import Gathered, MapSettings, Scores, Watch, finite_rows
+from ops.neighbours import Bank
 from ops.patches import Embedding, embed
 
 
@@ -53,6 +54,7 @@ class PatchCore(Gathered):
         super().__init__(settings, backbone)
         self.bank = torch.empty(0, 0)
         self.radius = 0.0
+        self._search: Bank | None = None
         self._matrix: Tensor | None = None
         self._vectors: list[Tensor] = []
         self._projected: list[Tensor] = []
@@ -140,15 +142,15 @@ class PatchCore(Gathered):
     @torch.inference_mode()
     def score(self, images: Tensor) -> Scores:
         """Equations 6 and 7: the largest patch distance, re-weighted; maps are patch distances."""
-        bank = self.bank
-        if not len(bank):
+        if not len(self.bank):
             raise ValueError("this detector is not fitted")
-        bank2 = bank.square().sum(dim=1)
+        if self._search is None or self._search.vectors is not self.bank:
+            self._search = Bank(self.bank)
+        search = self._search
         image_scores, maps = [], []
         for vectors in self.embed(images):
             flat = vectors.flatten(0, 1)
-            bound = flat.new_full((len(flat),), torch.inf)
-            found = nearest(flat, bank, flat.square().sum(dim=1), bank2, bound)
+            found = search.nearest(flat)
             distance = found.value.sqrt()
             worst = int(distance.argmax())
             image_scores.append(self._image_score(flat[worst], int(found.row[worst])))

@@ -49,21 +49,23 @@ class Slots:
         return max(1, int(self.cpus))
 
     def count(self) -> int:
-        """How many workers, such that reading still finds a CPU. Raises ValueError if none fits.
+        """How many workers, such that reading and drawing find room. Raises ValueError if none.
 
         A pool of actors that holds every CPU starves the tasks that feed it, for ever.
         """
         resources = _resources()
         cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-        fitting = math.floor((cpus - self.readers) / self.cpus) if self.cpus else self.workers or 1
+        fitting = (
+            math.floor((cpus - 2 * self.readers) / self.cpus) if self.cpus else self.workers or 1
+        )
         if self.gpus:
             fitting = min(fitting, math.floor(gpus / self.gpus))
         wanted = self.workers or max(1, min(fitting, math.floor(fitting * 0.75) or 1))
         if wanted > fitting:
             raise ValueError(
                 f"{wanted} workers of {self.cpus:g} CPUs and {self.gpus:g} GPUs do not fit beside "
-                f"readers of {self.readers:g} CPUs into a cluster of {cpus:g} CPUs and {gpus:g} "
-                f"GPUs; lower --slots.workers to {max(fitting, 0)} or --slots.cpus"
+                f"two readers of {self.readers:g} into {cpus:g} CPUs and {gpus:g} GPUs; lower "
+                f"--slots.workers to {max(fitting, 0)} or --slots.cpus"
             )
         return wanted
 
@@ -123,6 +125,12 @@ def quiet() -> None:
     """Keep Ray Data's bars and blocks of log lines off: jobs show progress of their own."""
     # Bounds on retries have no named parameter yet; pyproject.toml stops before they change.
     warnings.filterwarnings("ignore", message=".*ray_remote_args")
+    # Small inventories leave workers idle, which is no news.
+    warnings.filterwarnings("ignore", message="The m(ax|in)imum number of concurrent")
+    # A short inventory has fewer blocks than there are workers, which is no one's worry.
+    warnings.filterwarnings(
+        "ignore", message="The (min|max)imum number of concurrent (task|actor)s"
+    )
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

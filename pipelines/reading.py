@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import ray
@@ -33,12 +32,10 @@ class TakeSlices:
     """Reads slices of the inventory on the workers, so that the driver never holds it."""
 
     inventory: Inventory
-    spans: Any  # ray.ObjectRef of a list of (start, stop)
 
-    def __call__(self, numbers: pa.Table) -> pa.Table:
-        """The rows of the slices whose numbers stand in column `id`."""
-        spans = ray.get(self.spans)
-        found = [carried(self.inventory, *spans[number]) for number in numbers["id"].to_pylist()]
+    def __call__(self, spans: pa.Table) -> pa.Table:
+        """The rows of the slices [start, stop)."""
+        found = [carried(self.inventory, row["start"], row["stop"]) for row in spans.to_pylist()]
         return pa.concat_tables(found)
 
 
@@ -66,12 +63,11 @@ def slices(
     """
     total = sum(stop - start for start, stop in spans)
     rows = max(rows, -(-total // 20_000))
-    cut = [
-        (begin, min(begin + rows, stop))
+    blocks = [
+        pa.table({"start": [begin], "stop": [min(begin + rows, stop)]})
         for start, stop in spans
         for begin in range(start, stop, rows)
     ]
-    if not cut:
-        return None
-    numbers = ray.data.range(len(cut), override_num_blocks=len(cut))
-    return numbers, TakeSlices(inventory, ray.put(cut))
+    # Blocks at hand, not a range to read: a read task would wait for a whole CPU, for ever if the
+    # detectors have left less.
+    return (ray.data.from_arrow(blocks), TakeSlices(inventory)) if blocks else None

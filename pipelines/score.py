@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from ray.data import DataContext
 
 from ops import scores, storage, tables
 from ops.drawing import Policy
@@ -229,9 +228,10 @@ def _streamed(run: Run, chain: Chain, parts: Parts) -> Iterator[pa.Table]:
     source = slices(run.inventory, list(parts.missing()), max(chain.slots.batch, 32))
     if source is None:
         return
+    stream = chain.stream(*source)
     # Blocks whose workers died are left out instead of failing all: `Parts` knows what is missing.
-    DataContext.get_current().max_errored_blocks = -1
-    yield from batches(chain.stream(*source))
+    stream.context.max_errored_blocks = -1
+    yield from batches(stream)
 
 
 def _score_rows(run: Run, rows: pa.Table) -> pa.Table:

@@ -16,6 +16,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 #: Real images and weights to try things on; tests that need them skip without.
 DATA = ROOT.parent / "shared" / "data"
+#: Ray listens on every interface, unless it thinks that clusters are not for this system. It looks
+#: once, when it is imported.
+LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+os.environ.update(LOOPBACK_ONLY)
 TINY = {
     "--backbone.name": "squeezenet1_1",
     "--backbone.layers": "features.3,features.6",

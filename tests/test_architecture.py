@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "jobs": {"jobs", "pipelines", "ops"},
 }
 FOLDERS = {"ops", "pipelines", "jobs", "deploy", "tests"}
-#: A folder -> libraries that it never imports, with the reason in DESIGN 1.
+#: A folder -> libraries that it never imports, with the reason.
 NEVER = {
     "ops": {"ray", "mlflow", "argparse", "jsonargparse", "optparse", "time", "datetime"},
     "pipelines": {"mlflow", "argparse", "jsonargparse", "optparse"},
@@ -113,3 +113,15 @@ def test_every_module_says_what_it_is_and_has_its_annotations_late(file):
     assert ast.get_docstring(tree)
     if len(tree.body) > 1:
         assert "__future__.annotations" in set(imports(tree))
+
+
+def test_the_readme_names_every_file_of_the_tree():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    listed, folder = set(), ""
+    for line in text.split("## What lies where")[1].split("```")[1].splitlines():
+        word = line.split()[0] if line.strip() else ""
+        folder = word if word.endswith("/") else folder
+        if line.startswith("  ") and word.endswith(".py"):
+            listed.add(folder + word)
+    there = {str(file.relative_to(ROOT)) for file in CODE if file.name != "__init__.py"}
+    assert listed == there

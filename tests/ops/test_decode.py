@@ -1,4 +1,4 @@
-"""What every kind of file becomes: DESIGN section 8, as far as one file goes."""
+"""What every kind of file becomes, as far as one file goes."""
 
 import random
 import struct

@@ -91,7 +91,7 @@ def test_pixel_auroc_is_that_of_scikit_learn_over_all_pixels(levels):
 
 
 def slow_pro(maps: Maps, limit: float) -> float:
-    """Step by step as METHODS 8.3 says it: one threshold per distinct value, no histogram."""
+    """Step by step as its definition says: one threshold per distinct value, no histogram."""
     regions = []
     for number, (_, mask) in enumerate(maps):
         labels, count = label(mask, np.ones((3, 3)))

@@ -1,4 +1,4 @@
-"""What PatchCore computes, against METHODS 2.4, 2.5 and 2.8."""
+"""What PatchCore computes, against brute force and the bounds that its paper implies."""
 
 import math
 
@@ -65,7 +65,7 @@ def test_a_bank_of_all_patches_gives_zero_maps_for_its_own_images(backbone, imag
 
 
 def test_a_coreset_is_as_near_as_all_patches_up_to_its_radius(backbone, images):
-    """The sandwich of METHODS 2.4; without a projection the radius is one of the full vectors."""
+    """Distances to the bank lie between those to all patches and those plus the radius."""
     full = fit(backbone, images[:2], ratio=1.0).score(images[2:]).map
     detector = fit(backbone, images[:2], ratio=0.1)
     part = detector.score(images[2:]).map

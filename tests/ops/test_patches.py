@@ -1,4 +1,4 @@
-"""The identities of METHODS 2.3 and 2.8, in float64."""
+"""The identities behind locally averaged patches, in float64."""
 
 import pytest
 import torch

@@ -210,13 +210,10 @@ def test_too_many_failures_end_the_run_keep_its_rows_and_can_be_continued(world,
 
 
 class Deadly(Read):
-    """A reader whose process dies of two images, as decoders have done."""
+    """A reader whose process dies of one image, as decoders have done."""
 
     def __call__(self, rows):
-        if any(
-            uri.endswith(("washer/test/good/011.png", "blob/001.png"))
-            for uri in rows["uri"].to_pylist()
-        ):
+        if any(uri.endswith("washer/test/good/011.png") for uri in rows["uri"].to_pylist()):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__call__(rows)
 
@@ -230,7 +227,9 @@ class DeadlyChain(Chain):
         return Deadly(card.input, card.decode, self.fetch, frozenset(card.products))
 
 
-def test_images_that_kill_their_workers_become_rows_and_the_others_are_scored(world, tmp_path):
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_an_image_that_kills_its_workers_becomes_a_row_and_the_others_are_scored(world, tmp_path):
     out = Out(str(tmp_path))
     run = score.prepare(world.inventory, world.model, out, ScoreSettings("none", False, 10), None)
     draw = drawing(world.model.card, out, "none")
@@ -238,13 +237,9 @@ def test_images_that_kill_their_workers_become_rows_and_the_others_are_scored(wo
     parts = Parts(out, run.run_id, world.inventory, 10)
     score._fill(run, chain, parts, 39, nothing)
     found = pa.concat_tables(parts.tables())
-    killers = [r for r in found.to_pylist() if r["status"] == "crashed_worker"]
-    assert sorted(r["uri"].rsplit("/", 3)[-3:] for r in killers) == [
-        ["test", "blob", "001.png"],
-        ["test", "blob", "001.png"],
-        ["test", "good", "011.png"],
-    ]
-    assert all("died" in r["reason"] for r in killers)
+    (killer,) = [r for r in found.to_pylist() if r["status"] == "crashed_worker"]
+    assert killer["uri"].endswith("washer/test/good/011.png")
+    assert "died" in killer["reason"]
     survivors = [r["image_id"] for r in found.to_pylist() if r["status"] != "crashed_worker"]
     expected = [r for r in comparable(world.table).to_pylist() if r["image_id"] in set(survivors)]
     assert [r for r in comparable(found).to_pylist() if r["image_id"] in set(survivors)] == expected

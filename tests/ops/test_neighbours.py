@@ -1,0 +1,73 @@
+"""Filters must never show: neighbours are those of a plain search, bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ops.distance import squared
+from ops.neighbours import Bank
+
+
+def plain(x, vectors):
+    """Every pair, one query at a time."""
+    distances = torch.stack([squared(query, vectors) for query in x])
+    values = distances.amin(dim=1)
+    return values, (distances == values.unsqueeze(1)).int().argmax(dim=1)
+
+
+def decaying(n, d, generator):
+    """Vectors whose variance falls along their axes, as features' does."""
+    scale = 1 / torch.arange(1, d + 1) ** 0.5
+    turn = torch.linalg.qr(torch.randn(d, d, generator=generator))[0]
+    return (torch.randn(n, d, generator=generator) * scale) @ turn
+
+
+@pytest.mark.parametrize("axes", [4, 15, 127])
+@pytest.mark.parametrize("shift", [0.0, 30.0])
+def test_neighbours_are_exact_with_and_without_axes(axes, shift):
+    generator = torch.Generator().manual_seed(axes)
+    vectors = decaying(400, 48, generator) + shift
+    x = decaying(150, 48, generator) + shift
+    bank = Bank(vectors, axes)
+    assert (bank._axes is None) == (axes == 127)
+    found = bank.nearest(x)
+    values, rows = plain(x, vectors)
+    assert torch.equal(found.value, values)
+    assert torch.equal(found.row, rows)
+
+
+def test_ties_go_to_the_lowest_row_and_members_are_at_distance_zero():
+    generator = torch.Generator().manual_seed(0)
+    vectors = decaying(60, 48, generator).repeat(5, 1)
+    found = Bank(vectors, 8).nearest(vectors)
+    assert found.value.eq(0).all()
+    assert torch.equal(found.row, torch.arange(60).repeat(5))
+
+
+def test_a_grid_full_of_ties_is_exact():
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randint(0, 3, (500, 24), generator=generator).float()
+    x = torch.randint(0, 3, (200, 24), generator=generator).float()
+    found = Bank(vectors, 6).nearest(x)
+    values, rows = plain(x, vectors)
+    assert torch.equal(found.value, values)
+    assert torch.equal(found.row, rows)
+
+
+def test_one_query_alone_gets_the_same_bits():
+    generator = torch.Generator().manual_seed(1)
+    bank = Bank(decaying(400, 48, generator), 8)
+    x = decaying(130, 48, generator)
+    together = bank.nearest(x)
+    alone = [bank.nearest(query[None]) for query in x]
+    assert torch.equal(together.value, torch.cat([found.value for found in alone]))
+
+
+def test_queries_that_are_not_finite_get_no_finite_distance():
+    bank = Bank(torch.randn(50, 8, generator=torch.Generator().manual_seed(0)))
+    x = torch.zeros(3, 8)
+    x[0, 0], x[1, 0] = torch.nan, torch.inf
+    found = bank.nearest(x)
+    assert torch.isfinite(found.value).tolist() == [False, False, True]
+    assert found.row.tolist()[2] < 50

@@ -15,22 +15,14 @@ import jsonargparse
 from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 
 from jobs.words import say
-from pipelines.evaluate import NothingLabelled
-from pipelines.fit import NothingToFit
-from pipelines.inventory import EmptyArchive
-from pipelines.parts import BrokenRun
-from pipelines.score import TooManyFailures
+from ops.failure import BrokenPromise
 
 S = TypeVar("S")
 #: What a user can mend: told in a sentence. All else is a bug and shows its traceback.
 MENDABLE = (
     BotoCoreError,  # no credentials, no such host
-    BrokenRun,
-    EmptyArchive,
-    NothingLabelled,
-    NothingToFit,
+    BrokenPromise,
     OSError,  # not there, forbidden, disk full, no connection
-    TooManyFailures,
     ValueError,
 )
 

@@ -40,7 +40,7 @@ class Settings(sources.Listing):
     """Share of the good images that calibrates instead of fitting; 0 = no p-values."""
     false_alarm_rate: float = 0.01
     """Share of good images that may be called anomalous."""
-    max_failed: str = "10%"
+    max_failed: int | float | str = "10%"
     """How many images may be unreadable, as a count or share, before the fit ends."""
     name: str = "nightloupe"
     """Name in the model registry; empty = do not register."""
@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
     settings, methods = entry.parse(Settings, __doc__, argv, groups)
     method_named(settings.method)
     sources.check(settings.inventory, settings)
-    max_failures(settings.max_failed, 0)
+    max_failures(str(settings.max_failed), 0)
     chosen = methods[settings.method]
     out = Out(settings.out)
     tracker = Tracker(settings.out)
@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
                 fetch=settings.fetch,
                 holdout=settings.holdout,
                 false_alarm_rate=settings.false_alarm_rate,
-                max_failed=max_failures(settings.max_failed, len(inventory)),
+                max_failed=max_failures(str(settings.max_failed), len(inventory)),
             )
             model = fit.fit(inventory, request, settings.slots, progress)
         location = settings.model or f"{out.root}/models/{model.card.model_id}"

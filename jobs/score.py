@@ -39,7 +39,7 @@ class Settings(ScoreSettings, sources.Listing):
     """The output folder; a path or s3:// URI."""
     night: str | None = None
     """The night's date; default: that of the unfinished run, else today's (UTC)."""
-    max_failed: str = "50%"
+    max_failed: int | float | str = "50%"
     """How many images may fail, as a count or share, before the job ends."""
     cluster: str | None = None
     """Address of a Ray cluster; default: RAY_ADDRESS, else one is started for the job."""
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     """Score an inventory."""
     settings, _ = entry.parse(Settings, __doc__, argv)
     sources.check(settings.inventory, settings)
-    score.check(settings.max_failed, settings.night)
+    score.check(str(settings.max_failed), settings.night)
     out, tracker = Out(settings.out), Tracker(settings.out)
     policy = ScoreSettings(settings.maps, settings.overlays, settings.part_rows)
     with opened(settings.model, tracker) as model:
@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
             with tracker.run("score", asdict(settings)) as record:
                 record.tags |= {"run_id": run.run_id, "model_id": model.card.model_id}
                 totals = score.score(
-                    run, settings.fetch, settings.slots, settings.max_failed, progress
+                    run, settings.fetch, settings.slots, str(settings.max_failed), progress
                 )
                 record.metrics |= _metrics(totals)
     say(f"run: {run.run_id}")

@@ -17,6 +17,10 @@ STATUSES: dict[str, str] = {
 }
 
 
+class BrokenPromise(RuntimeError):
+    """A run that cannot end as it promised; people can mend the cause and start it again."""
+
+
 class Failure(Exception):
     """Why one image has no score: a status of `STATUSES` and a sentence for people."""
 

@@ -50,6 +50,11 @@ def best_f1(scores: Floats, labels: Bools) -> Threshold | None:
     return Threshold(float(-values[best]), float(f1[best]), int(alarms), int(misses))
 
 
+def count_regions(mask: Bools) -> int:
+    """Connected defects of a mask, neighbours at corners included."""
+    return int(connected_components(mask, structure=_EIGHT)[1])
+
+
 class PixelHistogram:
     """Pixel metrics of any number of maps in fixed memory, merged by addition.
 

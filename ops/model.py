@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -64,20 +64,18 @@ class ModelCard:
     fit: dict[str, Any]
     versions: dict[str, str] = field(default_factory=versions)
 
+    #: The id that a model was written under; its file may lack settings that came later.
+    written_id: str = field(default="", compare=False)
+
     @property
     def model_id(self) -> str:
-        """The hash of the model's content: equal models have equal ids.
-
-        What the fit counted on its way is left out; rounds, for one, depend on its workers.
-        """
-        content = self.to_json()
-        for product in content["products"].values():
-            del product["figures"]
-        return hashlib.sha256(_canonical(content)).hexdigest()[:32]
+        """The hash of the model's content: equal models have equal ids."""
+        return self.written_id or identity(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
         content = asdict(self) | {"map_scale": self.map_scale._asdict()}
+        del content["written_id"]
         return {"format": FORMAT, **content}
 
     @classmethod
@@ -85,7 +83,7 @@ class ModelCard:
         """From the content of model.json. Raises ValueError if it is of another format."""
         if content.get("format") != FORMAT:
             raise ValueError(f"model.json is of format {content.get('format')!r}, not {FORMAT!r}")
-        values = {name: content[name] for name in cls.__dataclass_fields__}
+        values = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
         values["backbone"] = settings_from(BackboneSettings, values["backbone"])
         values["input"] = settings_from(InputSettings, values["input"])
         values["decode"] = settings_from(DecodeSettings, values["decode"])
@@ -119,8 +117,18 @@ class Model:
     products: dict[str, dict[str, Tensor]]
 
 
-def _canonical(content: Any) -> bytes:
-    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+def identity(content: Mapping[str, Any]) -> str:
+    """The hash of a card's content.
+
+    What the fit counted on its way is left out; its rounds, for one, depend on its workers.
+    """
+    products = {
+        name: {k: v for k, v in product.items() if k != "figures"}
+        for name, product in content["products"].items()
+    }
+    hashed = {k: v for k, v in content.items() if k != "model_id"} | {"products": products}
+    text = json.dumps(hashed, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def write_model(location: str, model: Model) -> None:
@@ -149,9 +157,9 @@ def read_card(location: str) -> ModelCard:
         message = f"no complete model at {location}: there is no {layout.MODEL_CARD}"
         raise FileNotFoundError(f"{message}; make one with python -m jobs.fit") from None
     card = ModelCard.from_json(content)
-    if content["model_id"] != card.model_id:
+    if content.get("model_id") != identity(content):
         raise ValueError(f"{location}: model.json was changed after it was written (id differs)")
-    return card
+    return replace(card, written_id=content["model_id"])
 
 
 def read_model(location: str) -> Model:

@@ -77,12 +77,17 @@ def _resample(pixels: Pixels, w: int, h: int, kernel: Image.Resampling) -> Pixel
     return np.asarray(np.rint(plane).clip(0, 65535), dtype=np.uint16)
 
 
-def resize_mask(pixels: Pixels, settings: InputSettings) -> npt.NDArray[np.bool_]:
-    """A ground-truth mask at the input's geometry: nearest, then binary at half its full scale."""
+def binarise(pixels: Pixels) -> npt.NDArray[np.bool_]:
+    """A mask (H, W): what is at least half as bright as its full scale."""
     grey = pixels if pixels.ndim == 2 else pixels.max(axis=2)
-    half = 128 if grey.dtype == np.uint8 else 32768
+    return np.asarray(grey >= (128 if grey.dtype == np.uint8 else 32768))
+
+
+def resize_mask(pixels: Pixels, settings: InputSettings) -> npt.NDArray[np.bool_]:
+    """A ground-truth mask at the input's geometry: binary, then resized by nearest."""
+    grey = binarise(pixels)
     w, h, left, top = _plan(grey.shape[1], grey.shape[0], settings)
-    binary = Image.fromarray((grey >= half).astype(np.uint8))
+    binary = Image.fromarray(grey.astype(np.uint8))
     resized = np.asarray(binary.resize((w, h), Image.Resampling.NEAREST)) > 0
     return resized[top : top + settings.size, left : left + settings.size]
 

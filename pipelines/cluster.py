@@ -8,15 +8,12 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.data import DataContext
-
-#: How far a job has come, for people: stage, done, of, failed.
-Watch = Callable[[str, int, int, int], None]
 
 
 def _resources() -> dict[str, float]:

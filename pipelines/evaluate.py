@@ -17,8 +17,9 @@ from ops.decode import DecodeSettings, decode
 from ops.failure import Failure
 from ops.fetch import FetchSettings, fetch
 from ops.metrics import PixelHistogram
-from ops.resize import InputSettings, resize_mask
-from pipelines.cluster import Slots, Watch
+from ops.resize import InputSettings, binarise, resize_mask
+from pipelines.cluster import Slots
+from pipelines.watch import Watch
 
 SCHEMA = pa.schema(
     [
@@ -37,7 +38,8 @@ SCHEMA = pa.schema(
             ("oracle_misses", pa.int64(), "defective images below it"),
             ("pixel_images", pa.int64(), "images that the pixel figures rest on"),
             ("no_usable_mask", pa.int64(), "defective images left out there: no mask, or empty"),
-            ("regions", pa.int64(), "connected defects in the masks"),
+            ("regions", pa.int64(), "connected defects in the masks at the size of the maps"),
+            ("regions_drawn", pa.int64(), "the same at full size: what shrinking lost or merged"),
             ("note", pa.string(), "why pixel figures are missing, if they are"),
         )
     ],
@@ -53,6 +55,7 @@ class NothingLabelled(ValueError):
 class _Pixels:
     histogram: PixelHistogram
     unusable: int = 0
+    regions_drawn: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,24 +72,28 @@ class ComparePixels:
             pairs = pool.map(self._read, rows.to_pylist())
             for product, pair in zip(rows["product"].to_pylist(), pairs, strict=True):
                 pixels = found.setdefault(product, _Pixels(PixelHistogram()))
-                if pair is None:
+                levels, mask, drawn = pair
+                pixels.regions_drawn += drawn
+                if mask is None:
                     pixels.unusable += 1
                 else:
-                    pixels.histogram.add(*pair)
+                    pixels.histogram.add(levels, mask)
         return found
 
-    def _read(self, row: dict[str, Any]) -> tuple[Any, Any] | None:
+    def _read(self, row: dict[str, Any]) -> tuple[Any, Any, int]:
+        """Map, mask (None if it is of no use), and connected defects of the mask as drawn."""
         if row["label"] and not row["mask_uri"]:
-            return None
+            return None, None, 0
         levels = maps.decode(fetch(row["map_uri"], None, None, self.fetch)).levels
         if not row["label"]:
-            return levels, np.zeros(levels.shape, dtype=bool)
+            return levels, np.zeros(levels.shape, dtype=bool), 0
         try:
             mask = decode(fetch(row["mask_uri"], None, None, self.fetch), DecodeSettings())
         except Failure:
-            return None
-        binary = resize_mask(mask.pixels, self.input)
-        return (levels, binary) if binary.any() else None
+            return None, None, 0
+        drawn = metrics.count_regions(binarise(mask.pixels))
+        shrunk = resize_mask(mask.pixels, self.input)
+        return levels, shrunk if shrunk.any() else None, drawn
 
 
 def evaluate(
@@ -142,6 +149,7 @@ def _pixels(ok: pa.Table, compare: ComparePixels, slots: Slots, watch: Watch) ->
             mine = found.setdefault(product, _Pixels(PixelHistogram()))
             mine.histogram.merge(pixels.histogram)
             mine.unusable += pixels.unusable
+            mine.regions_drawn += pixels.regions_drawn
             done += pixels.histogram.images + pixels.unusable
         watch("pixels", done, len(rows), 0)
     return found
@@ -177,6 +185,7 @@ def _product(product: str, rows: pa.Table, ok: pa.Table, pixels: _Pixels | None)
         "pixel_images": histogram.images,
         "no_usable_mask": pixels.unusable,
         "regions": histogram.regions,
+        "regions_drawn": pixels.regions_drawn,
     }
 
 

@@ -6,7 +6,7 @@ import logging
 import tempfile
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -35,10 +35,11 @@ from ops.reading import Read
 from ops.resize import InputSettings
 from ops.weights import fingerprint
 from pipelines.chain import Chain, batches, drawing
-from pipelines.cluster import Slots, Watch
+from pipelines.cluster import Slots
 from pipelines.ledger import Ledger
 from pipelines.reading import CARRIED, Reading
 from pipelines.shared import SharedModel
+from pipelines.watch import Watch
 
 log = logging.getLogger(__name__)
 _ROW = "row"
@@ -323,5 +324,4 @@ def _calibrated(
         name: ProductCard(p.file, p.sha256, p.figures, Calibration.of(found[name]))
         for name, p in model.card.products.items()
     }
-    values = {name: getattr(model.card, name) for name in ModelCard.__dataclass_fields__}
-    return Model(ModelCard(**values | {"products": products}), model.backbone, model.products)
+    return Model(replace(model.card, products=products), model.backbone, model.products)

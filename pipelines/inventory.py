@@ -12,7 +12,7 @@ import pyarrow as pa
 from ops import tables
 from ops.inventory import LISTED, SCHEMA, Tally, listed
 from ops.naming import Namer
-from pipelines.cluster import Watch
+from pipelines.watch import Watch
 
 #: Masks join their images by key; sorting and joining spill to disk where memory ends.
 _SORTED = """

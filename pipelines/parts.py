@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ops import scores, storage, tables
+from ops.failure import BrokenPromise
 from ops.inventory import Inventory
 from ops.layout import Out
 
@@ -21,7 +22,7 @@ _PART = re.compile(r"part-(\d+)\.parquet")
 _KEPT = re.compile(r"kept-\d+\.parquet")
 
 
-class BrokenRun(RuntimeError):
+class BrokenRun(BrokenPromise):
     """A finished run that does not hold what it promised."""
 
 

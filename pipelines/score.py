@@ -19,19 +19,21 @@ import ray
 
 from ops import scores, storage, tables
 from ops.drawing import Policy
+from ops.failure import BrokenPromise
 from ops.fetch import FetchSettings
 from ops.inventory import Inventory
 from ops.layout import Out
 from pipelines.chain import Chain, batches, drawing, positioned
-from pipelines.cluster import Slots, Watch
+from pipelines.cluster import Slots
 from pipelines.parts import BrokenRun, Parts
 from pipelines.reading import carried, slices
 from pipelines.shared import SharedModel
+from pipelines.watch import Watch
 
 _CRASH = "every process that touched it died or failed; the last one said: "
 
 
-class TooManyFailures(RuntimeError):
+class TooManyFailures(BrokenPromise):
     """More images failed than --max-failed allows."""
 
 

@@ -5,6 +5,8 @@ import pytest
 from ops import storage
 from tests.conftest import forget_s3
 
+pytestmark = pytest.mark.slow
+
 
 def names(location: str) -> list[str]:
     return [item.name for item in storage.listing(location)]

@@ -14,6 +14,7 @@ from ops.model import (
     Model,
     ModelCard,
     ProductCard,
+    identity,
     read_card,
     read_model,
     write_model,
@@ -204,3 +205,14 @@ def test_tensors_of_another_product_are_refused(folder):
 def test_where_there_is_no_model_the_error_says_how_to_make_one(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"make one with python -m jobs\.fit"):
         read_card(str(tmp_path))
+
+
+def test_a_model_written_before_a_setting_existed_is_read_with_its_default_and_its_id(folder):
+    place = storage.join(folder, layout.MODEL_CARD)
+    content = storage.read_json(place)
+    del content["decode"]["max_pixels"]
+    content["model_id"] = identity(content)
+    storage.write_json(place, content)
+    card = read_card(folder)
+    assert card.decode.max_pixels == DecodeSettings().max_pixels
+    assert card.model_id == content["model_id"]

@@ -256,6 +256,7 @@ def test_metrics_come_from_the_published_table_and_maps(world):
     assert washer["image_auroc"] > 0.9
     assert washer["pixel_auroc"] > 0.8
     assert washer["pixel_images"] == 8
+    assert washer["regions"] == washer["regions_drawn"] == 4
     assert found[2]["image_auroc"] == pytest.approx(
         (found[0]["image_auroc"] + washer["image_auroc"]) / 2
     )

@@ -1,0 +1,199 @@
+"""Jobs as users start them: submitted to a running cluster, with the project's folder shipped."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ops import scores, storage, tables
+from ops.inventory import Inventory
+from ops.layout import Out
+from tests.conftest import LOOPBACK_ONLY, ROOT, draw_archive, tiny_fit
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+
+BIN = Path(sys.executable).parent
+
+
+@dataclass
+class Head:
+    """A head node, reached through its job server alone."""
+
+    address: str
+    folder: Path
+    environment: dict[str, str]
+
+    def submit(self, name: str, *words: str) -> tuple[str, str]:
+        """Submit a job as the README says and wait for its end; its status and its log."""
+        job = f"job-{time.monotonic_ns()}"
+        command = [BIN / "ray", "job", "submit", "--address", self.address, "--working-dir", "."]
+        command += ["--submission-id", job]
+        command += ["--", "python", "-m", f"jobs.{name}", *words]
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        with urllib.request.urlopen(f"{self.address}/api/jobs/{job}") as answer:
+            status = json.load(answer)["status"]
+        assert (done.returncode == 0) == (status == "SUCCEEDED")
+        return status, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def head(free_port):
+    folder = Path(tempfile.mkdtemp(prefix="nl-", dir="/tmp"))  # sockets need short paths
+    environment = {
+        **{k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))},
+        **LOOPBACK_ONLY,
+        "RAY_AUTH_MODE": "disabled",
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+    }
+    address = f"http://127.0.0.1:{(port := free_port())}"
+    options = {
+        "--node-ip-address": "127.0.0.1",
+        "--port": free_port(),
+        "--num-cpus": 4,
+        "--object-store-memory": 300 * 2**20,
+        "--temp-dir": folder,
+        "--include-dashboard": "true",
+        "--dashboard-host": "127.0.0.1",
+        "--dashboard-port": port,
+        "--dashboard-agent-listen-port": free_port(),
+        "--ray-client-server-port": free_port(),
+    }
+    command = [BIN / "ray", "start", "--head", "--block", "--disable-usage-stats"]
+    process = subprocess.Popen(
+        [*command, *(f"{name}={value}" for name, value in options.items())],
+        env=environment,
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        wait_for(f"{address}/api/jobs/")
+        yield Head(address, folder, environment)
+    finally:
+        end(process)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_for(address: str) -> None:
+    for _ in range(120):
+        try:
+            urllib.request.urlopen(address, timeout=2)
+            return
+        except OSError:
+            time.sleep(0.5)
+    pytest.fail("the head node did not start")
+
+
+def end(process: subprocess.Popen) -> None:
+    """End the head and all that it started, and nothing else."""
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(10)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(10)
+
+
+@dataclass
+class Night:
+    """Four jobs, submitted one after the other; the tests below look at what they left."""
+
+    out: Out
+    ended: dict[str, tuple[str, str]]
+
+    @property
+    def record(self) -> dict:
+        (item,) = storage.listing(self.out.runs())
+        return storage.read_json(storage.join(self.out.runs(), item.name))
+
+
+@pytest.fixture(scope="module")
+def night(head, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("night")
+    archive = str(draw_archive(folder / "archive"))
+    Path(archive, "washer/test/good/broken.png").write_bytes(b"no picture")
+    listed, model, out = (str(folder / name) for name in ("parts.parquet", "model", "out"))
+    given = ["--inventory", listed, "--out", out, "--model"]
+    ended = {
+        "inventory": head.submit(
+            "inventory", "--archive", archive, "--layout", "mvtec", "--out", listed
+        ),
+        "fit": head.submit("fit", *given, model, *tiny_fit()),
+        "score": head.submit("score", *given, "models:/nightloupe@champion", "--maps", "all"),
+        "evaluate": head.submit("evaluate", "--out", out),
+    }
+    return Night(Out(out), ended)
+
+
+def test_every_job_succeeds(night):
+    failed = {name: log for name, (status, log) in night.ended.items() if status != "SUCCEEDED"}
+    assert failed == {}
+
+
+def test_logs_hold_words_for_people_and_no_noise(night):
+    logs = {name: log for name, (_, log) in night.ended.items()}
+    assert "35 images and 8 masks listed" in logs["inventory"]
+    assert "registered: models:/nightloupe@champion" in logs["fit"]
+    assert "34 ok" in logs["score"]
+    assert "1 unreadable" in logs["score"]
+    assert "mean" in logs["evaluate"]
+    noise = ("Warning", "WARNING", "Traceback", "(pid=", "Dataset")
+    for name, log in logs.items():
+        said = log.split("Running entrypoint")[1].split("---")[0]
+        assert not [word for word in noise if word in said], (name, said)
+
+
+def test_the_outputs_are_there(night):
+    record = night.record
+    table = tables.read(record["totals"]["table"])
+    assert len(table) == len(Inventory(record["inventory"])) == 35
+    assert scores.violations(table) == []
+    assert len(list(storage.listing(night.out.maps(record["model_id"])))) == 34
+    metrics = tables.read(night.out.evaluation(record["run_id"]))
+    assert metrics["product"].to_pylist() == ["fabric", "washer", "mean"]
+
+
+def test_only_what_jobs_need_is_shipped(night, head):
+    places = head.folder.glob("session_latest/runtime_resources/working_dir_files/_ray_pkg_*")
+    shipped = next(place for place in places if place.is_dir())
+    files = [file for file in shipped.rglob("*") if file.is_file()]
+    names = {str(file.relative_to(shipped)) for file in files}
+    assert {"jobs/score.py", "pipelines/score.py", "ops/scores.py"} <= names
+    foreign = [
+        name
+        for name in names
+        if name.startswith((".git/", ".venv/", ".ci/", "docs/", "tests/", "demo/", "out/"))
+        or name.endswith((".parquet", ".db", ".png", ".safetensors", ".pyc"))
+    ]
+    assert foreign == []
+    assert sum(file.stat().st_size for file in files) < 2**20
+
+
+def test_a_job_that_breaks_its_promise_fails(night, head, tmp_path):
+    for number in range(4):
+        Path(tmp_path, f"{number}.png").write_bytes(b"no picture")
+    model = f"{night.out.root}/../model"
+    words = ["--archive", str(tmp_path), "--product", "washer", "--model", model]
+    status, log = head.submit("score", *words, "--out", str(tmp_path / "out"), "--max-failed", "1")
+    assert status == "FAILED"
+    assert "4 of 4 images failed, more than --max_failed allows (1): 4 unreadable" in log
+    assert "Traceback" not in log

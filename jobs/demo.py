@@ -39,7 +39,8 @@ def main(argv: Sequence[str]) -> int:
     settings, _ = entry.parse(Settings, __doc__, argv)
     out, archive = Out(settings.out), os.path.join(settings.out, "archive")
     if not os.path.exists(archive):
-        draw(archive, settings)
+        draw(f"{archive}.drawing", settings)
+        os.rename(f"{archive}.drawing", archive)  # half a drawing is none
     listed = os.path.join(settings.out, "inventory.parquet")
     with connected():
         say("\n1. inventory")
@@ -78,7 +79,7 @@ def draw(archive: str, settings: Settings) -> None:
                 _save(picture, archive, product, "test", defect, f"{i:03d}.png")
                 _save(mask, archive, product, "ground_truth", defect, f"{i:03d}_mask.png")
     _break(os.path.join(archive, "washer", "test", "good"))
-    say(f"drew two products into {archive}, with five broken files among them")
+    say("drew two products, with five broken files among them")
 
 
 def _save(pixels: specimens.Image, archive: str, *parts: str) -> None:

@@ -22,6 +22,7 @@ from ops.resize import InputSettings
 from pipelines import evaluate
 from pipelines.cluster import Slots, connected
 
+_ERRORS = ("oracle_threshold", "oracle_false_alarms", "oracle_misses")
 _RATES = ("image_auroc", "pixel_auroc", "pro", "oracle_f1")
 
 
@@ -68,7 +69,8 @@ def main(argv: Sequence[str]) -> int:
         tables.write(out.evaluation(run_id), evaluate.SCHEMA, [found])
         for number, row in enumerate(found.to_pylist()):
             name = "mean" if row["product"] == "mean" else f"product_{number}"
-            rates = {f"{name}.{rate}": row[rate] for rate in _RATES}
+            told.tags[name] = row["product"]
+            rates = {f"{name}.{rate}": row[rate] for rate in (*_RATES, *_ERRORS)}
             told.metrics |= {k: v for k, v in rates.items() if v is not None}
     tell(found)
     say(f"evaluation: {out.evaluation(run_id)}")

@@ -79,12 +79,13 @@ def main(argv: Sequence[str]) -> int:
                 fetch=settings.fetch,
                 holdout=settings.holdout,
                 false_alarm_rate=settings.false_alarm_rate,
-                max_failed=max_failures(str(settings.max_failed), len(inventory)),
+                max_failed=str(settings.max_failed),
             )
             model = fit.fit(inventory, request, settings.slots, progress)
         location = settings.model or f"{out.root}/models/{model.card.model_id}"
         write_model(location, model)
         record.metrics |= _metrics(model)
+        record.tags |= {f"product_{n}": name for n, name in enumerate(sorted(model.card.products))}
         record.tags |= {"model_id": model.card.model_id, "model": location}
         _tell(model, location)
         if settings.name:

@@ -20,7 +20,7 @@ class Listing:
     """How archives are listed."""
 
     archive: str | list[str] = ""
-    """A folder, s3:// prefix, tar, zip or Parquet file, or a list of them."""
+    """A folder, s3:// prefix, tar, zip or Parquet file; several as '["a", "b.tar"]'."""
     layout: str = ""
     """A layout known by name: mvtec, mtd."""
     pattern: str = ""
@@ -56,7 +56,8 @@ class Listing:
         if self.layout and self.pattern:
             raise ValueError("--layout and --pattern exclude each other")
         base = LAYOUTS.get(self.layout) or Layout(self.pattern or "**/{name}", self.mask_pattern)
-        names = storage.read_bytes(self.train_names).decode().split() if self.train_names else []
+        text = storage.read_bytes(self.train_names).decode() if self.train_names else ""
+        names = [line.strip() for line in text.splitlines() if line.strip()]
         share = base.train_share if self.train_share is None else self.train_share
         layout = replace(
             base,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import posixpath
 import tarfile
 import zipfile
 import zlib
@@ -105,7 +106,9 @@ def _tar(location: str, item: storage.Stored) -> Iterator[Entry]:
             if member.isreg():
                 version = f"{member.mtime}-{member.size}@{member.offset_data}"
                 uri = uris.make(location, member.name)
-                yield Entry(member.name, uri, member.size, version, member.offset_data)
+                yield Entry(
+                    posixpath.normpath(member.name), uri, member.size, version, member.offset_data
+                )
         if not is_compressed_tar(location):
             file.seek(max(0, item.bytes - 512))
             if any(file.read(512)):

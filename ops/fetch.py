@@ -99,7 +99,9 @@ def _read(uri: str, position: int | None, size: int | None, limit: int) -> bytes
             raise Failure("unreadable", f"the archive ends after {len(data)} of its {size} bytes")
         return data
     try:
-        return _container(location).read(member, position, limit)
+        with _OPENING:  # a miss of the cache must not unpack an archive once per thread
+            container = _container(location)
+        return container.read(member, position, limit)
     except KeyError:
         raise Failure("missing", "the archive no longer holds it") from None
     except (RuntimeError, NotImplementedError) as error:  # encrypted, or an unknown compression
@@ -112,6 +114,9 @@ def _read(uri: str, position: int | None, size: int | None, limit: int) -> bytes
 
 def _is_plain_tar(location: str) -> bool:
     return location.lower().endswith(".tar")
+
+
+_OPENING = threading.Lock()
 
 
 @functools.lru_cache(maxsize=4)  # an open archive keeps its directory and a few blocks in memory

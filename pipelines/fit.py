@@ -7,7 +7,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +38,7 @@ from pipelines.chain import Chain, batches, drawing
 from pipelines.cluster import Slots
 from pipelines.ledger import Ledger
 from pipelines.reading import CARRIED, Reading
+from pipelines.score import max_failures
 from pipelines.shared import SharedModel
 from pipelines.watch import Watch
 
@@ -57,17 +58,18 @@ class FitRequest:
     fetch: FetchSettings = field(default_factory=FetchSettings)
     holdout: float = 0.1
     false_alarm_rate: float = 0.01
-    max_failed: int = 0
+    max_failed: str = "0"
 
     def __post_init__(self) -> None:
         """Refuse shares that are none."""
-        for name in ("holdout", "false_alarm_rate"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)} must lie in [0, 1)")
+        if not 0 <= self.holdout < 1:
+            raise ValueError(f"holdout {self.holdout} must lie in [0, 1)")
+        if not 0 < self.false_alarm_rate < 1:
+            raise ValueError(f"false_alarm_rate {self.false_alarm_rate} must lie in (0, 1)")
 
 
 class NothingToFit(ValueError):
-    """No good image for a product."""
+    """Too few good images that can be read."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,11 @@ def _fit_products(
     blocks = [rows.slice(i, slots.batch) for i in range(0, len(rows), slots.batch)]
     reading = Reading(Read(request.input, request.decode, request.fetch), slots.batch)
     images = ray.data.from_arrow(blocks).map_batches(
-        reading, batch_size=None, batch_format="pyarrow", num_cpus=slots.readers
+        reading,
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=slots.readers,
+        max_retries=2,
     )
     ledger: Any = Ledger.remote(len(rows))  # type: ignore[attr-defined]  # added by ray.remote
     with tempfile.TemporaryDirectory(prefix="nightloupe-") as scratch, _watching(ledger, watch):
@@ -199,6 +205,7 @@ def _fit_products(
                 "backbone": ray.put(backbone),
                 "ledger": ledger,
                 "slots": slots,
+                "limit": max_failures(request.max_failed, len(rows)),
             },
             torch_config=TorchConfig(backend="gloo"),
             scaling_config=ScalingConfig(
@@ -213,6 +220,8 @@ def _fit_products(
                 name="fit", storage_path=scratch, failure_config=FailureConfig(max_failures=2)
             ),
         ).fit()
+    if verdict := ray.get(ledger.verdict.remote()):
+        raise NothingToFit(verdict)
     return ledger
 
 
@@ -244,6 +253,8 @@ def _worker(config: dict[str, Any]) -> None:
     share of the last one is complete. All workers merge the same products in the same order.
     """
     request, slots, ledger = config["request"], config["slots"], config["ledger"]
+    if ray.get(ledger.verdict.remote()):
+        return  # the group was restarted after a verdict that another attempt would not change
     torch.set_num_threads(slots.threads)
     group = Distributed()
     state = {name: tensor.clone() for name, tensor in ray.get(config["backbone"]).items()}
@@ -263,14 +274,14 @@ def _worker(config: dict[str, Any]) -> None:
         try:
             figures = detector.merge(group, watch)
         except ValueError as error:
-            raise NothingToFit(f"product {product}: {error}") from error
+            _refuse(ledger, f"product {product}: {error}")
         if group.rank == 0:
             figures["map_ceiling"] = detector.map_ceiling()
             tensors = {name: tensor.cpu() for name, tensor in detector.state().items()}
             ray.get(ledger.finish.remote(product, figures, tensors))
         detector = kind(request.settings, backbone)
 
-    for product, rows in _by_product(request, slots, ledger):
+    for product, rows in _by_product(slots, ledger, config["limit"]):
         if product not in waiting:
             continue
         while waiting[0] != product:
@@ -281,7 +292,13 @@ def _worker(config: dict[str, Any]) -> None:
         merge(product)
 
 
-def _by_product(request: FitRequest, slots: Slots, ledger: Any) -> Iterator[tuple[str, pa.Table]]:
+def _refuse(ledger: Any, verdict: str) -> NoReturn:
+    """End this worker, and by that its group, with a verdict for the driver."""
+    ray.get(ledger.refuse.remote(verdict))
+    raise NothingToFit(verdict)
+
+
+def _by_product(slots: Slots, ledger: Any, limit: int) -> Iterator[tuple[str, pa.Table]]:
     """This worker's readable images, in runs of one product; the ledger hears of every row."""
     shard: Any = ray.train.get_dataset_shard("images")
     for batch in shard.iter_batches(
@@ -290,10 +307,11 @@ def _by_product(request: FitRequest, slots: Slots, ledger: Any) -> Iterator[tupl
         broken = batch.filter(pc.not_equal(batch["status"], "ok"))
         failures = dict(zip(broken["uri"].to_pylist(), broken["reason"].to_pylist(), strict=True))
         failed = ray.get(ledger.extracted.remote(batch[_ROW].to_pylist(), failures))
-        if failed > request.max_failed:
-            raise RuntimeError(
+        if failed > limit:
+            _refuse(
+                ledger,
                 f"{failed} images of the fit cannot be read, more than --max_failed allows "
-                f"({request.max_failed}); the last: {list(failures.items())[-1:]}"
+                f"({limit}), such as {next(iter(failures.items()), '')}",
             )
         good = batch.filter(pc.equal(batch["status"], "ok"))
         for product in dict.fromkeys(good["product"].to_pylist()):

@@ -18,7 +18,9 @@ from pipelines.watch import Watch
 _SORTED = """
     WITH images AS (
              SELECT * FROM read_parquet($listed)
-             WHERE NOT is_mask AND ($split IS NULL OR split = $split)
+             WHERE NOT is_mask AND ($split IS NULL OR split = $split OR problem IS NOT NULL)
+             -- Archives may overlap; an image is listed once.
+             QUALIFY row_number() OVER (PARTITION BY image_id ORDER BY uri) = 1
          ),
          masks AS (
              SELECT mask_key, min(uri) AS mask_uri FROM read_parquet($listed)
@@ -62,7 +64,7 @@ def take(
             found = database.sql(_SORTED, params={"listed": path, "split": split}).to_arrow_reader(
                 2**16
             )
-            tables.write(out, SCHEMA, found)
+            tables.write(out, SCHEMA, found, rows=4096)  # workers read slices
     return tally
 
 

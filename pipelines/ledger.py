@@ -14,6 +14,7 @@ class Ledger:
     def __init__(self, total: int) -> None:
         self._progress: tuple[str, int, int] = ("extract", 0, total)
         self._total = total
+        self._verdict = ""
         self._seen: set[int] = set()
         self._failures: dict[str, str] = {}
         self._found: dict[str, tuple[dict[str, float], dict[str, Any]]] = {}
@@ -36,6 +37,14 @@ class Ledger:
     def failures(self) -> list[str]:
         """A sentence per image that could not be read."""
         return [f"{uri}: {reason}" for uri, reason in self._failures.items()]
+
+    def refuse(self, verdict: str) -> None:
+        """Say why no attempt at this fit can succeed."""
+        self._verdict = self._verdict or verdict
+
+    def verdict(self) -> str:
+        """Why the fit cannot succeed; empty while it may."""
+        return self._verdict
 
     def finish(self, product: str, figures: dict[str, float], tensors: dict[str, Any]) -> None:
         """A product's detector."""

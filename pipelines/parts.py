@@ -19,6 +19,8 @@ POSITION = "position"
 #: Rows on their way into a part: where they stand in the inventory, then the score columns.
 ROWS = pa.schema([pa.field(POSITION, pa.int64()), *scores.SCHEMA])
 _PART = re.compile(r"part-(\d+)\.parquet")
+#: Failures whose cause may be mended by the next attempt, which reads these images again.
+_PASSING = pa.array(["missing", "forbidden", "unavailable", "crashed_worker"])
 _KEPT = re.compile(r"kept-\d+\.parquet")
 
 
@@ -46,13 +48,25 @@ class Parts:
         names = [item.name for item in storage.listing(work)] if storage.is_folder(work) else []
         for name in names:
             if match := _PART.fullmatch(name):
-                self._finished[int(match[1])] = True
-                self._count(tables.read(storage.join(work, name), ["status", "is_anomalous"]))
+                self._take_up(int(match[1]), storage.join(work, name))
         for name in names:
             if _KEPT.fullmatch(name):
                 kept = tables.read(storage.join(work, name))
+                kept = kept.filter(pc.invert(pc.is_in(kept["status"], _PASSING)))
                 numbers = kept[POSITION].to_numpy() // self.part_rows
                 self.add(kept.filter(pa.array(~self._finished[numbers])))
+
+    def _take_up(self, number: int, location: str) -> None:
+        """Count a finished part, or open it again if some of its failures may have passed."""
+        rows = tables.read(location)
+        passing = pc.is_in(rows["status"], _PASSING)
+        if not pc.any(passing).as_py():
+            self._finished[number] = True
+            self._count(rows)
+            return
+        start, stop = self._span(number)
+        rows = rows.append_column(POSITION, pa.array(range(start, stop), pa.int64()))
+        self.add(rows.filter(pc.invert(passing)))
 
     @property
     def failed(self) -> int:

@@ -116,20 +116,33 @@ def prepare(
     content = [inventory.content_hash(), model.card.model_id, asdict(settings)]
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     if night is None:
-        work = out.work()
-        unfinished = (
-            {item.name.split("/", 1)[0] for item in storage.listing(work)}
-            if storage.is_folder(work)
-            else set[str]()
-        )
-        nights = sorted(name[:10] for name in unfinished if name.endswith(f"-{key}"))
+        nights = sorted(_unfinished(out, key))
         night = nights[-1] if nights else datetime.datetime.now(datetime.UTC).date().isoformat()
     return Run(f"{night}-{key}", night, out, inventory, model, settings)
 
 
+def _unfinished(out: Out, key: str) -> list[str]:
+    """Nights of runs with this key that are under way; clears up behind those that died late."""
+    work = out.work()
+    if not storage.is_folder(work):
+        return []
+    names = {item.name.split("/", 1)[0] for item in storage.listing(work)}
+    found = []
+    for run_id in sorted(name for name in names if name.endswith(f"-{key}")):
+        if _totals(out, run_id):
+            storage.remove_folder(out.work(run_id))
+        else:
+            found.append(run_id[:10])
+    return found
+
+
 def finished(run: Run) -> dict[str, Any] | None:
     """The totals of a run that was published, else None."""
-    location = run.out.run(run.run_id)
+    return _totals(run.out, run.run_id)
+
+
+def _totals(out: Out, run_id: str) -> dict[str, Any] | None:
+    location = out.run(run_id)
     if not storage.exists(location):
         return None
     totals: dict[str, Any] | None = storage.read_json(location).get("totals")
@@ -195,11 +208,7 @@ def _fill(run: Run, chain: Chain, parts: Parts, limit: int, watch: Watch) -> int
     """Score every row that has none yet. Returns how many maps went beyond the scale."""
     total, saturated = len(run.inventory), 0
 
-    def take(rows: pa.Table) -> None:
-        nonlocal saturated
-        saturated += pc.sum(rows["saturated"]).as_py() or 0
-        parts.add(_score_rows(run, rows))
-        watch("score", parts.done, total, parts.failed)
+    def judge() -> None:
         if parts.failed > limit:
             raise TooManyFailures(
                 f"{parts.failed} of {parts.done} images failed, more than --max_failed allows "
@@ -207,14 +216,24 @@ def _fill(run: Run, chain: Chain, parts: Parts, limit: int, watch: Watch) -> int
                 "raise --max_failed, and start the same command again"
             )
 
+    def take(rows: pa.Table) -> None:
+        nonlocal saturated
+        saturated += pc.sum(rows["saturated"]).as_py() or 0
+        parts.add(_score_rows(run, rows))
+        watch("score", parts.done, total, parts.failed)
+        judge()
+
     watch("score", parts.done, total, parts.failed)
     try:
         for rows in _streamed(run, chain, parts):
             take(rows)
         # What fell out of the stream lost its workers; each is tried again by itself.
         for start, stop in list(parts.missing()):
-            for rows in _rescued(chain, carried(run.inventory, start, stop)):
-                take(rows)
+            for begin in range(start, stop, chain.slots.batch):
+                group = carried(run.inventory, begin, min(begin + chain.slots.batch, stop))
+                for rows in _rescued(chain, group):
+                    take(rows)
+        judge()  # also what an earlier attempt left complete
     except BaseException:
         parts.keep()
         raise

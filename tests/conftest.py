@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -153,3 +154,42 @@ def draw_archive(folder: Path, train: int = 9, test: int = 4, size: int = 64) ->
 def archive(tmp_path_factory) -> Path:
     """A small drawn archive; read-only."""
     return draw_archive(tmp_path_factory.mktemp("archive"))
+
+
+def tiny_model(product: str, seed: int = 0):
+    """A model of one product, fitted on noise in this process, without a cluster."""
+    import torch
+
+    from ops.backbone import Backbone, BackboneSettings
+    from ops.calibration import Calibration
+    from ops.decode import DecodeSettings
+    from ops.group import Alone
+    from ops.layout import product_file
+    from ops.maps import Scale
+    from ops.model import Model, ModelCard, ProductCard
+    from ops.patchcore import PatchCore, PatchCoreSettings
+    from ops.resize import InputSettings
+    from ops.weights import fingerprint
+
+    backbone = Backbone(BackboneSettings("squeezenet1_1", "features.3", "random"))
+    detector = PatchCore(PatchCoreSettings(ratio=0.05, embedding="concat"), backbone)
+    noise = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
+    detector.gather(noise, torch.arange(2))
+    figures = detector.merge(Alone(), lambda *_: None)
+    state, of_backbone = detector.state(), backbone.state()
+    calibration = Calibration((1.0, 2.0))
+    card = ModelCard(
+        method="patchcore",
+        settings=asdict(detector.settings),
+        backbone=backbone.settings,
+        backbone_sha256=fingerprint(of_backbone),
+        input=InputSettings(size=64),
+        decode=DecodeSettings(),
+        products={
+            product: ProductCard(product_file(product), fingerprint(state), figures, calibration)
+        },
+        map_scale=Scale(0.0, 0.001),
+        false_alarm_rate=0.1,
+        fit={},
+    )
+    return Model(card, of_backbone, {product: state})

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from ops import scores, specimens
-from tests.conftest import ROOT, tiny_fit
+from ops.model import write_model
+from tests.conftest import ROOT, tiny_model
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 IMAGES, PART = 2000, 100
@@ -56,27 +57,7 @@ def warehouse(tmp_path_factory) -> Path:
     listed = folder / "inventory.parquet"
     pattern = ["--pattern", "{product}/{name}"]
     done(job("inventory", "--archive", folder / "parts", *pattern, "--out", listed))
-    few = folder / "few"
-    (few / "washer").mkdir(parents=True)
-    for i in range(12):
-        pictures[i].save(few / "washer" / f"{i}.bmp")
-    done(
-        job(
-            "fit",
-            "--archive",
-            few,
-            *pattern,
-            "--out",
-            folder / "fit",
-            "--model",
-            folder / "model",
-            "--name",
-            "",
-            "--holdout",
-            "0.4",
-            *tiny_fit(),
-        )
-    )
+    write_model(str(folder / "model"), tiny_model("washer"))
     return folder
 
 
@@ -89,6 +70,8 @@ def score(warehouse, out):
         warehouse / "model",
         "--out",
         out,
+        "--slots.batch",
+        PART,
         "--part-rows",
         PART,
         "--maps",

@@ -4,7 +4,6 @@ import json
 import os
 import sqlite3
 import time
-from dataclasses import asdict
 
 import pytest
 import torch
@@ -12,16 +11,8 @@ from mlflow import MlflowClient
 
 from jobs.tracking import EXPERIMENT, Record, Tracker, redact
 from ops import storage
-from ops.backbone import Backbone, BackboneSettings
-from ops.calibration import Calibration
-from ops.decode import DecodeSettings
-from ops.group import Alone
-from ops.layout import product_file
-from ops.maps import Scale
-from ops.model import Model, ModelCard, ProductCard, read_model
-from ops.patchcore import PatchCore, PatchCoreSettings
-from ops.resize import InputSettings
-from ops.weights import fingerprint
+from ops.model import read_model
+from tests.conftest import tiny_model
 
 pytestmark = pytest.mark.slow
 PASSWORD = "hunter2@home"
@@ -49,31 +40,6 @@ def spooled(out: str) -> list[dict]:
     spool = Tracker(out).out.spool()
     names = [item.name for item in storage.listing(spool)] if storage.is_folder(spool) else []
     return [storage.read_json(storage.join(spool, name)) for name in names]
-
-
-def tiny_model() -> Model:
-    backbone = Backbone(BackboneSettings("squeezenet1_1", "features.3", "random"))
-    detector = PatchCore(PatchCoreSettings(ratio=0.05, embedding="concat"), backbone)
-    detector.gather(torch.rand(2, 3, 64, 64), torch.arange(2))
-    figures = detector.merge(Alone(), lambda *_: None)
-    state, of_backbone = detector.state(), backbone.state()
-    card = ModelCard(
-        method="patchcore",
-        settings=asdict(detector.settings),
-        backbone=backbone.settings,
-        backbone_sha256=fingerprint(of_backbone),
-        input=InputSettings(size=64),
-        decode=DecodeSettings(),
-        products={
-            "bolt": ProductCard(
-                product_file("bolt"), fingerprint(state), figures, Calibration((1.0, 2.0))
-            )
-        },
-        map_scale=Scale(0.0, 0.001),
-        false_alarm_rate=0.1,
-        fit={},
-    )
-    return Model(card, of_backbone, {"bolt": state})
 
 
 def test_params_metrics_and_tags_of_a_job_arrive(out):
@@ -105,7 +71,7 @@ def test_a_job_that_fails_is_recorded_as_failed_and_still_fails(out):
 
 
 def test_a_registered_model_comes_back_by_alias_and_by_version(out, tmp_path):
-    model, tracker = tiny_model(), Tracker(out)
+    model, tracker = tiny_model("bolt"), Tracker(out)
     with tracker.run("fit", {}) as record:
         uri = tracker.register(model, "bolts", "champion", record)
     assert uri == "models:/bolts@champion"
@@ -119,7 +85,7 @@ def test_a_registered_model_comes_back_by_alias_and_by_version(out, tmp_path):
 
 
 def test_an_alias_moves_to_the_newest_version(out):
-    model, tracker = tiny_model(), Tracker(out)
+    model, tracker = tiny_model("bolt"), Tracker(out)
     for _ in range(2):
         with tracker.run("refit", {}) as record:
             tracker.register(model, "nuts", "champion", record)
@@ -144,7 +110,7 @@ def test_what_is_no_models_uri_is_told_the_form(out, tmp_path):
 def test_artifacts_lie_beside_the_database_and_never_in_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/tracker/mlflow.db")
     tracker = Tracker("s3://bucket/out")
-    uri = tracker.register(tiny_model(), "bolts", "champion", Record("fit"))
+    uri = tracker.register(tiny_model("bolt"), "bolts", "champion", Record("fit"))
     assert uri
     assert read_model(tracker.fetch_model(uri, str(tmp_path / "fetched")))
     assert set(os.listdir(tmp_path)) == {"tracker", "fetched"}
@@ -188,7 +154,7 @@ def test_a_model_is_unharmed_by_a_tracker_that_is_down(tmp_path, monkeypatch, fr
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     tracker = Tracker(str(tmp_path))
     with tracker.run("fit", {}) as record:
-        assert tracker.register(tiny_model(), "bolts", "champion", record) is None
+        assert tracker.register(tiny_model("bolt"), "bolts", "champion", record) is None
     assert [kept["job"] for kept in spooled(str(tmp_path))] == ["fit"]
 
 

@@ -167,6 +167,19 @@ def test_repeating_a_finished_run_changes_nothing(world):
     assert not any("_work" in name for name in before)
 
 
+def test_what_a_run_left_that_died_at_its_very_end_does_not_stop_the_next_night(world, tmp_path):
+    out = Out(str(tmp_path))
+    settings = ScoreSettings("none", False, 10)
+    run = score.prepare(world.inventory, world.model, out, settings, "2020-01-01")
+    storage.write_bytes(storage.join(out.work(run.run_id), "started"), b"")
+    taken_up = score.prepare(world.inventory, world.model, out, settings, None)
+    assert taken_up.run_id == run.run_id
+    storage.write_json(out.run(run.run_id), {"totals": {"images": 39}})
+    tonight = score.prepare(world.inventory, world.model, out, settings, None)
+    assert tonight.night > "2020-01-01"
+    assert not os.path.exists(out.work(run.run_id))
+
+
 def comparable(table):
     return table.drop_columns(["scored_at", "run_id", "map_uri"])
 
@@ -204,6 +217,9 @@ def test_too_many_failures_end_the_run_keep_its_rows_and_can_be_continued(world,
         world.inventory, world.model, out, ScoreSettings("none", False, 10), None
     )
     assert taken_up.run_id == run.run_id
+    with pytest.raises(TooManyFailures):
+        score.score(taken_up, FetchSettings(patience=0.01), SLOTS, "4", nothing)
+    kept = Parts(out, run.run_id, world.inventory, 10)
     totals = score.score(taken_up, FetchSettings(patience=0.01), SLOTS, "5", nothing)
     assert totals["resumed"] == kept.done
     assert comparable(tables.read(totals["table"])).equals(comparable(world.table))
@@ -299,3 +315,13 @@ def test_every_good_image_is_in_the_bank_whatever_the_number_of_workers(world, t
         assert len(bank) == int(0.1 * 11 * 15 * 15)
         assert all((other[product] == bank).all() for other in banks[1:])
     assert len({model.card.model_id for model in models.values()}) == 1
+
+
+@pytest.mark.slow
+def test_a_fit_over_its_limit_of_broken_images_says_so(world, tmp_path):
+    folder = draw_archive(tmp_path / "archive", train=5, test=1)
+    for i in range(3):
+        (folder / "washer" / "train" / "good" / f"{i:03d}.png").write_bytes(b"broken")
+    listed = take(folder, tmp_path / "inventory.parquet")
+    with pytest.raises(fit.NothingToFit, match=r"3 images of the fit cannot be read.*\(2\)"):
+        fit.fit(listed, request(holdout=0.0, max_failed="2"), SLOTS, nothing)

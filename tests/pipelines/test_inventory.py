@@ -126,6 +126,27 @@ def test_a_truncated_tar_is_listed_up_to_the_damage_and_says_so(archive, tmp_pat
     assert len(table) == tally.images + 1 > 5
 
 
+def test_archives_that_overlap_list_an_image_once(archive, tmp_path):
+    _, table = take([archive, archive / "washer"], tmp_path / "i.parquet", Layout("**/{name}"))
+    assert len(set(table["image_id"].to_pylist())) == len(table)
+
+
+def test_a_tar_of_a_folders_inside_is_read_like_one_of_the_folder(archive, tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as packed:
+        packed.add(archive, ".")
+    tally, table = take([tmp_path / "a.tar"], tmp_path / "i.parquet", LAYOUTS["mvtec"])
+    assert tally.unmatched == 0
+    row = table.to_pylist()[0]
+    assert fetch(row["uri"], row["position"], row["bytes"]).startswith(b"\x89PNG")
+
+
+def test_damage_stays_listed_when_only_one_split_is_kept(archive, tmp_path):
+    whole = pack(archive, tmp_path / "a.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(whole[: len(whole) // 2])
+    _, table = take([tmp_path / "a.tar"], tmp_path / "i.parquet", LAYOUTS["mvtec"], split="train")
+    assert len([r for r in table.to_pylist() if r["problem"]]) == 1
+
+
 def test_duplicate_names_in_an_archive_stay_two_images(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as packed:
         for content in (b"first", b"second"):

@@ -91,14 +91,30 @@ def test_without_keeping_an_unfinished_part_is_done_again(inventory, tmp_path):
     assert list(parts_of(inventory, tmp_path).missing()) == [(10, 20), (20, 25)]
 
 
-def test_failures_are_counted_also_over_attempts(inventory, tmp_path):
+def with_status(inventory, status):
     table = rows(inventory, range(10)).to_pylist()
     for row in table[:3]:
-        row |= {"status": "missing", "reason": "gone", "score": None}
+        row |= {"status": status, "reason": "a sentence", "score": None}
+    return pa.Table.from_pylist(table, ROWS)
+
+
+def test_failures_are_counted_also_over_attempts(inventory, tmp_path):
     parts = parts_of(inventory, tmp_path)
-    parts.add(pa.Table.from_pylist(table, ROWS))
+    parts.add(with_status(inventory, "unreadable"))
     assert parts.failed == 3
-    assert parts_of(inventory, tmp_path).statuses == {"ok": 7, "missing": 3}
+    assert parts_of(inventory, tmp_path).statuses == {"ok": 7, "unreadable": 3}
+
+
+@pytest.mark.parametrize("status", ["missing", "forbidden", "unavailable", "crashed_worker"])
+def test_failures_that_may_have_passed_are_tried_again_by_the_next_attempt(
+    inventory, tmp_path, status
+):
+    parts_of(inventory, tmp_path).add(with_status(inventory, status))
+    second = parts_of(inventory, tmp_path)
+    assert second.failed == 0
+    assert list(second.missing()) == [(0, 3), (10, 20), (20, 25)]
+    second.add(rows(inventory, range(25)))
+    assert published(second)["status"].to_pylist() == ["ok"] * 25
 
 
 def test_a_part_with_foreign_missing_or_lawless_rows_is_not_published(inventory, tmp_path):

@@ -152,7 +152,8 @@ def test_maps_are_16_bit_on_one_scale_and_overlays_lie_beside_them(world):
         drawn = maps.decode(storage.read_bytes(uris.parse(row["map_uri"]).location))
         assert drawn.levels.shape == (64, 64)
         assert drawn.scale == world.model.card.map_scale
-        assert maps.peak(drawn.values(), drawn.geometry) == (row["peak_x"], row["peak_y"])
+        # Pictures are as large as maps here; neighbours of the peak may share its grey level.
+        assert drawn.levels[row["peak_y"], row["peak_x"]] == drawn.levels.max()
         assert storage.exists(world.out.overlay(row["model_id"], row["image_id"]))
 
 

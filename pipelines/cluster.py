@@ -122,8 +122,6 @@ def quiet() -> None:
     """Keep Ray Data's bars and blocks of log lines off: jobs show progress of their own."""
     # Bounds on retries have no named parameter yet; pyproject.toml stops before they change.
     warnings.filterwarnings("ignore", message=".*ray_remote_args")
-    # Small inventories leave workers idle, which is no news.
-    warnings.filterwarnings("ignore", message="The m(ax|in)imum number of concurrent")
     # A short inventory has fewer blocks than there are workers, which is no one's worry.
     warnings.filterwarnings(
         "ignore", message="The (min|max)imum number of concurrent (task|actor)s"

@@ -118,7 +118,7 @@ def tell(out: Out, settings: Settings) -> None:
     picture = os.path.join(settings.out, "worst.png")
     _montage(table, out, record["model_id"], picture)
     query = (
-        "SELECT product, status, count(*) AS images, round(max(score), 3) AS worst\n"
+        "SELECT product, status, count(*) AS images, round(max(score), 3) AS worst "
         f"FROM '{out.scores()}/**/*.parquet' GROUP BY ALL ORDER BY ALL"
     )
     say(f"\nimage AUROC  {auroc:.3f} (mean over two products; random weights)")

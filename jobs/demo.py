@@ -119,14 +119,14 @@ def tell(out: Out, settings: Settings) -> None:
     _montage(table, out, record["model_id"], picture)
     query = (
         "SELECT product, status, count(*) AS images, round(max(score), 3) AS worst "
-        f"FROM '{out.scores()}/**/*.parquet' GROUP BY ALL ORDER BY ALL"
+        f"FROM '{out.scores()}/**/*.parquet' GROUP BY ALL ORDER BY ALL"  # noqa: S608 - a path of ours
     )
     say(f"\nimage AUROC  {auroc:.3f} (mean over two products; random weights)")
     say(f"table        {table}")
     say(f"maps         {out.maps(record['model_id'])}")
     say(f"worst parts  {picture}")
     say(f"tracker      {redact(str(Tracker(settings.out).uri))}")
-    say(f'\ntry: duckdb -c "\n{query}"\n')
+    say(f'\ntry, in .venv/bin/python:\n>>> import duckdb\n>>> duckdb.sql("{query}")')
     say(str(duckdb.sql(query)))
 
 

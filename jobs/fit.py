@@ -21,7 +21,7 @@ from ops.model import Model, write_model
 from ops.resize import InputSettings
 from pipelines import fit
 from pipelines.cluster import Slots, connected
-from pipelines.score import max_failures
+from pipelines.limits import max_failures
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,11 @@ from jobs.words import Progress, say
 from ops.fetch import FetchSettings
 from ops.layout import Out
 from ops.model import Model, ModelCard, read_model
+from pipelines import run as runs
 from pipelines import score
 from pipelines.cluster import Slots, connected
-from pipelines.score import ScoreSettings
+from pipelines.limits import max_failures
+from pipelines.run import ScoreSettings
 from pipelines.shared import SharedModel
 
 
@@ -51,7 +53,8 @@ def main(argv: Sequence[str]) -> int:
     """Score an inventory."""
     settings, _ = entry.parse(Settings, __doc__, argv)
     sources.check(settings.inventory, settings)
-    score.check(str(settings.max_failed), settings.night)
+    max_failures(str(settings.max_failed), 0)
+    runs.check_night(settings.night)
     out, tracker = Out(settings.out), Tracker(settings.out)
     policy = ScoreSettings(settings.maps, settings.overlays, settings.part_rows)
     with opened(settings.model, tracker) as model:
@@ -59,8 +62,8 @@ def main(argv: Sequence[str]) -> int:
         with Progress() as progress, connected(settings.cluster):
             inventory = sources.inventory_of(settings.inventory, settings, out, progress)
             shared = SharedModel.put(model)
-            run = score.prepare(inventory, shared, out, policy, settings.night)
-            if totals := score.finished(run):
+            run = runs.prepare(inventory, shared, out, policy, settings.night)
+            if totals := runs.finished(run):
                 say(f"run {run.run_id} is finished; nothing to do")
                 _tell(totals)
                 return 0

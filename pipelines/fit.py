@@ -37,8 +37,8 @@ from ops.weights import fingerprint
 from pipelines.chain import Chain, batches, drawing
 from pipelines.cluster import Slots
 from pipelines.ledger import Ledger
+from pipelines.limits import max_failures
 from pipelines.reading import CARRIED, Reading
-from pipelines.score import max_failures
 from pipelines.shared import SharedModel
 from pipelines.watch import Watch
 

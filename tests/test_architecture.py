@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,7 @@ NO_NOUNS = {"utils", "util", "common", "helpers", "helper", "base", "manager", "
 CODE = sorted(file for folder in MAY_IMPORT for file in (ROOT / folder).rglob("*.py"))
 
 
+@functools.cache
 def tree_of(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"), str(file))
 
@@ -34,9 +36,14 @@ def folder_of(file: Path) -> str:
     return file.relative_to(ROOT).parts[0]
 
 
+@functools.cache
+def nodes(tree: ast.Module) -> list[ast.AST]:
+    return list(ast.walk(tree))
+
+
 def imports(tree: ast.Module) -> Iterator[str]:
     """Dotted names of all imported modules, wherever the import stands."""
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -46,7 +53,7 @@ def imports(tree: ast.Module) -> Iterator[str]:
 
 def calls(tree: ast.Module) -> Iterator[tuple[str, ast.Call]]:
     """Dotted names of all calls of plain names and attributes."""
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.Call):
             yield ast.unparse(node.func), node
 
@@ -76,7 +83,7 @@ def test_each_folder_leaves_alone_what_is_not_its_business(file):
 @every("ops")
 def test_ops_read_no_environment_and_set_none(file):
     tree = tree_of(file)
-    attributes = {ast.unparse(n) for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+    attributes = {ast.unparse(n) for n in nodes(tree) if isinstance(n, ast.Attribute)}
     forbidden = {"os.environ", "os.environb", "os.getenv", "os.putenv"}
     assert not attributes & forbidden
     assert not set(imports(tree)) & forbidden

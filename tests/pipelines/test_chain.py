@@ -26,8 +26,9 @@ from ops.resize import InputSettings
 from pipelines import evaluate, fit, inventory, score
 from pipelines.chain import Chain, drawing
 from pipelines.cluster import Slots
+from pipelines.limits import TooManyFailures
 from pipelines.parts import Parts
-from pipelines.score import ScoreSettings, TooManyFailures
+from pipelines.run import Run, ScoreSettings, prepare
 from pipelines.shared import SharedModel
 from tests.conftest import draw_archive
 
@@ -71,7 +72,7 @@ class World:
     inventory: Inventory
     model: SharedModel
     out: Out
-    run: score.Run
+    run: Run
     totals: dict
     table: pa.Table
 
@@ -95,7 +96,7 @@ def world(cluster, tmp_path_factory):
     write_model(location, model)
     shared = SharedModel.put(read_model(location))
     out = Out(str(tmp_path_factory.mktemp("out")))
-    run = score.prepare(listed, shared, out, ScoreSettings("all", True, 10), "2026-11-20")
+    run = prepare(listed, shared, out, ScoreSettings("all", True, 10), "2026-11-20")
     totals = score.score(run, FetchSettings(patience=0.01), SLOTS, "50%", nothing)
     return World(listed, shared, out, run, totals, tables.read(totals["table"]))
 
@@ -171,12 +172,12 @@ def test_repeating_a_finished_run_changes_nothing(world):
 def test_what_a_run_left_that_died_at_its_very_end_does_not_stop_the_next_night(world, tmp_path):
     out = Out(str(tmp_path))
     settings = ScoreSettings("none", False, 10)
-    run = score.prepare(world.inventory, world.model, out, settings, "2020-01-01")
+    run = prepare(world.inventory, world.model, out, settings, "2020-01-01")
     storage.write_bytes(storage.join(out.work(run.run_id), "started"), b"")
-    taken_up = score.prepare(world.inventory, world.model, out, settings, None)
+    taken_up = prepare(world.inventory, world.model, out, settings, None)
     assert taken_up.run_id == run.run_id
     storage.write_json(out.run(run.run_id), {"totals": {"images": 39}})
-    tonight = score.prepare(world.inventory, world.model, out, settings, None)
+    tonight = prepare(world.inventory, world.model, out, settings, None)
     assert tonight.night > "2020-01-01"
     assert not os.path.exists(out.work(run.run_id))
 
@@ -187,7 +188,7 @@ def comparable(table):
 
 def test_another_cut_into_batches_and_workers_gives_the_same_rows(world, tmp_path):
     out = Out(str(tmp_path))
-    run = score.prepare(world.inventory, world.model, out, ScoreSettings("none", False, 7), None)
+    run = prepare(world.inventory, world.model, out, ScoreSettings("none", False, 7), None)
     slots = Slots(workers=1, cpus=1, readers=0.5, batch=17)
     totals = score.score(run, FetchSettings(patience=0.01), slots, "50%", nothing)
     assert comparable(tables.read(totals["table"])).equals(comparable(world.table))
@@ -196,7 +197,7 @@ def test_another_cut_into_batches_and_workers_gives_the_same_rows(world, tmp_pat
 
 def test_the_top_k_maps_are_those_of_the_highest_scores(world, tmp_path):
     out = Out(str(tmp_path))
-    run = score.prepare(world.inventory, world.model, out, ScoreSettings("top:3"), None)
+    run = prepare(world.inventory, world.model, out, ScoreSettings("top:3"), None)
     totals = score.score(run, FetchSettings(patience=0.01), SLOTS, "50%", nothing)
     rows = [r for r in tables.read(totals["table"]).to_pylist() if r["status"] == "ok"]
     rows.sort(key=lambda r: -r["score"])
@@ -208,15 +209,13 @@ def test_the_top_k_maps_are_those_of_the_highest_scores(world, tmp_path):
 
 def test_too_many_failures_end_the_run_keep_its_rows_and_can_be_continued(world, tmp_path):
     out = Out(str(tmp_path))
-    run = score.prepare(world.inventory, world.model, out, ScoreSettings("none", False, 10), None)
+    run = prepare(world.inventory, world.model, out, ScoreSettings("none", False, 10), None)
     with pytest.raises(TooManyFailures, match="more than --max_failed allows"):
         score.score(run, FetchSettings(patience=0.01), SLOTS, "2", nothing)
     assert not os.path.exists(tmp_path / "scores")
     kept = Parts(out, run.run_id, world.inventory, 10)
     assert kept.done > 0
-    taken_up = score.prepare(
-        world.inventory, world.model, out, ScoreSettings("none", False, 10), None
-    )
+    taken_up = prepare(world.inventory, world.model, out, ScoreSettings("none", False, 10), None)
     assert taken_up.run_id == run.run_id
     with pytest.raises(TooManyFailures):
         score.score(taken_up, FetchSettings(patience=0.01), SLOTS, "4", nothing)
@@ -248,7 +247,7 @@ class DeadlyChain(Chain):
 @pytest.mark.timeout(600)
 def test_an_image_that_kills_its_workers_becomes_a_row_and_the_others_are_scored(world, tmp_path):
     out = Out(str(tmp_path))
-    run = score.prepare(world.inventory, world.model, out, ScoreSettings("none", False, 10), None)
+    run = prepare(world.inventory, world.model, out, ScoreSettings("none", False, 10), None)
     draw = drawing(world.model.card, out, "none")
     chain = DeadlyChain(world.model, draw, FetchSettings(patience=0.01), SLOTS)
     parts = Parts(out, run.run_id, world.inventory, 10)

@@ -84,7 +84,7 @@ class Gathered(Method):
     def merge(self, group: Group, watch: Watch) -> dict[str, float]:
         """Collective: combine all ranks' shards, so that every rank is fitted; figures to log.
 
-        Raises ValueError if there is nothing to fit.
+        Raises ValueError on every rank if there is nothing to fit.
         """
 
 

@@ -7,7 +7,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -269,33 +269,35 @@ def _worker(config: dict[str, Any]) -> None:
         if group.rank == 0:
             ledger.progress.remote(stage, done, of)
 
-    def merge(product: str) -> None:
+    def merge(product: str) -> bool:
+        """Collective. False on every rank if there is a verdict against the fit."""
         nonlocal detector
+        refused = torch.tensor([int(bool(ray.get(ledger.verdict.remote())))])
+        if int(group.all_reduce(refused, "max")):
+            return False
         try:
             figures = detector.merge(group, watch)
-        except ValueError as error:
-            _refuse(ledger, f"product {product}: {error}")
+        except ValueError as error:  # on every rank, as the contract has it
+            ray.get(ledger.refuse.remote(f"product {product}: {error}"))
+            return False
         if group.rank == 0:
             figures["map_ceiling"] = detector.map_ceiling()
             tensors = {name: tensor.cpu() for name, tensor in detector.state().items()}
             ray.get(ledger.finish.remote(product, figures, tensors))
         detector = kind(request.settings, backbone)
+        return True
 
     for product, rows in _by_product(slots, ledger, config["limit"]):
         if product not in waiting:
             continue
         while waiting[0] != product:
-            merge(waiting.pop(0))
+            if not merge(waiting.pop(0)):
+                return
         images = to_images(rows, request.input.size, slots.device)
         detector.gather(images, torch.tensor(rows[_ROW].to_pylist()))
     for product in waiting:
-        merge(product)
-
-
-def _refuse(ledger: Any, verdict: str) -> NoReturn:
-    """End this worker, and by that its group, with a verdict for the driver."""
-    ray.get(ledger.refuse.remote(verdict))
-    raise NothingToFit(verdict)
+        if not merge(product):
+            return
 
 
 def _by_product(slots: Slots, ledger: Any, limit: int) -> Iterator[tuple[str, pa.Table]]:
@@ -308,11 +310,12 @@ def _by_product(slots: Slots, ledger: Any, limit: int) -> Iterator[tuple[str, pa
         failures = dict(zip(broken["uri"].to_pylist(), broken["reason"].to_pylist(), strict=True))
         failed = ray.get(ledger.extracted.remote(batch[_ROW].to_pylist(), failures))
         if failed > limit:
-            _refuse(
-                ledger,
+            verdict = (
                 f"{failed} images of the fit cannot be read, more than --max_failed allows "
-                f"({limit}), such as {next(iter(failures.items()), '')}",
+                f"({limit}), such as {next(iter(failures.items()), '')}"
             )
+            ray.get(ledger.refuse.remote(verdict))
+            return  # the next merge ends the fit on every rank
         good = batch.filter(pc.equal(batch["status"], "ok"))
         for product in dict.fromkeys(good["product"].to_pylist()):
             yield product, good.filter(pc.equal(good["product"], product))

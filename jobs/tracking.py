@@ -40,6 +40,20 @@ def redact(text: str) -> str:
     return _USER_INFO.sub(r"\1***@", text)
 
 
+@contextlib.contextmanager
+def _troubles() -> Iterator[list[str]]:
+    """Whatever the tracker's trouble is, the night must end: what was raised, as a sentence.
+
+    Log it behind the block: a handler that fails prints the exceptions of the block it is in, and
+    these hold addresses with passwords.
+    """
+    found: list[str] = []
+    try:
+        yield found
+    except Exception as error:
+        found.append(redact(str(error))[:300])
+
+
 def tracking_uri(out: str) -> str | None:
     """MLFLOW_TRACKING_URI, else a SQLite file under a local output folder, else None."""
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
@@ -75,17 +89,18 @@ class Tracker:
         record.ended_ms = record.ended_ms or int(time.time() * 1000)
         record.params = {name: redact(str(value)) for name, value in record.params.items()}
         record.tags = {name: redact(str(value)) for name, value in record.tags.items()}
-        try:
+        run_id: str | None = None
+        with _troubles() as troubles:
             run_id = self._log(record)
-        except Exception as error:  # whatever the tracker's trouble is, the night must end
+        if troubles:
             location = storage.join(self.out.spool(), f"{uuid.uuid4().hex}.json")
             storage.write_json(location, asdict(record))
-            log.warning("tracking failed (%s); kept in %s", redact(str(error))[:300], location)
+            log.warning("tracking failed (%s); kept in %s", *troubles, location)
             return None
-        try:
+        with _troubles() as troubles:
             self._deliver_spooled()
-        except Exception as error:  # as above
-            log.warning("%s stays undelivered (%s)", self.out.spool(), redact(str(error))[:300])
+        for trouble in troubles:
+            log.warning("%s stays undelivered (%s)", self.out.spool(), trouble)
         return run_id
 
     def _deliver_spooled(self) -> None:
@@ -150,7 +165,7 @@ class Tracker:
         run_id = self.deliver(record)
         if run_id is None:
             return None
-        try:
+        with _troubles() as troubles:
             client = self._client()
             with tempfile.TemporaryDirectory(prefix="nightloupe-") as folder:
                 write_model(folder, model)
@@ -161,10 +176,9 @@ class Tracker:
             tags = {"model_id": model.card.model_id, "method": model.card.method}
             version = client.create_model_version(name, source, run_id, tags=tags)
             client.set_registered_model_alias(name, alias, version.version)
-        except Exception as error:  # as above
-            log.warning("the model was not registered (%s)", redact(str(error))[:300])
-            return None
-        return f"models:/{name}@{alias}"
+        for trouble in troubles:
+            log.warning("the model was not registered (%s)", trouble)
+        return None if troubles else f"models:/{name}@{alias}"
 
     def fetch_model(self, uri: str, folder: str) -> str:
         """The local folder of a registered model (`models:/name@alias`, `models:/name/3`)."""

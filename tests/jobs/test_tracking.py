@@ -1,6 +1,8 @@
 """Against real trackers: SQLite files, and a port where nobody listens."""
 
+import io
 import json
+import logging
 import os
 import sqlite3
 import time
@@ -116,8 +118,22 @@ def test_artifacts_lie_beside_the_database_and_never_in_the_current_folder(tmp_p
     assert set(os.listdir(tmp_path)) == {"tracker", "fetched"}
 
 
+@pytest.fixture
+def heard():
+    """What jobs.tracking logs; another of its handlers is broken."""
+    stream, gone = io.StringIO(), io.StringIO()
+    gone.close()
+    handlers = [logging.StreamHandler(stream), logging.StreamHandler(gone)]
+    logger = logging.getLogger("jobs.tracking")
+    for handler in handlers:
+        logger.addHandler(handler)
+    yield stream
+    for handler in handlers:
+        logger.removeHandler(handler)
+
+
 @pytest.mark.slow
-def test_a_tracker_that_is_down_is_told_later(tmp_path, monkeypatch, free_port, capfd):
+def test_a_tracker_that_is_down_is_told_later(tmp_path, monkeypatch, free_port, heard, capfd):
     out = str(tmp_path / "out")
     address = f"127.0.0.1:{free_port()}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ann:{PASSWORD}@{address}")
@@ -132,9 +148,10 @@ def test_a_tracker_that_is_down_is_told_later(tmp_path, monkeypatch, free_port, 
     (kept,) = spooled(out)
     assert kept["job"] == "night"
     assert kept["metrics"] == {"images": 7}
+    assert "kept in" in heard.getvalue()
     printed = "".join(capfd.readouterr())
-    assert "kept in" in printed
-    said = printed + str(unknown.value) + json.dumps(kept)
+    assert "--- Logging error ---" in printed  # it says what was logged, and what was raised
+    said = heard.getvalue() + printed + str(unknown.value) + json.dumps(kept)
     assert address in said
     assert "hunter2" not in said
     assert "home" not in said

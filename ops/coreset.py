@@ -4,17 +4,18 @@ Farthest-first traversal (Gonzalez 1985): start anywhere, add again and again th
 from all centres; its radius is at most twice the best possible. Instead of one round of messages
 per centre, each worker proposes its farthest points together with a bound on all it kept back, and
 every rank makes the same picks among the proposals for as long as no point kept back can be ahead.
-Distances are evaluated lazily: D[x] is the distance to a prefix of the centres, an upper bound, and
-only rows that could be farthest are brought up to date. Because `distance.squared` gives the same
-bits everywhere and ties go to the lowest id, the picks are those of the sequential greedy, for any
-number of shards and any batch size.
+Distances are evaluated lazily. Products of bytes give every row an upper bound on its distance to
+the centres so far; only rows that could be farthest by these bounds are settled, that is, get
+their exact distance. Because `distance.squared` gives the same bits everywhere and ties go to the
+lowest id, the picks are those of the sequential greedy, for any number of shards and any batch
+size.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,11 +23,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ops.distance import LARGEST, nearest, slack, squared
+from ops.distance import LARGEST, slack, squared
 from ops.group import Group
+from ops.quantised import COLUMNS, Products, Quantiser
 
 log = logging.getLogger(__name__)
-_CENTRES = 256  # centres per block of the lazy update
+_CENTRES = 512  # columns of a product: with 2048 rows it stays near the processor
+_ROWS = 2048
+_MOST = 0.7  # share of rows above the floor that makes leaving the others out worth a copy
+_CHUNK = 4096
+_SETTLED = 512  # rows that are settled at a time
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -55,23 +61,27 @@ def greedy(
     """Pick k of all ranks' points. The same on every rank; collective.
 
     Args:
-        points: this rank's points (n, d), float32, finite, below 1e18 in size; n may be 0.
+        points: this rank's points (n, d), float32, finite and shorter than 1e18; n may be 0.
         ids: their ids (n,), int64, ascending, unique over all ranks.
         k: how many to pick.
-        batch: proposals per rank and round; 0 takes 1024 over all ranks, at least 64 each.
+        batch: proposals per rank and round; 0 takes 512 over all ranks, at least 64 each.
         watch: called after each round with the picks so far and k.
 
     """
-    bad = int(points.numel() > 0 and not bool((points.abs() < LARGEST).all()))
+    short = [bool((chunk.square().sum(dim=1) < LARGEST**2).all()) for chunk in _chunks(points)]
+    bad = int(not all(short))
     total, bad = group.all_reduce(torch.tensor([len(ids), bad])).tolist()
     if bad:  # known to every rank, so that none is left waiting
-        raise ValueError(f"points must be finite and below {LARGEST:.0e}; drop other rows first")
-    batch = batch or max(64, 1024 // group.size)
-    shard = _Shard(points.contiguous(), ids)
+        raise ValueError(
+            f"points must be finite and shorter than {LARGEST:.0e}; drop other rows first"
+        )
+    batch = batch or max(64, 512 // group.size)
     found = Coreset()
     if not total or k < 1:
         return found
-    shard.add(_first(shard, group))
+    quantiser = _quantiser(points, group)
+    shard = _Shard(points.contiguous(), ids, min(k, total), quantiser)
+    shard.begin(_first(shard, group))
     found.ids.append(shard.start)
     found.squared.append(math.inf)
     while len(found.ids) < k:
@@ -88,38 +98,124 @@ def greedy(
     return found
 
 
-class _Shard:
-    """One rank's points, their distances D to the first t centres, and all centres so far."""
+def _chunks(rows: Tensor, size: int = _CHUNK) -> Iterator[Tensor]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))
 
-    def __init__(self, points: Tensor, ids: Tensor) -> None:
-        self.points, self.ids = points, ids
-        self.norms = (points * points).sum(dim=1)
-        self.distance = torch.full((len(points),), torch.inf)
-        self.seen = torch.zeros(len(points), dtype=torch.int64)
-        self.centres = torch.empty(0, points.shape[1])
-        self.centre_norms = torch.empty(0)
+
+def _by(key: Tensor, rows: Tensor) -> Tensor:
+    """Rows by their key, and by their place in memory where it is equal."""
+    rows = rows.sort().values
+    return rows[torch.argsort(key[rows], stable=True)]
+
+
+def _quantiser(points: Tensor, group: Group) -> Quantiser:
+    """One for the points of all ranks."""
+    sample = points[:: max(1, len(points) // 8192)]
+    sums = torch.cat([sample.double().sum(dim=0), torch.tensor([float(len(sample))]).double()])
+    sums = group.all_reduce(sums)
+    centre = (sums[:-1] / sums[-1]).float()
+    extent = torch.zeros(2, dtype=torch.float64)
+    for chunk in _chunks(points):
+        away = chunk - centre
+        own = torch.stack([away.abs().max(), away.square_().sum(dim=1).max().sqrt()])
+        extent = torch.maximum(extent, own.double())
+    largest, longest = group.all_reduce(extent, "max").tolist()
+    return Quantiser(centre, largest, longest)
+
+
+class _Shard:
+    """One rank's points, what is known of their distances, and all centres so far.
+
+    `upper` is never less than the distance to the first `seen` centres; `exact` is the distance to
+    the first `settled` ones. All distances are squared.
+    """
+
+    def __init__(self, points: Tensor, ids: Tensor, k: int, quantiser: Quantiser) -> None:
+        n, d = points.shape
+        self.points, self.ids, self.quantiser = points, ids, quantiser
+        self.codes = quantiser.codes(points)
+        self.upper = torch.full((n,), torch.inf)
+        self.exact = torch.full((n,), torch.inf)
+        self.seen = torch.zeros(n, dtype=torch.int32)
+        self.settled = torch.zeros(n, dtype=torch.int32)
+        self.count = 0
+        self.centres = torch.empty(k, d)
+        self._columns = quantiser.padding(k + COLUMNS)
+        self._rest = torch.empty(k)
         self.start = -1
         self._top = 0
 
     def add(self, centres: Tensor) -> None:
         """Append centres; their distances are taken when somebody asks."""
-        self.centres = torch.cat([self.centres, centres])
-        self.centre_norms = torch.cat([self.centre_norms, (centres * centres).sum(dim=1)])
+        new = slice(self.count, self.count + len(centres))
+        codes = self.quantiser.codes(centres)
+        self.centres[new] = centres
+        self._columns[new] = self.quantiser.columns(codes)
+        self._rest[new] = codes.rest
+        self.count += len(centres)
 
-    def _refresh(self, rows: Tensor, floor: float) -> None:
-        """Bring rows up to date with all centres, or until they fall to `floor` or below."""
-        count = len(self.centres)
-        start = int(self.seen[rows].min()) // _CENTRES * _CENTRES if len(rows) else count
-        for begin in range(start, count, _CENTRES):
-            end = min(begin + _CENTRES, count)
-            rows = rows[self.distance[rows] > floor]
-            todo = rows[self.seen[rows] < end]
-            if len(todo):
-                block, norms = self.centres[begin:end], self.centre_norms[begin:end]
-                bound = self.distance[todo]
-                found = nearest(self.points[todo], block, self.norms[todo], norms, bound)
-                self.distance[todo] = found.value
-                self.seen[todo] = end
+    def begin(self, centre: Tensor) -> None:
+        """Take the first centre (1, d), from which every row gets its first bound."""
+        self.add(centre)
+        self._lower(torch.arange(len(self.points)), -1.0)
+
+    def _lower(self, rows: Tensor, floor: float) -> Tensor:
+        """Lower the bounds of rows by centres they have not seen; those still above `floor`."""
+        left = [rows[:0]]
+        for chunk in _chunks(_by(self.seen, rows), _ROWS):
+            part = chunk
+            codes, upper = self.codes.take(part), self.upper.index_select(0, part)
+            for begin in range(int(self.seen[part[0]]), self.count, _CENTRES):
+                end = min(begin + _CENTRES, self.count)
+                products = self.quantiser.products(codes.rows, self._columns[begin:end])
+                rest = float(self._rest[begin:end].max())
+                bound = self.quantiser.at_most(products.amax(dim=1), codes, rest)
+                upper = torch.minimum(upper, bound)
+                high = torch.nonzero(upper > floor).flatten()
+                if end == self.count or len(high) < _MOST * len(part):
+                    self.upper.index_copy_(0, part, upper)
+                    self.seen.index_fill_(0, part, end)
+                    part = part.index_select(0, high)
+                    if not len(part):
+                        break
+                    if end < self.count:
+                        codes, upper = codes.take(high), upper.index_select(0, high)
+            left.append(part)
+        return torch.cat(left)
+
+    def _settle(self, rows: Tensor, floor: float) -> None:
+        """Find the exact distances of rows to all centres, unless they turn out below `floor`."""
+        for part in _chunks(_by(self.settled, rows), _SETTLED):
+            begin = int(self.settled[part[0]])
+            if begin == self.count:
+                continue
+            padded = begin + -(-(self.count - begin) // COLUMNS) * COLUMNS
+            codes = self.codes.take(part)
+            products = Products(self.quantiser.products(codes.rows, self._columns[begin:padded]))
+            nearest = (products.largest() + begin).clamp_max_(self.count - 1)
+            exact = self._measured(part, nearest).minimum(self.exact.index_select(0, part))
+            high = exact > floor
+            rest = float(self._rest[begin : self.count].max())
+            needed = self.quantiser.needed(exact, codes, rest)
+            needed[~high] = 2**30
+            row, centre = products.at_least(needed)
+            centre += begin
+            real = centre < self.count
+            row, centre = row[real], centre[real]
+            exact.scatter_reduce_(0, row, self._measured(part[row], centre), "amin")
+            self.exact.index_copy_(0, part, exact)
+            self.upper.index_copy_(0, part, exact)
+            self.settled[part[high]] = self.count
+
+    def _measured(self, rows: Tensor, centres: Tensor) -> Tensor:
+        out = torch.empty(len(rows))
+        for start in range(0, len(rows), _SETTLED):
+            part = slice(start, start + _SETTLED)
+            out[part] = squared(
+                self.points.index_select(0, rows[part]),
+                self.centres.index_select(0, centres[part]),
+            )
+        return out
 
     def propose(self, batch: int) -> tuple[Tensor, tuple[float, int]]:
         """Rows of the farthest points, exact and sorted, and the key that bounds all the others."""
@@ -129,21 +225,21 @@ class _Shard:
         top = max(self._top, 2 * batch)
         while True:
             take = min(n, top + 1)
-            values, rows = torch.topk(self.distance, take, sorted=True)
+            values, rows = torch.topk(self.upper, take, sorted=True)
             floor = -1.0 if take == n else float(values[-1])
-            rows = rows if take == n else rows[:-1]
-            self._refresh(rows, floor)
-            good = rows[self.distance[rows] > floor]
+            rows = self._lower(rows if take == n else rows[:-1], floor)
+            self._settle(rows, floor)
+            good = rows[self.upper[rows] > floor]
             if len(good) >= max(1, batch // 2) or take == n:
                 break
             top *= 2
         # Next time start with about as many as turned out to be needed.
         self._top = max(2 * batch, top // 2 if len(good) > 2 * batch else top)
-        order = np.lexsort((self.ids[good].numpy(), -self.distance[good].numpy()))
+        order = np.lexsort((self.ids[good].numpy(), -self.exact[good].numpy()))
         good = good[torch.from_numpy(order)]
         if len(good) > batch:
             after = int(good[batch])
-            return good[:batch], (float(self.distance[after]), int(self.ids[after]))
+            return good[:batch], (float(self.exact[after]), int(self.ids[after]))
         return good, (floor, -1)
 
 
@@ -166,12 +262,20 @@ class _Proposals:
 
     def pick(self, k: int, found: Coreset) -> npt.NDArray[np.intp]:
         """Greedy picks that no point kept back can be ahead of; at most k. Updates `values`."""
-        norms = (self.points * self.points).sum(axis=1)
+        if not len(self.values):
+            return np.empty(0, dtype=np.intp)
+        away = self.points - self.points.mean(axis=0)
+        norms = (away * away).sum(axis=1)
         error = slack(self.points.shape[1]) * (norms[:, None] + norms[None, :])
-        least = norms[:, None] + norms[None, :] - 2 * (self.points @ self.points.T) - error
+        least = (
+            norms[:, None]
+            + norms[None, :]
+            - 2 * ((torch.from_numpy(away) @ torch.from_numpy(away).T).numpy())
+            - 2 * error
+        )
         picks: list[int] = []
         value, held = self.kept_back
-        while len(picks) < k and len(self.values):
+        while len(picks) < k:
             p = int(np.argmax(self.values))  # the first, so the lowest id, on ties
             best = self.values[p]
             if best == 0 or (best, -int(self.ids[p])) <= (np.float32(value), -held):
@@ -180,15 +284,16 @@ class _Proposals:
             found.ids.append(int(self.ids[p]))
             found.squared.append(float(best))
             near = np.flatnonzero(least[p] < self.values)
-            pairs = squared(torch.from_numpy(self.points[near]), torch.from_numpy(self.points[p]))
-            self.values[near] = np.minimum(self.values[near], pairs.numpy())
+            self.values[near] = np.minimum(
+                self.values[near], squared(self.points[near], self.points[p])
+            )
         return np.asarray(picks, dtype=np.intp)
 
 
 def _exchange(shard: _Shard, batch: int, group: Group) -> _Proposals:
     rows, kept_back = shard.propose(batch)
     bounds = torch.tensor([[kept_back[0], float(kept_back[1])]], dtype=torch.float64)
-    values = torch.cat(group.all_gather(shard.distance[rows])).numpy()
+    values = torch.cat(group.all_gather(shard.exact[rows])).numpy()
     ids = torch.cat(group.all_gather(shard.ids[rows])).numpy()
     points = torch.cat(group.all_gather(shard.points[rows])).numpy()
     others = [(float(b[0, 0]), int(b[0, 1])) for b in group.all_gather(bounds)]

@@ -1,8 +1,10 @@
-"""Exact nearest neighbours: a cheap lower bound picks the few pairs worth a full distance.
+"""Exact nearest neighbours: cheap lower bounds pick the few pairs worth a full distance.
 
-A vector is split into its part in the bank's principal axes and the length of the rest.
-By Cauchy-Schwarz |x - c|^2 >= |x|^2 + |c|^2 - 2 (Px.Pc + |rx||rc|): one matrix product over 128
-instead of all dimensions. Winners are recomputed by `distance.squared`, so filters never show.
+First, a centred vector is split into its part in the bank's principal axes and the length of the
+rest. By Cauchy-Schwarz |x - c|^2 >= |x|^2 + |c|^2 - 2 (Px.Pc + |rx||rc|), which is a distance in
+128 instead of all dimensions. Second, that distance is bounded by products of bytes
+(`ops.quantised`). What both bounds leave is measured in float32, and what then could be nearest by
+`distance.squared`, so that filters never show.
 """
 
 from __future__ import annotations
@@ -11,60 +13,140 @@ import torch
 from torch import Tensor
 
 from ops.distance import Nearest, slack, squared
+from ops.quantised import COLUMNS, Codes, Products, Quantiser
 
 _AXES = 127  # and one more dimension for the length of the rest
-_ROWS = 96  # rows of a block: with 5,000 vectors their bounds stay in the second-level cache
+_PRODUCTS = 2**22  # products of a block of queries, 16 MB; more if that is too few queries
+_QUERIES = 96
+_MEASURED = 2**16  # components of the pairs that are measured at a time
 
 
 class Bank:
-    """Vectors (n, d) to search. Large and wide banks get principal axes, which cost one pass."""
+    """Vectors (n, d) to search, finite, n at least 1. Wide ones get principal axes: one pass."""
 
     def __init__(self, vectors: Tensor, axes: int = _AXES) -> None:
         self.vectors = vectors
-        self.norms = vectors.square().sum(dim=1)
         n, d = vectors.shape
-        self.error = slack(d)
+        self._centre = vectors.mean(dim=0)
         self._axes: Tensor | None = None
-        self._narrow = vectors
-        if n >= 8 * axes and d >= 3 * axes:
-            sample = vectors[:: max(1, n // 8192)].double()
-            scatter = sample.T @ sample
-            leading = torch.linalg.eigh(scatter)[1][:, -axes:].to(vectors.dtype).contiguous()
-            self._axes = leading
-            # The axes are orthonormal up to rounding; the bound below stays one for that much.
-            self.error = 2 * slack(d)
-            self._narrow = self._split(vectors, self.norms, leading)
-        self._columns = self._narrow.T.contiguous()
+        # What float32 can lose between a squared length and that of a split, as a share of it.
+        self._error = 0.0
+        if n >= 4 * axes and d >= 3 * axes:
+            sample = (vectors[:: max(1, n // 8192)] - self._centre).double()
+            principal = torch.linalg.eigh(sample.T @ sample)[1][:, -axes:]
+            # Turned, so that no axis is much longer than another: bytes hold them all alike.
+            generator = torch.Generator().manual_seed(0)
+            turn = torch.linalg.qr(torch.randn(axes, axes, generator=generator).double())[0]
+            self._axes = (principal @ turn.to(principal.device)).to(vectors.dtype).contiguous()
+            self._error = 8 * slack(d)
+        self._narrow, lengths = self._split(vectors)
+        self._largest = float(lengths.max())
+        self._above = 1 + 2 * slack(d)  # from a measured distance to what it cannot exceed
+        self._quantiser = Quantiser.of(self._narrow)
+        codes = self._quantiser.codes(self._narrow)
+        self._rest = float(codes.rest.max())
+        padding = self._quantiser.padding(-n % COLUMNS)
+        self._columns = torch.cat([self._quantiser.columns(codes), padding])
+        self._scratch = torch.empty(0)  # fresh memory would cost as much as the products in it
 
-    def _split(self, x: Tensor, norms: Tensor, axes: Tensor) -> Tensor:
-        inside = x @ axes
-        rest = norms * (1 + self.error) - inside.square().sum(dim=1)
-        return torch.cat([inside, rest.clamp_min(0).sqrt().unsqueeze(1)], dim=1)
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Narrow vectors, and squared lengths (n,) that their errors are shares of."""
+        if self._axes is None:
+            return x, x.new_zeros(len(x))
+        away = x - self._centre
+        lengths = away.square().sum(dim=1)
+        inside = away @ self._axes
+        # Never less than the true rest, whatever was lost on the way.
+        rest = lengths * (1 + self._error) - inside.square().sum(dim=1)
+        return torch.cat([inside, rest.clamp_min(0).sqrt().unsqueeze(1)], dim=1), lengths
 
     def nearest(self, x: Tensor) -> Nearest:
         """Squared distance to, and row of, the nearest vector for each of x (m, d).
 
         The lowest row on ties. Rows of x that are not finite get infinity and row -1.
         """
-        x2 = x.square().sum(dim=1)
-        narrow = x if self._axes is None else self._split(x, x2, self._axes)
-        value = x.new_empty(len(x))
-        row = torch.empty(len(x), dtype=torch.int64, device=x.device)
-        largest = self.norms.max()
-        for start in range(0, len(x), _ROWS):
-            block = slice(start, start + _ROWS)
-            error = self.error * (x2[block] + largest)
-            least = torch.addmm(self.norms, narrow[block], self._columns, alpha=-2)
-            guess = least.argmin(dim=1)
-            bound = squared(x[block], self.vectors[guess])
-            near = least <= (bound - x2[block] + error).unsqueeze(1)
-            query, column = torch.nonzero(near, as_tuple=True)
-            distance = squared(x[block][query], self.vectors[column])
-            best = distance.new_full(bound.shape, torch.inf)
-            best.scatter_reduce_(0, query, distance, "amin")
-            tied = distance == best[query]
-            winner = torch.full_like(guess, len(self.vectors))
-            winner.scatter_reduce_(0, query[tied], column[tied], "amin")
-            value[block] = best
-            row[block] = torch.where(winner < len(self.vectors), winner, -1)
+        value = x.new_full((len(x),), torch.inf)
+        row = torch.full((len(x),), -1, dtype=torch.int64, device=x.device)
+        finite = torch.isfinite(x.sum(dim=1))
+        if not bool(finite.all()):
+            known = torch.nonzero(finite).flatten()
+            if len(known):
+                value[known], row[known] = self.nearest(x[known])
+            return Nearest(value, row)
+        narrow, lengths = self._split(x)
+        lost = 2 * self._error * (lengths + self._largest)
+        codes = self._quantiser.codes(narrow)
+        size = max(_QUERIES, _PRODUCTS // len(self._columns))
+        if len(self._scratch) < min(len(x), size):
+            shape = min(len(x), size), len(self._columns)
+            self._scratch = self._quantiser.empty_products(*shape)
+        for start in range(0, len(x), size):
+            part = slice(start, start + size)
+            block = Codes(*(c[part] for c in codes))
+            value[part], row[part] = self._search(x[part], narrow[part], block, lost[part])
         return Nearest(value, row)
+
+    def _search(self, x: Tensor, narrow: Tensor, codes: Codes, lost: Tensor) -> Nearest:
+        out = self._scratch[: len(x)]
+        products = Products(self._quantiser.products(codes.rows, self._columns, out))
+        queries = torch.arange(len(x), device=x.device)
+        guess = products.largest().clamp_max_(len(self.vectors) - 1)
+        measured = [self._measured(x, self.vectors, queries, guess)]
+        bound = measured[0] * self._above
+        query, column = products.at_least(self._quantiser.needed(bound + lost, codes, self._rest))
+        real = (column < len(self.vectors)) & (column != guess.index_select(0, query))
+        query, column = query[real], column[real]
+        pairs = [(queries, guess)]
+        if self._axes is not None:
+            least = self._measured(narrow, self._narrow, query, column)
+            # The lowest bound of each query is measured first: it rules out most of the others.
+            lowest = torch.full_like(bound, torch.inf).scatter_reduce_(0, query, least, "amin")
+            first = least == lowest.index_select(0, query)
+            pairs.append((query[first], column[first]))
+            measured.append(self._measured(x, self.vectors, *pairs[-1]))
+            bound.scatter_reduce_(0, pairs[-1][0], measured[-1] * self._above, "amin")
+            left = (least <= (bound + lost).index_select(0, query)) & ~first
+            query, column = query[left], column[left]
+        pairs.append((query, column))
+        measured.append(self._measured(x, self.vectors, query, column))
+        query = torch.cat([pair[0] for pair in pairs])
+        column = torch.cat([pair[1] for pair in pairs])
+        distance = torch.cat(measured)
+        bound.scatter_reduce_(0, query, distance * self._above, "amin")
+        near = distance <= (bound * self._above).index_select(0, query)
+        return self._decided(x, query[near], column[near])
+
+    def _measured(self, x: Tensor, bank: Tensor, query: Tensor, column: Tensor) -> Tensor:
+        """Squared distances of pairs, within `slack` of what they are."""
+        out = x.new_empty(len(query))
+        size = max(1, _MEASURED // x.shape[1])
+        for start in range(0, len(query), size):
+            part = slice(start, start + size)
+            away = x.index_select(0, query[part]).sub_(bank.index_select(0, column[part]))
+            torch.sum(away.square_(), dim=1, out=out[part])
+        return out
+
+    def _decided(self, x: Tensor, query: Tensor, column: Tensor) -> Nearest:
+        """The nearest among pairs that hold at least one of every query."""
+        distance = squared(x.index_select(0, query), self.vectors.index_select(0, column))
+        value = x.new_full((len(x),), torch.inf).scatter_reduce_(0, query, distance, "amin")
+        tied = distance == value[query]
+        row = torch.full((len(x),), len(self.vectors), dtype=torch.int64, device=x.device)
+        row.scatter_reduce_(0, query[tied], column[tied], "amin")
+        return Nearest(value, row.where(row < len(self.vectors), -1))  # if no distance is a number
+
+    def closest(self, row: int, count: int) -> Tensor:
+        """The rows of the `count` vectors nearest to the bank's own vector `row`, itself included.
+
+        In order of distance; the lowest row first on ties.
+        """
+        count = min(count, len(self.vectors))
+        x = self.vectors[row]
+        away = (self._narrow - self._narrow[row]).square_().sum(dim=1)
+        few = away.topk(min(4 * count, len(away)), largest=False).indices
+        reach = squared(self.vectors[few], x).sort().values[count - 1]
+        lost = 4 * self._error * self._largest
+        near = torch.nonzero(away * (1 - 1e-4) <= reach + lost).flatten()
+        distance = squared(self.vectors[near], x)
+        order = torch.sort(distance, stable=True).indices[:count]
+        return near[order]

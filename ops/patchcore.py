@@ -153,16 +153,15 @@ class PatchCore(Gathered):
             found = search.nearest(flat)
             distance = found.value.sqrt()
             worst = int(distance.argmax())
-            image_scores.append(self._image_score(flat[worst], int(found.row[worst])))
+            image_scores.append(self._image_score(search, flat[worst], int(found.row[worst])))
             maps.append(distance.view(vectors.shape[:2]))
         return Scores(torch.stack(image_scores), torch.stack(maps))
 
-    def _image_score(self, patch: Tensor, index: int) -> Tensor:
+    def _image_score(self, search: Bank, patch: Tensor, index: int) -> Tensor:
         score = squared(patch, self.bank[index]).sqrt()
         if not self.settings.reweight or index < 0:
             return score
-        b = min(self.settings.neighbours, len(self.bank))
-        around = squared(self.bank, self.bank[index]).topk(b, largest=False).indices
+        around = search.closest(index, self.settings.neighbours)
         distances = squared(self.bank[around], patch).sqrt()
         # The softmax weight of the nearest vector, shifted so that exp cannot overflow.
         shift = torch.maximum(distances.max(), score)

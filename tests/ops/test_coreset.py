@@ -154,7 +154,7 @@ def test_rounds_are_far_fewer_than_picks_and_are_watched():
 def test_values_that_could_spoil_distances_are_refused(value):
     points = POINTS["gaussian"].clone()
     points[17, 3] = value
-    with pytest.raises(ValueError, match="finite and below"):
+    with pytest.raises(ValueError, match="finite and shorter"):
         greedy(points, numbered(points), 5, Alone())
 
 

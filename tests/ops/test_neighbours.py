@@ -71,3 +71,27 @@ def test_queries_that_are_not_finite_get_no_finite_distance():
     found = bank.nearest(x)
     assert torch.isfinite(found.value).tolist() == [False, False, True]
     assert found.row.tolist()[2] < 50
+
+
+@pytest.mark.parametrize("axes", [8, 127])
+@pytest.mark.parametrize("case", ["decaying", "grid", "equal"])
+def test_the_closest_to_a_member_are_those_of_a_plain_search(axes, case):
+    generator = torch.Generator().manual_seed(3)
+    vectors = {
+        "decaying": decaying(300, 48, generator),
+        "grid": torch.randint(0, 3, (300, 48), generator=generator).float(),
+        "equal": torch.ones(40, 48),
+    }[case]
+    bank = Bank(vectors, axes)
+    for row in (0, 17, len(vectors) - 1):
+        expected = torch.sort(squared(vectors, vectors[row]), stable=True).indices
+        assert bank.closest(row, 9).tolist() == expected[:9].tolist()
+    assert len(bank.closest(0, 1000)) == len(vectors)
+
+
+def test_a_bank_of_one_vector_has_one_nearest():
+    bank = Bank(torch.ones(1, 5))
+    found = bank.nearest(torch.zeros(3, 5))
+    assert found.value.tolist() == [5, 5, 5]
+    assert found.row.tolist() == [0, 0, 0]
+    assert bank.closest(0, 9).tolist() == [0]

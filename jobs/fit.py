@@ -2,12 +2,14 @@
 
 python -m jobs.fit --inventory mvtec.parquet --out out --method patchcore
 python -m jobs.fit --archive s3://bucket/parts --pattern "{product}/{name}" --out s3://bucket/out
+python -m jobs.fit --inventory newer.parquet --out out --grow models:/nightloupe@champion
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 
 from jobs import entry, sources
 from jobs.tracking import Tracker
@@ -16,8 +18,9 @@ from ops.backbone import BackboneSettings
 from ops.decode import DecodeSettings
 from ops.fetch import FetchSettings
 from ops.layout import Out
+from ops.method import settings_from
 from ops.methods import METHODS, method_named
-from ops.model import Model, write_model
+from ops.model import Model, ModelCard, write_model
 from ops.resize import InputSettings
 from pipelines import fit
 from pipelines.cluster import Slots, connected
@@ -34,6 +37,8 @@ class Settings(sources.Listing):
     """The output folder; a path or s3:// URI."""
     model: str = ""
     """The folder of the new model; default: OUT/models/<model_id>."""
+    grow: str = ""
+    """A model to grow by these images; method, backbone, input and the like are its own."""
     method: str = "patchcore"
     """The detector; its own settings stand under its name."""
     holdout: float = 0.1
@@ -66,9 +71,13 @@ def main(argv: Sequence[str]) -> int:
     out = Out(settings.out)
     tracker = Tracker(settings.out)
     with tracker.run("fit", asdict(settings) | {settings.method: asdict(chosen)}) as record:
-        if settings.backbone.weights == "random":
+        if settings.backbone.weights == "random" and not settings.grow:
             say("warning: the backbone's weights are random; fine for a trial, not for parts")
-        with Progress() as progress, connected(settings.cluster):
+        with (
+            _grown(settings, tracker) as grown,
+            Progress() as progress,
+            connected(settings.cluster),
+        ):
             inventory = sources.inventory_of(settings.inventory, settings, out, progress)
             request = fit.FitRequest(
                 method=settings.method,
@@ -81,18 +90,44 @@ def main(argv: Sequence[str]) -> int:
                 false_alarm_rate=settings.false_alarm_rate,
                 max_failed=str(settings.max_failed),
             )
-            model = fit.fit(inventory, request, settings.slots, progress)
+            if grown:
+                request = _like(request, grown.card)
+            model = fit.fit(inventory, request, settings.slots, progress, grown)
         location = settings.model or f"{out.root}/models/{model.card.model_id}"
         write_model(location, model)
         record.metrics |= _metrics(model)
         record.tags |= {f"product_{n}": name for n, name in enumerate(sorted(model.card.products))}
         record.tags |= {"model_id": model.card.model_id, "model": location}
+        if grown:
+            record.tags["grown_from"] = grown.card.model_id
+            say(f"grown from {grown.card.model_id}, which rests on older images")
         _tell(model, location)
         if settings.name:
             registered = tracker.register(model, settings.name, settings.alias, record)
             if registered:
                 say(f"registered: {registered}")
     return 0
+
+
+@contextlib.contextmanager
+def _grown(settings: Settings, tracker: Tracker) -> Iterator[Model | None]:
+    if not settings.grow:
+        yield None
+        return
+    with tracker.opened(settings.grow) as model:
+        yield model
+
+
+def _like(request: fit.FitRequest, card: ModelCard) -> fit.FitRequest:
+    """The request with all that must be as in the model that is grown."""
+    return replace(
+        request,
+        method=card.method,
+        settings=settings_from(method_named(card.method).Settings, card.settings),
+        backbone=card.backbone,
+        input=card.input,
+        decode=card.decode,
+    )
 
 
 def _metrics(model: Model) -> dict[str, float]:

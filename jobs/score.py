@@ -9,9 +9,7 @@ The same command finishes a run that was killed, and leaves a finished one as it
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -20,7 +18,7 @@ from jobs.tracking import Tracker
 from jobs.words import Progress, say
 from ops.fetch import FetchSettings
 from ops.layout import Out
-from ops.model import Model, ModelCard, read_model
+from ops.model import ModelCard
 from pipelines import run as runs
 from pipelines import score
 from pipelines.cluster import Slots, connected
@@ -57,7 +55,9 @@ def main(argv: Sequence[str]) -> int:
     runs.check_night(settings.night)
     out, tracker = Out(settings.out), Tracker(settings.out)
     policy = ScoreSettings(settings.maps, settings.overlays, settings.part_rows)
-    with opened(settings.model, tracker) as model:
+    if not settings.model:
+        raise ValueError("name the model: --model FOLDER, s3://... or models:/name@alias")
+    with tracker.opened(settings.model) as model:
         _check(model.card, settings)
         with Progress() as progress, connected(settings.cluster):
             inventory = sources.inventory_of(settings.inventory, settings, out, progress)
@@ -76,16 +76,6 @@ def main(argv: Sequence[str]) -> int:
     say(f"run: {run.run_id}")
     _tell(totals)
     return 0
-
-
-@contextlib.contextmanager
-def opened(model: str, tracker: Tracker) -> Iterator[Model]:
-    """A model from a folder, S3, or the registry."""
-    if not model:
-        raise ValueError("name the model: --model FOLDER, s3://... or models:/name@alias")
-    with tempfile.TemporaryDirectory(prefix="nightloupe-") as folder:
-        registered = model.startswith("models:/")
-        yield read_model(tracker.fetch_model(model, folder) if registered else model)
 
 
 def _check(card: ModelCard, settings: Settings) -> None:

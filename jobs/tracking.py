@@ -15,7 +15,7 @@ from typing import Any
 
 from ops import storage
 from ops.layout import Out
-from ops.model import Model, versions, write_model
+from ops.model import Model, read_model, versions, write_model
 
 log = logging.getLogger(__name__)
 EXPERIMENT = "nightloupe"
@@ -179,6 +179,13 @@ class Tracker:
         for trouble in troubles:
             log.warning("the model was not registered (%s)", trouble)
         return None if troubles else f"models:/{name}@{alias}"
+
+    @contextlib.contextmanager
+    def opened(self, model: str) -> Iterator[Model]:
+        """A model from a folder, S3, or the registry."""
+        with tempfile.TemporaryDirectory(prefix="nightloupe-") as folder:
+            registered = model.startswith("models:/")
+            yield read_model(self.fetch_model(model, folder) if registered else model)
 
     def fetch_model(self, uri: str, folder: str) -> str:
         """The local folder of a registered model (`models:/name@alias`, `models:/name/3`)."""

@@ -52,11 +52,18 @@ class Coreset:
     rounds: int = 0
 
 
-Watch = Callable[[int, int], None]
+Watch = Callable[[Coreset], None]
 
 
 def greedy(
-    points: Tensor, ids: Tensor, k: int, group: Group, batch: int = 0, watch: Watch | None = None
+    points: Tensor,
+    ids: Tensor,
+    k: int,
+    group: Group,
+    batch: int = 0,
+    watch: Watch | None = None,
+    begun: Coreset | None = None,
+    enough: float = 0.0,
 ) -> Coreset:
     """Pick k of all ranks' points. The same on every rank; collective.
 
@@ -65,7 +72,10 @@ def greedy(
         ids: their ids (n,), int64, ascending, unique over all ranks.
         k: how many to pick.
         batch: proposals per rank and round; 0 takes 512 over all ranks, at least 64 each.
-        watch: called after each round with the picks so far and k.
+        watch: called after each round with what has been picked so far.
+        begun: what an earlier attempt had picked, the same on every rank: it is gone on with.
+            Begun anew if it names points that are not there.
+        enough: stop when no point is farther than this squared distance from the picks.
 
     """
     short = [bool((chunk.square().sum(dim=1) < LARGEST**2).all()) for chunk in _chunks(points)]
@@ -81,18 +91,24 @@ def greedy(
         return found
     quantiser = _quantiser(points, group)
     shard = _Shard(points.contiguous(), ids, min(k, total), quantiser)
-    shard.begin(_first(shard, group))
-    found.ids.append(shard.start)
-    found.squared.append(math.inf)
+    first = _points_of(begun.ids, points, ids, group) if begun else None
+    if begun and first is not None:
+        found = Coreset(begun.ids[:k], begun.squared[:k], rounds=begun.rounds)
+        shard.begin(first[:k])
+    else:
+        start = ids.min() if len(ids) else torch.tensor(2**62)
+        found.ids.append(int(group.all_reduce(start.reshape(1), "min")))
+        found.squared.append(math.inf)
+        shard.begin(torch.cat(group.all_gather(points[ids == found.ids[0]])))
     while len(found.ids) < k:
         proposals = _exchange(shard, batch, group)
         found.rounds += 1
-        picks = proposals.pick(k - len(found.ids), found)
+        picks = proposals.pick(k - len(found.ids), found, enough)
         if not len(picks):
-            break  # all that is left duplicates a centre
+            break  # all that is left duplicates a centre, or is near enough to one
         shard.add(torch.from_numpy(proposals.points[picks]))
         if watch:
-            watch(len(found.ids), k)
+            watch(found)
     found.radius = math.sqrt(float(_exchange(shard, 1, group).values.max()))
     log.debug("%d picks in %d rounds, radius %.6g", len(found.ids), found.rounds, found.radius)
     return found
@@ -142,7 +158,6 @@ class _Shard:
         self.centres = torch.empty(k, d)
         self._columns = quantiser.padding(k + COLUMNS)
         self._rest = torch.empty(k)
-        self.start = -1
         self._top = 0
 
     def add(self, centres: Tensor) -> None:
@@ -154,9 +169,9 @@ class _Shard:
         self._rest[new] = codes.rest
         self.count += len(centres)
 
-    def begin(self, centre: Tensor) -> None:
-        """Take the first centre (1, d), from which every row gets its first bound."""
-        self.add(centre)
+    def begin(self, centres: Tensor) -> None:
+        """Take the first centres (m, d), from which every row gets its first bound."""
+        self.add(centres)
         self._lower(torch.arange(len(self.points)), -1.0)
 
     def _lower(self, rows: Tensor, floor: float) -> Tensor:
@@ -243,12 +258,15 @@ class _Shard:
         return good, (floor, -1)
 
 
-def _first(shard: _Shard, group: Group) -> Tensor:
-    """The point with the lowest id of all ranks, as the first centre."""
-    own = shard.ids.min() if len(shard.ids) else torch.tensor(2**62)
-    shard.start = int(group.all_reduce(own.reshape(1), "min"))
-    holder = shard.points[shard.ids == shard.start]
-    return torch.cat(group.all_gather(holder))
+def _points_of(wanted: list[int], points: Tensor, ids: Tensor, group: Group) -> Tensor | None:
+    """The points (m, d) with these ids, in their order; None if one is on no rank. Collective."""
+    own = torch.isin(ids, torch.tensor(wanted))
+    all_ids = torch.cat(group.all_gather(ids[own]))
+    all_points = torch.cat(group.all_gather(points[own]))
+    if len(all_ids) < len(wanted):
+        return None
+    order = torch.argsort(all_ids)
+    return all_points[order[torch.searchsorted(all_ids[order], torch.tensor(wanted))]]
 
 
 @dataclass
@@ -260,7 +278,7 @@ class _Proposals:
     points: Floats
     kept_back: tuple[float, int]
 
-    def pick(self, k: int, found: Coreset) -> npt.NDArray[np.intp]:
+    def pick(self, k: int, found: Coreset, enough: float) -> npt.NDArray[np.intp]:
         """Greedy picks that no point kept back can be ahead of; at most k. Updates `values`."""
         if not len(self.values):
             return np.empty(0, dtype=np.intp)
@@ -278,7 +296,7 @@ class _Proposals:
         while len(picks) < k:
             p = int(np.argmax(self.values))  # the first, so the lowest id, on ties
             best = self.values[p]
-            if best == 0 or (best, -int(self.ids[p])) <= (np.float32(value), -held):
+            if best <= enough or (best, -int(self.ids[p])) <= (np.float32(value), -held):
                 break
             picks.append(p)
             found.ids.append(int(self.ids[p]))

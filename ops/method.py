@@ -18,6 +18,17 @@ S = TypeVar("S")
 Watch = Callable[[str, int, int], None]
 
 
+class Notes:
+    """What a merge has found so far, for the next attempt if its group breaks; here for none."""
+
+    def read(self) -> Any:
+        """What was written last, plain data; None before."""
+        return None
+
+    def write(self, found: Any) -> None:
+        """Replace what was written before."""
+
+
 class Scores(NamedTuple):
     """Scores of a batch: image (B,), and map (B, h, w) at the method's own resolution, float32."""
 
@@ -80,11 +91,19 @@ class Gathered(Method):
     def gather(self, images: Tensor, rows: Tensor) -> None:
         """Take in good images (B, 3, H, W) with their numbers (B,) in the fit's list."""
 
+    def grow(self, state: Mapping[str, Tensor], figures: Mapping[str, float]) -> None:  # noqa: ARG002
+        """Before anything is gathered, on one rank: begin with what an earlier fit had learned.
+
+        Raises ValueError if the method cannot.
+        """
+        raise ValueError(f"{self.name} cannot grow a model; fit a new one on all images")
+
     @abstractmethod
-    def merge(self, group: Group, watch: Watch) -> dict[str, float]:
+    def merge(self, group: Group, watch: Watch, notes: Notes) -> dict[str, float]:
         """Collective: combine all ranks' shards, so that every rank is fitted; figures to log.
 
-        Raises ValueError on every rank if there is nothing to fit.
+        Only rank 0 reads and writes notes. Raises ValueError on every rank if there is nothing to
+        fit.
         """
 
 

@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from ops.backbone import Backbone
-from ops.coreset import greedy
+from ops.coreset import Coreset, greedy
 from ops.distance import squared
 from ops.group import Group
-from ops.method import Gathered, MapSettings, Scores, Watch, finite_rows
+from ops.method import Gathered, MapSettings, Notes, Scores, Watch, finite_rows
 from ops.neighbours import Bank
 from ops.patches import Embedding, embed
+from ops.shard import BoundedShard, Shard
+
+_COUNTS = ("images", "patches", "dropped_patches")
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class PatchCoreSettings(MapSettings):
     """The coreset is chosen in a random projection to this many dimensions; 0 = none."""
     seed: int = 0
     """Seed of the projection."""
+    memory: int = 0
+    """Bytes of patches that each worker may hold while fitting; 0 = all of them, which is exact."""
     reweight: bool = True
     """Weigh image scores by the neighbourhood of the nearest vector (equation 7)."""
     neighbours: int = 9
@@ -56,9 +61,9 @@ class PatchCore(Gathered):
         self.radius = 0.0
         self._search: Bank | None = None
         self._matrix: Tensor | None = None
-        self._vectors: list[Tensor] = []
-        self._projected: list[Tensor] = []
-        self._ids: list[Tensor] = []
+        self._shard = BoundedShard(settings.memory) if settings.memory else Shard()
+        self._grown: Mapping[str, float] = {}
+        self._gathered = 0
         self._images = self._dropped = 0
 
     @torch.inference_mode()
@@ -74,10 +79,9 @@ class PatchCore(Gathered):
             keep = finite_rows(flat)
             self._images += 1
             self._dropped += int((~keep).sum())
-            self._vectors.append(flat[keep])
+            self._gathered += int(keep.sum())
             # One product per image, so that its bits do not depend on the batch.
-            self._projected.append(self._project(flat)[keep])
-            self._ids.append(ids[keep])
+            self._shard.add(flat[keep], self._project(flat)[keep], ids[keep])
 
     def _project(self, vectors: Tensor) -> Tensor:
         width, dim = vectors.shape[1], self.settings.projection
@@ -88,54 +92,63 @@ class PatchCore(Gathered):
             self._matrix = torch.randn(width, dim, generator=generator) / dim**0.5
         return vectors @ self._matrix
 
-    def merge(self, group: Group, watch: Watch) -> dict[str, float]:
-        """The exact greedy over all ranks; the bank is the unprojected vectors, in pick order."""
-        counts = torch.tensor([self._images, sum(map(len, self._ids)), self._dropped])
+    def grow(self, state: Mapping[str, Tensor], figures: Mapping[str, float]) -> None:
+        """The old bank takes part in the greedy like new patches; its ids are below theirs."""
+        bank = state["bank"].cpu()
+        self._shard.add(bank, self._project(bank), torch.arange(-len(bank), 0))
+        self._grown = figures
+
+    def merge(self, group: Group, watch: Watch, notes: Notes) -> dict[str, float]:
+        """The exact greedy over all ranks; the bank is the unprojected vectors, in pick order.
+
+        The figures prove how good it is, in the projection: every patch lies within `radius` =
+        `local_r` + `union_r` of the bank, which is at most `factor` times the least that any bank
+        of this size could reach (Gonzalez 1985; Malkomes et al. 2015). If no patch was let go, by
+        bounded memory or by growing, `local_r` is zero and the factor is two.
+        """
+        old = self._grown
+        own = [self._images, self._gathered, self._dropped]
+        counts = torch.tensor([n + int(old.get(f, 0)) for n, f in zip(own, _COUNTS, strict=True)])
         images, patches, dropped = group.all_reduce(counts).tolist()
         if not patches:
             raise ValueError("there is no good image with finite features to fit on")
-        width = max(int(n) for n in group.all_gather(torch.tensor([self._width()])))
-        ids, projected = self._sorted(width)
+        self._shard.close()
+        widths = torch.stack(group.all_gather(torch.tensor([self._shard.width])))
+        width, narrow = widths.flatten(0, 1).amax(dim=0).tolist()
+        ids, projected = self._shard.points(narrow)
         k = max(1, min(int(self.settings.ratio * patches), self.settings.cap))
-        chosen = greedy(projected, ids, k, group, watch=lambda n, of: watch("coreset", n, of))
+
+        def told(found: Coreset) -> None:
+            watch("coreset", len(found.ids), k)
+            if group.rank == 0:
+                notes.write((found.ids, found.squared, found.rounds))
+
+        begun = _begun(group, notes)
+        chosen = greedy(projected, ids, k, group, watch=told, begun=begun)
         self.bank = self._picked(ids, torch.tensor(chosen.ids), width, group)
-        self.radius = chosen.radius
-        self._vectors, self._projected, self._ids = [], [], []
-        return {
+        cover = torch.tensor([max(self._shard.cover, old.get("radius", 0.0))])
+        local_r = float(group.all_reduce(cover.double(), "max"))
+        self.radius = local_r + chosen.radius
+        self._shard = Shard()
+        # Without a union_r, the bank is all that was kept, and there is no bound to compare with.
+        proof = {"factor": 2 * (1 + local_r / chosen.radius)} if chosen.radius else {}
+        return proof | {
             "images": images,
             "patches": patches,
             "dropped_patches": dropped,
             "bank": len(self.bank),
-            "radius": chosen.radius,
+            "radius": self.radius,
+            "local_r": local_r,
+            "union_r": chosen.radius,
             "rounds": chosen.rounds,
+            "picks_per_round": len(chosen.ids) / max(1, chosen.rounds),
         }
-
-    def _width(self) -> int:
-        return self._vectors[0].shape[1] if self._vectors else 0
-
-    def _sorted(self, width: int) -> tuple[Tensor, Tensor]:
-        """Own ids in ascending order, and their projected vectors; sorts the vectors too."""
-        if not self._ids:
-            dim = self.settings.projection
-            narrow = dim if 0 < dim < width else width
-            return torch.empty(0, dtype=torch.int64), torch.empty(0, narrow)
-        order = sorted(range(len(self._ids)), key=lambda i: self._ids[i][:1].tolist())
-        self._vectors = [self._vectors[i] for i in order]
-        ids = torch.cat([self._ids[i] for i in order])
-        return ids, torch.cat([self._projected[i] for i in order])
 
     def _picked(self, ids: Tensor, picks: Tensor, width: int, group: Group) -> Tensor:
         """The full vectors of picked ids, in pick order, from whichever rank holds each."""
         own = torch.nonzero(torch.isin(ids, picks)).flatten()
-        ends = torch.tensor([len(v) for v in self._vectors]).cumsum(0)
-        images = torch.searchsorted(ends, own, right=True)
-        rows = [
-            self._vectors[image][position - int(ends[image])]  # counted from the image's end
-            for image, position in zip(images.tolist(), own.tolist(), strict=True)
-        ]
-        mine = torch.stack(rows) if rows else torch.empty(0, width)
         all_ids = torch.cat(group.all_gather(ids[own]))
-        vectors = torch.cat(group.all_gather(mine))
+        vectors = torch.cat(group.all_gather(self._shard.vectors(own, width)))
         order = torch.argsort(all_ids)
         return vectors[order[torch.searchsorted(all_ids[order], picks)]].contiguous()
 
@@ -184,3 +197,14 @@ class PatchCore(Gathered):
         """Take the bank over."""
         self.bank = state["bank"].to(self.backbone.device)
         self.radius = float(state["radius"])
+
+
+def _begun(group: Group, notes: Notes) -> Coreset | None:
+    """What an earlier attempt noted, as rank 0 reads it. Collective."""
+    ids, squared, rounds = (notes.read() if group.rank == 0 else None) or ([], [], 0)
+    ids, rounds_ = torch.tensor(ids, dtype=torch.int64), torch.tensor([rounds])
+    all_ids = torch.cat(group.all_gather(ids)).tolist()
+    all_squared = torch.cat(group.all_gather(torch.tensor(squared))).tolist()
+    if not all_ids:
+        return None
+    return Coreset(all_ids, all_squared, rounds=int(group.all_reduce(rounds_, "max")))

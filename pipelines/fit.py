@@ -36,7 +36,7 @@ from ops.resize import InputSettings
 from ops.weights import fingerprint
 from pipelines.chain import Chain, batches, drawing
 from pipelines.cluster import Slots
-from pipelines.ledger import Ledger
+from pipelines.ledger import Ledger, ProductNotes
 from pipelines.limits import max_failures
 from pipelines.reading import CARRIED, Reading
 from pipelines.shared import SharedModel
@@ -115,16 +115,29 @@ def split(inventory: Inventory, holdout: float) -> Split:
     return Split(rows.filter(pa.array(~held)), rows.filter(pa.array(held)))
 
 
-def fit(inventory: Inventory, request: FitRequest, slots: Slots, watch: Watch) -> Model:
-    """Fit one detector per product on the good images of an inventory, then calibrate them."""
+def fit(
+    inventory: Inventory,
+    request: FitRequest,
+    slots: Slots,
+    watch: Watch,
+    grown: Model | None = None,
+) -> Model:
+    """Fit one detector per product on the good images of an inventory, then calibrate them.
+
+    A model to grow from lends its backbone, and each product's detector begins with what its own
+    had learned. Products without a new image stay as they are; the others are calibrated on newly
+    held-out images, as scores of another bank say nothing about this one.
+    """
     chosen = split(inventory, request.holdout)
-    backbone = Backbone(request.backbone).state()  # weights are fetched once, here
-    ledger = _fit_products(chosen, request, backbone, slots, watch)
+    # Weights are fetched once, here.
+    backbone = grown.backbone if grown else Backbone(request.backbone).state()
+    ledger = _fit_products(chosen, request, backbone, slots, watch, grown)
     failures: list[str] = ray.get(ledger.failures.remote())
     found = {product: ray.get(ledger.found.remote(product)) for product in chosen.products}
     figures = {product: found[product][0] for product in found}
     tensors = {product: found[product][1] for product in found}
     ceiling = 4 * max(figure["map_ceiling"] for figure in figures.values()) or 1.0
+    ceiling = max(ceiling, grown.card.map_scale.scale * (LEVELS - 1)) if grown else ceiling
     card = ModelCard(
         method=request.method,
         settings=asdict(request.settings),
@@ -132,7 +145,8 @@ def fit(inventory: Inventory, request: FitRequest, slots: Slots, watch: Watch) -
         backbone_sha256=fingerprint(backbone),
         input=request.input,
         decode=request.decode,
-        products={
+        products=(grown.card.products if grown else {})
+        | {
             product: ProductCard(
                 file=product_file(product),
                 sha256=fingerprint(tensors[product]),
@@ -150,10 +164,20 @@ def fit(inventory: Inventory, request: FitRequest, slots: Slots, watch: Watch) -
             "held_out": len(chosen.held_out),
             "failed": len(failures),
             "failures": sorted(failures)[:100],
-        },
+        }
+        | (_lineage(grown) if grown else {}),
     )
-    model = Model(card, backbone, tensors)
+    model = Model(card, backbone, (grown.products if grown else {}) | tensors)
     return _calibrated(model, chosen.held_out, request.fetch, slots, watch)
+
+
+def _lineage(grown: Model) -> dict[str, Any]:
+    """The models that this one was grown from, the nearest first, and whose images it rests on."""
+    before = grown.card.fit.get("grown_from", [])
+    return {
+        "grown_from": [grown.card.model_id, *before],
+        "images_before": grown.card.fit["images"] + grown.card.fit.get("images_before", 0),
+    }
 
 
 class WholeShards(DataConfig):
@@ -183,7 +207,12 @@ class WholeShards(DataConfig):
 
 
 def _fit_products(
-    chosen: Split, request: FitRequest, backbone: dict[str, Tensor], slots: Slots, watch: Watch
+    chosen: Split,
+    request: FitRequest,
+    backbone: dict[str, Tensor],
+    slots: Slots,
+    watch: Watch,
+    grown: Model | None,
 ) -> Any:
     rows = chosen.fit.append_column(_ROW, pa.array(range(len(chosen.fit)), pa.int64()))
     blocks = [rows.slice(i, slots.batch) for i in range(0, len(rows), slots.batch)]
@@ -203,6 +232,12 @@ def _fit_products(
                 "request": request,
                 "products": chosen.products,
                 "backbone": ray.put(backbone),
+                "grown": {
+                    product: (ray.put(state), grown.card.products[product].figures)
+                    for product, state in grown.products.items()
+                }
+                if grown
+                else {},
                 "ledger": ledger,
                 "slots": slots,
                 "limit": max_failures(request.max_failed, len(rows)),
@@ -263,20 +298,29 @@ def _worker(config: dict[str, Any]) -> None:
     finished = set(ray.get(ledger.finished.remote()))  # by the group before a restart
     waiting = [product for product in config["products"] if product not in finished]
     assert issubclass(kind, Gathered)
-    detector = kind(request.settings, backbone)
+    detectors: dict[str, Gathered] = {}
 
     def watch(stage: str, done: int, of: int) -> None:
         if group.rank == 0:
             ledger.progress.remote(stage, done, of)
 
+    def detector_of(product: str) -> Gathered:
+        if product not in detectors:
+            detectors[product] = kind(request.settings, backbone)
+            if group.rank == 0 and product in config["grown"]:
+                state, figures = config["grown"][product]
+                tensors = {name: tensor.clone() for name, tensor in ray.get(state).items()}
+                detectors[product].grow(tensors, figures)
+        return detectors[product]
+
     def merge(product: str) -> bool:
         """Collective. False on every rank if there is a verdict against the fit."""
-        nonlocal detector
+        detector = detector_of(product)
         refused = torch.tensor([int(bool(ray.get(ledger.verdict.remote())))])
         if int(group.all_reduce(refused, "max")):
             return False
         try:
-            figures = detector.merge(group, watch)
+            figures = detector.merge(group, watch, ProductNotes(ledger, product))
         except ValueError as error:  # on every rank, as the contract has it
             ray.get(ledger.refuse.remote(f"product {product}: {error}"))
             return False
@@ -284,7 +328,7 @@ def _worker(config: dict[str, Any]) -> None:
             figures["map_ceiling"] = detector.map_ceiling()
             tensors = {name: tensor.cpu() for name, tensor in detector.state().items()}
             ray.get(ledger.finish.remote(product, figures, tensors))
-        detector = kind(request.settings, backbone)
+        del detectors[product]
         return True
 
     for product, rows in _by_product(slots, ledger, config["limit"]):
@@ -294,7 +338,7 @@ def _worker(config: dict[str, Any]) -> None:
             if not merge(waiting.pop(0)):
                 return
         images = to_images(rows, request.input.size, slots.device)
-        detector.gather(images, torch.tensor(rows[_ROW].to_pylist()))
+        detector_of(product).gather(images, torch.tensor(rows[_ROW].to_pylist()))
     for product in waiting:
         if not merge(product):
             return
@@ -330,7 +374,9 @@ def _calibrated(
     draw = drawing(model.card, Out(""), "none")
     chain = Chain(SharedModel.put(model), draw, fetch, slots)
     blocks = [held_out.slice(i, slots.batch) for i in range(0, len(held_out), slots.batch)]
-    found: dict[str, list[float]] = {product: [] for product in model.card.products}
+    found: dict[str, list[float]] = {
+        product: [] for product in set(held_out["product"].to_pylist())
+    }
     done = failed = 0
     for rows in batches(chain.stream(ray.data.from_arrow(blocks))):
         for product, score in zip(
@@ -343,6 +389,8 @@ def _calibrated(
         watch("calibrate", done, len(held_out), failed)
     products = {
         name: ProductCard(p.file, p.sha256, p.figures, Calibration.of(found[name]))
+        if name in found
+        else p
         for name, p in model.card.products.items()
     }
     return Model(replace(model.card, products=products), model.backbone, model.products)

@@ -6,6 +6,8 @@ from typing import Any
 
 import ray
 
+from ops.method import Notes
+
 
 @ray.remote(num_cpus=0)
 class Ledger:
@@ -18,6 +20,7 @@ class Ledger:
         self._seen: set[int] = set()
         self._failures: dict[str, str] = {}
         self._found: dict[str, tuple[dict[str, float], dict[str, Any]]] = {}
+        self._notes: dict[str, Any] = {}
 
     def extracted(self, rows: list[int], failures: dict[str, str]) -> int:
         """Images that went by, and URI and reason of the broken ones; failures so far."""
@@ -49,6 +52,15 @@ class Ledger:
     def finish(self, product: str, figures: dict[str, float], tensors: dict[str, Any]) -> None:
         """A product's detector."""
         self._found[product] = (figures, tensors)
+        self._notes.pop(product, None)
+
+    def note(self, product: str, found: Any) -> None:
+        """How far the merge of a product is."""
+        self._notes[product] = found
+
+    def noted(self, product: str) -> Any:
+        """What was noted last; None before."""
+        return self._notes.get(product)
 
     def finished(self) -> list[str]:
         """The products whose detectors are here."""
@@ -57,3 +69,18 @@ class Ledger:
     def found(self, product: str) -> tuple[dict[str, float], dict[str, Any]]:
         """A product's figures and tensors."""
         return self._found[product]
+
+
+class ProductNotes(Notes):
+    """Notes on one product's merge, which outlive the workers."""
+
+    def __init__(self, ledger: Any, product: str) -> None:
+        self._ledger, self._product = ledger, product
+
+    def read(self) -> Any:
+        """From the ledger."""
+        return ray.get(self._ledger.noted.remote(self._product))
+
+    def write(self, found: Any) -> None:
+        """To the ledger, without waiting for it."""
+        self._ledger.note.remote(self._product, found)

@@ -166,6 +166,7 @@ def tiny_model(product: str, seed: int = 0):
     from ops.group import Alone
     from ops.layout import product_file
     from ops.maps import Scale
+    from ops.method import Notes
     from ops.model import Model, ModelCard, ProductCard
     from ops.patchcore import PatchCore, PatchCoreSettings
     from ops.resize import InputSettings
@@ -175,7 +176,7 @@ def tiny_model(product: str, seed: int = 0):
     detector = PatchCore(PatchCoreSettings(ratio=0.05, embedding="concat"), backbone)
     noise = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
     detector.gather(noise, torch.arange(2))
-    figures = detector.merge(Alone(), lambda *_: None)
+    figures = detector.merge(Alone(), lambda *_: None, Notes())
     state, of_backbone = detector.state(), backbone.state()
     calibration = Calibration((1.0, 2.0))
     card = ModelCard(

@@ -49,7 +49,7 @@ POINTS = {
 }
 
 
-def sharded(points: torch.Tensor, ids: torch.Tensor, k: int, shards: int, batch: int = 0):
+def sharded(points, ids, k: int, shards: int, batch: int = 0, **more):
     """The greedy over shards drawn at random; with more than three, the last but one is empty."""
     shard_of = torch.randint(0, shards, (len(ids),), generator=random(shards))
     if shards > 3:
@@ -57,7 +57,7 @@ def sharded(points: torch.Tensor, ids: torch.Tensor, k: int, shards: int, batch:
 
     def program(group):
         mine = shard_of == group.rank
-        return greedy(points[mine], ids[mine], k, group, batch)
+        return greedy(points[mine], ids[mine], k, group, batch, **more)
 
     results = together(shards, program)
     assert all(result == results[0] for result in results)
@@ -144,10 +144,11 @@ def test_the_bank_is_at_most_twice_as_coarse_as_the_best():
 def test_rounds_are_far_fewer_than_picks_and_are_watched():
     seen = []
     points = POINTS["gaussian"]
-    watch = lambda done, of: seen.append((done, of))  # noqa: E731
+    watch = lambda found: seen.append(len(found.ids))  # noqa: E731
     found = greedy(points, numbered(points), 100, Alone(), 64, watch)
     assert found.rounds == len(seen) < 30
-    assert seen[-1] == (100, 100)
+    assert seen == sorted(seen)
+    assert seen[-1] == 100
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e18, -2e18])
@@ -162,3 +163,31 @@ def test_the_largest_values_allowed_still_give_finite_distances():
     points = POINTS["gaussian"] * 1e17
     same(greedy(points, numbered(points), 20, Alone()), sequential(points, numbered(points), 20))
     assert math.isfinite(greedy(points, numbered(points), 20, Alone()).radius)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("case", POINTS)
+def test_an_attempt_that_broke_is_gone_on_with(case, shards):
+    """Also by another number of workers: all that counts is what had been picked."""
+    points, ids = POINTS[case], numbered(POINTS[case])
+    whole = greedy(points, ids, 40, Alone())
+    for picked in (1, 7, len(whole.ids)):
+        begun = Coreset(whole.ids[:picked], whole.squared[:picked], rounds=5)
+        found = sharded(points, ids, 40, shards, begun=begun)
+        same(found, whole)
+        assert found.rounds >= 5
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_it_can_stop_when_all_points_are_near_enough(shards):
+    points, ids = POINTS["gaussian"], numbered(POINTS["gaussian"])
+    whole = greedy(points, ids, 60, Alone())
+    found = sharded(points, ids, 60, shards, enough=whole.squared[20])
+    assert found.ids == whole.ids[:20]
+    assert found.radius == pytest.approx(math.sqrt(whole.squared[20]))
+
+
+def test_notes_of_points_that_are_not_there_are_not_gone_on_with():
+    points, ids = POINTS["gaussian"], numbered(POINTS["gaussian"])
+    begun = Coreset([int(ids[0]), -5], [math.inf, 3.0])
+    same(greedy(points, ids, 20, Alone(), begun=begun), greedy(points, ids, 20, Alone()))

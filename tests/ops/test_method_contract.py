@@ -10,7 +10,7 @@ from torch import Tensor
 from ops import maps
 from ops.backbone import Backbone
 from ops.group import Alone, Group
-from ops.method import Gathered, MapSettings, Method, settings_from
+from ops.method import Gathered, MapSettings, Method, Notes, settings_from
 from ops.methods import METHODS, method_named
 from ops.resize import InputSettings, geometry
 from tests import pictures
@@ -52,7 +52,7 @@ def fit(method: Method, batches: list[tuple[Tensor, list[int]]], group: Group) -
     assert isinstance(method, Gathered), "say here how methods of another kind are fitted"
     for images, rows in batches:
         method.gather(images, torch.tensor(rows))
-    figures = method.merge(group, lambda stage, done, of: None)
+    figures = method.merge(group, lambda stage, done, of: None, Notes())
     assert all(math.isfinite(value) for value in figures.values())
     return method
 

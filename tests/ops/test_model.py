@@ -10,6 +10,7 @@ from ops.calibration import Calibration
 from ops.decode import DecodeSettings
 from ops.group import Alone
 from ops.maps import Scale
+from ops.method import Notes
 from ops.model import (
     Model,
     ModelCard,
@@ -38,7 +39,7 @@ def fitted(images, backbone) -> dict[str, PatchCore]:
     detectors = {name: PatchCore(SETTINGS, backbone) for name in PRODUCTS}
     for number, detector in enumerate(detectors.values()):
         detector.gather(images[number : number + 1], torch.tensor([0]))
-        detector.merge(Alone(), lambda *_: None)
+        detector.merge(Alone(), lambda *_: None, Notes())
     return detectors
 
 

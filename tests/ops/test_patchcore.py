@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from ops.group import Alone
+from ops.method import Notes
 from ops.patchcore import PatchCore, PatchCoreSettings
+from ops.shard import bytes_each
 
 SMALL = {"dim": 24, "projection": 0, "ratio": 0.2, "neighbours": 5}
 
@@ -19,7 +21,7 @@ def images() -> torch.Tensor:
 def fit(backbone, images, **settings) -> PatchCore:
     detector = PatchCore(PatchCoreSettings(**(SMALL | settings)), backbone)
     detector.gather(images, torch.arange(len(images)))
-    detector.figures = detector.merge(Alone(), lambda *_: None)
+    detector.figures = detector.merge(Alone(), lambda *_: None, Notes())
     return detector
 
 
@@ -101,3 +103,63 @@ def test_the_map_ceiling_is_the_loneliest_of_the_bank(backbone, images):
     table = torch.cdist(detector.bank.double(), detector.bank.double())
     table.fill_diagonal_(torch.inf)
     assert detector.map_ceiling() == pytest.approx(float(table.amin(dim=1).max()), rel=1e-4)
+
+
+def test_a_bank_in_bounded_memory_proves_how_good_it_is(backbone, images):
+    whole = fit(backbone, images, ratio=0.05)
+    memory = 2 * 50 * bytes_each(24, 24)
+    bounded = fit(backbone, images, ratio=0.05, memory=memory)
+    table = torch.cdist(patches(bounded, images).flatten(0, 1), bounded.bank.double())
+    figures = bounded.figures
+    assert figures["bank"] == whole.figures["bank"]
+    assert whole.figures["local_r"] == 0 < figures["local_r"]
+    assert whole.figures["factor"] == 2 < figures["factor"]
+    assert figures["radius"] == pytest.approx(figures["local_r"] + figures["union_r"])
+    assert float(table.amin(dim=1).max()) <= figures["radius"] * (1 + 1e-5)
+    assert whole.figures["radius"] <= figures["radius"]
+
+
+def test_a_grown_bank_covers_old_and_new_patches(backbone, images):
+    old = fit(backbone, images[:2], ratio=0.1)
+    grown = PatchCore(old.settings, backbone)
+    grown.grow(old.state(), old.figures)
+    grown.gather(images[2:], torch.arange(2))
+    figures = grown.merge(Alone(), lambda *_: None, Notes())
+    everything = patches(grown, images).flatten(0, 1)
+    assert figures["images"] == 4
+    assert figures["patches"] == len(everything)
+    assert figures["bank"] == int(0.1 * len(everything))
+    cover = torch.cdist(everything, grown.bank.double()).amin(dim=1).max()
+    assert float(cover) <= figures["radius"] * (1 + 1e-5)
+    assert figures["local_r"] == pytest.approx(old.radius)
+
+
+class Kept(Notes):
+    """Notes that stay, as a group's do when it breaks."""
+
+    def __init__(self, found=None):
+        self.found = found
+
+    def read(self):
+        return self.found
+
+    def write(self, found):
+        self.found = found
+
+
+def test_a_merge_goes_on_from_the_notes_of_one_that_broke(backbone, images):
+    def merged(notes):
+        detector = PatchCore(PatchCoreSettings(**SMALL), backbone)
+        detector.gather(images, torch.arange(4))
+        return detector, detector.merge(Alone(), lambda *_: None, notes)
+
+    notes = Kept()
+    whole, _ = merged(notes)
+    ids, gains, _ = notes.found
+    assert len(ids) == len(whole.bank)
+    resumed, figures = merged(Kept((ids[:30], gains[:30], 7)))
+    assert torch.equal(resumed.bank, whole.bank)
+    assert resumed.radius == whole.radius
+    assert figures["rounds"] > 7
+    other, _ = merged(Kept(([ids[0], ids[5]], [gains[0], gains[5]], 7)))
+    assert not torch.equal(other.bank, whole.bank)  # it does go on from what it reads

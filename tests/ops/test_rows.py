@@ -17,6 +17,7 @@ from ops.fetch import FetchSettings
 from ops.group import Alone
 from ops.layout import Out
 from ops.maps import Scale
+from ops.method import Notes
 from ops.model import ModelCard, ProductCard
 from ops.patchcore import PatchCore, PatchCoreSettings
 from ops.reading import Read
@@ -52,7 +53,7 @@ def tensors(backbone) -> Tensors:
     drawn = np.stack([pictures.texture(seed) for seed in range(4)])
     images = torch.from_numpy(drawn)[:, None].expand(-1, 3, -1, -1) / 255
     detector.gather(images, torch.arange(4))
-    detector.merge(Alone(), lambda *_: None)
+    detector.merge(Alone(), lambda *_: None, Notes())
     held = detector.score(images.flip(-1)).image.tolist()
     product = ProductCard("nut.safetensors", "", {}, Calibration.of(held))
     scale = Scale(0.0, 4 * detector.map_ceiling() / maps.LEVELS)

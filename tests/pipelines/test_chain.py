@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from PIL import Image
 
 from ops import maps, scores, storage, tables, uris
@@ -18,7 +20,7 @@ from ops.backbone import BackboneSettings
 from ops.fetch import FetchSettings
 from ops.inventory import Inventory
 from ops.layout import Out
-from ops.model import read_model, write_model
+from ops.model import Model, read_model, write_model
 from ops.naming import LAYOUTS, Namer
 from ops.patchcore import PatchCoreSettings
 from ops.reading import Read
@@ -325,3 +327,24 @@ def test_a_fit_over_its_limit_of_broken_images_says_so(world, tmp_path):
     listed = take(folder, tmp_path / "inventory.parquet")
     with pytest.raises(fit.NothingToFit, match=r"3 images of the fit cannot be read.*\(2\)"):
         fit.fit(listed, request(holdout=0.0, max_failed="2"), SLOTS, nothing)
+
+
+@pytest.mark.slow
+def test_a_model_is_grown_by_new_images_without_the_old_ones(world, tmp_path):
+    tensors = {name: world.model.of_product(name) for name in world.model.products}
+    old = Model(world.model.card, world.model.of_backbone(), tensors)
+    folder = draw_archive(tmp_path / "archive", train=5, test=1)
+    shutil.rmtree(folder / "fabric")
+    listed = take(folder, tmp_path / "inventory.parquet")
+    model = fit.fit(listed, request(), SLOTS, nothing, old)
+    assert model.card.fit["grown_from"] == [old.card.model_id]
+    assert model.card.products["fabric"] == old.card.products["fabric"]
+    assert torch.equal(model.products["fabric"]["bank"], old.products["fabric"]["bank"])
+    before, after = (card.products["washer"].figures for card in (old.card, model.card))
+    assert after["images"] == before["images"] + 4
+    assert after["patches"] == before["patches"] + 4 * 15 * 15
+    assert after["bank"] == len(model.products["washer"]["bank"]) == int(0.1 * after["patches"])
+    assert after["local_r"] == pytest.approx(before["radius"])
+    assert len(model.card.products["washer"].calibration.scores) == 1
+    write_model(str(tmp_path / "model"), model)
+    assert read_model(str(tmp_path / "model")).card.model_id == model.card.model_id

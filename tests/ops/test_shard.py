@@ -1,0 +1,89 @@
+"""What a bounded shard lets go is covered by what it keeps, and it says how well."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ops.coreset import greedy
+from ops.group import Alone
+from ops.shard import BoundedShard, Shard, bytes_each
+
+
+def parts(seed: int = 0, count: int = 12, size: int = 50, spread: float = 1.0):
+    """Vectors in parts as images give them: vectors, projections and ids."""
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(24, 8, generator=generator)
+    for number in range(count):
+        vectors = torch.randn(size, 24, generator=generator) * spread**number
+        yield vectors, vectors @ matrix, torch.arange(number * size, (number + 1) * size)
+
+
+def filled(shard: Shard, given) -> Shard:
+    for part in given:
+        shard.add(*part)
+    shard.close()
+    return shard
+
+
+def test_a_shard_hands_out_everything_in_the_order_of_ids():
+    given = list(parts())
+    shard = filled(Shard(), reversed(given))
+    ids, projected = shard.points(8)
+    assert ids.tolist() == list(range(600))
+    assert torch.equal(projected, torch.cat([part[1] for part in given]))
+    rows = torch.tensor([0, 49, 50, 333, 599])
+    assert torch.equal(shard.vectors(rows, 24), torch.cat([part[0] for part in given])[rows])
+    assert shard.cover == 0
+
+
+def test_an_empty_shard_has_no_points():
+    shard = filled(Shard(), [])
+    ids, projected = shard.points(8)
+    assert (len(ids), projected.shape) == (0, (0, 8))
+    assert shard.vectors(torch.empty(0, dtype=torch.int64), 24).shape == (0, 24)
+
+
+@pytest.mark.parametrize("spread", [1.0, 1.4, 0.7])
+@pytest.mark.parametrize("room", [60, 130, 250])
+def test_what_is_let_go_lies_within_the_cover_of_what_is_kept(spread, room):
+    given = list(parts(spread=spread))
+    shard = filled(BoundedShard(2 * room * bytes_each(24, 8)), given)
+    ids, kept = shard.points(8)
+    assert ids.tolist() == sorted(set(ids.tolist()))
+    assert len(ids) <= room
+    everything = torch.cat([part[1] for part in given])
+    assert torch.equal(kept, everything[ids])
+    assert torch.equal(
+        shard.vectors(torch.arange(len(ids)), 24), torch.cat([part[0] for part in given])[ids]
+    )
+    distance = torch.cdist(everything.double(), kept.double()).amin(dim=1).max()
+    assert 0 < float(distance) <= shard.cover * (1 + 1e-5)
+
+
+def test_what_fits_is_kept_whole():
+    shard = filled(BoundedShard(2 * 700 * bytes_each(24, 8)), parts())
+    assert len(shard.points(8)[0]) == 600
+    assert shard.cover == 0
+
+
+def test_buffers_end_with_about_the_same_radius_however_different_they_are():
+    """One of twelve buffers is a hundred times as wide: it gets most of the room."""
+    given = list(parts())
+    vectors, projected, numbers = given[6]
+    given[6] = vectors * 100, projected * 100, numbers
+    room = 60
+    shard = filled(BoundedShard(2 * room * bytes_each(24, 8)), given)
+    ids, _ = shard.points(8)
+    wide = ((ids >= 300) & (ids < 350)).sum()
+    assert int(wide) >= 20
+    equal_shares = greedy(given[6][1], numbers, room // len(given), Alone())
+    assert shard.cover < 0.7 * equal_shares.radius
+
+
+def test_memory_for_less_than_two_images_is_refused_with_what_is_needed():
+    shard = BoundedShard(1000)
+    with pytest.raises(
+        ValueError, match=r"1000 bytes do not hold .* two images; raise .* at least"
+    ):
+        shard.add(*next(parts()))

@@ -1,10 +1,10 @@
-# make demo | make test | make lint | make test-all: each sets up what it needs; no other step.
+# make demo | test | lint | test-all | bench: each sets up what it needs; no other step.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-all lint format
+.PHONY: setup demo test test-all bench lint format
 
 setup: $(READY)
 
@@ -24,6 +24,12 @@ test: $(READY)
 # Everything, also what starts Ray clusters and servers; about a quarter of an hour on two cores.
 test-all: $(READY)
 	$(BIN)/python -m pytest -m "" --durations=15
+
+# The table of figures in the README, on one thread; about twenty minutes. make bench PARTS=coreset
+bench: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt ".[bench]"
+	@rm -rf build nightloupe.egg-info
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench $(PARTS)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

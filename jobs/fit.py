@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from jobs import entry, sources
 from jobs.tracking import Tracker
@@ -22,7 +23,7 @@ from ops.method import settings_from
 from ops.methods import METHODS, method_named
 from ops.model import Model, ModelCard, write_model
 from ops.resize import InputSettings
-from pipelines import fit
+from pipelines import fit, plan
 from pipelines.cluster import Slots, connected
 from pipelines.limits import max_failures
 
@@ -79,19 +80,10 @@ def main(argv: Sequence[str]) -> int:
             connected(settings.cluster),
         ):
             inventory = sources.inventory_of(settings.inventory, settings, out, progress)
-            request = fit.FitRequest(
-                method=settings.method,
-                settings=chosen,
-                backbone=settings.backbone,
-                input=settings.input,
-                decode=settings.decode,
-                fetch=settings.fetch,
-                holdout=settings.holdout,
-                false_alarm_rate=settings.false_alarm_rate,
-                max_failed=str(settings.max_failed),
-            )
+            request = request_of(settings, chosen)
             if grown:
                 request = _like(request, grown.card)
+            plan.check(plan.of_fit(inventory, request, settings.slots))
             model = fit.fit(inventory, request, settings.slots, progress, grown)
         location = settings.model or f"{out.root}/models/{model.card.model_id}"
         write_model(location, model)
@@ -107,6 +99,21 @@ def main(argv: Sequence[str]) -> int:
             if registered:
                 say(f"registered: {registered}")
     return 0
+
+
+def request_of(settings: Settings, chosen: Any) -> fit.FitRequest:
+    """What the settings ask for; `chosen` are those of the method."""
+    return fit.FitRequest(
+        method=settings.method,
+        settings=chosen,
+        backbone=settings.backbone,
+        input=settings.input,
+        decode=settings.decode,
+        fetch=settings.fetch,
+        holdout=settings.holdout,
+        false_alarm_rate=settings.false_alarm_rate,
+        max_failed=str(settings.max_failed),
+    )
 
 
 @contextlib.contextmanager

@@ -19,8 +19,8 @@ from jobs.words import Progress, say
 from ops.fetch import FetchSettings
 from ops.layout import Out
 from ops.model import ModelCard
+from pipelines import plan, score
 from pipelines import run as runs
-from pipelines import score
 from pipelines.cluster import Slots, connected
 from pipelines.limits import max_failures
 from pipelines.run import ScoreSettings
@@ -61,6 +61,7 @@ def main(argv: Sequence[str]) -> int:
         _check(model.card, settings)
         with Progress() as progress, connected(settings.cluster):
             inventory = sources.inventory_of(settings.inventory, settings, out, progress)
+            plan.check_scoring(model, settings.slots)
             shared = SharedModel.put(model)
             run = runs.prepare(inventory, shared, out, policy, settings.night)
             if totals := runs.finished(run):

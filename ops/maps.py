@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -61,7 +62,9 @@ def encode(values: Map, scale: Scale, geometry: Geometry, model_id: str) -> byte
     text.add_text("nightloupe:geometry", " ".join(repr(float(part)) for part in geometry))
     text.add_text("nightloupe:model_id", model_id)
     out = io.BytesIO()
-    Image.fromarray(scale.levels(values)).save(out, "PNG", pnginfo=text, compress_level=1)
+    # Smooth maps shrink most, and fastest, by runs of equal differences.
+    kind = {"compress_level": 1, "compress_type": zlib.Z_RLE}
+    Image.fromarray(scale.levels(values)).save(out, "PNG", pnginfo=text, **kind)
     return out.getvalue()
 
 

@@ -14,6 +14,7 @@ from ops.backbone import Backbone
 from ops.group import Group
 
 S = TypeVar("S")
+Shape = tuple[int, int, int]
 #: How far a fit has come, for people: stage, done, of.
 Watch = Callable[[str, int, int], None]
 
@@ -34,6 +35,24 @@ class Scores(NamedTuple):
 
     image: Tensor
     map: Tensor
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What the fit of one product takes, worked out before anything is read."""
+
+    patches: int
+    """Vectors that its images give."""
+    kept: int
+    """Vectors that the detector keeps of them."""
+    fit_bytes: int
+    """Memory of each worker of the fit, beyond the network's."""
+    score_bytes: int
+    """Memory of each worker that scores, beyond the network's."""
+    model_bytes: int
+    """What the detector adds to the model folder."""
+    remedy: str
+    """Which settings lower the memory."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +81,11 @@ class Method(ABC):
         """Unfitted; `settings` is an instance of `Settings`."""
         self.settings = settings
         self.backbone = backbone
+
+    @classmethod
+    @abstractmethod
+    def demand(cls, settings: Any, shapes: list[Shape], images: int, workers: int) -> Demand:
+        """What a fit on so many images takes, if each gives maps of these shapes (C, h, w)."""
 
     @abstractmethod
     def score(self, images: Tensor) -> Scores:

@@ -18,6 +18,7 @@ from ops.quantised import COLUMNS, Codes, Products, Quantiser
 _AXES = 127  # and one more dimension for the length of the rest
 _PRODUCTS = 2**22  # products of a block of queries, 16 MB; more if that is too few queries
 _QUERIES = 96
+SCRATCH = 4 * _PRODUCTS  # bytes that a bank holds for them
 _MEASURED = 2**16  # components of the pairs that are measured at a time
 
 

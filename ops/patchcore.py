@@ -12,10 +12,19 @@ from ops.backbone import Backbone
 from ops.coreset import Coreset, greedy
 from ops.distance import squared
 from ops.group import Group
-from ops.method import Gathered, MapSettings, Notes, Scores, Watch, finite_rows
-from ops.neighbours import Bank
+from ops.method import (
+    Demand,
+    Gathered,
+    MapSettings,
+    Notes,
+    Scores,
+    Shape,
+    Watch,
+    finite_rows,
+)
+from ops.neighbours import SCRATCH, Bank
 from ops.patches import Embedding, embed
-from ops.shard import BoundedShard, Shard
+from ops.shard import BoundedShard, Shard, bytes_each
 
 _COUNTS = ("images", "patches", "dropped_patches")
 
@@ -65,6 +74,27 @@ class PatchCore(Gathered):
         self._grown: Mapping[str, float] = {}
         self._gathered = 0
         self._images = self._dropped = 0
+
+    @classmethod
+    def demand(
+        cls, settings: PatchCoreSettings, shapes: list[Shape], images: int, workers: int
+    ) -> Demand:
+        """Every patch of a worker's share, or what its memory is bounded to; then the bank."""
+        patches = images * shapes[0][1] * shapes[0][2]
+        concat = settings.embedding == "concat"
+        width = sum(channels for channels, _, _ in shapes) if concat else settings.dim
+        narrow = settings.projection if 0 < settings.projection < width else width
+        kept = max(1, min(int(settings.ratio * patches), settings.cap))
+        share = -(-patches // workers) * bytes_each(width, narrow)
+        bank = kept * width * 4
+        return Demand(
+            patches=patches,
+            kept=kept,
+            fit_bytes=(min(share, settings.memory) if settings.memory else share) + 2 * bank,
+            score_bytes=2 * bank + SCRATCH,
+            model_bytes=bank,
+            remedy="bound it with --patchcore.memory, or lower --patchcore.cap or --input.size",
+        )
 
     @torch.inference_mode()
     def embed(self, images: Tensor) -> Tensor:

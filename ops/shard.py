@@ -58,13 +58,14 @@ class Shard:
 
     def vectors(self, rows: Tensor, width: int) -> Tensor:
         """The vectors (m, d) of some rows of `points`, which ascend."""
-        ends = torch.tensor([len(part) for part in self._vectors]).cumsum(0)
-        parts = torch.searchsorted(ends, rows, right=True)
-        found = [
-            self._vectors[part][row - int(ends[part])]  # counted from the part's end
-            for part, row in zip(parts.tolist(), rows.tolist(), strict=True)
-        ]
-        return torch.stack(found) if found else torch.empty(0, width)
+        out = torch.empty(len(rows), width)
+        start = 0
+        for part in self._vectors:
+            ends = torch.tensor([start, start + len(part)])
+            first, last = torch.searchsorted(rows, ends).tolist()
+            torch.index_select(part, 0, rows[first:last] - start, out=out[first:last])
+            start += len(part)
+        return out
 
 
 class BoundedShard(Shard):
@@ -81,7 +82,7 @@ class BoundedShard(Shard):
         super().__init__()
         self._memory = memory
         self._waiting = 0
-        self._kept: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+        self._kept: list[Tensor] = []  # vectors, projections, ids, gains
 
     def add(self, vectors: Tensor, projected: Tensor, ids: Tensor) -> None:
         """Take in vectors. Raises ValueError if the memory does not hold two such batches."""
@@ -100,39 +101,38 @@ class BoundedShard(Shard):
     def _thin(self, room: int) -> None:
         super().close()
         ids, projected = self.points(self.width[1])
-        full = self._kept is not None and len(self._kept[3]) >= room
-        least = float(self._kept[3].min()) if self._kept is not None and full else 0.0
+        full = self._kept and len(self._kept[3]) >= room
+        least = float(self._kept[3].min()) if full else 0.0
         found = greedy(projected, ids, max(1, len(ids) // _ONE_IN), Alone(), enough=least)
         self.cover = max(self.cover, found.radius)
-        rows = torch.searchsorted(ids, torch.tensor(found.ids))
-        ascending = rows.argsort()
-        vectors = torch.empty(len(rows), self.width[0])
-        vectors[ascending] = self.vectors(rows[ascending], self.width[0])
+        rows, order = torch.searchsorted(ids, torch.tensor(found.ids)).sort()
+        new = [self.vectors(rows, self.width[0]), projected[rows], ids[rows]]
+        new.append(torch.tensor(found.squared)[order])
         self._vectors, self._projected, self._ids, self._waiting = [], [], [], 0
-        new = (vectors, projected[rows], ids[rows], torch.tensor(found.squared))
         del projected
-        if self._kept is None:
+        if not self._kept:
             self._kept = new
-        else:
-            gains = torch.cat([self._kept[3], new[3]])
-            order = torch.sort(gains, descending=True, stable=True).indices
-            if len(order) > room:
-                self.cover = max(self.cover, math.sqrt(float(gains[order[room]])))
-            stay = order[:room].sort().values
-            old = int(torch.searchsorted(stay, len(self._kept[3])))
-            pairs = zip(self._kept, new, strict=True)
-            self._kept = tuple(  # type: ignore[assignment]  # four in, four out
-                torch.cat([a[stay[:old]], b[stay[old:] - len(a)]]) for a, b in pairs
-            )
+            return
+        gains = torch.cat([self._kept[3], new[3]])
+        order = torch.sort(gains, descending=True).indices
+        if len(order) > room:
+            self.cover = max(self.cover, math.sqrt(float(gains[order[room]])))
+        stay = order[:room].sort().values
+        old = int(torch.searchsorted(stay, len(self._kept[3])))
+        for i, after in enumerate(new):  # one after the other, so that each copy is short-lived
+            before, self._kept[i] = self._kept[i], after[:0]
+            kept = torch.empty(len(stay), *after.shape[1:], dtype=after.dtype)
+            torch.index_select(before, 0, stay[:old], out=kept[:old])
+            torch.index_select(after, 0, stay[old:] - len(before), out=kept[old:])
+            self._kept[i] = kept
 
     def close(self) -> None:
         """The last buffer is kept whole if there is room for it, and thinned if not."""
-        if self._kept is not None:
+        if self._kept:
             self._thin(self._memory // (2 * bytes_each(*self.width)))
-            vectors, projected, ids, _ = self._kept
-            order = ids.argsort()
-            self._vectors, self._projected = [vectors[order]], [projected[order]]
-            self._ids, self._kept = [ids[order]], None
+            order = self._kept[2].argsort()
+            self._vectors, self._projected, self._ids = ([part[order]] for part in self._kept[:3])
+            self._kept = []
         super().close()
 
 
@@ -140,4 +140,4 @@ def bytes_each(width: int, projection: int) -> int:
     """Memory that a vector takes in a shard while the greedy runs, in bytes."""
     # The vector; its projection in a list, in one piece, and as codes; ids and bounds; half of all
     # that once more for what is kept of a buffer before the buffer is let go.
-    return (4 * width + 9 * projection + 64) * 3 // 2
+    return (4 * width + 9 * projection + 64) * 7 // 4

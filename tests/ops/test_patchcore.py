@@ -119,6 +119,21 @@ def test_a_bank_in_bounded_memory_proves_how_good_it_is(backbone, images):
     assert whole.figures["radius"] <= figures["radius"]
 
 
+def test_its_demand_is_what_a_fit_then_finds(backbone, images):
+    settings = PatchCoreSettings(**SMALL | {"projection": 12})
+    shapes = [tuple(layer.shape[1:]) for layer in backbone(images[:1])]
+    demand = PatchCore.demand(settings, shapes, 4, 1)
+    fitted = fit(backbone, images, projection=12)
+    assert demand.patches == fitted.figures["patches"]
+    assert demand.kept == fitted.figures["bank"]
+    assert demand.model_bytes == fitted.bank.numel() * 4
+    assert demand.fit_bytes > demand.patches * 4 * 24
+    halves = PatchCore.demand(settings, shapes, 4, 2)
+    assert demand.model_bytes < halves.fit_bytes < demand.fit_bytes
+    bounded = PatchCore.demand(PatchCoreSettings(**SMALL, memory=1000), shapes, 4, 1)
+    assert bounded.fit_bytes == 1000 + 2 * bounded.model_bytes
+
+
 def test_a_grown_bank_covers_old_and_new_patches(backbone, images):
     old = fit(backbone, images[:2], ratio=0.1)
     grown = PatchCore(old.settings, backbone)

@@ -25,7 +25,7 @@ from ops.naming import LAYOUTS, Namer
 from ops.patchcore import PatchCoreSettings
 from ops.reading import Read
 from ops.resize import InputSettings
-from pipelines import evaluate, fit, inventory, score
+from pipelines import evaluate, fit, inventory, plan, score
 from pipelines.chain import Chain, drawing
 from pipelines.cluster import Slots
 from pipelines.limits import TooManyFailures
@@ -348,3 +348,20 @@ def test_a_model_is_grown_by_new_images_without_the_old_ones(world, tmp_path):
     assert len(model.card.products["washer"].calibration.scores) == 1
     write_model(str(tmp_path / "model"), model)
     assert read_model(str(tmp_path / "model")).card.model_id == model.card.model_id
+
+
+def test_a_plan_says_what_the_fit_then_finds_and_refuses_what_cannot_be_held(world, monkeypatch):
+    found = plan.of_fit(world.inventory, request(), SLOTS)
+    assert found.workers == 2
+    for product, card in world.model.card.products.items():
+        assert found.images[product] == card.figures["images"]
+        assert found.demands[product].patches == card.figures["patches"]
+        assert found.demands[product].kept == card.figures["bank"]
+    assert found.held_out == world.model.card.fit["held_out"]
+    plan.check(found)
+    expected = plan.minutes(found, request(), SLOTS)
+    assert 0 < expected.extract < 5
+    assert 0 < expected.coreset < 5
+    monkeypatch.setattr(plan, "_memory_of_nodes", lambda: [2**30, 2**29])
+    with pytest.raises(plan.DoesNotFit, match=r"2 workers, 1 to a node, .* --patchcore\.memory"):
+        plan.check(found)

@@ -1,0 +1,61 @@
+"""Say what a fit will take before it starts: images, patches, memory, minutes, the model's size.
+
+python -m jobs.plan --inventory mvtec.parquet --method patchcore --patchcore.ratio 0.1
+python -m jobs.plan --archive s3://bucket/parts --pattern "{product}/{name}" --slots.workers 8
+
+Takes the settings of jobs.fit. Exits with 1 if the fit does not fit, and names what to change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jobs import entry, fit, sources
+from jobs.words import Progress, say
+from ops.layout import Out
+from ops.methods import METHODS
+from pipelines import plan
+from pipelines.cluster import connected
+from pipelines.plan import Plan
+
+
+def main(argv: Sequence[str]) -> int:
+    """Plan a fit."""
+    groups = {name: kind.Settings for name, kind in METHODS.items()}
+    settings, methods = entry.parse(fit.Settings, __doc__, argv, groups)
+    sources.check(settings.inventory, settings)
+    request = fit.request_of(settings, methods[settings.method])
+    with Progress() as progress, connected(settings.cluster):
+        out = Out(settings.out)
+        inventory = sources.inventory_of(settings.inventory, settings, out, progress)
+        found = plan.of_fit(inventory, request, settings.slots)
+        _tell(found)
+        plan.check(found)
+        expected = plan.minutes(found, request, settings.slots)
+    say(
+        f"minutes, reading left out: extract {expected.extract:.1f}, coreset "
+        f"{expected.coreset:.1f}, calibrate {expected.calibrate:.1f}"
+    )
+    return 0
+
+
+def _tell(found: Plan) -> None:
+    for product, demand in found.demands.items():
+        say(
+            f"{product}: {found.images[product]} images, {demand.patches:,} patches, "
+            f"{demand.kept:,} kept"
+        )
+    say(f"{found.held_out} images held out for calibration")
+    say(
+        f"each of {found.workers} workers: {_size(found.fit_bytes)} while fitting, "
+        f"{_size(found.score_bytes)} while scoring"
+    )
+    say(f"model: {_size(found.model_bytes)}")
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**28 else f"{count / 2**20:.1f} MiB"
+
+
+if __name__ == "__main__":
+    entry.start(main)

@@ -1,0 +1,152 @@
+"""What a fit will take, worked out from the inventory and a short measurement, before it starts."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import ray
+import torch
+
+from ops.backbone import Backbone
+from ops.coreset import greedy
+from ops.group import Alone
+from ops.inventory import Inventory
+from ops.method import Demand, Method, Shape
+from ops.methods import method_named
+from ops.model import Model
+from pipelines.cluster import Slots
+from pipelines.fit import FitRequest, split
+
+#: A process that has imported everything and loaded a network, before it meets an image.
+_PROCESS = 3 * 2**28
+_SAMPLE = 20_000, 200  # points and picks of the coreset that is timed
+
+
+class DoesNotFit(ValueError):
+    """More memory than the cluster's nodes have."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A fit, before it starts."""
+
+    workers: int
+    images: dict[str, int]
+    held_out: int
+    demands: dict[str, Demand]
+    backbone_bytes: int
+
+    @property
+    def fit_bytes(self) -> int:
+        """Memory of each worker of the fit; products are merged one after the other."""
+        own = max(demand.fit_bytes for demand in self.demands.values())
+        return _PROCESS + 2 * self.backbone_bytes + own
+
+    @property
+    def score_bytes(self) -> int:
+        """Memory of each worker that scores, once it has met every product."""
+        own = sum(demand.score_bytes for demand in self.demands.values())
+        return _PROCESS + 2 * self.backbone_bytes + own
+
+    @property
+    def model_bytes(self) -> int:
+        """Size of the model folder."""
+        return self.backbone_bytes + sum(demand.model_bytes for demand in self.demands.values())
+
+
+def of_fit(inventory: Inventory, request: FitRequest, slots: Slots) -> Plan:
+    """The plan of a fit on the good images of an inventory, on this cluster."""
+    chosen = split(inventory, request.holdout)
+    counts = chosen.fit["product"].value_counts().to_pylist()
+    images = {entry["values"]: entry["counts"] for entry in counts}
+    backbone = Backbone(request.backbone)
+    shapes = _shapes(backbone, request.input.size)
+    kind, workers = method_named(request.method), slots.count()
+    return Plan(
+        workers=workers,
+        images=images,
+        held_out=len(chosen.held_out),
+        demands={
+            product: kind.demand(request.settings, shapes, count, workers)
+            for product, count in images.items()
+        },
+        backbone_bytes=sum(t.numel() * t.element_size() for t in backbone.state().values()),
+    )
+
+
+def _shapes(backbone: Backbone, size: int) -> list[Shape]:
+    maps = backbone(torch.zeros(1, 3, size, size))
+    return [(layer.shape[1], layer.shape[2], layer.shape[3]) for layer in maps]
+
+
+def check(plan: Plan) -> None:
+    """Refuse a fit whose workers cannot hold what it takes. Raises DoesNotFit."""
+    product, worst = max(plan.demands.items(), key=lambda item: item[1].fit_bytes)
+    _check(f"the fit of {product!r}", plan.fit_bytes, plan.workers, worst.remedy)
+
+
+def check_scoring(model: Model, slots: Slots) -> None:
+    """Refuse a model whose detectors a worker cannot hold at once. Raises DoesNotFit."""
+    tensors = [model.backbone, *model.products.values()]
+    own = sum(t.numel() * t.element_size() for group in tensors for t in group.values())
+    remedy = "score its products with models of their own, or fit smaller banks"
+    _check("scoring with this model", _PROCESS + 2 * own, slots.count(), remedy)
+
+
+def _check(what: str, needed: int, workers: int, remedy: str) -> None:
+    room = _memory_of_nodes()
+    each = math.ceil(workers / len(room))
+    if each * needed > min(room):
+        raise DoesNotFit(
+            f"{what} takes {needed / 2**30:.1f} GiB of each of {workers} workers, {each} to a "
+            f"node, but a node has {min(room) / 2**30:.1f} GiB for them: {remedy}, or give it "
+            "more nodes"
+        )
+
+
+def _memory_of_nodes() -> list[int]:
+    """What each node offers to workers, in bytes."""
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]  # it has no types
+    working = [n["Resources"] for n in nodes if n["Alive"] and n["Resources"].get("CPU")]
+    return [int(resources.get("memory", 0)) for resources in working] or [0]
+
+
+@dataclass(frozen=True)
+class Minutes:
+    """What each stage will take, from a measurement on the driver's machine."""
+
+    extract: float
+    coreset: float
+    calibrate: float
+
+
+def minutes(plan: Plan, request: FitRequest, slots: Slots) -> Minutes:
+    """Time the network on one image and a small coreset here, and scale. Reading is left out."""
+    torch.set_num_threads(slots.threads)
+    backbone = Backbone(request.backbone)
+    method: Method = method_named(request.method)(request.settings, backbone)
+    image = torch.zeros(1, 3, request.input.size, request.input.size)
+    method.backbone(image)
+    per_image = _seconds(lambda: method.backbone(image), 3)
+    n, k = _SAMPLE
+    points = torch.randn(n, 128, generator=torch.Generator().manual_seed(0))
+    sample = _seconds(lambda: greedy(points, torch.arange(n), k, Alone()), 1)
+    pairs = sum(demand.patches * demand.kept for demand in plan.demands.values())
+    images = sum(plan.images.values())
+    return Minutes(
+        extract=images * per_image / plan.workers / 60,
+        coreset=sample * pairs / (n * k) / plan.workers / 60,
+        calibrate=plan.held_out * 2 * per_image / plan.workers / 60,
+    )
+
+
+def _seconds(work: object, repeats: int) -> float:
+    assert callable(work)
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)

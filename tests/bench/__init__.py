@@ -1,0 +1,1 @@
+"""What `make bench` measures: one table in one run, on one thread."""

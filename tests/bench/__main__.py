@@ -1,0 +1,39 @@
+"""Prints the table: `make bench`, or `python -m tests.bench coreset chain` for a part of it."""
+
+from __future__ import annotations
+
+import datetime
+import importlib
+import platform
+import subprocess
+import sys
+
+import torch
+
+from tests.bench import features
+from tests.bench.measure import Row
+
+PARTS = ("coreset", "neighbours", "chain", "workers", "memory")
+
+
+def line(row: Row) -> str:
+    """One row as Markdown."""
+    seconds = f"{row.seconds.cpu:.3g} | {row.seconds.wall:.3g}" if row.seconds else " | "
+    return f"| {row.what} | {row.figure} | {row.target} | {seconds} | {row.note} |"
+
+
+def main(parts: list[str]) -> None:
+    """Measure and print; a row as soon as it is known."""
+    torch.set_num_threads(1)
+    processor = subprocess.run(["lscpu"], capture_output=True, text=True, check=False).stdout
+    model = next((x for x in processor.splitlines() if "Model name" in x), platform.processor())
+    print(f"{datetime.date.today()}, {model.split(':')[-1].strip()}, one thread, torch", end=" ")
+    print(f"{torch.__version__}; features of {features.source()}\n")
+    print("| what | figure | at least | CPU s | wall s | |\n|---|---|---|---|---|---|")
+    for part in parts or PARTS:
+        for row in importlib.import_module(f"tests.bench.{part}").rows():
+            print(line(row), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,139 @@
+"""PatchCore from the bytes of images to score rows and maps, against anomalib."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from ops.backbone import Backbone
+from ops.calibration import Calibration
+from ops.decode import DecodeSettings
+from ops.detecting import Detect, to_images
+from ops.drawing import DrawMaps
+from ops.fetch import FetchSettings
+from ops.group import Alone
+from ops.layout import Out
+from ops.maps import LEVELS, Scale
+from ops.method import Notes
+from ops.model import ModelCard, ProductCard
+from ops.patchcore import PatchCore, PatchCoreSettings
+from ops.reading import Read
+from ops.resize import InputSettings
+from tests.bench import features
+from tests.bench.measure import Row, Time, ratio, timed
+
+LAYERS = "features.7,features.10"
+INPUT = InputSettings(size=224)
+IMAGES = 24
+
+
+@dataclass
+class Fitted:
+    """A model in this process."""
+
+    card: ModelCard
+    backbone: Backbone
+    detector: PatchCore
+
+    def of_backbone(self) -> dict[str, Tensor]:
+        """The backbone's tensors."""
+        return self.backbone.state()
+
+    def of_product(self, _: str) -> dict[str, Tensor]:
+        """The detector's tensors."""
+        return self.detector.state()
+
+
+def fitted(bank: int) -> Fitted:
+    """PatchCore on a hundred images, with a bank of that size."""
+    backbone = features.backbone(LAYERS)
+    settings = PatchCoreSettings(ratio=1.0, cap=bank, embedding="concat")
+    detector = PatchCore(settings, backbone)
+    read = Read(INPUT, DecodeSettings(), FetchSettings())
+    for number, path in enumerate(features.images()[:100]):
+        image = to_images(read(features.rows_of([path])), INPUT.size, "cpu")
+        detector.gather(image, torch.tensor([number]))
+    figures = detector.merge(Alone(), lambda *_: None, Notes())
+    card = ModelCard(
+        method="patchcore",
+        settings=asdict(settings),
+        backbone=backbone.settings,
+        backbone_sha256="",
+        input=INPUT,
+        decode=DecodeSettings(),
+        products={"tile": ProductCard("", "", figures, Calibration(()))},
+        map_scale=Scale(0.0, 4 * detector.map_ceiling() / (LEVELS - 1)),
+        false_alarm_rate=0.01,
+        fit={},
+    )
+    return Fitted(card, backbone, detector)
+
+
+def anomalib_of(model: Fitted):
+    """Anomalib's PatchCore with the same network, layers and bank."""
+    import torchvision
+    from anomalib.models.image.patchcore.torch_model import PatchcoreModel
+
+    network = torchvision.models.squeezenet1_1(weights=None)
+    weights = {k.removeprefix("_network."): v for k, v in model.backbone.state().items()}
+    network.load_state_dict(weights, strict=False)
+    theirs = PatchcoreModel(LAYERS.split(","), network.eval(), pre_trained=False)
+    theirs.memory_bank = model.detector.bank
+    return theirs.eval()
+
+
+def rows() -> Iterator[Row]:
+    """A bank as of a whole fit, and a small one."""
+    from anomalib.data.utils.image import read_image
+    from torchvision.transforms.v2 import Compose, Normalize, Resize
+
+    paths = features.images()[-IMAGES:]
+    table = features.rows_of(paths)
+    transform = Compose(
+        [
+            Resize((224, 224), antialias=True),
+            Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ]
+    )
+    for bank in (5_500, 1_000):
+        model = fitted(bank)
+        with tempfile.TemporaryDirectory() as out:
+            card = model.card
+            read = Read(INPUT, DecodeSettings(), FetchSettings(), threads=1)
+            detect = Detect(model)
+            draw = DrawMaps("bench", INPUT, card.map_scale, 4.0, {"tile": None}, Out(out), "all")
+
+            def ours() -> None:
+                for start in range(0, IMAGES, 8):
+                    scored = draw(detect(read(table.slice(start, 8))))  # noqa: B023
+                    assert set(scored["status"].to_pylist()) == {"ok"}
+
+            ours()
+            whole = each(timed(ours, 5))
+        theirs = anomalib_of(model)
+
+        @torch.inference_mode()
+        def plain() -> None:
+            for path in paths:
+                theirs(transform(read_image(path, as_tensor=True))[None])  # noqa: B023
+
+        plain()
+        slow = each(timed(plain, 3))
+        images = to_images(read(table), INPUT.size, "cpu")
+        network = each(timed(lambda: model.backbone(images), 5))  # noqa: B023
+        name = f"PatchCore, bytes to row and 16-bit PNG, bank {bank:,}, an image"
+        yield Row(name, f"{1 / whole.cpu:.0f} images/s", whole)
+        target = "5 x" if bank > 5_000 else ""
+        note = "which draws its map, and writes none"
+        yield Row("  against anomalib", ratio(slow, whole), slow, target, note)
+        share = f"{network.cpu / whole.cpu:.2f}"
+        yield Row("  share left to the backbone", share, network, "" if target else "0.6")
+
+
+def each(time: Time) -> Time:
+    """Of one image."""
+    return time.times(1 / IMAGES)

@@ -1,0 +1,90 @@
+"""Patch features to measure on: SqueezeNet on the magnetic tiles, or on drawn products without."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from ops import uris
+from ops.backbone import Backbone, BackboneSettings
+from ops.decode import DecodeSettings
+from ops.detecting import to_images
+from ops.fetch import FetchSettings
+from ops.patches import embed
+from ops.reading import Read
+from ops.resize import InputSettings
+from tests.conftest import DATA, draw_archive
+
+LAYERS = "features.7,features.9,features.10"
+INPUT = InputSettings(size=231)
+PATCHES = 784  # of an image of that size
+WEIGHTS = DATA / "weights" / "squeezenet1_1_imagenet.safetensors"
+
+
+@functools.cache
+def images() -> list[Path]:
+    """Good images, in the order of their names."""
+    tiles = sorted((DATA / "mtd" / "MT_Free" / "Imgs").glob("*.jpg"))
+    if tiles:
+        return tiles
+    folder = Path(tempfile.mkdtemp(prefix="nightloupe-bench-"))
+    return sorted(draw_archive(folder, train=300, test=1, size=256).glob("*/train/good/*.png"))
+
+
+def source() -> str:
+    """Which images they are, for the table."""
+    return "magnetic tiles" if WEIGHTS.exists() else "drawn products, random weights"
+
+
+@functools.cache
+def backbone(layers: str = LAYERS) -> Backbone:
+    """SqueezeNet 1.1 on the CPU."""
+    weights = str(WEIGHTS) if WEIGHTS.exists() else "random"
+    return Backbone(BackboneSettings("squeezenet1_1", layers, weights))
+
+
+def rows_of(paths: list[Path]) -> pa.Table:
+    """Images as rows of an inventory."""
+    count = len(paths)
+    return pa.table(
+        {
+            "uri": [uris.make(str(path)) for path in paths],
+            "image_id": [f"{number:032x}" for number in range(count)],
+            "product": ["tile"] * count,
+            "position": pa.array([None] * count, pa.int64()),
+            "bytes": [path.stat().st_size for path in paths],
+            "problem": pa.array([None] * count, pa.string()),
+        }
+    )
+
+
+def reader() -> Read:
+    """Reads one image at a time, on one thread."""
+    return Read(INPUT, DecodeSettings(), FetchSettings(), threads=1)
+
+
+@torch.inference_mode()
+def extracted(paths: list[Path]) -> Iterator[Tensor]:
+    """Patch vectors (784, 1024) of each image."""
+    for path in paths:
+        image = to_images(reader()(rows_of([path])), INPUT.size, "cpu")
+        yield embed(backbone()(image), "concat", 0).flatten(0, 2)
+
+
+@functools.cache
+def projected(count: int) -> Tensor:
+    """The first `count` patches in a random projection to 128 dimensions."""
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(1024, 128, generator=generator) / 128**0.5
+    needed = -(-count // PATCHES)
+    chosen = (images() * (needed // len(images()) + 1))[:needed]
+    out = torch.empty(needed * PATCHES, 128)
+    for number, vectors in enumerate(extracted(chosen)):
+        out[number * PATCHES : (number + 1) * PATCHES] = vectors @ matrix
+    return out[:count]

@@ -1,0 +1,72 @@
+"""The memory of a fit that may hold one gibibyte of patches, in a process of its own."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import torch
+
+from ops.group import Alone
+from ops.method import Notes
+from ops.patchcore import PatchCore, PatchCoreSettings
+from tests.bench import features
+from tests.bench.chain import INPUT, LAYERS
+from tests.bench.measure import Row
+
+PATCHES, MEMORY = 550_000, 2**30
+
+
+def peak() -> float:
+    """GiB that this process has held at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def fit(memory: int) -> None:
+    """Fit, and print what was held before and at most, and the certificate."""
+    from ops.decode import DecodeSettings
+    from ops.detecting import to_images
+    from ops.fetch import FetchSettings
+    from ops.reading import Read
+
+    torch.set_num_threads(1)
+    settings = PatchCoreSettings(embedding="concat", memory=memory)
+    detector = PatchCore(settings, features.backbone(LAYERS))
+    read = Read(INPUT, DecodeSettings(), FetchSettings(), threads=1)
+    images = features.images()
+    detector.embed(to_images(read(features.rows_of(images[:1])), INPUT.size, "cpu"))
+    before = peak()
+    count = number = 0
+    while count < PATCHES:
+        table = features.rows_of([images[number % len(images)]])
+        image = to_images(read(table), INPUT.size, "cpu")
+        detector.gather(image, torch.tensor([number]))
+        number += 1
+        count += detector.embed(image).shape[1] ** 2 if number == 1 else count // (number - 1)
+    found = detector.merge(Alone(), lambda *_: None, Notes())
+    names = ("patches", "bank", "radius", "local_r", "union_r", "factor")
+    print(before, peak(), *(found[name] for name in names))
+
+
+def rows() -> Iterator[Row]:
+    """Bounded, and for comparison whole."""
+    for memory in (MEMORY, 0):
+        code = f"from tests.bench.memory import fit; fit({memory})"
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        before, most, *found = map(float, done.stdout.split())
+        patches, bank, radius, local, union, factor = found
+        name = "1 GiB" if memory else "all patches held"
+        note = (
+            f"bank {bank:.0f}; radius {radius:.1f} = {local:.1f} + {union:.1f}, factor {factor:.2f}"
+        )
+        yield Row(
+            f"fit of {patches:,.0f} patches, {name}: memory beyond the backbone's {before:.2f} GiB",
+            f"{most - before:.2f} GiB",
+            None,
+            "1 GiB" if memory else "",
+            note,
+        )

@@ -1,0 +1,44 @@
+"""Exact nearest neighbours against faiss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import faiss
+import numpy as np
+import torch
+
+from ops.coreset import greedy
+from ops.group import Alone
+from ops.neighbours import Bank
+from tests.bench import features
+from tests.bench.measure import Row, ratio, timed
+
+FITTED = 128  # images whose patches the banks are chosen from
+
+
+def rows() -> Iterator[Row]:
+    """Banks of 5,000 greedy centres and of 20,000 random patches; the 784 patches of one image."""
+    faiss.omp_set_num_threads(1)
+    chosen = features.images()
+    whole = torch.cat(list(features.extracted(chosen[:FITTED])))
+    queries = torch.cat(list(features.extracted(chosen[-4:])))
+    points = features.projected(FITTED * features.PATCHES)
+    picks = greedy(points, torch.arange(len(points)), 5_000, Alone()).ids
+    random = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))[:20_000]
+    for dim in (640, 1024):
+        for name, members in (("5,000 greedy", torch.tensor(picks)), ("20,000 random", random)):
+            vectors = whole[members][:, :dim].contiguous()
+            x = queries[:, :dim].contiguous()
+            bank, index = Bank(vectors), faiss.IndexFlatL2(dim)
+            index.add(vectors.numpy())
+            one = x[: features.PATCHES].contiguous()
+            ours = timed(lambda: bank.nearest(one), 9)  # noqa: B023
+            theirs = timed(lambda: index.search(one.numpy(), 1), 5)  # noqa: B023
+            found = bank.nearest(x).value.numpy()
+            exact = ((x.numpy() - vectors.numpy()[index.search(x.numpy(), 1)[1][:, 0]]) ** 2).sum(1)
+            worse = int((found > exact * (1 + 1e-5)).sum())
+            yield Row(f"neighbours of one image, d = {dim}, bank of {name}", "", ours)
+            note = f"{worse} of {len(x)} neighbours farther than its"
+            yield Row("  against faiss IndexFlatL2", ratio(theirs, ours), theirs, "2.5 x", note)
+            assert np.isfinite(found).all()

@@ -110,7 +110,7 @@ def greedy(
         if watch:
             watch(found)
     found.radius = math.sqrt(float(_exchange(shard, 1, group).values.max()))
-    log.debug("%d picks in %d rounds, radius %.6g", len(found.ids), found.rounds, found.radius)
+    log.info("%d picks in %d rounds, radius %.6g", len(found.ids), found.rounds, found.radius)
     return found
 
 

@@ -63,6 +63,10 @@ class Products:
         rows = torch.arange(len(group), device=group.device)
         return self._all[rows, :, group].argmax(dim=1) * self._groups + group
 
+    def hits(self, needed: Tensor) -> Tensor:
+        """How many groups (n,) hold a product that reaches what its row needs."""
+        return (self._best >= needed.unsqueeze(1)).sum(dim=1)
+
     def at_least(self, needed: Tensor) -> tuple[Tensor, Tensor]:
         """Rows and columns of all products that reach what their row needs (n,)."""
         row, group = torch.nonzero(self._best >= needed.unsqueeze(1), as_tuple=True)

@@ -91,7 +91,8 @@ def rows() -> Iterator[Row]:
     from anomalib.data.utils.image import read_image
     from torchvision.transforms.v2 import Compose, Normalize, Resize
 
-    paths = features.images()[-IMAGES:]
+    unseen = features.images()[100:]
+    paths = unseen[:: len(unseen) // IMAGES][:IMAGES]
     table = features.rows_of(paths)
     transform = Compose(
         [

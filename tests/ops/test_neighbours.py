@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ops import neighbours
 from ops.distance import squared
 from ops.neighbours import Bank
 
@@ -23,14 +24,14 @@ def decaying(n, d, generator):
     return (torch.randn(n, d, generator=generator) * scale) @ turn
 
 
-@pytest.mark.parametrize("axes", [4, 15, 127])
+@pytest.mark.parametrize("axes", [4, 15, 255])
 @pytest.mark.parametrize("shift", [0.0, 30.0])
 def test_neighbours_are_exact_with_and_without_axes(axes, shift):
     generator = torch.Generator().manual_seed(axes)
     vectors = decaying(400, 48, generator) + shift
     x = decaying(150, 48, generator) + shift
     bank = Bank(vectors, axes)
-    assert (bank._axes is None) == (axes == 127)
+    assert bank._axes == (0 if axes == 255 else axes)
     found = bank.nearest(x)
     values, rows = plain(x, vectors)
     assert torch.equal(found.value, values)
@@ -95,3 +96,22 @@ def test_a_bank_of_one_vector_has_one_nearest():
     assert found.value.tolist() == [5, 5, 5]
     assert found.row.tolist() == [0, 0, 0]
     assert bank.closest(0, 9).tolist() == [0]
+
+
+@pytest.mark.parametrize("dim", [48, 300, 512])
+def test_queries_far_from_all_vectors_are_exact_too(dim, monkeypatch):
+    """All their distances are alike, so that principal axes rule out next to nothing."""
+    generator = torch.Generator().manual_seed(4)
+    vectors = decaying(300, dim, generator)
+    far = torch.randn(40, dim, generator=generator) * 20
+    x = torch.cat([vectors[:40] + 1e-3, far])
+    bank = Bank(vectors, 12)
+    monkeypatch.setattr(neighbours, "_CROWD", 16)
+    searched = []
+    plain_search = bank._plain.nearest
+    bank._plain.nearest = lambda queries: searched.append(len(queries)) or plain_search(queries)
+    found = bank.nearest(x)
+    values, rows = plain(x, vectors)
+    assert torch.equal(found.value, values)
+    assert torch.equal(found.row, rows)
+    assert 30 <= sum(searched) <= 60

@@ -16,6 +16,7 @@ from torch import Tensor
 from ops.distance import Nearest, slack, squared
 from ops.quantised import COLUMNS, Codes, Products, Quantiser
 
+_FEWEST = 31  # with fewer, what they leave costs more than they save
 _AXES = 255  # and one more dimension for the length of the rest
 _PRODUCTS = 2**22  # products of a block of queries, 16 MB; more if that is too few queries
 _QUERIES = 96
@@ -42,7 +43,9 @@ class Bank:
         # What float32 can lose between a squared length and that of a split, as a share of it.
         self._error = 0.0
         self._axes = 0
-        if axes and n >= 4 * axes and d >= 2 * axes:
+        fitting = min(axes, n // 4, d // 2)
+        if 0 < min(axes, _FEWEST) <= fitting:
+            axes = fitting
             sample = (vectors[:: max(1, n // 8192)] - self._centre).double()
             principal = torch.linalg.eigh(sample.T @ sample)[1][:, -axes:]
             self._turn = (principal @ _turn(axes, principal)).to(vectors.dtype).contiguous()

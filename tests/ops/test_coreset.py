@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from ops import quantised
 from ops.coreset import Coreset, greedy
 from ops.distance import squared
 from ops.group import Alone
@@ -191,3 +192,11 @@ def test_notes_of_points_that_are_not_there_are_not_gone_on_with():
     points, ids = POINTS["gaussian"], numbered(POINTS["gaussian"])
     begun = Coreset([int(ids[0]), -5], [math.inf, 3.0])
     same(greedy(points, ids, 20, Alone(), begun=begun), greedy(points, ids, 20, Alone()))
+
+
+@pytest.mark.parametrize("unit", [torch.int8, torch.float32])
+@pytest.mark.parametrize("case", POINTS)
+def test_it_picks_the_same_whatever_the_processor_multiplies(monkeypatch, case, unit):
+    monkeypatch.setattr(quantised, "_unit", lambda _: unit)
+    points, ids = POINTS[case], numbered(POINTS[case])
+    same(greedy(points, ids, 60, Alone()), sequential(points, ids, 60))

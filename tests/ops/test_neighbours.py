@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ops import neighbours
+from ops import neighbours, quantised
 from ops.distance import squared
 from ops.neighbours import Bank
 
@@ -115,3 +115,14 @@ def test_queries_far_from_all_vectors_are_exact_too(dim, monkeypatch):
     assert torch.equal(found.value, values)
     assert torch.equal(found.row, rows)
     assert 30 <= sum(searched) <= 60
+
+
+@pytest.mark.parametrize("unit", [torch.int8, torch.float32])
+def test_they_are_the_same_whatever_the_processor_multiplies(monkeypatch, unit):
+    monkeypatch.setattr(quantised, "_unit", lambda _: unit)
+    generator = torch.Generator().manual_seed(6)
+    vectors, x = decaying(400, 300, generator), decaying(60, 300, generator) * 2
+    found = Bank(vectors, 40).nearest(x)
+    values, rows = plain(x, vectors)
+    assert torch.equal(found.value, values)
+    assert torch.equal(found.row, rows)

@@ -31,9 +31,9 @@ def main(argv: Sequence[str]) -> int:
         found = plan.of_fit(inventory, request, settings.slots)
         _tell(found)
         plan.check(found)
-        expected = plan.minutes(found, request, settings.slots)
+        expected = plan.minutes(found, inventory, request, settings.slots)
     say(
-        f"minutes, reading left out: extract {expected.extract:.1f}, coreset "
+        f"minutes: extract {expected.extract:.1f}, coreset "
         f"{expected.coreset:.1f}, calibrate {expected.calibrate:.1f}"
     )
     return 0

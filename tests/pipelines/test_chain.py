@@ -359,7 +359,7 @@ def test_a_plan_says_what_the_fit_then_finds_and_refuses_what_cannot_be_held(wor
         assert found.demands[product].kept == card.figures["bank"]
     assert found.held_out == world.model.card.fit["held_out"]
     plan.check(found)
-    expected = plan.minutes(found, request(), SLOTS)
+    expected = plan.minutes(found, world.inventory, request(), SLOTS)
     assert 0 < expected.extract < 5
     assert 0 < expected.coreset < 5
     monkeypatch.setattr(plan, "_memory_of_nodes", lambda: [2**30, 2**29])

@@ -23,9 +23,10 @@ from ops.method import settings_from
 from ops.methods import METHODS, method_named
 from ops.model import Model, ModelCard, write_model
 from ops.resize import InputSettings
-from pipelines import fit, plan
+from pipelines import fit
 from pipelines.cluster import Slots, connected
 from pipelines.limits import max_failures
+from pipelines.request import FitRequest
 
 
 @dataclass(frozen=True)
@@ -75,15 +76,12 @@ def main(argv: Sequence[str]) -> int:
         if settings.backbone.weights == "random" and not settings.grow:
             say("warning: the backbone's weights are random; fine for a trial, not for parts")
         with (
-            _grown(settings, tracker) as grown,
+            model_to_grow(settings, tracker) as grown,
             Progress() as progress,
             connected(settings.cluster),
         ):
             inventory = sources.inventory_of(settings.inventory, settings, out, progress)
-            request = request_of(settings, chosen)
-            if grown:
-                request = _like(request, grown.card)
-            plan.check(plan.of_fit(inventory, request, settings.slots))
+            request = request_of(settings, chosen, grown)
             model = fit.fit(inventory, request, settings.slots, progress, grown)
         location = settings.model or f"{out.root}/models/{model.card.model_id}"
         write_model(location, model)
@@ -101,9 +99,9 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def request_of(settings: Settings, chosen: Any) -> fit.FitRequest:
-    """What the settings ask for; `chosen` are those of the method."""
-    return fit.FitRequest(
+def request_of(settings: Settings, chosen: Any, grown: Model | None) -> FitRequest:
+    """What the settings ask for; `chosen` are those of the method, unless a model is grown."""
+    request = FitRequest(
         method=settings.method,
         settings=chosen,
         backbone=settings.backbone,
@@ -114,10 +112,12 @@ def request_of(settings: Settings, chosen: Any) -> fit.FitRequest:
         false_alarm_rate=settings.false_alarm_rate,
         max_failed=str(settings.max_failed),
     )
+    return _like(request, grown.card) if grown else request
 
 
 @contextlib.contextmanager
-def _grown(settings: Settings, tracker: Tracker) -> Iterator[Model | None]:
+def model_to_grow(settings: Settings, tracker: Tracker) -> Iterator[Model | None]:
+    """The model that --grow names, if any."""
     if not settings.grow:
         yield None
         return
@@ -125,7 +125,7 @@ def _grown(settings: Settings, tracker: Tracker) -> Iterator[Model | None]:
         yield model
 
 
-def _like(request: fit.FitRequest, card: ModelCard) -> fit.FitRequest:
+def _like(request: FitRequest, card: ModelCard) -> FitRequest:
     """The request with all that must be as in the model that is grown."""
     return replace(
         request,

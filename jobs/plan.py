@@ -11,12 +11,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jobs import entry, fit, sources
+from jobs.tracking import Tracker
 from jobs.words import Progress, say
+from ops.backbone import Backbone
 from ops.layout import Out
 from ops.methods import METHODS
 from pipelines import plan
 from pipelines.cluster import connected
 from pipelines.plan import Plan
+from pipelines.request import split
 
 
 def main(argv: Sequence[str]) -> int:
@@ -24,14 +27,20 @@ def main(argv: Sequence[str]) -> int:
     groups = {name: kind.Settings for name, kind in METHODS.items()}
     settings, methods = entry.parse(fit.Settings, __doc__, argv, groups)
     sources.check(settings.inventory, settings)
-    request = fit.request_of(settings, methods[settings.method])
-    with Progress() as progress, connected(settings.cluster):
+    with (
+        fit.model_to_grow(settings, Tracker(settings.out)) as grown,
+        Progress() as progress,
+        connected(settings.cluster),
+    ):
+        request = fit.request_of(settings, methods[settings.method], grown)
         out = Out(settings.out)
         inventory = sources.inventory_of(settings.inventory, settings, out, progress)
-        found = plan.of_fit(inventory, request, settings.slots)
+        chosen = split(inventory, request.holdout)
+        backbone = Backbone(request.backbone, grown.backbone if grown else None)
+        found = plan.of_fit(chosen, request, backbone, settings.slots)
         _tell(found)
         plan.check(found)
-        expected = plan.minutes(found, inventory, request, settings.slots)
+        expected = plan.minutes(found, chosen, request, backbone, settings.slots)
     say(
         f"minutes: extract {expected.extract:.1f}, coreset "
         f"{expected.coreset:.1f}, calibrate {expected.calibrate:.1f}"

@@ -22,7 +22,7 @@ _PRODUCTS = 2**22  # products of a block of queries, 16 MB; more if that is too 
 _QUERIES = 96
 _CROWD = 300  # pairs that cost about what a search by bytes in all dimensions costs
 _BLOCK = 128  # components that are turned together
-SCRATCH = 4 * _PRODUCTS  # bytes that a bank holds for them
+SCRATCH = 4 * _PRODUCTS  # bytes that each of a bank's two searches holds for them
 _MEASURED = 2**16  # components of the pairs that are measured at a time
 
 

@@ -91,7 +91,7 @@ class PatchCore(Gathered):
             patches=patches,
             kept=kept,
             fit_bytes=(min(share, settings.memory) if settings.memory else share) + 2 * bank,
-            score_bytes=2 * bank + SCRATCH,
+            score_bytes=2 * bank + 2 * SCRATCH,
             model_bytes=bank,
             remedy="bound it with --patchcore.memory, or lower --patchcore.cap or --input.size",
         )

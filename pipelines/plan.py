@@ -13,13 +13,12 @@ import torch
 from ops.backbone import Backbone
 from ops.coreset import greedy
 from ops.group import Alone
-from ops.inventory import Inventory
 from ops.method import Demand, Gathered, Shape
 from ops.methods import method_named
 from ops.model import Model
 from ops.reading import Read
 from pipelines.cluster import Slots
-from pipelines.fit import FitRequest, split
+from pipelines.request import FitRequest, Split
 
 #: A process that has imported everything and loaded a network, before it meets an image.
 _PROCESS = 3 * 2**28
@@ -59,12 +58,10 @@ class Plan:
         return self.backbone_bytes + sum(demand.model_bytes for demand in self.demands.values())
 
 
-def of_fit(inventory: Inventory, request: FitRequest, slots: Slots) -> Plan:
-    """The plan of a fit on the good images of an inventory, on this cluster."""
-    chosen = split(inventory, request.holdout)
+def of_fit(chosen: Split, request: FitRequest, backbone: Backbone, slots: Slots) -> Plan:
+    """The plan of a fit on these images, on this cluster."""
     counts = chosen.fit["product"].value_counts().to_pylist()
     images = {entry["values"]: entry["counts"] for entry in counts}
-    backbone = Backbone(request.backbone)
     shapes = _shapes(backbone, request.input.size)
     kind, workers = method_named(request.method), slots.count()
     return Plan(
@@ -125,12 +122,14 @@ class Minutes:
     calibrate: float
 
 
-def minutes(plan: Plan, inventory: Inventory, request: FitRequest, slots: Slots) -> Minutes:
+def minutes(
+    plan: Plan, chosen: Split, request: FitRequest, backbone: Backbone, slots: Slots
+) -> Minutes:
     """Time a few of the images and a small coreset on one worker's threads here, and scale."""
     torch.set_num_threads(slots.threads)
-    method = method_named(request.method)(request.settings, Backbone(request.backbone))
+    method = method_named(request.method)(request.settings, backbone)
     assert isinstance(method, Gathered)
-    rows = split(inventory, request.holdout).fit.slice(0, _IMAGES)
+    rows = chosen.fit.slice(0, _IMAGES)
     image = torch.zeros(1, 3, request.input.size, request.input.size)
     method.gather(image, torch.tensor([0]))
     read = _seconds(lambda: Read(request.input, request.decode, request.fetch)(rows)) / len(rows)

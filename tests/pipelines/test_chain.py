@@ -16,7 +16,7 @@ from PIL import Image
 
 from ops import maps, scores, storage, tables, uris
 from ops.archives import IMAGE_SUFFIXES
-from ops.backbone import BackboneSettings
+from ops.backbone import Backbone, BackboneSettings
 from ops.fetch import FetchSettings
 from ops.inventory import Inventory
 from ops.layout import Out
@@ -30,6 +30,7 @@ from pipelines.chain import Chain, drawing
 from pipelines.cluster import Slots
 from pipelines.limits import TooManyFailures
 from pipelines.parts import Parts
+from pipelines.request import FitRequest, NothingToFit, split
 from pipelines.run import Run, ScoreSettings, prepare
 from pipelines.shared import SharedModel
 from tests.conftest import draw_archive
@@ -64,7 +65,7 @@ def request(**changes):
         "holdout": 0.25,
         "false_alarm_rate": 0.3,
     }
-    return fit.FitRequest(**values | changes)
+    return FitRequest(**values | changes)
 
 
 @dataclass
@@ -325,7 +326,7 @@ def test_a_fit_over_its_limit_of_broken_images_says_so(world, tmp_path):
     for i in range(3):
         (folder / "washer" / "train" / "good" / f"{i:03d}.png").write_bytes(b"broken")
     listed = take(folder, tmp_path / "inventory.parquet")
-    with pytest.raises(fit.NothingToFit, match=r"3 images of the fit cannot be read.*\(2\)"):
+    with pytest.raises(NothingToFit, match=r"3 images of the fit cannot be read.*\(2\)"):
         fit.fit(listed, request(holdout=0.0, max_failed="2"), SLOTS, nothing)
 
 
@@ -351,7 +352,8 @@ def test_a_model_is_grown_by_new_images_without_the_old_ones(world, tmp_path):
 
 
 def test_a_plan_says_what_the_fit_then_finds_and_refuses_what_cannot_be_held(world, monkeypatch):
-    found = plan.of_fit(world.inventory, request(), SLOTS)
+    chosen, backbone = split(world.inventory, 0.25), Backbone(request().backbone)
+    found = plan.of_fit(chosen, request(), backbone, SLOTS)
     assert found.workers == 2
     for product, card in world.model.card.products.items():
         assert found.images[product] == card.figures["images"]
@@ -359,7 +361,7 @@ def test_a_plan_says_what_the_fit_then_finds_and_refuses_what_cannot_be_held(wor
         assert found.demands[product].kept == card.figures["bank"]
     assert found.held_out == world.model.card.fit["held_out"]
     plan.check(found)
-    expected = plan.minutes(found, world.inventory, request(), SLOTS)
+    expected = plan.minutes(found, chosen, request(), backbone, SLOTS)
     assert 0 < expected.extract < 5
     assert 0 < expected.coreset < 5
     monkeypatch.setattr(plan, "_memory_of_nodes", lambda: [2**30, 2**29])

@@ -26,7 +26,7 @@ from ops.resize import InputSettings
 from pipelines import fit
 from pipelines.cluster import Slots, connected
 from pipelines.limits import max_failures
-from pipelines.request import FitRequest
+from pipelines.request import Choose, FitRequest
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class Settings(sources.Listing):
     """A model to grow by these images; method, backbone, input and the like are its own."""
     method: str = "patchcore"
     """The detector; its own settings stand under its name."""
+    joint: bool = False
+    """One detector for all products together; each keeps a calibration of its own."""
     holdout: float = 0.1
     """Share of the good images that calibrates instead of fitting; 0 = no p-values."""
     false_alarm_rate: float = 0.01
@@ -55,6 +57,7 @@ class Settings(sources.Listing):
     """Alias that the new version gets there."""
     cluster: str | None = None
     """Address of a Ray cluster; default: RAY_ADDRESS, else one is started for the job."""
+    choose: Choose = field(default_factory=Choose)
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
     input: InputSettings = field(default_factory=InputSettings)
     decode: DecodeSettings = field(default_factory=DecodeSettings)
@@ -108,6 +111,8 @@ def request_of(settings: Settings, chosen: Any, grown: Model | None) -> FitReque
         input=settings.input,
         decode=settings.decode,
         fetch=settings.fetch,
+        choose=settings.choose,
+        joint=settings.joint,
         holdout=settings.holdout,
         false_alarm_rate=settings.false_alarm_rate,
         max_failed=str(settings.max_failed),
@@ -134,6 +139,7 @@ def _like(request: FitRequest, card: ModelCard) -> FitRequest:
         backbone=card.backbone,
         input=card.input,
         decode=card.decode,
+        joint=card.joint,
     )
 
 

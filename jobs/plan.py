@@ -35,23 +35,23 @@ def main(argv: Sequence[str]) -> int:
         request = fit.request_of(settings, methods[settings.method], grown)
         out = Out(settings.out)
         inventory = sources.inventory_of(settings.inventory, settings, out, progress)
-        chosen = split(inventory, request.holdout)
+        chosen = split(inventory, request)
         backbone = Backbone(request.backbone, grown.backbone if grown else None)
         found = plan.of_fit(chosen, request, backbone, settings.slots)
         _tell(found)
         plan.check(found)
         expected = plan.minutes(found, chosen, request, backbone, settings.slots)
     say(
-        f"minutes: extract {expected.extract:.1f}, coreset "
-        f"{expected.coreset:.1f}, calibrate {expected.calibrate:.1f}"
+        f"minutes: extract {expected.extract:.1f}, fit "
+        f"{expected.fit:.1f}, calibrate {expected.calibrate:.1f}"
     )
     return 0
 
 
 def _tell(found: Plan) -> None:
-    for product, demand in found.demands.items():
+    for detector, demand in found.demands.items():
         say(
-            f"{product}: {found.images[product]} images, {demand.patches:,} patches, "
+            f"{detector}: {found.images[detector]} images, {demand.vectors:,} vectors, "
             f"{demand.kept:,} kept"
         )
     say(f"{found.held_out} images held out for calibration")

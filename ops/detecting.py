@@ -96,10 +96,11 @@ class Detect:
         ]
 
     def _detector(self, product: str) -> Method:
-        if product not in self._detectors:
+        file = self._card.products[product].file  # which products may share
+        if file not in self._detectors:
             state = self._tensors.of_product(product)
-            self._detectors[product] = self._card.new_detector(state, self._backbone)
-        return self._detectors[product]
+            self._detectors[file] = self._card.new_detector(state, self._backbone)
+        return self._detectors[file]
 
 
 def to_images(rows: pa.Table, size: int, device: str) -> Tensor:

@@ -8,12 +8,13 @@ from ops import storage
 
 MODEL_CARD = "model.json"
 BACKBONE = "_backbone.safetensors"
+JOINT = "_joint.safetensors"  # of a detector that all products share
 
 
 def file_name(product: str) -> str:
     """A product's name as a file name: nothing in it can leave the folder or hide.
 
-    A leading `_` or `.` is escaped too, so no product can take the backbone's place.
+    A leading `_` or `.` is escaped too, so no product can take the place of `BACKBONE` or `JOINT`.
     """
     quoted = quote(product, safe=" ")
     return f"%{ord(quoted[0]):02X}{quoted[1:]}" if quoted[:1] in {"_", "."} else quoted

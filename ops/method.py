@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ops.backbone import Backbone
 from ops.group import Group
@@ -20,7 +20,7 @@ Watch = Callable[[str, int, int], None]
 
 
 class Notes:
-    """What a merge has found so far, for the next attempt if its group breaks; here for none."""
+    """What a fit has found so far, for the next attempt if its group breaks; here for none."""
 
     def read(self) -> Any:
         """What was written last, plain data; None before."""
@@ -39,9 +39,9 @@ class Scores(NamedTuple):
 
 @dataclass(frozen=True)
 class Demand:
-    """What the fit of one product takes, worked out before anything is read."""
+    """What the fit of one detector takes, worked out before anything is read."""
 
-    patches: int
+    vectors: int
     """Vectors that its images give."""
     kept: int
     """Vectors that the detector keeps of them."""
@@ -55,6 +55,22 @@ class Demand:
     """Which settings lower the memory."""
 
 
+class Rehearsal(NamedTuple):
+    """A small piece of a fit's work after the images are taken in, to be timed beforehand."""
+
+    work: Callable[[], object]
+    times: float
+    """How often the whole holds it, for each worker."""
+
+
+class Fitted(NamedTuple):
+    """What a fit says of itself, to log."""
+
+    figures: dict[str, float]
+    curves: dict[str, list[float]] = {}  # noqa: RUF012 - read only
+    """Values per epoch."""
+
+
 @dataclass(frozen=True)
 class MapSettings:
     """How a method's maps are drawn at the input's size."""
@@ -64,9 +80,15 @@ class MapSettings:
 
 
 class Method(ABC):
-    """A detector of one product. Larger scores are more anomalous.
+    """A detector. Larger scores are more anomalous.
+
+    A fit takes in good images once, by `gather` on whichever worker meets them, with `share` in
+    between if the method needs it; then `fit` ends it on all workers together.
 
     Subclasses MUST name their frozen `Settings` dataclass, whose defaults are the paper's.
+    What `gather` keeps MUST be keyed by `rows`, the images' numbers in the fit's list, not by
+    arrival; `fit` MUST reach the same state for any grouping and order of the images, up to
+    `drift`.
     `score` MUST give an image the same score and map whatever batch it comes in, MUST choose its
     own grad mode, and MUST NOT clamp or normalise.
     `state` MUST hold all that a fit learned, as tensors alone, and `load_state` MUST restore it so
@@ -76,6 +98,10 @@ class Method(ABC):
 
     name: ClassVar[str]
     Settings: ClassVar[type[Any]]
+    #: Relative difference that order and shards may make to a state; None = it is another one.
+    drift: ClassVar[float | None] = 0.0
+    #: Whether workers must `share` after every round of batches.
+    shares: ClassVar[bool] = False
 
     def __init__(self, settings: Any, backbone: Backbone) -> None:
         """Unfitted; `settings` is an instance of `Settings`."""
@@ -86,6 +112,34 @@ class Method(ABC):
     @abstractmethod
     def demand(cls, settings: Any, shapes: list[Shape], images: int, workers: int) -> Demand:
         """What a fit on so many images takes, if each gives maps of these shapes (C, h, w)."""
+
+    @classmethod
+    @abstractmethod
+    def rehearsal(
+        cls, settings: Any, shapes: list[Shape], images: int, workers: int
+    ) -> Rehearsal | None:
+        """A sample of `fit`, for the same; None if it takes next to nothing."""
+
+    @abstractmethod
+    def gather(self, images: Tensor, rows: Tensor) -> None:
+        """Take in good images (B, 3, H, W) with their numbers (B,) in the fit's list."""
+
+    def share(self, group: Group) -> None:  # noqa: B027 - most methods share nothing
+        """Collective, after a round in which each rank has gathered a batch or nothing."""
+
+    def grow(self, state: Mapping[str, Tensor], figures: Mapping[str, float]) -> None:  # noqa: ARG002
+        """Before anything is gathered, on one rank: begin with what an earlier fit had learned.
+
+        Raises ValueError if the method cannot.
+        """
+        raise ValueError(f"{self.name} cannot grow a model; fit a new one on all images")
+
+    @abstractmethod
+    def fit(self, group: Group, watch: Watch, notes: Notes) -> Fitted:
+        """Collective: end the fit, so that every rank has the same detector.
+
+        Only rank 0 writes notes. Raises ValueError on every rank if there is nothing to fit.
+        """
 
     @abstractmethod
     def score(self, images: Tensor) -> Scores:
@@ -102,45 +156,6 @@ class Method(ABC):
     @abstractmethod
     def map_ceiling(self) -> float:
         """A map value that images like the ones fitted stay below: sets the scale of PNG maps."""
-
-
-class Gathered(Method):
-    """A method fitted in one pass over the good images, then a merge over the group.
-
-    Subclasses MUST reach the same state for any grouping and order of the images: what `gather`
-    keeps is keyed by `rows`, the images' numbers in the fit's list, not by arrival.
-    """
-
-    @abstractmethod
-    def gather(self, images: Tensor, rows: Tensor) -> None:
-        """Take in good images (B, 3, H, W) with their numbers (B,) in the fit's list."""
-
-    def grow(self, state: Mapping[str, Tensor], figures: Mapping[str, float]) -> None:  # noqa: ARG002
-        """Before anything is gathered, on one rank: begin with what an earlier fit had learned.
-
-        Raises ValueError if the method cannot.
-        """
-        raise ValueError(f"{self.name} cannot grow a model; fit a new one on all images")
-
-    @abstractmethod
-    def merge(self, group: Group, watch: Watch, notes: Notes) -> dict[str, float]:
-        """Collective: combine all ranks' shards, so that every rank is fitted; figures to log.
-
-        Only rank 0 reads and writes notes. Raises ValueError on every rank if there is nothing to
-        fit.
-        """
-
-
-class Trained(Method, nn.Module):
-    """A method fitted by gradient descent over epochs.
-
-    `forward` MUST return the loss: DistributedDataParallel synchronises only through it.
-    Only parameters that need gradients are trained; the backbone MUST stay out of `parameters()`.
-    """
-
-    @abstractmethod
-    def forward(self, images: Tensor) -> Tensor:
-        """The training loss of images (B, 3, H, W), a scalar."""
 
 
 def settings_from(kind: type[S], values: Mapping[str, Any]) -> S:

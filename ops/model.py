@@ -40,12 +40,16 @@ def versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class ProductCard:
-    """One product's detector: its tensors' file and hash, what the fit counted, its calibration."""
+    """One product's detector: its tensors' file and hash, what the fit counted, its calibration.
+
+    Products that share a detector name the same file, `layout.JOINT`.
+    """
 
     file: str
     sha256: str
     figures: dict[str, float]
     calibration: Calibration
+    curves: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,11 @@ class ModelCard:
     def model_id(self) -> str:
         """The hash of the model's content: equal models have equal ids."""
         return self.written_id or identity(self.to_json())
+
+    @property
+    def joint(self) -> bool:
+        """Whether all products share one detector."""
+        return any(product.file == layout.JOINT for product in self.products.values())
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -110,11 +119,16 @@ class ModelCard:
 
 @dataclass(frozen=True)
 class Model:
-    """A model with its tensors: the backbone's, and each product's."""
+    """A model with its tensors: the backbone's, and each product's, which products may share."""
 
     card: ModelCard
     backbone: dict[str, Tensor]
     products: dict[str, dict[str, Tensor]]
+
+    @property
+    def detectors(self) -> dict[str, dict[str, Tensor]]:
+        """Tensors by file."""
+        return {self.card.products[name].file: tensors for name, tensors in self.products.items()}
 
 
 def identity(content: Mapping[str, Any]) -> str:
@@ -123,7 +137,7 @@ def identity(content: Mapping[str, Any]) -> str:
     What the fit counted on its way is left out; its rounds, for one, depend on its workers.
     """
     products = {
-        name: {k: v for k, v in product.items() if k != "figures"}
+        name: {k: v for k, v in product.items() if k not in {"figures", "curves"}}
         for name, product in content["products"].items()
     }
     hashed = {k: v for k, v in content.items() if k != "model_id"} | {"products": products}
@@ -142,9 +156,9 @@ def write_model(location: str, model: Model) -> None:
             return
         raise FileExistsError(f"another model lies at {location}; choose a new folder")
     storage.write_bytes(storage.join(location, layout.BACKBONE), save(model.backbone))
-    for product, tensors in model.products.items():
-        file = storage.join(location, model.card.products[product].file)
-        storage.write_bytes(file, save({k: v.contiguous() for k, v in tensors.items()}))
+    for file, tensors in model.detectors.items():
+        data = save({k: v.contiguous() for k, v in tensors.items()})
+        storage.write_bytes(storage.join(location, file), data)
     content = {"model_id": model.card.model_id, **model.card.to_json()}
     storage.write_json(card_file, content)
 
@@ -166,16 +180,19 @@ def read_model(location: str) -> Model:
     """A model with its tensors, each checked against its hash. Raises ValueError if one differs."""
     card = read_card(location)
     backbone = load(storage.read_bytes(storage.join(location, layout.BACKBONE)))
-    _check(location, layout.BACKBONE, backbone, card.backbone_sha256)
-    products = {}
+    _check(location, layout.BACKBONE, fingerprint(backbone), card.backbone_sha256)
+    detectors: dict[str, dict[str, Tensor]] = {}
+    hashes: dict[str, str] = {}
     for name, product in card.products.items():
         # The file's name is worked out anew: what model.json says cannot lead out of the folder.
-        tensors = load(storage.read_bytes(storage.join(location, layout.product_file(name))))
-        _check(location, product.file, tensors, product.sha256)
-        products[name] = tensors
-    return Model(card, backbone, products)
+        file = layout.JOINT if product.file == layout.JOINT else layout.product_file(name)
+        if file not in detectors:
+            detectors[file] = load(storage.read_bytes(storage.join(location, file)))
+            hashes[file] = fingerprint(detectors[file])
+        _check(location, product.file, hashes[file], product.sha256)
+    return Model(card, backbone, {n: detectors[p.file] for n, p in card.products.items()})
 
 
-def _check(location: str, file: str, tensors: Mapping[str, Tensor], sha256: str) -> None:
-    if fingerprint(tensors) != sha256:
+def _check(location: str, file: str, found: str, sha256: str) -> None:
+    if found != sha256:
         raise ValueError(f"{location}/{file} does not hold the tensors that model.json names")

@@ -11,12 +11,14 @@ from torch import Tensor
 from ops.backbone import Backbone
 from ops.coreset import Coreset, greedy
 from ops.distance import squared
-from ops.group import Group
+from ops.group import Alone, Group
 from ops.method import (
     Demand,
-    Gathered,
+    Fitted,
     MapSettings,
+    Method,
     Notes,
+    Rehearsal,
     Scores,
     Shape,
     Watch,
@@ -26,6 +28,8 @@ from ops.neighbours import SCRATCH, Bank
 from ops.patches import Embedding, embed
 from ops.shard import BoundedShard, Shard, bytes_each
 
+#: Points, picks and dimensions of the coreset that stands for a fit before it starts.
+_SAMPLE = 100_000, 1_000, 128
 _COUNTS = ("images", "patches", "dropped_patches")
 
 
@@ -53,7 +57,7 @@ class PatchCoreSettings(MapSettings):
     """Size b of that neighbourhood."""
 
 
-class PatchCore(Gathered):
+class PatchCore(Method):
     """A bank of locally averaged patch features, thinned by the exact greedy coreset.
 
     Scores are Euclidean distances (the authors' code reports squared ones).
@@ -88,13 +92,26 @@ class PatchCore(Gathered):
         share = -(-patches // workers) * bytes_each(width, narrow)
         bank = kept * width * 4
         return Demand(
-            patches=patches,
+            vectors=patches,
             kept=kept,
             fit_bytes=(min(share, settings.memory) if settings.memory else share) + 2 * bank,
             score_bytes=2 * bank + 2 * SCRATCH,
             model_bytes=bank,
             remedy="bound it with --patchcore.memory, or lower --patchcore.cap or --input.size",
         )
+
+    @classmethod
+    def rehearsal(
+        cls, settings: PatchCoreSettings, shapes: list[Shape], images: int, workers: int
+    ) -> Rehearsal:
+        """A small coreset; the greedy's time goes with points times picks."""
+        n, k, width = _SAMPLE
+        # Features vary along few directions; without that, every point would be as far as another.
+        fall = torch.arange(1, width + 1) ** -0.5
+        points = torch.randn(n, width, generator=torch.Generator().manual_seed(0)) * fall
+        demand = cls.demand(settings, shapes, images, workers)
+        times = demand.vectors * demand.kept / (n * k) / workers
+        return Rehearsal(lambda: greedy(points, torch.arange(n), k, Alone()), times)
 
     @torch.inference_mode()
     def embed(self, images: Tensor) -> Tensor:
@@ -128,7 +145,7 @@ class PatchCore(Gathered):
         self._shard.add(bank, self._project(bank), torch.arange(-len(bank), 0))
         self._grown = figures
 
-    def merge(self, group: Group, watch: Watch, notes: Notes) -> dict[str, float]:
+    def fit(self, group: Group, watch: Watch, notes: Notes) -> Fitted:
         """The exact greedy over all ranks; the bank is the unprojected vectors, in pick order.
 
         The figures prove how good it is, in the projection: every patch lies within `radius` =
@@ -162,7 +179,7 @@ class PatchCore(Gathered):
         self._shard = Shard()
         # Without a union_r, the bank is all that was kept, and there is no bound to compare with.
         proof = {"factor": 2 * (1 + local_r / chosen.radius)} if chosen.radius else {}
-        return proof | {
+        figures = proof | {
             "images": images,
             "patches": patches,
             "dropped_patches": dropped,
@@ -173,6 +190,7 @@ class PatchCore(Gathered):
             "rounds": chosen.rounds,
             "picks_per_round": len(chosen.ids) / max(1, chosen.rounds),
         }
+        return Fitted(figures)
 
     def _picked(self, ids: Tensor, picks: Tensor, width: int, group: Group) -> Tensor:
         """The full vectors of picked ids, in pick order, from whichever rank holds each."""

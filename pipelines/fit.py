@@ -5,44 +5,37 @@ from __future__ import annotations
 import logging
 import tempfile
 import threading
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import ray.train
-import torch
-from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import Tensor
 
 from ops.backbone import Backbone
 from ops.calibration import Calibration
-from ops.detecting import to_images
 from ops.fetch import FetchSettings
-from ops.group import Distributed
 from ops.inventory import Inventory
-from ops.layout import Out, product_file
+from ops.layout import JOINT, Out, product_file
 from ops.maps import LEVELS, Scale
-from ops.method import Gathered
-from ops.methods import method_named
 from ops.model import Model, ModelCard, ProductCard
 from ops.reading import Read
 from ops.weights import fingerprint
 from pipelines import plan
 from pipelines.chain import Chain, batches, drawing
 from pipelines.cluster import Slots
-from pipelines.ledger import Ledger, ProductNotes
+from pipelines.fit_worker import ROW, WholeShards, program
+from pipelines.ledger import Found, Ledger
 from pipelines.limits import max_failures
 from pipelines.reading import Reading
-from pipelines.request import FitRequest, NothingToFit, Split, split
+from pipelines.request import ALL, FitRequest, NothingToFit, Split, split
 from pipelines.shared import SharedModel
 from pipelines.watch import Watch
 
 log = logging.getLogger(__name__)
-_ROW = "row"
 
 
 def fit(
@@ -52,25 +45,24 @@ def fit(
     watch: Watch,
     grown: Model | None = None,
 ) -> Model:
-    """Fit one detector per product on the good images of an inventory, then calibrate them.
+    """Fit one detector per product, or one for all, on good images, then calibrate each product.
 
-    A model to grow from lends its backbone, and each product's detector begins with what its own
-    had learned. Products without a new image stay as they are; the others are calibrated on newly
+    A model to grow from lends its backbone, and each detector begins with what its own had learned.
+    Detectors without a new image stay as they are; products of the others are calibrated on newly
     held-out images, as scores of another bank say nothing about this one.
     Raises NothingToFit; DoesNotFit before anything is read, if the nodes cannot hold the fit.
     """
-    chosen = split(inventory, request.holdout)
+    chosen = split(inventory, request)
     # Weights are fetched once, here.
     network = Backbone(request.backbone, grown.backbone if grown else None)
     plan.check(plan.of_fit(chosen, request, network, slots))
     backbone = network.state()
-    ledger = _fit_products(chosen, request, backbone, slots, watch, grown)
+    ledger = _fit_detectors(chosen, request, backbone, slots, watch, grown)
     failures: list[str] = ray.get(ledger.failures.remote())
-    found = {product: ray.get(ledger.found.remote(product)) for product in chosen.products}
-    figures = {product: found[product][0] for product in found}
-    tensors = {product: found[product][1] for product in found}
-    ceiling = 4 * max(figure["map_ceiling"] for figure in figures.values()) or 1.0
+    found = {detector: ray.get(ledger.found.remote(detector)) for detector in chosen.detectors}
+    ceiling = 4 * max(f.figures["map_ceiling"] for f in found.values()) or 1.0
     ceiling = max(ceiling, grown.card.map_scale.scale * (LEVELS - 1)) if grown else ceiling
+    cards, tensors = _cards(chosen, request.joint, found, grown)
     card = ModelCard(
         method=request.method,
         settings=asdict(request.settings),
@@ -78,16 +70,7 @@ def fit(
         backbone_sha256=fingerprint(backbone),
         input=request.input,
         decode=request.decode,
-        products=(grown.card.products if grown else {})
-        | {
-            product: ProductCard(
-                file=product_file(product),
-                sha256=fingerprint(tensors[product]),
-                figures=figures[product],
-                calibration=Calibration(()),
-            )
-            for product in chosen.products
-        },
+        products=cards,
         # Two digits: a scale must not depend on the last bit of a sum.
         map_scale=Scale(0.0, float(f"{ceiling:.1e}") / (LEVELS - 1)),
         false_alarm_rate=request.false_alarm_rate,
@@ -100,8 +83,29 @@ def fit(
         }
         | (_lineage(grown) if grown else {}),
     )
-    model = Model(card, backbone, (grown.products if grown else {}) | tensors)
+    model = Model(card, backbone, tensors)
     return _calibrated(model, chosen.held_out, request.fetch, slots, watch)
+
+
+def _cards(
+    chosen: Split, joint: bool, found: dict[str, Found], grown: Model | None
+) -> tuple[dict[str, ProductCard], dict[str, dict[str, Tensor]]]:
+    """Cards, not calibrated yet, and tensors of all products, those of a grown model included."""
+    cards = dict(grown.card.products) if grown else {}
+    tensors = dict(grown.products) if grown else {}
+    hashes = {detector: fingerprint(fitted.tensors) for detector, fitted in found.items()}
+    # A joint detector is a new one for every product, whichever of them has new images.
+    for product in dict.fromkeys([*(cards if joint else ()), *chosen.products]):
+        detector = ALL if joint else product
+        cards[product] = ProductCard(
+            file=JOINT if joint else product_file(product),
+            sha256=hashes[detector],
+            figures=found[detector].figures,
+            calibration=Calibration(()),
+            curves=found[detector].curves,
+        )
+        tensors[product] = found[detector].tensors
+    return cards, tensors
 
 
 def _lineage(grown: Model) -> dict[str, Any]:
@@ -113,33 +117,7 @@ def _lineage(grown: Model) -> dict[str, Any]:
     }
 
 
-class WholeShards(DataConfig):
-    """Hands every row to some worker, in order.
-
-    Ray Train's own split makes shards equal by leaving rows out; a bank needs them all.
-    """
-
-    def configure(
-        self,
-        datasets: dict[str, Any],
-        world_size: int,
-        worker_handles: Any,  # noqa: ARG002 - as in the base
-        worker_node_ids: Any,  # noqa: ARG002
-        **kwargs: Any,  # noqa: ARG002
-    ) -> list[dict[str, Any]]:
-        """One iterator per worker and dataset."""
-        out: list[dict[str, Any]] = [{} for _ in range(world_size)]
-        for name, dataset in datasets.items():
-            copy = dataset.copy(dataset)
-            options = self._resolve_execution_options(name)
-            options.preserve_order = True
-            copy.context.execution_options = options
-            for rank, shard in enumerate(copy.streaming_split(world_size, equal=False)):
-                out[rank][name] = shard
-        return out
-
-
-def _fit_products(
+def _fit_detectors(
     chosen: Split,
     request: FitRequest,
     backbone: dict[str, Tensor],
@@ -147,7 +125,7 @@ def _fit_products(
     watch: Watch,
     grown: Model | None,
 ) -> Any:
-    rows = chosen.fit.append_column(_ROW, pa.array(range(len(chosen.fit)), pa.int64()))
+    rows = chosen.fit.append_column(ROW, pa.array(range(len(chosen.fit)), pa.int64()))
     blocks = [rows.slice(i, slots.batch) for i in range(0, len(rows), slots.batch)]
     reading = Reading(Read(request.input, request.decode, request.fetch), slots.batch)
     images = ray.data.from_arrow(blocks).map_batches(
@@ -160,17 +138,12 @@ def _fit_products(
     ledger: Any = Ledger.remote(len(rows))  # type: ignore[attr-defined]  # added by ray.remote
     with tempfile.TemporaryDirectory(prefix="nightloupe-") as scratch, _watching(ledger, watch):
         TorchTrainer(
-            _worker,
+            program,
             train_loop_config={
                 "request": request,
-                "products": chosen.products,
+                "detectors": chosen.detectors,
                 "backbone": ray.put(backbone),
-                "grown": {
-                    product: (ray.put(state), grown.card.products[product].figures)
-                    for product, state in grown.products.items()
-                }
-                if grown
-                else {},
+                "grown": _grown(grown) if grown else {},
                 "ledger": ledger,
                 "slots": slots,
                 "limit": max_failures(request.max_failed, len(rows)),
@@ -193,6 +166,15 @@ def _fit_products(
     return ledger
 
 
+def _grown(model: Model) -> dict[str, tuple[Any, dict[str, float]]]:
+    """State and figures of each detector of a model, by its name in a fit."""
+    named = {ALL if model.card.joint else product: product for product in model.products}
+    return {
+        detector: (ray.put(model.products[product]), model.card.products[product].figures)
+        for detector, product in named.items()
+    }
+
+
 class _watching:  # noqa: N801 - reads as a verb in its with statement
     """Asks the ledger twice a second, in a thread, as the trainer keeps this one busy."""
 
@@ -212,90 +194,6 @@ class _watching:  # noqa: N801 - reads as a verb in its with statement
         self._ended.set()
         self._thread.join()
         self._watch(*ray.get(self._ledger.watch.remote()))
-
-
-def _worker(config: dict[str, Any]) -> None:
-    """The program of one worker: extract its shard, merge with the others, product by product.
-
-    The stream is in the order of products, so a worker that meets the next product knows that its
-    share of the last one is complete. All workers merge the same products in the same order.
-    """
-    request, slots, ledger = config["request"], config["slots"], config["ledger"]
-    if ray.get(ledger.verdict.remote()):
-        return  # the group was restarted after a verdict that another attempt would not change
-    torch.set_num_threads(slots.threads)
-    group = Distributed()
-    state = {name: tensor.clone() for name, tensor in ray.get(config["backbone"]).items()}
-    backbone = Backbone(request.backbone, state, slots.device)
-    kind = method_named(request.method)
-    finished = set(ray.get(ledger.finished.remote()))  # by the group before a restart
-    waiting = [product for product in config["products"] if product not in finished]
-    assert issubclass(kind, Gathered)
-    detectors: dict[str, Gathered] = {}
-
-    def watch(stage: str, done: int, of: int) -> None:
-        if group.rank == 0:
-            ledger.progress.remote(stage, done, of)
-
-    def detector_of(product: str) -> Gathered:
-        if product not in detectors:
-            detectors[product] = kind(request.settings, backbone)
-            if group.rank == 0 and product in config["grown"]:
-                state, figures = config["grown"][product]
-                tensors = {name: tensor.clone() for name, tensor in ray.get(state).items()}
-                detectors[product].grow(tensors, figures)
-        return detectors[product]
-
-    def merge(product: str) -> bool:
-        """Collective. False on every rank if there is a verdict against the fit."""
-        detector = detector_of(product)
-        refused = torch.tensor([int(bool(ray.get(ledger.verdict.remote())))])
-        if int(group.all_reduce(refused, "max")):
-            return False
-        try:
-            figures = detector.merge(group, watch, ProductNotes(ledger, product))
-        except ValueError as error:  # on every rank, as the contract has it
-            ray.get(ledger.refuse.remote(f"product {product}: {error}"))
-            return False
-        if group.rank == 0:
-            figures["map_ceiling"] = detector.map_ceiling()
-            tensors = {name: tensor.cpu() for name, tensor in detector.state().items()}
-            ray.get(ledger.finish.remote(product, figures, tensors))
-        del detectors[product]
-        return True
-
-    for product, rows in _by_product(slots, ledger, config["limit"]):
-        if product not in waiting:
-            continue
-        while waiting[0] != product:
-            if not merge(waiting.pop(0)):
-                return
-        images = to_images(rows, request.input.size, slots.device)
-        detector_of(product).gather(images, torch.tensor(rows[_ROW].to_pylist()))
-    for product in waiting:
-        if not merge(product):
-            return
-
-
-def _by_product(slots: Slots, ledger: Any, limit: int) -> Iterator[tuple[str, pa.Table]]:
-    """This worker's readable images, in runs of one product; the ledger hears of every row."""
-    shard: Any = ray.train.get_dataset_shard("images")
-    for batch in shard.iter_batches(
-        batch_size=slots.batch, batch_format="pyarrow", prefetch_batches=1
-    ):
-        broken = batch.filter(pc.not_equal(batch["status"], "ok"))
-        failures = dict(zip(broken["uri"].to_pylist(), broken["reason"].to_pylist(), strict=True))
-        failed = ray.get(ledger.extracted.remote(batch[_ROW].to_pylist(), failures))
-        if failed > limit:
-            verdict = (
-                f"{failed} images of the fit cannot be read, more than --max_failed allows "
-                f"({limit}), such as {next(iter(failures.items()), '')}"
-            )
-            ray.get(ledger.refuse.remote(verdict))
-            return  # the next merge ends the fit on every rank
-        good = batch.filter(pc.equal(batch["status"], "ok"))
-        for product in dict.fromkeys(good["product"].to_pylist()):
-            yield product, good.filter(pc.equal(good["product"], product))
 
 
 def _calibrated(
@@ -321,9 +219,7 @@ def _calibrated(
                 found[product].append(score)
         watch("calibrate", done, len(held_out), failed)
     products = {
-        name: ProductCard(p.file, p.sha256, p.figures, Calibration.of(found[name]))
-        if name in found
-        else p
+        name: replace(p, calibration=Calibration.of(found[name])) if name in found else p
         for name, p in model.card.products.items()
     }
     return Model(replace(model.card, products=products), model.backbone, model.products)

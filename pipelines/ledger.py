@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 
 from ops.method import Notes
+
+
+class Found(NamedTuple):
+    """A fitted detector as it leaves its workers."""
+
+    figures: dict[str, float]
+    curves: dict[str, list[float]]
+    tensors: dict[str, Any]
 
 
 @ray.remote(num_cpus=0)
@@ -19,7 +27,7 @@ class Ledger:
         self._verdict = ""
         self._seen: set[int] = set()
         self._failures: dict[str, str] = {}
-        self._found: dict[str, tuple[dict[str, float], dict[str, Any]]] = {}
+        self._found: dict[str, Found] = {}
         self._notes: dict[str, Any] = {}
 
     def extracted(self, rows: list[int], failures: dict[str, str]) -> int:
@@ -30,7 +38,7 @@ class Ledger:
         return len(self._failures)
 
     def progress(self, stage: str, done: int, of: int) -> None:
-        """How far a merge is."""
+        """How far a fit is."""
         self._progress = (stage, done, of)
 
     def watch(self) -> tuple[str, int, int, int]:
@@ -49,38 +57,38 @@ class Ledger:
         """Why the fit cannot succeed; empty while it may."""
         return self._verdict
 
-    def finish(self, product: str, figures: dict[str, float], tensors: dict[str, Any]) -> None:
-        """A product's detector."""
-        self._found[product] = (figures, tensors)
-        self._notes.pop(product, None)
+    def finish(self, detector: str, found: Found) -> None:
+        """A fitted detector."""
+        self._found[detector] = found
+        self._notes.pop(detector, None)
 
-    def note(self, product: str, found: Any) -> None:
-        """How far the merge of a product is."""
-        self._notes[product] = found
+    def note(self, detector: str, found: Any) -> None:
+        """How far the fit of a detector is."""
+        self._notes[detector] = found
 
-    def noted(self, product: str) -> Any:
+    def noted(self, detector: str) -> Any:
         """What was noted last; None before."""
-        return self._notes.get(product)
+        return self._notes.get(detector)
 
     def finished(self) -> list[str]:
-        """The products whose detectors are here."""
+        """The detectors that are here."""
         return list(self._found)
 
-    def found(self, product: str) -> tuple[dict[str, float], dict[str, Any]]:
-        """A product's figures and tensors."""
-        return self._found[product]
+    def found(self, detector: str) -> Found:
+        """What a fit ended with."""
+        return self._found[detector]
 
 
-class ProductNotes(Notes):
-    """Notes on one product's merge, which outlive the workers."""
+class DetectorNotes(Notes):
+    """Notes on the fit of one detector, which outlive the workers."""
 
-    def __init__(self, ledger: Any, product: str) -> None:
-        self._ledger, self._product = ledger, product
+    def __init__(self, ledger: Any, detector: str) -> None:
+        self._ledger, self._detector = ledger, detector
 
     def read(self) -> Any:
         """From the ledger."""
-        return ray.get(self._ledger.noted.remote(self._product))
+        return ray.get(self._ledger.noted.remote(self._detector))
 
     def write(self, found: Any) -> None:
         """To the ledger, without waiting for it."""
-        self._ledger.note.remote(self._product, found)
+        self._ledger.note.remote(self._detector, found)

@@ -11,18 +11,15 @@ import ray
 import torch
 
 from ops.backbone import Backbone
-from ops.coreset import greedy
-from ops.group import Alone
-from ops.method import Demand, Gathered, Shape
+from ops.method import Demand, Shape
 from ops.methods import method_named
 from ops.model import Model
 from ops.reading import Read
 from pipelines.cluster import Slots
-from pipelines.request import FitRequest, Split
+from pipelines.request import DETECTOR, FitRequest, Split
 
 #: A process that has imported everything and loaded a network, before it meets an image.
 _PROCESS = 3 * 2**28
-_SAMPLE = 100_000, 1_000  # points and picks of the coreset that is timed
 _IMAGES = 8  # images that are read and put through the network to be timed
 
 
@@ -32,23 +29,24 @@ class DoesNotFit(ValueError):
 
 @dataclass(frozen=True)
 class Plan:
-    """A fit, before it starts."""
+    """A fit, before it starts; by detector."""
 
     workers: int
     images: dict[str, int]
     held_out: int
     demands: dict[str, Demand]
+    shapes: list[Shape]
     backbone_bytes: int
 
     @property
     def fit_bytes(self) -> int:
-        """Memory of each worker of the fit; products are merged one after the other."""
+        """Memory of each worker of the fit; detectors are fitted one after the other."""
         own = max(demand.fit_bytes for demand in self.demands.values())
         return _PROCESS + 2 * self.backbone_bytes + own
 
     @property
     def score_bytes(self) -> int:
-        """Memory of each worker that scores, once it has met every product."""
+        """Memory of each worker that scores, once it has met every detector."""
         own = sum(demand.score_bytes for demand in self.demands.values())
         return _PROCESS + 2 * self.backbone_bytes + own
 
@@ -60,7 +58,7 @@ class Plan:
 
 def of_fit(chosen: Split, request: FitRequest, backbone: Backbone, slots: Slots) -> Plan:
     """The plan of a fit on these images, on this cluster."""
-    counts = chosen.fit["product"].value_counts().to_pylist()
+    counts = chosen.fit[DETECTOR].value_counts().to_pylist()
     images = {entry["values"]: entry["counts"] for entry in counts}
     shapes = _shapes(backbone, request.input.size)
     kind, workers = method_named(request.method), slots.count()
@@ -69,9 +67,10 @@ def of_fit(chosen: Split, request: FitRequest, backbone: Backbone, slots: Slots)
         images=images,
         held_out=len(chosen.held_out),
         demands={
-            product: kind.demand(request.settings, shapes, count, workers)
-            for product, count in images.items()
+            detector: kind.demand(request.settings, shapes, count, workers)
+            for detector, count in images.items()
         },
+        shapes=shapes,
         backbone_bytes=sum(t.numel() * t.element_size() for t in backbone.state().values()),
     )
 
@@ -83,13 +82,13 @@ def _shapes(backbone: Backbone, size: int) -> list[Shape]:
 
 def check(plan: Plan) -> None:
     """Refuse a fit whose workers cannot hold what it takes. Raises DoesNotFit."""
-    product, worst = max(plan.demands.items(), key=lambda item: item[1].fit_bytes)
-    _check(f"the fit of {product!r}", plan.fit_bytes, plan.workers, worst.remedy)
+    name, worst = max(plan.demands.items(), key=lambda item: item[1].fit_bytes)
+    _check(f"the fit of {name!r}", plan.fit_bytes, plan.workers, worst.remedy)
 
 
 def check_scoring(model: Model, slots: Slots) -> None:
     """Refuse a model whose detectors a worker cannot hold at once. Raises DoesNotFit."""
-    tensors = [model.backbone, *model.products.values()]
+    tensors = [model.backbone, *model.detectors.values()]
     own = sum(t.numel() * t.element_size() for group in tensors for t in group.values())
     remedy = "score its products with models of their own, or fit smaller banks"
     _check("scoring with this model", _PROCESS + 2 * own, slots.count(), remedy)
@@ -118,17 +117,17 @@ class Minutes:
     """What each stage will take, from a measurement on the driver's machine."""
 
     extract: float
-    coreset: float
+    fit: float
     calibrate: float
 
 
 def minutes(
     plan: Plan, chosen: Split, request: FitRequest, backbone: Backbone, slots: Slots
 ) -> Minutes:
-    """Time a few of the images and a small coreset on one worker's threads here, and scale."""
+    """Time a few of the images and a sample of the fit on one worker's threads here, and scale."""
     torch.set_num_threads(slots.threads)
-    method = method_named(request.method)(request.settings, backbone)
-    assert isinstance(method, Gathered)
+    kind = method_named(request.method)
+    method = kind(request.settings, backbone)
     rows = chosen.fit.slice(0, _IMAGES)
     image = torch.zeros(1, 3, request.input.size, request.input.size)
     method.gather(image, torch.tensor([0]))
@@ -138,16 +137,18 @@ def minutes(
         + _seconds(lambda: [method.gather(image, torch.tensor([n])) for n in range(1, _IMAGES + 1)])
         / _IMAGES
     )
-    n, k = _SAMPLE
-    # Features vary along few directions; without that, every point would be as far as any other.
-    fall = torch.arange(1, 129) ** -0.5
-    points = torch.randn(n, 128, generator=torch.Generator().manual_seed(0)) * fall
-    sample = _seconds(lambda: greedy(points, torch.arange(n), k, Alone()))
-    pairs = sum(demand.patches * demand.kept for demand in plan.demands.values())
+    rehearsals = [
+        kind.rehearsal(request.settings, plan.shapes, count, plan.workers)
+        for count in plan.images.values()
+    ]
+    fit = 0.0
+    if any(rehearsals):
+        each = _seconds(next(r.work for r in rehearsals if r))
+        fit = each * sum(r.times for r in rehearsals if r)
     images = sum(plan.images.values())
     return Minutes(
         extract=images * per_image / plan.workers / 60,
-        coreset=sample * pairs / (n * k) / plan.workers / 60,
+        fit=fit / 60,
         calibrate=plan.held_out * 2 * per_image / plan.workers / 60,
     )
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -15,6 +18,23 @@ from ops.fetch import FetchSettings
 from ops.inventory import Inventory
 from ops.resize import InputSettings
 from pipelines.reading import CARRIED
+
+#: The column that says which detector an image is for.
+DETECTOR = "detector"
+#: The one detector of a joint fit.
+ALL = "all products"
+
+
+@dataclass(frozen=True)
+class Choose:
+    """Which of the good images a fit takes."""
+
+    products: list[str] = field(default_factory=list)
+    """Only these products; none named = all."""
+    shots: int = 0
+    """At most so many images of each product; 0 = all. Held-out images come on top."""
+    seed: int = 0
+    """Chooses the shots."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +47,8 @@ class FitRequest:
     input: InputSettings = field(default_factory=InputSettings)
     decode: DecodeSettings = field(default_factory=DecodeSettings)
     fetch: FetchSettings = field(default_factory=FetchSettings)
+    choose: Choose = field(default_factory=Choose)
+    joint: bool = False
     holdout: float = 0.1
     false_alarm_rate: float = 0.01
     max_failed: str = "0"
@@ -35,6 +57,8 @@ class FitRequest:
         """Refuse shares that are none."""
         if not 0 <= self.holdout < 1:
             raise ValueError(f"holdout {self.holdout} must lie in [0, 1)")
+        if self.choose.shots < 0:
+            raise ValueError(f"shots {self.choose.shots} must be at least 0, which means all")
         if not 0 < self.false_alarm_rate < 1:
             raise ValueError(f"false_alarm_rate {self.false_alarm_rate} must lie in (0, 1)")
 
@@ -45,22 +69,27 @@ class NothingToFit(ValueError):
 
 @dataclass(frozen=True)
 class Split:
-    """The good images of an inventory, sorted by product: to fit on, and held out."""
+    """The good images of an inventory: to fit on, with a column `DETECTOR`, and held out."""
 
     fit: pa.Table
     held_out: pa.Table
 
     @property
     def products(self) -> list[str]:
-        """Products in the order of the fit."""
+        """All products that are fitted on."""
         return list(dict.fromkeys(self.fit["product"].to_pylist()))
 
+    @property
+    def detectors(self) -> list[str]:
+        """Detectors in the order of the fit."""
+        return list(dict.fromkeys(self.fit[DETECTOR].to_pylist()))
 
-def split(inventory: Inventory, holdout: float) -> Split:
+
+def split(inventory: Inventory, request: FitRequest) -> Split:
     """Choose the good images: split `train` where there are splits, label 0 or unknown.
 
     Per product the share `holdout` with the lowest ids, which are hashes, is held out, one at
-    least, for calibration. Raises NothingToFit.
+    least, for calibration; shots are drawn from the others. Raises NothingToFit.
     """
     rows = inventory.read([*CARRIED, "split", "label"])
     keep = pc.and_(pc.is_valid(rows["product"]), pc.is_null(rows["problem"]))
@@ -68,19 +97,45 @@ def split(inventory: Inventory, holdout: float) -> Split:
     if rows["split"].null_count < len(rows):
         keep = pc.and_(keep, pc.fill_null(pc.equal(rows["split"], "train"), False))
     rows = rows.filter(keep).sort_by([("product", "ascending"), ("uri", "ascending")])
+    if request.choose.products:
+        rows = _only(rows, request.choose.products, inventory.location)
     if not len(rows):
         raise NothingToFit(
             f"{inventory.location} has no good image with a product in split train (or without "
             "splits); check the path pattern of the inventory"
         )
-    held = np.zeros(len(rows), dtype=bool)
+    held, shot = np.zeros((2, len(rows)), dtype=bool)
     products = rows["product"].to_numpy(zero_copy_only=False)
     ids = rows["image_id"].to_numpy(zero_copy_only=False)
     for product in np.unique(products):
         mine = np.flatnonzero(products == product)
-        count = round(len(mine) * holdout)
-        if holdout and len(mine) > 1:
+        mine = mine[np.argsort(ids[mine])]
+        count = round(len(mine) * request.holdout)
+        if request.holdout and len(mine) > 1:
             count = max(1, count)
-        held[mine[np.argsort(ids[mine])[:count]]] = True
+        held[mine[:count]] = True
+        shot[_drawn(mine[count:], ids, request.choose)] = True
     rows = rows.select(list(CARRIED))
-    return Split(rows.filter(pa.array(~held)), rows.filter(pa.array(held)))
+    fitted = rows.filter(pa.array(shot))
+    detectors = pa.array([ALL] * len(fitted)) if request.joint else fitted["product"]
+    return Split(fitted.append_column(DETECTOR, detectors), rows.filter(pa.array(held)))
+
+
+def _only(rows: pa.Table, products: Sequence[str], location: str) -> pa.Table:
+    known = set(rows["product"].to_pylist())
+    if unknown := sorted(set(products) - known):
+        some = ", ".join(sorted(known)[:10])
+        raise NothingToFit(f"{location} has no good image of products {unknown}; it has {some}")
+    return rows.filter(pc.is_in(rows["product"], pa.array(products, pa.string())))
+
+
+def _drawn(mine: npt.NDArray[np.int64], ids: Any, choose: Choose) -> npt.NDArray[np.int64]:
+    """Shots among rows of one product: those whose ids hash lowest with the seed."""
+    if not choose.shots:
+        return mine
+    salt = choose.seed.to_bytes(8, "big", signed=True)
+
+    def order(row: int) -> bytes:
+        return hashlib.blake2b(ids[row].encode(), digest_size=16, key=salt).digest()
+
+    return np.array(sorted(mine, key=order)[: choose.shots], dtype=np.int64)

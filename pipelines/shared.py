@@ -17,13 +17,13 @@ class SharedModel:
 
     card: ModelCard
     backbone: Any  # ray.ObjectRef of a dict of tensors
-    products: dict[str, Any]
+    detectors: dict[str, Any]  # by file
 
     @classmethod
     def put(cls, model: Model) -> SharedModel:
-        """Store a model's tensors, one object for the backbone and one per product."""
-        products = {name: ray.put(tensors) for name, tensors in model.products.items()}
-        return cls(model.card, ray.put(model.backbone), products)
+        """Store a model's tensors, one object for the backbone and one per detector."""
+        detectors = {file: ray.put(tensors) for file, tensors in model.detectors.items()}
+        return cls(model.card, ray.put(model.backbone), detectors)
 
     def of_backbone(self) -> dict[str, Tensor]:
         """The backbone's tensors."""
@@ -31,7 +31,7 @@ class SharedModel:
 
     def of_product(self, product: str) -> dict[str, Tensor]:
         """One detector's tensors."""
-        return _owned(self.products[product])
+        return _owned(self.detectors[self.card.products[product].file])
 
 
 def _owned(reference: Any) -> dict[str, Tensor]:

@@ -176,7 +176,7 @@ def tiny_model(product: str, seed: int = 0):
     detector = PatchCore(PatchCoreSettings(ratio=0.05, embedding="concat"), backbone)
     noise = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
     detector.gather(noise, torch.arange(2))
-    figures = detector.merge(Alone(), lambda *_: None, Notes())
+    figures = detector.fit(Alone(), lambda *_: None, Notes()).figures
     state, of_backbone = detector.state(), backbone.state()
     calibration = Calibration((1.0, 2.0))
     card = ModelCard(

@@ -57,7 +57,7 @@ def fitted(bank: int) -> Fitted:
     for number, path in enumerate(features.images()[:100]):
         image = to_images(read(features.rows_of([path])), INPUT.size, "cpu")
         detector.gather(image, torch.tensor([number]))
-    figures = detector.merge(Alone(), lambda *_: None, Notes())
+    figures = detector.fit(Alone(), lambda *_: None, Notes()).figures
     card = ModelCard(
         method="patchcore",
         settings=asdict(settings),

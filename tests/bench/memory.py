@@ -47,7 +47,7 @@ def fit(memory: int) -> None:
         detector.gather(image, torch.tensor([number]))
         number += 1
         count += detector.embed(image).shape[1] ** 2 if number == 1 else count // (number - 1)
-    found = detector.merge(Alone(), lambda *_: None, Notes())
+    found = detector.fit(Alone(), lambda *_: None, Notes()).figures
     names = ("patches", "bank", "radius", "local_r", "union_r", "factor")
     print(before, peak(), *(found[name] for name in names))
 

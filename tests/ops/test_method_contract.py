@@ -10,7 +10,7 @@ from torch import Tensor
 from ops import maps
 from ops.backbone import Backbone
 from ops.group import Alone, Group
-from ops.method import Gathered, MapSettings, Method, Notes, settings_from
+from ops.method import MapSettings, Method, Notes, settings_from
 from ops.methods import METHODS, method_named
 from ops.resize import InputSettings, geometry
 from tests import pictures
@@ -49,11 +49,14 @@ def new(name: str, backbone: Backbone, **settings: object) -> Method:
 
 def fit(method: Method, batches: list[tuple[Tensor, list[int]]], group: Group) -> Method:
     """Fit on this rank's batches of images and their numbers."""
-    assert isinstance(method, Gathered), "say here how methods of another kind are fitted"
-    for images, rows in batches:
-        method.gather(images, torch.tensor(rows))
-    figures = method.merge(group, lambda stage, done, of: None, Notes())
-    assert all(math.isfinite(value) for value in figures.values())
+    for i in range(int(group.all_reduce(torch.tensor([len(batches)]), "max"))):
+        if i < len(batches):
+            images, rows = batches[i]
+            method.gather(images, torch.tensor(rows))
+        method.share(group)
+    said = method.fit(group, lambda stage, done, of: None, Notes())
+    assert all(math.isfinite(value) for value in said.figures.values())
+    assert all(math.isfinite(value) for curve in said.curves.values() for value in curve)
     return method
 
 
@@ -64,8 +67,18 @@ def fitted(backbone, good) -> dict[str, Method]:
 
 
 def equal_states(one: Method, other: Method) -> bool:
+    return far_apart(one, other) == 0
+
+
+def far_apart(one: Method, other: Method) -> float:
+    """The largest difference of two states, relative to the largest entry of its tensor."""
     a, b = one.state(), other.state()
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    assert a.keys() == b.keys()
+    assert all(a[key].shape == b[key].shape for key in a)
+    differences = {key: (a[key].double() - b[key].double()).abs().max() for key in a}
+    return max(
+        float(d / a[key].double().abs().max().clamp(min=1)) for key, d in differences.items()
+    )
 
 
 @every_method
@@ -135,7 +148,16 @@ def test_the_same_seed_gives_the_same_detector(name, fitted, backbone, good):
 def test_any_grouping_and_order_of_the_images_gives_the_same_detector(name, fitted, backbone, good):
     order = [4, 0, 6, 2, 5, 1, 3]
     batches = [(good[part], part) for part in (order[:1], order[1:5], order[5:])]
-    assert equal_states(fit(new(name, backbone), batches, Alone()), fitted[name])
+    again = fit(new(name, backbone), batches, Alone())
+    assert far_apart(again, fitted[name]) <= promised(name)
+
+
+def promised(name: str) -> float:
+    """How much order and shards may change a state."""
+    drift = method_named(name).drift
+    if drift is None:
+        pytest.skip(f"{name} is fitted by random steps: another order gives another detector")
+    return drift
 
 
 SHARDS = {
@@ -156,7 +178,7 @@ def test_any_shards_give_the_same_detector_on_every_rank(name, shards, fitted, b
         return fit(methods[group.rank], [(good[[row]], [row]) for row in mine], group)
 
     for method in together(len(shards), program):
-        assert equal_states(method, fitted[name])
+        assert far_apart(method, fitted[name]) <= promised(name)
 
 
 @every_method
@@ -196,7 +218,8 @@ def test_an_image_whose_features_are_no_numbers_spoils_neither_fit_nor_neighbour
 ):
     spoilt = good[:1] * torch.nan
     batches = [(torch.cat([spoilt, good]), [GOOD, *range(GOOD)])]
-    assert equal_states(fit(new(name, backbone), batches, Alone()), fitted[name])
+    again = fit(new(name, backbone), batches, Alone())
+    assert far_apart(again, fitted[name]) <= (method_named(name).drift or 0)
     scores = fitted[name].score(torch.cat([unseen[:1], spoilt]))
     assert torch.equal(scores.image[:1], fitted[name].score(unseen[:1]).image)
     assert not torch.isfinite(scores.image[1])

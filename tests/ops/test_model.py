@@ -39,7 +39,7 @@ def fitted(images, backbone) -> dict[str, PatchCore]:
     detectors = {name: PatchCore(SETTINGS, backbone) for name in PRODUCTS}
     for number, detector in enumerate(detectors.values()):
         detector.gather(images[number : number + 1], torch.tensor([0]))
-        detector.merge(Alone(), lambda *_: None, Notes())
+        detector.fit(Alone(), lambda *_: None, Notes())
     return detectors
 
 

@@ -21,7 +21,7 @@ def images() -> torch.Tensor:
 def fit(backbone, images, **settings) -> PatchCore:
     detector = PatchCore(PatchCoreSettings(**(SMALL | settings)), backbone)
     detector.gather(images, torch.arange(len(images)))
-    detector.figures = detector.merge(Alone(), lambda *_: None, Notes())
+    detector.figures = detector.fit(Alone(), lambda *_: None, Notes()).figures
     return detector
 
 
@@ -124,10 +124,10 @@ def test_its_demand_is_what_a_fit_then_finds(backbone, images):
     shapes = [tuple(layer.shape[1:]) for layer in backbone(images[:1])]
     demand = PatchCore.demand(settings, shapes, 4, 1)
     fitted = fit(backbone, images, projection=12)
-    assert demand.patches == fitted.figures["patches"]
+    assert demand.vectors == fitted.figures["patches"]
     assert demand.kept == fitted.figures["bank"]
     assert demand.model_bytes == fitted.bank.numel() * 4
-    assert demand.fit_bytes > demand.patches * 4 * 24
+    assert demand.fit_bytes > demand.vectors * 4 * 24
     halves = PatchCore.demand(settings, shapes, 4, 2)
     assert demand.model_bytes < halves.fit_bytes < demand.fit_bytes
     bounded = PatchCore.demand(PatchCoreSettings(**SMALL, memory=1000), shapes, 4, 1)
@@ -139,7 +139,7 @@ def test_a_grown_bank_covers_old_and_new_patches(backbone, images):
     grown = PatchCore(old.settings, backbone)
     grown.grow(old.state(), old.figures)
     grown.gather(images[2:], torch.arange(2))
-    figures = grown.merge(Alone(), lambda *_: None, Notes())
+    figures = grown.fit(Alone(), lambda *_: None, Notes()).figures
     everything = patches(grown, images).flatten(0, 1)
     assert figures["images"] == 4
     assert figures["patches"] == len(everything)
@@ -166,7 +166,7 @@ def test_a_merge_goes_on_from_the_notes_of_one_that_broke(backbone, images):
     def merged(notes):
         detector = PatchCore(PatchCoreSettings(**SMALL), backbone)
         detector.gather(images, torch.arange(4))
-        return detector, detector.merge(Alone(), lambda *_: None, notes)
+        return detector, detector.fit(Alone(), lambda *_: None, notes).figures
 
     notes = Kept()
     whole, _ = merged(notes)

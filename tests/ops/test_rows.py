@@ -53,7 +53,7 @@ def tensors(backbone) -> Tensors:
     drawn = np.stack([pictures.texture(seed) for seed in range(4)])
     images = torch.from_numpy(drawn)[:, None].expand(-1, 3, -1, -1) / 255
     detector.gather(images, torch.arange(4))
-    detector.merge(Alone(), lambda *_: None, Notes())
+    detector.fit(Alone(), lambda *_: None, Notes())
     held = detector.score(images.flip(-1)).image.tolist()
     product = ProductCard("nut.safetensors", "", {}, Calibration.of(held))
     scale = Scale(0.0, 4 * detector.map_ceiling() / maps.LEVELS)

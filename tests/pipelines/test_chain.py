@@ -332,7 +332,7 @@ def test_a_fit_over_its_limit_of_broken_images_says_so(world, tmp_path):
 
 @pytest.mark.slow
 def test_a_model_is_grown_by_new_images_without_the_old_ones(world, tmp_path):
-    tensors = {name: world.model.of_product(name) for name in world.model.products}
+    tensors = {name: world.model.of_product(name) for name in world.model.card.products}
     old = Model(world.model.card, world.model.of_backbone(), tensors)
     folder = draw_archive(tmp_path / "archive", train=5, test=1)
     shutil.rmtree(folder / "fabric")
@@ -352,18 +352,18 @@ def test_a_model_is_grown_by_new_images_without_the_old_ones(world, tmp_path):
 
 
 def test_a_plan_says_what_the_fit_then_finds_and_refuses_what_cannot_be_held(world, monkeypatch):
-    chosen, backbone = split(world.inventory, 0.25), Backbone(request().backbone)
+    chosen, backbone = split(world.inventory, request()), Backbone(request().backbone)
     found = plan.of_fit(chosen, request(), backbone, SLOTS)
     assert found.workers == 2
     for product, card in world.model.card.products.items():
         assert found.images[product] == card.figures["images"]
-        assert found.demands[product].patches == card.figures["patches"]
+        assert found.demands[product].vectors == card.figures["patches"]
         assert found.demands[product].kept == card.figures["bank"]
     assert found.held_out == world.model.card.fit["held_out"]
     plan.check(found)
     expected = plan.minutes(found, chosen, request(), backbone, SLOTS)
     assert 0 < expected.extract < 5
-    assert 0 < expected.coreset < 5
+    assert 0 < expected.fit < 5
     monkeypatch.setattr(plan, "_memory_of_nodes", lambda: [2**30, 2**29])
     with pytest.raises(plan.DoesNotFit, match=r"2 workers, 1 to a node, .* --patchcore\.memory"):
         plan.check(found)

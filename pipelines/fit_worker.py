@@ -1,0 +1,166 @@
+"""What each worker of a fit does: extract its share of the images, and fit with the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.train
+import torch
+from ray.train import DataConfig
+
+from ops.backbone import Backbone
+from ops.detecting import to_images
+from ops.group import Distributed, Group
+from ops.method import Method
+from ops.methods import method_named
+from pipelines.cluster import Slots
+from pipelines.ledger import DetectorNotes, Found
+from pipelines.request import DETECTOR
+
+#: The column with an image's number in the fit's list.
+ROW = "row"
+
+
+class WholeShards(DataConfig):
+    """Hands every row to some worker, in order.
+
+    Ray Train's own split makes shards equal by leaving rows out; a bank needs them all.
+    """
+
+    def configure(
+        self,
+        datasets: dict[str, Any],
+        world_size: int,
+        worker_handles: Any,  # noqa: ARG002 - as in the base
+        worker_node_ids: Any,  # noqa: ARG002
+        **kwargs: Any,  # noqa: ARG002
+    ) -> list[dict[str, Any]]:
+        """One iterator per worker and dataset."""
+        out: list[dict[str, Any]] = [{} for _ in range(world_size)]
+        for name, dataset in datasets.items():
+            copy = dataset.copy(dataset)
+            options = self._resolve_execution_options(name)
+            options.preserve_order = True
+            copy.context.execution_options = options
+            for rank, shard in enumerate(copy.streaming_split(world_size, equal=False)):
+                out[rank][name] = shard
+        return out
+
+
+def program(config: dict[str, Any]) -> None:
+    """Fit the detectors one after the other; all workers fit the same ones in the same order."""
+    ledger, slots, request = config["ledger"], config["slots"], config["request"]
+    if ray.get(ledger.verdict.remote()):
+        return  # the group was restarted after a verdict that another attempt would not change
+    torch.set_num_threads(slots.threads)
+    state = {name: tensor.clone() for name, tensor in ray.get(config["backbone"]).items()}
+    backbone = Backbone(request.backbone, state, slots.device)
+    finished = set(ray.get(ledger.finished.remote()))  # by the group before a restart
+    waiting = [detector for detector in config["detectors"] if detector not in finished]
+    stream = Stream(slots, ledger, config["limit"], request.input.size, waiting)
+    group = Distributed()
+    for name in waiting:
+        detector = method_named(request.method)(request.settings, backbone)
+        if group.rank == 0 and name in config["grown"]:
+            state, figures = config["grown"][name]
+            tensors = {key: tensor.clone() for key, tensor in ray.get(state).items()}
+            detector.grow(tensors, figures)
+        _gather(name, detector, stream, group)
+        if not _fit(name, detector, ledger, group):
+            return
+
+
+def _gather(name: str, detector: Method, stream: Stream, group: Group) -> None:
+    """Collective: take in all images of a detector, on whichever workers they are.
+
+    The stream is in the order of detectors, so a worker that meets the next one knows that its
+    share of this one is complete.
+    """
+    while True:
+        mine = stream.detector == name
+        if mine:
+            detector.gather(*stream.take())
+        if mine and not detector.shares:
+            continue
+        if not int(group.all_reduce(torch.tensor([int(mine)]), "max")):
+            return
+        if detector.shares:
+            detector.share(group)
+
+
+def _fit(name: str, detector: Method, ledger: Any, group: Group) -> bool:
+    """Collective. False on every rank if there is a verdict against the fit."""
+
+    def watch(stage: str, done: int, of: int) -> None:
+        if group.rank == 0:
+            ledger.progress.remote(stage, done, of)
+
+    refused = torch.tensor([int(bool(ray.get(ledger.verdict.remote())))])
+    if int(group.all_reduce(refused, "max")):
+        return False
+    try:
+        said = detector.fit(group, watch, DetectorNotes(ledger, name))
+    except ValueError as error:  # on every rank, as the contract has it
+        ray.get(ledger.refuse.remote(f"{name}: {error}"))
+        return False
+    if group.rank == 0:
+        figures = said.figures | {"map_ceiling": detector.map_ceiling()}
+        tensors = {key: tensor.cpu() for key, tensor in detector.state().items()}
+        ray.get(ledger.finish.remote(name, Found(figures, said.curves, tensors)))
+    return True
+
+
+class Stream:
+    """This worker's readable images, in runs of one detector; the ledger hears of every row."""
+
+    def __init__(
+        self, slots: Slots, ledger: Any, limit: int, size: int, waiting: list[str]
+    ) -> None:
+        self._slots, self._ledger, self._limit, self._size = slots, ledger, limit, size
+        self._runs = (run for run in self._all() if run.detector in waiting)
+        self._next = next(self._runs, None)
+
+    @property
+    def detector(self) -> str | None:
+        """Which detector the next images are for; None at the end."""
+        return self._next.detector if self._next else None
+
+    def take(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The next images (B, 3, H, W), on the device, and their numbers (B,)."""
+        assert self._next
+        rows = self._next.rows
+        self._next = next(self._runs, None)
+        images = to_images(rows, self._size, self._slots.device)
+        return images, torch.tensor(rows[ROW].to_pylist())
+
+    def _all(self) -> Iterator[_Run]:
+        shard: Any = ray.train.get_dataset_shard("images")
+        for batch in shard.iter_batches(
+            batch_size=self._slots.batch, batch_format="pyarrow", prefetch_batches=1
+        ):
+            broken = batch.filter(pc.not_equal(batch["status"], "ok"))
+            uris, reasons = broken["uri"].to_pylist(), broken["reason"].to_pylist()
+            failures = dict(zip(uris, reasons, strict=True))
+            told = self._ledger.extracted.remote(batch[ROW].to_pylist(), failures)
+            failed = ray.get(told)
+            if failed > self._limit:
+                verdict = (
+                    f"{failed} images of the fit cannot be read, more than --max_failed allows "
+                    f"({self._limit}), such as {next(iter(failures.items()), '')}"
+                )
+                ray.get(self._ledger.refuse.remote(verdict))
+                return  # the vote before the next fit ends it on every rank
+            good = batch.filter(pc.equal(batch["status"], "ok"))
+            for detector in dict.fromkeys(good[DETECTOR].to_pylist()):
+                yield _Run(detector, good.filter(pc.equal(good[DETECTOR], detector)))
+
+
+@dataclass(frozen=True)
+class _Run:
+    detector: str
+    rows: pa.Table

@@ -89,6 +89,7 @@ def main(argv: Sequence[str]) -> int:
         location = settings.model or f"{out.root}/models/{model.card.model_id}"
         write_model(location, model)
         record.metrics |= _metrics(model)
+        record.curves |= _curves(model)
         record.tags |= {f"product_{n}": name for n, name in enumerate(sorted(model.card.products))}
         record.tags |= {"model_id": model.card.model_id, "model": location}
         if grown:
@@ -149,6 +150,15 @@ def _metrics(model: Model) -> dict[str, float]:
         found |= {f"product_{number}.{name}": value for name, value in card.figures.items()}
         found[f"product_{number}.calibration_images"] = len(card.calibration.scores)
     return found
+
+
+def _curves(model: Model) -> dict[str, list[float]]:
+    """Named like the metrics; their last values are metrics too."""
+    return {
+        f"product_{number}.{name}_by_epoch": curve
+        for number, (_, card) in enumerate(sorted(model.card.products.items()))
+        for name, curve in card.curves.items()
+    }
 
 
 def _tell(model: Model, location: str) -> None:

@@ -30,6 +30,7 @@ class Record:
     params: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    curves: dict[str, list[float]] = field(default_factory=dict)
     status: str = "FINISHED"
     started_ms: int = field(default_factory=lambda: int(time.time() * 1000))
     ended_ms: int = 0
@@ -154,6 +155,13 @@ class Tracker:
             params=[Param(k, v[:500]) for k, v in record.params.items()],
             tags=[RunTag(k, v[:500]) for k, v in record.tags.items()],
         )
+        points = [
+            Metric(name, float(value), now, epoch)
+            for name, curve in record.curves.items()
+            for epoch, value in enumerate(curve, start=1)
+        ]
+        for start in range(0, len(points), 1000):  # more are refused
+            client.log_batch(run_id, metrics=points[start : start + 1000])
         client.set_terminated(run_id, record.status, end_time=record.ended_ms)
         return run_id
 

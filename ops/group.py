@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 Reduction = Literal["sum", "min", "max"]
 
@@ -29,6 +30,10 @@ class Group(ABC):
     def all_reduce(self, tensor: Tensor, reduction: Reduction = "sum") -> Tensor:
         """Element-wise over all ranks; shapes must be equal."""
 
+    @abstractmethod
+    def parallel(self, network: nn.Module) -> nn.Module:
+        """The network, whose gradients are averaged over all ranks if its forward is called."""
+
 
 class Alone(Group):
     """A group of one, for plain processes and tests."""
@@ -43,6 +48,10 @@ class Alone(Group):
     def all_reduce(self, tensor: Tensor, reduction: Reduction = "sum") -> Tensor:  # noqa: ARG002
         """Itself."""
         return tensor.clone()
+
+    def parallel(self, network: nn.Module) -> nn.Module:
+        """Itself."""
+        return network
 
 
 class Distributed(Group):
@@ -75,3 +84,7 @@ class Distributed(Group):
         op = {"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}
         dist.all_reduce(out, op[reduction], group=self._group)
         return out
+
+    def parallel(self, network: nn.Module) -> nn.Module:
+        """PyTorch's DistributedDataParallel, which gives every rank the weights of the first."""
+        return DistributedDataParallel(network, process_group=self._group)

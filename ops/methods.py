@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from ops.differnet import DifferNet
 from ops.method import Method
 from ops.patchcore import PatchCore
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (PatchCore,)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (PatchCore, DifferNet)}
 
 
 def method_named(name: str) -> type[Method]:

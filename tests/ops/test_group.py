@@ -39,6 +39,41 @@ def check_two(found) -> None:
     assert found["max"].tolist() == [1, 0]
 
 
+def gradients(group) -> torch.Tensor:
+    """Of one step over five inputs, of which the first rank holds two, and its first weights."""
+    network = torch.nn.Linear(3, 1, bias=False)
+    with torch.no_grad():
+        network.weight.fill_(1.0)
+    inputs = torch.arange(15.0).view(5, 3)
+    if group.size > 1:
+        inputs = inputs[:2] if group.rank == 0 else inputs[2:]
+    model = group.parallel(network)
+    (model(inputs).square().sum() * group.size / 5).backward()
+    none = model(torch.empty(0, 3)).sum()  # a rank may have nothing in a step
+    none.backward()
+    return network.weight.grad
+
+
+def test_gradients_are_those_of_the_whole_step_on_every_rank():
+    whole = gradients(Alone())
+    for found in together(2, gradients):
+        torch.testing.assert_close(found, whole)
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_gradients_of_the_whole_step(tmp_path):
+    mp.spawn(train, (str(tmp_path),), nprocs=2)
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    assert torch.equal(*found)
+    torch.testing.assert_close(found[0], gradients(Alone()))
+
+
+def train(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+    torch.save(gradients(Distributed()), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
 def worker(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
     group = Distributed()

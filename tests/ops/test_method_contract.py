@@ -17,7 +17,19 @@ from tests import pictures
 from tests.ops.threads import together
 
 #: Settings that make a detector small enough for tests; what is not named here stays as it is.
-SMALL = {"patchcore": {"dim": 48, "projection": 12, "ratio": 0.03, "neighbours": 4}}
+SMALL = {
+    "patchcore": {"dim": 48, "projection": 12, "ratio": 0.03, "neighbours": 4},
+    "differnet": {
+        "blocks": 2,
+        "hidden": 16,
+        "scales": 2,
+        "views": 8,
+        "score_transforms": 4,
+        "epochs": 8,
+        "batch": 3,
+        "lr": 3e-3,
+    },
+}
 BLOBS = [(20, 40), (45, 18), (32, 32)]
 GOOD = 7
 

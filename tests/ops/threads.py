@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ops.group import Group, Reduction
 
@@ -43,6 +43,15 @@ class Threads(Group):
         if reduction == "sum":
             return stacked.sum(dim=0)
         return stacked.amin(dim=0) if reduction == "min" else stacked.amax(dim=0)
+
+    def parallel(self, network: nn.Module) -> nn.Module:
+        def average(weight: nn.Parameter) -> None:
+            weight.grad = self.all_reduce(weight.grad) / self.size
+
+        for weight in network.parameters():
+            if weight.requires_grad:
+                weight.register_post_accumulate_grad_hook(average)
+        return network
 
 
 def together(size: int, program: Callable[[Group], T]) -> list[T]:

@@ -1,0 +1,289 @@
+"""DifferNet (Rudolph et al., WACV 2021): likelihood of globally pooled multi-scale features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.transforms.functional import gaussian_blur
+
+from ops.backbone import Backbone
+from ops.flows import NegativeLogLikelihood, VectorFlow
+from ops.group import Group
+from ops.method import Demand, Rehearsal, Scores, Shape
+from ops.training import Trained, TrainingSettings
+
+#: Turned views that go through the network at once when gradients are kept.
+_VIEWS = 8
+#: Images whose maps say what maps of good images look like.
+_PROBES = 4
+#: Maps are blurred, so one pixel in so many is enough.
+_STRIDE = 4
+
+
+@dataclass(frozen=True)
+class DifferNetSettings(TrainingSettings):
+    """Settings of DifferNet."""
+
+    scales: int = 3
+    """Each scale sees the image at half the size of the one before."""
+    blocks: int = 8
+    """Coupling blocks of the flow."""
+    hidden: int = 2048
+    """Width of the three hidden layers of its subnets."""
+    standardise: bool = False
+    """Give the flow features of mean 0 and variance 1 over the good images; only for `cached`."""
+    transforms: int = 4
+    """Turned views of an image in each epoch."""
+    features: Literal["cached", "online"] = "cached"
+    """online: new views in each epoch, as in the paper; cached: drawn from `views` taken once."""
+    views: int = 64
+    """Turned views of an image that `cached` takes."""
+    brightness: float = 0.0
+    """Views for training vary in brightness by up to this share."""
+    contrast: float = 0.0
+    """Views for training vary in contrast by up to this share."""
+    score_transforms: int = 64
+    """Views of an image that is scored, at equal angles."""
+    maps: Literal["gradient", "none"] = "gradient"
+    """none: the map is the image's score everywhere, at a third of the cost."""
+    blur: float = 3.0
+    """Standard deviation in pixels of the Gaussian that smooths gradients, before their absolute
+    value is taken."""
+    sigma: float = 0.0
+    """Standard deviation of a Gaussian over the map itself; 0 = none."""
+
+    def __post_init__(self) -> None:
+        """Refuse what does not go together."""
+        if self.standardise and self.features == "online":
+            raise ValueError("standardise needs features = cached: online ones are not kept")
+
+
+class DifferNet(Trained):
+    """A flow from features, averaged over space at several scales, to a normal distribution.
+
+    The image score is the mean of z^2 over views and dimensions (the paper's tau up to a constant);
+    the volume change is no part of it. Maps are gradients of the training loss: they show what a
+    score rests on, and are no likelihood of a pixel. The authors' views at test are random; here
+    they are fixed, so that an image has one score.
+    """
+
+    name = "differnet"
+    Settings = DifferNetSettings
+    settings: DifferNetSettings
+    network: NegativeLogLikelihood | None
+
+    def __init__(self, settings: DifferNetSettings, backbone: Backbone) -> None:
+        """Untrained."""
+        super().__init__(settings, backbone)
+        self._probes: dict[int, Tensor] = {}
+        self._ceiling = torch.zeros(())
+
+    @classmethod
+    def demand(
+        cls, settings: DifferNetSettings, shapes: list[Shape], images: int, workers: int
+    ) -> Demand:
+        """Weights, gradients, Adam's moments and a copy on its way, and what is kept of images."""
+        width = sum(shape[0] for shape in shapes) * settings.scales
+        weights = 4 * VectorFlow.parameters_of(width, settings.blocks, settings.hidden)
+        # Inputs are a whole number of times larger than maps.
+        views = settings.views if settings.features == "cached" else 0
+        each = 4 * views * width or 2 * 3 * (shapes[0][1] * 32) ** 2
+        return Demand(
+            vectors=images * (views or settings.transforms),
+            kept=0,
+            fit_bytes=6 * weights + -(-images // workers) * each,
+            score_bytes=2 * weights,
+            model_bytes=weights,
+            remedy="lower --differnet.hidden, --differnet.blocks or --differnet.views",
+        )
+
+    @classmethod
+    def rehearsal(
+        cls, settings: DifferNetSettings, shapes: list[Shape], images: int, workers: int
+    ) -> Rehearsal:
+        """One step on vectors that need not be looked at."""
+        width = sum(shape[0] for shape in shapes) * settings.scales
+        vectors = torch.zeros(settings.batch * settings.transforms, width)
+        network = NegativeLogLikelihood(VectorFlow(width, settings.blocks, settings.hidden, 0))
+        steps = settings.epochs * math.ceil(images / settings.batch)
+        return Rehearsal(lambda: network(vectors).mean().backward(), steps / workers)
+
+    def new_network(self) -> NegativeLogLikelihood:
+        """The flow, as wide as the features of all layers and scales."""
+        device = self.backbone.device
+        with torch.inference_mode():
+            width = self._features(torch.zeros(1, 3, 64, 64, device=device), 1).shape[1]
+        width *= self.settings.scales
+        s = self.settings
+        return NegativeLogLikelihood(VectorFlow(width, s.blocks, s.hidden, s.seed))
+
+    def prepare(self, network: nn.Module, group: Group) -> None:
+        """Mean and standard deviation of all views."""
+        if not self.settings.standardise:
+            return
+        assert isinstance(network, NegativeLogLikelihood)
+        flow = network.flow
+        views = torch.cat([torch.empty(0, flow.width), *self._samples.values()]).double()
+        count = group.all_reduce(torch.tensor([len(views)]))
+        mean = group.all_reduce(views.sum(dim=0)) / count
+        spread = group.all_reduce((views - mean).square().sum(dim=0)) / count
+        flow.mean.copy_(mean)
+        # A feature that never varies says nothing; it must not become infinite either.
+        flow.std.copy_(spread.sqrt().clamp(min=1e-3 * float(spread.max().sqrt())))
+
+    def optimiser(self, network: nn.Module) -> torch.optim.Optimizer:
+        """As the authors set it."""
+        s = self.settings
+        return torch.optim.Adam(
+            network.parameters(), lr=s.lr, betas=(0.8, 0.8), eps=1e-4, weight_decay=s.weight_decay
+        )
+
+    def _features(self, images: Tensor, scales: int) -> Tensor:
+        """(B, 3, H, W) -> (B, sum of C * scales): maps averaged over space, largest scale first."""
+        found = []
+        for scale in range(scales):
+            size = (images.shape[2] >> scale, images.shape[3] >> scale)
+            small = F.interpolate(images, size=size, mode="nearest") if scale else images
+            found += [layer.mean(dim=(2, 3)) for layer in self.backbone(small)]
+        return torch.cat(found, dim=1)
+
+    @torch.inference_mode()
+    def sample(self, image: Tensor, row: int) -> Tensor:
+        """Features (views, width) of turned views; or the image in 16 bits."""
+        if torch.isfinite(image).all() and (len(self._probes) < _PROBES or row < max(self._probes)):
+            self._probes[row] = image.cpu()
+            self._probes = dict(sorted(self._probes.items())[:_PROBES])
+        if self.settings.features == "online":
+            return to_sixteen(image)
+        return self._turned(image, self.settings.views, self.generator("views", row)).cpu()
+
+    def inputs(self, samples: list[tuple[int, Tensor]], epoch: int) -> Tensor:
+        """Features (B * transforms, width) of this epoch's views."""
+        assert self.network is not None
+        count, device = self.settings.transforms, self.backbone.device
+        found = [torch.empty(0, self._width(), device=device)]
+        for row, sample in samples:
+            generator = self.generator("epoch", epoch, row)
+            if self.settings.features == "cached":
+                order = torch.randperm(len(sample), generator=generator)
+                found.append(sample[order[:count]].to(device))
+            else:
+                with torch.no_grad():
+                    found.append(self._turned(from_sixteen(sample).to(device), count, generator))
+        return torch.cat(found)
+
+    def _width(self) -> int:
+        assert self.network is not None
+        return self.network.flow.width
+
+    def _turned(self, image: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        """Features (count, width) of views at random angles, brightness and contrast."""
+        s = self.settings
+        angle, bright, strong = torch.rand(3, count, generator=generator).to(image.device) * 2 - 1
+        views = rotated(image.expand(count, -1, -1, -1), angle * math.pi)
+        if s.contrast:
+            grey = views.mean(dim=(1, 2, 3), keepdim=True)
+            views = grey + (views - grey) * (1 + s.contrast * strong[:, None, None, None])
+        if s.brightness:
+            views = views * (1 + s.brightness * bright[:, None, None, None])
+        return self._features(views.clamp(0, 1), s.scales)
+
+    def finish(self, group: Group) -> None:
+        """How large maps of some of the good images get, for the scale of PNG maps."""
+        rows = torch.cat(group.all_gather(torch.tensor(sorted(self._probes), dtype=torch.int64)))
+        chosen = set(rows.sort().values[:_PROBES].tolist())
+        found = torch.zeros(1)
+        for row, image in self._probes.items():
+            if row in chosen:
+                found = found.maximum(self.score(image[None].to(self.backbone.device)).map.max())
+        self._ceiling = group.all_reduce(found.cpu(), "max")[0]
+        self._probes.clear()
+
+    def score(self, images: Tensor) -> Scores:
+        """Section 3.3; images one by one, as sums over a batch depend on its size."""
+        if self.network is None:
+            raise ValueError("this detector is not fitted")
+        found = [self._score(image) for image in images]
+        return Scores(torch.stack([s for s, _ in found]), torch.stack([m for _, m in found]))
+
+    def _score(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Score (), and map (h, w)."""
+        assert self.network is not None
+        count, drawn = self.settings.score_transforms, self.settings.maps == "gradient"
+        angles = torch.arange(count, device=image.device) * (2 * math.pi / count)
+        squares = torch.zeros((), device=image.device)
+        saliency = torch.zeros(image.shape[1:], device=image.device)
+        for part in torch.split(angles, _VIEWS):
+            with torch.set_grad_enabled(drawn):
+                upright = image.expand(len(part), -1, -1, -1).clone().requires_grad_(drawn)
+                vectors = self._features(rotated(upright, part), self.settings.scales)
+                latent, volume = self.network.flow(vectors)
+                loss = (latent.square().sum(dim=1) / 2 - volume) / latent.shape[1]
+            squares = squares + latent.detach().square().mean(dim=1).sum()
+            if drawn:
+                # With respect to the picture before it is turned, so it need not be turned back.
+                (gradient,) = torch.autograd.grad(loss.sum(), upright)
+                saliency += self._blurred(gradient).abs().mean(dim=1).sum(dim=0)
+        score = squares / count
+        if not drawn:
+            return score, score.expand(1, 1)
+        return score, F.avg_pool2d(saliency[None] / count, _STRIDE)[0]
+
+    def _blurred(self, gradient: Tensor) -> Tensor:
+        sigma = self.settings.blur
+        if not sigma:
+            return gradient
+        kernel = 2 * math.ceil(4 * sigma) + 1
+        return torch.as_tensor(gaussian_blur(gradient, kernel, sigma))
+
+    def map_ceiling(self) -> float:
+        """The largest map value of some good images, or a score like theirs without maps."""
+        return float(self._ceiling)
+
+    def state(self) -> dict[str, Tensor]:
+        """The network's weights, and the largest map value of some good images."""
+        assert self.network is not None
+        return {"ceiling": self._ceiling, **self.network.state_dict()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take the weights over."""
+        self._ceiling = state["ceiling"].cpu()
+        network = self.new_network()
+        network.load_state_dict({k: v for k, v in state.items() if k != "ceiling"})
+        self.network = network.eval().requires_grad_(False).to(self.backbone.device)
+
+
+def rotated(images: Tensor, angles: Tensor) -> Tensor:
+    """Images (B, C, H, W) turned by angles (B,) in radians about their middle; black corners.
+
+    The nearest pixel is taken. Squares keep their shape; other pictures are cut.
+    """
+    cos, sin = angles.cos(), angles.sin()
+    height, width = images.shape[2:]
+    # The grid runs from -1 to 1 along both sides, whatever their lengths.
+    theta = torch.stack(
+        [
+            torch.stack([cos, -sin * height / width, torch.zeros_like(cos)], dim=1),
+            torch.stack([sin * width / height, cos, torch.zeros_like(cos)], dim=1),
+        ],
+        dim=1,
+    )
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="nearest", align_corners=False)
+
+
+def to_sixteen(image: Tensor) -> Tensor:
+    """An image (3, H, W) in [0, 1] as 16-bit integers, of one channel if all are equal."""
+    grey = bool((image == image[:1]).all())
+    return (image[:1] if grey else image).mul(65535).round().cpu().to(torch.uint16)
+
+
+def from_sixteen(sample: Tensor) -> Tensor:
+    """Undo `to_sixteen`: (3, H, W) in [0, 1]."""
+    return (sample.float() / 65535).expand(3, -1, -1)

@@ -1,0 +1,140 @@
+"""Training loops: every image once an epoch, and going on after an interruption."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ops.differnet import DifferNet, DifferNetSettings
+from ops.group import Alone, Group
+from ops.method import Notes
+from tests.ops.threads import together
+
+SMALL = {
+    "blocks": 2,
+    "hidden": 16,
+    "scales": 1,
+    "views": 4,
+    "transforms": 2,
+    "epochs": 5,
+    "batch": 3,
+    "score_transforms": 2,
+    "maps": "none",
+}
+
+
+class Kept(Notes):
+    """Notes in a list, as they would lie elsewhere."""
+
+    def __init__(self):
+        self.found = []
+
+    def read(self):
+        return self.found[-1] if self.found else None
+
+    def write(self, found):
+        self.found.append(found)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.rand(7, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def gathered(backbone, images, rows=range(7), **settings):
+    detector = DifferNet(DifferNetSettings(**SMALL | settings), backbone)
+    rows = list(rows)
+    if rows:
+        detector.gather(images[rows], torch.tensor(rows))
+    return detector
+
+
+def nobody(*_):
+    """Nobody watches."""
+
+
+def test_an_epoch_takes_every_image_once_in_an_order_of_its_own(backbone, images):
+    detector = gathered(backbone, images)
+    rows = torch.arange(100, 200)
+    epochs = [[row for batch in detector.batches(rows, epoch) for row in batch] for epoch in (0, 1)]
+    assert [sorted(epoch) for epoch in epochs] == [rows.tolist()] * 2
+    assert epochs[0] != epochs[1]
+    assert [len(batch) for batch in detector.batches(rows, 0)] == [3] * 33 + [1]
+
+
+def test_the_loss_falls_and_is_told_for_every_epoch(backbone, images):
+    said = gathered(backbone, images, epochs=20, lr=3e-3).fit(Alone(), nobody, Notes())
+    curve = said.curves["loss"]
+    assert len(curve) == 20
+    assert curve[-1] < curve[0]
+    assert said.figures["loss"] == curve[-1]
+
+
+def test_the_first_loss_is_the_mean_over_all_views_of_all_images(backbone, images):
+    """One step only, so every image meets the untrained network."""
+    detector = gathered(backbone, images, epochs=1, batch=7)
+    network = detector.new_network()
+    samples = [(row, detector._samples[row]) for row in range(7)]
+    detector.network = network
+    expected = float(network(detector.inputs(samples, 0)).mean())
+    curve = detector.fit(Alone(), nobody, Notes()).curves["loss"]
+    assert curve == [pytest.approx(expected, rel=1e-6)]
+
+
+def test_a_fit_that_was_broken_off_ends_as_if_it_had_not_been(backbone, images):
+    whole = gathered(backbone, images)
+    curve = whole.fit(Alone(), nobody, Notes()).curves["loss"]
+
+    def break_off(stage, done, of):
+        if done == 3:
+            raise InterruptedError
+
+    notes = Kept()
+    with pytest.raises(InterruptedError):
+        gathered(backbone, images).fit(Alone(), break_off, notes)
+    assert len(notes.found) == 2
+    again = gathered(backbone, images)
+    assert again.fit(Alone(), nobody, notes).curves["loss"] == curve
+    assert len(notes.found) == 5
+    for key, value in whole.state().items():
+        assert torch.equal(again.state()[key], value)
+
+
+def test_a_broken_fit_may_go_on_with_other_workers(backbone, images):
+    curve = gathered(backbone, images).fit(Alone(), nobody, Notes()).curves["loss"]
+    notes = Kept()
+    with pytest.raises(InterruptedError):
+        gathered(backbone, images).fit(Alone(), _broken_at(2), notes)
+    halves = [gathered(backbone, images, rows) for rows in (range(0, 7, 2), range(1, 7, 2))]
+
+    def program(group: Group):
+        return halves[group.rank].fit(group, nobody, notes).curves["loss"]
+
+    for found in together(2, program):
+        assert found == pytest.approx(curve, rel=1e-4)
+
+
+def _broken_at(epoch):
+    def watch(stage, done, of):
+        if done > epoch:
+            raise InterruptedError
+
+    return watch
+
+
+def test_gradients_reach_every_weight(backbone, images):
+    detector = gathered(backbone, images)
+    network = detector.new_network()
+    detector.network = network
+    samples = [(row, detector._samples[row]) for row in range(7)]
+    network(detector.inputs(samples, 0)).mean().backward()
+    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    assert trained
+    for name, weight in trained.items():
+        assert weight.grad is not None, name
+        assert float(weight.grad.abs().max()) > 0, name
+
+
+def test_a_loss_that_is_no_number_ends_the_fit_and_names_the_setting(backbone, images):
+    with pytest.raises(ValueError, match=r"the loss of epoch \d+ is (nan|inf); lower .* lr"):
+        gathered(backbone, images, lr=1e12, epochs=20).fit(Alone(), nobody, Notes())

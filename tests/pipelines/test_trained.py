@@ -1,0 +1,141 @@
+"""A trained detector on a cluster: two workers, a worker that dies, few shots, joint fits."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import torch
+
+from ops.backbone import Backbone, BackboneSettings
+from ops.detecting import to_images
+from ops.differnet import DifferNet, DifferNetSettings
+from ops.group import Alone
+from ops.layout import JOINT
+from ops.method import Notes
+from ops.model import read_model, write_model
+from ops.reading import Read
+from ops.resize import InputSettings
+from pipelines import fit, fit_worker, plan
+from pipelines.cluster import Slots
+from pipelines.ledger import DetectorNotes
+from pipelines.request import Choose, FitRequest, split
+from tests.pipelines.test_chain import nothing, take
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+SLOTS = Slots(workers=2, cpus=1, readers=0.5, batch=4)
+SETTINGS = DifferNetSettings(
+    blocks=2,
+    hidden=16,
+    scales=2,
+    views=6,
+    epochs=6,
+    batch=4,
+    score_transforms=4,
+    standardise=True,
+)
+
+
+def request(**changes):
+    values = {
+        "method": "differnet",
+        "settings": SETTINGS,
+        "backbone": BackboneSettings("squeezenet1_1", "features.3,features.6", "random"),
+        "input": InputSettings(64),
+        "holdout": 0.2,
+        "joint": True,
+        "choose": Choose(shots=5),
+    }
+    return FitRequest(**values | changes)
+
+
+@pytest.fixture(scope="module")
+def inventory(cluster, archive, tmp_path_factory):
+    return take(archive, tmp_path_factory.mktemp("inventory") / "inventory.parquet")
+
+
+class DeadlyNotes(DetectorNotes):
+    """Notes whose process is killed when it has noted three epochs, if it began from nothing."""
+
+    def write(self, found):
+        super().write(found)
+        assert len(self.read()["curve"]) == len(found["curve"])  # so the ledger has it
+        if len(found["curve"]) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def model(inventory, tmp_path_factory):
+    """Fitted by two workers of which the first is killed after three epochs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "program", _deadly)
+        fitted = fit.fit(inventory, request(), SLOTS, nothing)
+    location = str(tmp_path_factory.mktemp("models") / "model")
+    write_model(location, fitted)
+    return read_model(location)
+
+
+def _deadly(config):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit_worker, "DetectorNotes", DeadlyNotes)
+        fit_worker.program(config)
+
+
+def alone(inventory):
+    """The same fit in one process that nobody disturbs."""
+    chosen = split(inventory, request())
+    backbone = Backbone(request().backbone)
+    detector = DifferNet(SETTINGS, backbone)
+    images = to_images(
+        Read(request().input, request().decode, request().fetch)(chosen.fit), 64, "cpu"
+    )
+    detector.gather(images, torch.arange(len(images)))
+    said = detector.fit(Alone(), nothing, Notes())
+    return detector, said
+
+
+def test_two_workers_of_which_one_died_train_what_one_process_trains(model, inventory):
+    detector, said = alone(inventory)
+    card = model.card.products["washer"]
+    assert card.curves["loss"] == pytest.approx(said.curves["loss"], rel=1e-3)
+    assert len(card.curves["loss"]) == 6
+    assert card.figures["images"] == 10
+    for name, tensor in detector.state().items():
+        found = model.products["washer"][name]
+        torch.testing.assert_close(found, tensor, rtol=1e-3, atol=1e-3 * float(tensor.abs().max()))
+
+
+def test_products_share_one_detector_and_have_calibrations_of_their_own(model):
+    cards = model.card.products
+    assert set(cards) == {"fabric", "washer"}
+    assert {card.file for card in cards.values()} == {JOINT}
+    assert model.products["fabric"] is model.products["washer"]
+    assert cards["fabric"].calibration != cards["washer"].calibration
+    assert all(len(card.calibration.scores) == 2 for card in cards.values())
+    assert all(min(card.calibration.scores) > 0 for card in cards.values())
+
+
+def test_a_plan_of_a_joint_fit_counts_one_detector(inventory):
+    chosen, backbone = split(inventory, request()), Backbone(request().backbone)
+    found = plan.of_fit(chosen, request(), backbone, SLOTS)
+    assert found.images == {"all products": 10}
+    expected = plan.minutes(found, chosen, request(), backbone, SLOTS)
+    assert 0 < expected.fit < 1
+
+
+def test_shots_are_drawn_by_a_seed_and_never_held_out(inventory):
+    def drawn(**choose):
+        found = split(inventory, request(choose=Choose(**choose)))
+        return found.fit["image_id"].to_pylist(), found.held_out["image_id"].to_pylist()
+
+    one, held_out = drawn(shots=5, seed=1)
+    assert drawn(shots=5, seed=1) == (one, held_out)
+    other, same = drawn(shots=5, seed=2)
+    assert same == held_out
+    assert set(other) != set(one)
+    assert len(one) == 2 * 5
+    assert not set(one) & set(held_out)
+    assert len(drawn(shots=3, products=["washer"])[0]) == 3
+    everything, _ = drawn(shots=100)
+    assert len(everything) == len(drawn()[0]) == 2 * 7

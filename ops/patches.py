@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import Literal
 
 import torch
@@ -19,24 +21,54 @@ def embed(maps: list[Tensor], embedding: Embedding, dim: int) -> Tensor:
     `concat`, as anomalib does it: 3 x 3 averages per channel, layers concatenated; d = sum of C_l.
     Zeros beyond the border are averaged in, as both do. Coarser layers are resized bilinearly.
     """
-    size = maps[0].shape[-2:]
-    parts = [_local(layer, dim if embedding == "pooled" else None) for layer in maps]
-    parts = [_resized(part, size) for part in parts]
-    stacked = torch.cat(parts, dim=1).permute(0, 2, 3, 1)  # (B, h, w, sum of widths)
     if embedding == "concat":
-        return stacked.contiguous()
-    flat = stacked.reshape(-1, 1, stacked.shape[-1])
-    return F.adaptive_avg_pool1d(flat, dim).view(*stacked.shape[:3], dim)
+        stacked = _stacked([F.avg_pool2d(layer, 3, stride=1, padding=1) for layer in maps])
+    else:
+        # If no value of the result is of two layers, each layer can be averaged on its own.
+        fold = len(maps) if dim % len(maps) == 0 else 1
+        stacked = _stacked([_pooled(layer, dim, fold) for layer in maps])
+        if (n := stacked.shape[1] // dim) > 1:
+            stacked = sum((stacked[:, i::n] for i in range(1, n)), stacked[:, ::n]) / n
+    return stacked.permute(0, 2, 3, 1).contiguous()
 
 
-def _local(layer: Tensor, dim: int | None) -> Tensor:
-    """(B, C, h, w) -> (B, C or dim, h, w): the 3 x 3 neighbourhood averaged."""
-    batch, channels, height, width = layer.shape
-    if dim is None or channels == dim:  # 9 * dim values to dim bins is the mean of each channel
-        return F.avg_pool2d(layer, 3, stride=1, padding=1)
-    unfolded = F.unfold(layer, 3, padding=1)  # (B, C * 9, h * w), channel-major
-    pooled = F.adaptive_avg_pool1d(unfolded.transpose(1, 2), dim)  # (B, h * w, dim)
-    return pooled.transpose(1, 2).reshape(batch, dim, height, width)
+def _stacked(parts: list[Tensor]) -> Tensor:
+    """(B, d_l, h_l, w_l) per layer -> (B, sum of d_l, h, w) at the size of the first."""
+    size = parts[0].shape[-2:]
+    return torch.cat([_resized(part, size) for part in parts], dim=1)
+
+
+def _pooled(layer: Tensor, dim: int, fold: int) -> Tensor:
+    """(B, C, h, w) -> (B, dim / fold, h, w): neighbourhoods averaged to `dim`, then by `fold`.
+
+    Image by image, as kernels of convolutions choose their order of summing by the shape.
+    """
+    weight, groups = _averages(layer.shape[1], dim, fold, layer.dtype, layer.device)
+    # The tensor cores of a GPU would round to ten bits.
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        images = [
+            F.conv2d(image, weight, padding=1, groups=groups) for image in torch.split(layer, 1)
+        ]
+    return torch.cat(images)
+
+
+@functools.lru_cache(maxsize=16)
+def _averages(
+    channels: int, dim: int, fold: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, int]:
+    """Adaptive pooling of 9 C values to `dim`, then by `fold`, as a convolution and its groups.
+
+    Bin i of b averages the values from floor(i n / b) to ceil((i + 1) n / b) of n. Where C and the
+    number of results have a divisor g in common, bins do not reach from one g-th of the channels
+    into the next, and all g are pooled alike; g = 1 makes a dense and slow convolution.
+    """
+    groups = math.gcd(channels, dim // fold)
+    n, bins = 9 * channels // groups, dim // groups
+    value, i = torch.arange(n), torch.arange(bins)[:, None]
+    inside = ((value >= i * n // bins) & (value < -(-(i + 1) * n // bins))).double()
+    weight = (inside / inside.sum(dim=1, keepdim=True)).view(-1, fold, n).mean(dim=1)
+    weight = weight.view(-1, channels // groups, 3, 3).repeat(groups, 1, 1, 1)
+    return weight.to(device, dtype), groups
 
 
 def _resized(layer: Tensor, size: torch.Size) -> Tensor:

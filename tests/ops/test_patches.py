@@ -1,5 +1,7 @@
 """The identities behind locally averaged patches, in float64."""
 
+from itertools import chain
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -42,13 +44,38 @@ def test_nine_times_c_values_to_c_bins_are_the_mean_of_each_channel():
 
 
 @pytest.mark.parametrize("dim", [4, 5, 8, 12])
-def test_pooled_vectors_are_those_of_a_loop_over_cells(dim):
-    first, second = maps((4, 5), (8, 5))
-    found = embed([first, second], "pooled", dim)
+@pytest.mark.parametrize("channels", [(4,), (4, 8), (6, 9, 4)])
+def test_pooled_vectors_are_those_of_a_loop_over_cells(channels, dim):
+    layers = maps(*((count, 5) for count in channels))
+    found = embed(layers, "pooled", dim)
     assert found.shape == (2, 5, 5, dim)
     for image, y, x in ((0, 0, 0), (0, 2, 3), (1, 4, 4), (1, 1, 0)):
-        each = [pooled(neighbourhood(layer[image], y, x), dim) for layer in (first, second)]
-        close(found[image, y, x], torch.tensor(pooled(each[0] + each[1], dim), dtype=torch.float64))
+        each = [pooled(neighbourhood(layer[image], y, x), dim) for layer in layers]
+        expected = torch.tensor(pooled([*chain(*each)], dim), dtype=torch.float64)
+        close(found[image, y, x], expected)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [(512, 8), (1024, 4)],  # wide_resnet50_2
+        [(384, 6), (512, 6)],  # squeezenet1_1
+        [(384, 6), (384, 6), (512, 6)],
+    ],
+)
+def test_pooled_vectors_of_real_widths_are_those_of_unfolded_neighbourhoods(shapes):
+    layers = [layer.float() for layer in maps(*shapes)]
+    size = layers[0].shape[-2:]
+    each = []
+    for layer in layers:
+        unfolded = F.unfold(layer.double(), 3, padding=1).transpose(1, 2)
+        part = F.adaptive_avg_pool1d(unfolded, 1024).transpose(1, 2)
+        part = part.unflatten(2, layer.shape[-2:])
+        each.append(F.interpolate(part, size=size, mode="bilinear"))
+    flat = torch.cat(each, dim=1).permute(0, 2, 3, 1).flatten(0, 2)
+    expected = F.adaptive_avg_pool1d(flat, 1024).view(2, *size, 1024)
+    found = embed(layers, "pooled", 1024)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_first_half_of_a_pooled_vector_is_the_first_layers():
@@ -77,7 +104,11 @@ def test_concatenated_vectors_hold_all_channels_in_order():
 
 
 @pytest.mark.parametrize("embedding", ["pooled", "concat"])
-def test_a_batch_is_its_images_side_by_side(embedding):
-    layers = maps((4, 6), (6, 3), batch=3)
-    alone = [embed([layer[i : i + 1] for layer in layers], embedding, 8) for i in range(3)]
-    close(embed(layers, embedding, 8), torch.cat(alone))
+@pytest.mark.parametrize("dim", [1024, 96, 97])
+def test_an_image_in_a_batch_has_the_bits_it_has_alone(embedding, dim):
+    layers = [
+        layer.float().contiguous(memory_format=torch.channels_last)
+        for layer in maps((128, 14), (256, 7), batch=5)
+    ]
+    alone = [embed([layer[i : i + 1] for layer in layers], embedding, dim) for i in range(5)]
+    assert torch.equal(embed(layers, embedding, dim), torch.cat(alone))

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +29,7 @@ from ops.resize import InputSettings
 from pipelines import evaluate, fit, inventory, plan, score
 from pipelines.chain import Chain, drawing
 from pipelines.cluster import Slots
+from pipelines.ledger import ProductNotes
 from pipelines.limits import TooManyFailures
 from pipelines.parts import Parts
 from pipelines.request import FitRequest, NothingToFit, split
@@ -318,6 +320,59 @@ def test_every_good_image_is_in_the_bank_whatever_the_number_of_workers(world, t
         assert len(bank) == int(0.1 * 11 * 15 * 15)
         assert all((other[product] == bank).all() for other in banks[1:])
     assert len({model.card.model_id for model in models.values()}) == 1
+
+
+class DeadlyNotes(ProductNotes):
+    """Notes whose process is killed when it has noted 40 picks of washers, once.
+
+    A line of the diary is a product, a process, and how many picks it noted.
+    """
+
+    diary: Path
+
+    def write(self, found):
+        super().write(found)
+        assert self.read() == found  # so the ledger has it
+        with self.diary.open("a") as diary:
+            diary.write(f"{self._product} {os.getpid()} {len(found[0])}\n")
+        first = self.diary.read_text().split()[1]
+        if self._product == "washer" and len(found[0]) >= 40 and first == str(os.getpid()):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_fit_whose_worker_dies_in_a_merge_goes_on_from_the_picks_it_noted(
+    world, tmp_path, monkeypatch
+):
+    diary = tmp_path / "diary"
+
+    def worker(config):
+        DeadlyNotes.diary = diary
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fit, "ProductNotes", DeadlyNotes)
+            fit._worker(config)  # the one of the worker's own process, where it is as it was
+
+    monkeypatch.setattr(fit, "_worker", worker)
+    model = fit.fit(world.inventory, request(), SLOTS, nothing)
+    told = [line.split() for line in diary.read_text().splitlines()]
+    processes = dict.fromkeys(process for _, process, _ in told)
+    assert len(processes) == 2
+    fabric, washer = (
+        [(process, int(picks)) for product, process, picks in told if product == name]
+        for name in ("fabric", "washer")
+    )
+    died, took_over = processes
+    assert {process for process, _ in fabric} == {died}  # finished before, and not begun again
+    size = world.model.card.products["washer"].figures["bank"]
+    noted = max(picks for process, picks in washer if process == died)
+    later = [picks for process, picks in washer if process == took_over]
+    assert 40 <= noted < later[0]  # a merge begun anew would first note fewer
+    assert later[-1] == size
+    for product, tensors in model.products.items():
+        for name, expected in world.model.of_product(product).items():
+            assert torch.equal(tensors[name], expected)
+    assert model.card.model_id == world.model.card.model_id
 
 
 @pytest.mark.slow

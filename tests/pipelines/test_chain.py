@@ -26,10 +26,10 @@ from ops.naming import LAYOUTS, Namer
 from ops.patchcore import PatchCoreSettings
 from ops.reading import Read
 from ops.resize import InputSettings
-from pipelines import evaluate, fit, inventory, plan, score
+from pipelines import evaluate, fit, fit_worker, inventory, plan, score
 from pipelines.chain import Chain, drawing
 from pipelines.cluster import Slots
-from pipelines.ledger import ProductNotes
+from pipelines.ledger import DetectorNotes
 from pipelines.limits import TooManyFailures
 from pipelines.parts import Parts
 from pipelines.request import FitRequest, NothingToFit, split
@@ -322,7 +322,7 @@ def test_every_good_image_is_in_the_bank_whatever_the_number_of_workers(world, t
     assert len({model.card.model_id for model in models.values()}) == 1
 
 
-class DeadlyNotes(ProductNotes):
+class DeadlyNotes(DetectorNotes):
     """Notes whose process is killed when it has noted 40 picks of washers, once.
 
     A line of the diary is a product, a process, and how many picks it noted.
@@ -334,9 +334,9 @@ class DeadlyNotes(ProductNotes):
         super().write(found)
         assert self.read() == found  # so the ledger has it
         with self.diary.open("a") as diary:
-            diary.write(f"{self._product} {os.getpid()} {len(found[0])}\n")
+            diary.write(f"{self._detector} {os.getpid()} {len(found[0])}\n")
         first = self.diary.read_text().split()[1]
-        if self._product == "washer" and len(found[0]) >= 40 and first == str(os.getpid()):
+        if self._detector == "washer" and len(found[0]) >= 40 and first == str(os.getpid()):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -350,10 +350,10 @@ def test_a_fit_whose_worker_dies_in_a_merge_goes_on_from_the_picks_it_noted(
     def worker(config):
         DeadlyNotes.diary = diary
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(fit, "ProductNotes", DeadlyNotes)
-            fit._worker(config)  # the one of the worker's own process, where it is as it was
+            patch.setattr(fit_worker, "DetectorNotes", DeadlyNotes)
+            fit_worker.program(config)
 
-    monkeypatch.setattr(fit, "_worker", worker)
+    monkeypatch.setattr(fit, "program", worker)
     model = fit.fit(world.inventory, request(), SLOTS, nothing)
     told = [line.split() for line in diary.read_text().splitlines()]
     processes = dict.fromkeys(process for _, process, _ in told)

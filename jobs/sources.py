@@ -11,7 +11,7 @@ from ops import storage
 from ops.archives import IMAGE_SUFFIXES
 from ops.inventory import Inventory, Tally
 from ops.layout import Out
-from ops.naming import GOOD, LAYOUTS, Layout, Namer
+from ops.naming import GOOD, LAYOUTS, Layout, Namer, train_names
 from pipelines import inventory
 
 
@@ -22,7 +22,7 @@ class Listing:
     archive: str | list[str] = ""
     """A folder, s3:// prefix, tar, zip or Parquet file; several as '["a", "b.tar"]'."""
     layout: str = ""
-    """A layout known by name: mvtec, mtd."""
+    """A layout known by name: mvtec, btad, dagm, mtd, mstc, visa or visa-raw (docs/datasets.md)."""
     pattern: str = ""
     """What paths say, such as {product}/{split}/{defect}/{name}; * and **/ match anything."""
     mask_pattern: str = ""
@@ -32,7 +32,8 @@ class Listing:
     good: str = ",".join(sorted(GOOD))
     """Labels or defects that mean good, comma-separated."""
     train_names: str = ""
-    """A text file with the names of the training images, one a line; all others are for testing."""
+    """A text file with the names of the training images, one a line, or a CSV file with columns
+    split and image; all others are for testing."""
     train_share: float | None = None
     """Share of the good images that go to split train, by hash, where paths name no split."""
     split: str = ""
@@ -56,32 +57,46 @@ class Listing:
         if self.layout and self.pattern:
             raise ValueError("--layout and --pattern exclude each other")
         base = LAYOUTS.get(self.layout) or Layout(self.pattern or "**/{name}", self.mask_pattern)
-        text = storage.read_bytes(self.train_names).decode() if self.train_names else ""
-        names = [line.strip() for line in text.splitlines() if line.strip()]
+        place = self.locations()[0].rstrip("/")
         share = base.train_share if self.train_share is None else self.train_share
         layout = replace(
             base,
             good=frozenset(word.strip().lower() for word in self.good.split(",")),
-            train_names=frozenset(names),
+            train_names=self._train_names(base, place),
             train_share=share,
             product=self.product or base.product,
         )
-        place = self.locations()[0].rstrip("/")
         own = os.path.basename(place if storage.is_s3(place) else os.path.abspath(place))
         return Namer(layout, own.split(".")[0] or "product")
+
+    def _train_names(self, layout: Layout, place: str) -> frozenset[str]:
+        file = self.train_names
+        if not file and layout.train_list:
+            file = storage.join(place, layout.train_list)
+            if not storage.exists(file):
+                raise ValueError(
+                    f"--layout {self.layout} splits by {layout.train_list}, which {place} does not "
+                    "hold; name the file: --train-names FILE"
+                )
+        return train_names(storage.read_bytes(file).decode()) if file else frozenset()
 
 
 def take(listing: Listing, out: str, progress: Progress) -> Tally:
     """Take an inventory, and say what it met."""
+    namer = listing.namer()
     tally = inventory.take(
         listing.locations(),
         out,
-        listing.namer(),
+        namer,
         listing.suffixes.split(),
         progress,
         listing.split or None,
     )
     say(f"{tally.images} images and {tally.masks} masks listed")
+    if namer.layout.label_by_mask and not tally.masks:
+        say("warning: there is no mask, so nothing is known to be good or defective")
+    if tally.skipped_frames:
+        say(f"{tally.skipped_frames} frames left out between those that count")
     if tally.other_files:
         endings = " ".join(sorted(tally.other_suffixes))
         say(f"{tally.other_files} other files left out ({endings})")

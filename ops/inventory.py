@@ -47,6 +47,7 @@ class Tally:
     images: int = 0
     masks: int = 0
     unmatched: int = 0
+    skipped_frames: int = 0
     other_files: int = 0
     problems: int = 0
     example_unmatched: str = ""
@@ -90,6 +91,9 @@ def _row(
         return None
     # Names that are not UTF-8 keep their bytes in the URI; what a path says must be readable text.
     named = namer(entry.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
+    if named.is_skipped and not entry.problem:
+        tally.skipped_frames += 1
+        return None
     if entry.problem:
         tally.problems += 1
     elif named.is_mask:

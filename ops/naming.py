@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-FIELDS = ("product", "split", "label", "defect", "name", "stem")
+FIELDS = ("product", "split", "label", "defect", "name", "stem", "clip", "frame")
 GOOD = frozenset({"good", "ok", "free", "normal", "0"})
+_SPLITS = {"training": "train", "testing": "test"}
 _TOKEN = re.compile(r"\{(\w+)\}|(\*\*/)|(\*)|([^{}*]+)|([{}])")
 
 
@@ -17,7 +19,8 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     """Turn `{product}/{split}/**/{name}` into a regular expression for a relative path.
 
     A field or `*` matches within one folder level, `**/` any number of levels; `{stem}` is the
-    name without its last suffix, matched as `{stem}.*` or with an ending of its own.
+    name without its last suffix, matched as `{stem}.*` or with an ending of its own; `{frame}` is
+    digits alone.
     Raises ValueError for an unknown or repeated field.
     """
     out, seen = [], set[str]()
@@ -29,7 +32,7 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
             raise ValueError(f"pattern {pattern!r}: {{{name}}} stands in it twice")
         if name:
             seen.add(name)
-            out.append(f"(?P<{name}>[^/]+)")
+            out.append(f"(?P<{name}>{'[0-9]' if name == 'frame' else '[^/]'}+)")
         else:
             out.append("(?:.*/)?" if deep else "[^/]*" if star else re.escape(literal))
     return re.compile("".join(out), re.DOTALL)
@@ -44,28 +47,81 @@ class Layout:
     good: frozenset[str] = GOOD
     #: Share of the good images that go to the training split where paths name none; 0 = no split.
     train_share: float = 0.0
-    #: Names of the training images, where a list decides; all others are test images.
+    #: Names or paths of the training images, where a list decides; all others are test images.
     train_names: frozenset[str] = field(default_factory=frozenset)
+    #: Where in the folder that list lies, for a data set that cannot be split without it.
+    train_list: str = ""
     product: str | None = None
+    #: Paths do not say what is good: an image is defective if and only if it has a mask.
+    label_by_mask: bool = False
+    #: Of films only the frames whose number is a multiple of this are listed.
+    every: int = 1
 
 
-#: The layouts known by name: MVTec AD (Bergmann et al. 2019), magnetic tiles (Huang et al. 2018).
+#: The layouts known by name; docs/datasets.md shows each as a tree.
 LAYOUTS: dict[str, Layout] = {
+    # Bergmann et al. 2019
     "mvtec": Layout(
         images="{product}/{split}/{defect}/{stem}.*",
         masks="{product}/ground_truth/{defect}/{stem}_mask.*",
     ),
+    # Mishra et al. 2021
+    "btad": Layout(
+        images="{product}/{split}/{defect}/{stem}.*",
+        masks="{product}/ground_truth/{defect}/{stem}.*",
+    ),
+    # Wieler and Hahn 2007
+    "dagm": Layout(
+        images="{product}/{split}/{stem}.*",
+        masks="{product}/{split}/Label/{stem}_label.*",
+        label_by_mask=True,
+    ),
+    # Huang et al. 2018
     "mtd": Layout(
         images="MT_{defect}/Imgs/{stem}.jpg",
         masks="MT_{defect}/Imgs/{stem}.png",
         train_share=0.8,
         product="mtd",
     ),
+    # Liu et al. 2018; every fifth frame: Cohen and Hoshen 2020
+    "mstc": Layout(
+        images="{split}/frames/{product}_{clip}/{frame}.*",
+        masks="{split}/masks/{product}_{clip}/{frame}.*",
+        label_by_mask=True,
+        every=5,
+    ),
+    # Zou et al. 2022, as their script rearranges it, and as it is published
+    "visa": Layout(
+        images="{product}/{split}/{defect}/{stem}.*",
+        masks="{product}/ground_truth/{defect}/{stem}.*",
+    ),
+    "visa-raw": Layout(
+        images="{product}/Data/Images/{defect}/{stem}.*",
+        masks="{product}/Data/Masks/{defect}/{stem}.*",
+        train_list="split_csv/1cls.csv",
+    ),
 }
 
 
+def split_named(word: str) -> str:
+    """A split as the inventory spells it: lower case, `train` for training, `test` for testing."""
+    return _SPLITS.get(word.lower(), word.lower())
+
+
+def train_names(text: str) -> frozenset[str]:
+    """The training images that a list names, one a line or in a CSV with `split` and `image`."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if lines and {"split", "image"} <= set(lines[0].split(",")):
+        rows = csv.DictReader(lines)
+        return frozenset(row["image"] for row in rows if split_named(row["split"]) == "train")
+    return frozenset(lines)
+
+
 class Named(NamedTuple):
-    """What a path says. `mask_key` joins an image with its mask; None where it can have none."""
+    """What a path says. `mask_key` joins an image with its mask; None where it can have none.
+
+    `is_skipped`: a frame between those that count.
+    """
 
     product: str | None
     split: str | None
@@ -74,6 +130,7 @@ class Named(NamedTuple):
     is_mask: bool
     mask_key: str | None
     matched: bool
+    is_skipped: bool = False
 
 
 class Namer:
@@ -97,9 +154,11 @@ class Namer:
         product = fields.get("product")
         if product is None and "product" not in self._images.groupindex and match:
             product = self.product
-        split = fields.get("split") or self._split(path.rsplit("/", 1)[-1], label)
+        split = split_named(fields["split"]) if "split" in fields else self._split(path, label)
         key = self._key(fields) if self._masks and match else None
-        return Named(product, split if match else None, label, defect, False, key, bool(match))
+        skipped = int(fields.get("frame", 0)) % self.layout.every != 0
+        split = split if match else None
+        return Named(product, split, label, defect, False, key, bool(match), skipped)
 
     def _key(self, fields: Mapping[str, str]) -> str:
         assert self._masks is not None
@@ -107,9 +166,10 @@ class Namer:
         stem = fields.get("name", "").rpartition(".")[0]
         return "/".join(fields.get(name) or (stem if name == "stem" else "") for name in names)
 
-    def _split(self, name: str, label: int | None) -> str | None:
+    def _split(self, path: str, label: int | None) -> str | None:
+        name = path.rsplit("/", 1)[-1]
         if self.layout.train_names:
-            return "train" if name in self.layout.train_names else "test"
+            return "train" if {path, name} & self.layout.train_names else "test"
         if not self.layout.train_share:
             return None
         digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()

@@ -78,9 +78,13 @@ def _resample(pixels: Pixels, w: int, h: int, kernel: Image.Resampling) -> Pixel
 
 
 def binarise(pixels: Pixels) -> npt.NDArray[np.bool_]:
-    """A mask (H, W): what is at least half as bright as its full scale."""
+    """A mask (H, W): what is at least half as bright as its full scale.
+
+    A mask that is nowhere so bright holds numbers of classes; there all that is not 0 counts.
+    """
     grey = pixels if pixels.ndim == 2 else pixels.max(axis=2)
-    return np.asarray(grey >= (128 if grey.dtype == np.uint8 else 32768))
+    half = 128 if grey.dtype == np.uint8 else 32768
+    return np.asarray(grey >= half if grey.max() >= half else grey > 0)
 
 
 def resize_mask(pixels: Pixels, settings: InputSettings) -> npt.NDArray[np.bool_]:

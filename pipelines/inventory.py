@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from ops import tables
 from ops.inventory import LISTED, SCHEMA, Tally, listed
-from ops.naming import Namer
+from ops.naming import Namer, split_named
 from pipelines.watch import Watch
 
 #: Masks join their images by key; sorting and joining spill to disk where memory ends.
@@ -26,8 +26,10 @@ _SORTED = """
              SELECT mask_key, min(uri) AS mask_uri FROM read_parquet($listed)
              WHERE is_mask GROUP BY mask_key
          )
-    SELECT images.* EXCLUDE (mask_uri, is_mask, mask_key),
-           CASE WHEN images.label = 1 THEN masks.mask_uri END AS mask_uri
+    SELECT images.* EXCLUDE (label, mask_uri, is_mask, mask_key),
+           CASE WHEN $label_by_mask AND images.mask_key IS NOT NULL AND problem IS NULL
+                THEN (masks.mask_uri IS NOT NULL)::TINYINT ELSE images.label END AS label,
+           CASE WHEN $label_by_mask OR images.label = 1 THEN masks.mask_uri END AS mask_uri
     FROM images LEFT JOIN masks ON images.mask_key = masks.mask_key
     ORDER BY product NULLS LAST, uri, position
 """
@@ -61,9 +63,13 @@ def take(
             raise EmptyArchive(_nothing(locations, suffixes, tally))
         with duckdb.connect(config={"memory_limit": memory, "temp_directory": folder}) as database:
             database.execute("SET enable_progress_bar = false")
-            found = database.sql(_SORTED, params={"listed": path, "split": split}).to_arrow_reader(
-                2**16
-            )
+            asked = {
+                "listed": path,
+                "split": split_named(split) if split else None,
+                # Without any mask nothing is known to be good.
+                "label_by_mask": namer.layout.label_by_mask and tally.masks > 0,
+            }
+            found = database.sql(_SORTED, params=asked).to_arrow_reader(2**16)
             tables.write(out, SCHEMA, found, rows=4096)  # workers read slices
     return tally
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from ops.naming import LAYOUTS, Layout, Namer, compile_pattern
+from ops.naming import LAYOUTS, Layout, Namer, compile_pattern, train_names
 
 MTD = Path(__file__).parents[2] / "../shared/data/mtd"
 
@@ -82,7 +82,7 @@ def test_a_name_with_a_field_for_it_meets_a_mask_with_a_stem():
 
 def test_a_path_that_does_not_match_says_nothing():
     found = Namer(LAYOUTS["mvtec"], "p")("readme.txt")
-    assert found == (None, None, None, None, False, None, False)
+    assert found == (None, None, None, None, False, None, False, False)
 
 
 def test_without_a_field_for_it_the_product_is_the_one_given():
@@ -100,6 +100,30 @@ def test_a_list_of_names_decides_the_split():
     layout = Layout("{defect}/{name}", train_names=frozenset({"1.png"}))
     namer = Namer(layout, "p")
     assert [namer(f"good/{n}.png").split for n in (1, 2)] == ["train", "test"]
+
+
+def test_a_list_may_name_paths_and_may_be_a_table():
+    table = "image,mask,split\na/1.png,,train\nb/1.png,,test\na/2.png,,Training\n"
+    namer = Namer(Layout("{product}/{name}", train_names=train_names(table)), "p")
+    names = ("a/1.png", "b/1.png", "a/2.png", "b/2.png")
+    assert [namer(name).split for name in names] == ["train", "test", "train", "test"]
+    assert train_names(" 1.png \n\n2.png\n") == {"1.png", "2.png"}
+
+
+@pytest.mark.parametrize(
+    ("word", "split"),
+    [("Train", "train"), ("training", "train"), ("Testing", "test"), ("VAL", "val")],
+)
+def test_words_for_splits(word, split):
+    assert Namer(Layout("{split}/{name}"), "p")(f"{word}/1.png").split == split
+
+
+def test_of_frames_those_between_are_left_out():
+    namer = Namer(Layout("{product}_{clip}/{frame}.*", every=5), "p")
+    kept = [n for n in range(12) if not namer(f"01_02/{n:03d}.jpg").is_skipped]
+    assert kept == [0, 5, 10]
+    assert namer("01_02/005.jpg").product == "01"
+    assert not namer("01_02/5a.jpg").matched
 
 
 def test_the_split_by_share_is_fixed_by_the_name_and_takes_good_images_only():

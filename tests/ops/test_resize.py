@@ -97,6 +97,17 @@ def test_masks_of_other_depths_and_of_colours_mean_the_same():
     assert np.array_equal(resize_mask(np.dstack([mask, mask * 0, mask * 0]), CROP), expected)
 
 
+def test_a_mask_of_class_numbers_counts_all_but_zero():
+    mask = np.zeros((64, 64), np.uint8)
+    mask[20:40, 10:30], mask[20:40, 30:40] = 1, 7
+    found = resize_mask(mask, SQUASH)
+    assert found.sum() == 10 * 15
+    assert found[10:20, 5:20].all()
+    assert not resize_mask(mask * 0, SQUASH).any()
+    mask[0:2, 0:2] = 255  # now 1 and 7 are the grey of a blurred edge
+    assert resize_mask(mask, SQUASH).sum() == 1
+
+
 @pytest.mark.parametrize(("dtype", "depth"), [(np.uint8, 8), (np.uint16, 16), (np.uint16, 12)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_packed_pixels_come_back(dtype, depth, channels):

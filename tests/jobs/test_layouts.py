@@ -1,0 +1,236 @@
+"""The public data sets, each as a small drawn tree: exactly which rows an inventory has."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from jobs import sources
+from jobs.words import Progress
+from ops.decode import decode
+from ops.fetch import fetch
+from ops.naming import LAYOUTS
+from ops.resize import InputSettings, resize_mask
+from tests.conftest import ROOT
+
+#: What lies in a tree -> its rows: path, product, split, label, defect, mask.
+TREES: dict[str, tuple[list[str], list[tuple]]] = {
+    "mvtec": (
+        [
+            "bottle/ground_truth/broken/000_mask.png",
+            "bottle/test/broken/000.png",
+            "bottle/test/good/000.png",
+            "bottle/train/good/000.png",
+            "bottle/license.txt",
+        ],
+        [
+            ("bottle/test/broken/000.png", "bottle", "test", 1, "broken",
+             "bottle/ground_truth/broken/000_mask.png"),
+            ("bottle/test/good/000.png", "bottle", "test", 0, "good", None),
+            ("bottle/train/good/000.png", "bottle", "train", 0, "good", None),
+        ],
+    ),
+    "btad": (
+        [
+            "01/ground_truth/ko/0000.png",
+            "01/test/ko/0000.bmp",
+            "01/test/ok/0021.bmp",
+            "01/train/ok/0000.bmp",
+            "03/ground_truth/ko/0001.bmp",
+            "03/ground_truth/ok/0400.bmp",
+            "03/test/ko/0001.bmp",
+            "03/test/ok/0400.bmp",
+        ],
+        [
+            ("01/test/ko/0000.bmp", "01", "test", 1, "ko", "01/ground_truth/ko/0000.png"),
+            ("01/test/ok/0021.bmp", "01", "test", 0, "ok", None),
+            ("01/train/ok/0000.bmp", "01", "train", 0, "ok", None),
+            ("03/test/ko/0001.bmp", "03", "test", 1, "ko", "03/ground_truth/ko/0001.bmp"),
+            ("03/test/ok/0400.bmp", "03", "test", 0, "ok", None),
+        ],
+    ),
+    "dagm": (
+        [
+            "Class1/Test/0001.PNG",
+            "Class1/Test/0002.PNG",
+            "Class1/Test/Label/0002_label.PNG",
+            "Class1/Test/Label/Labels.txt",
+            "Class1/Train/0001.PNG",
+            "Class1/Train/0002.PNG",
+            "Class1/Train/Label/0001_label.PNG",
+            "Class10/Test/0002.PNG",
+        ],
+        [
+            ("Class1/Test/0001.PNG", "Class1", "test", 0, None, None),
+            ("Class1/Test/0002.PNG", "Class1", "test", 1, None, "Class1/Test/Label/0002_label.PNG"),
+            # Defective, so it is not fitted on; of split train, so it is not evaluated either.
+            ("Class1/Train/0001.PNG", "Class1", "train", 1, None,
+             "Class1/Train/Label/0001_label.PNG"),
+            ("Class1/Train/0002.PNG", "Class1", "train", 0, None, None),
+            ("Class10/Test/0002.PNG", "Class10", "test", 0, None, None),
+        ],
+    ),
+    "mstc": (
+        [
+            *(f"testing/frames/01_0014/{n:03d}.jpg" for n in range(12)),
+            "testing/frames/12_0142/000.jpg",
+            "testing/masks/01_0014/005.png",
+            "testing/masks/01_0014/006.png",
+            "training/frames/01_001/0004.jpg",
+            "training/frames/01_001/0005.jpg",
+            "training/videos/01_001.avi",
+            "testing/test_frame_mask/01_0014.npy",
+        ],
+        [
+            ("testing/frames/01_0014/000.jpg", "01", "test", 0, None, None),
+            ("testing/frames/01_0014/005.jpg", "01", "test", 1, None,
+             "testing/masks/01_0014/005.png"),
+            ("testing/frames/01_0014/010.jpg", "01", "test", 0, None, None),
+            ("training/frames/01_001/0005.jpg", "01", "train", 0, None, None),
+            ("testing/frames/12_0142/000.jpg", "12", "test", 0, None, None),
+        ],
+    ),
+    "visa": (
+        [
+            "candle/ground_truth/bad/000.png",
+            "candle/test/bad/000.JPG",
+            "candle/test/good/0000.JPG",
+            "candle/train/good/0836.JPG",
+        ],
+        [
+            ("candle/test/bad/000.JPG", "candle", "test", 1, "bad",
+             "candle/ground_truth/bad/000.png"),
+            ("candle/test/good/0000.JPG", "candle", "test", 0, "good", None),
+            ("candle/train/good/0836.JPG", "candle", "train", 0, "good", None),
+        ],
+    ),
+    "visa-raw": (
+        [
+            "candle/Data/Images/Anomaly/000.JPG",
+            "candle/Data/Images/Normal/0000.JPG",
+            "candle/Data/Images/Normal/0836.JPG",
+            "candle/Data/Masks/Anomaly/000.png",
+            "candle/image_anno.csv",
+            "fryum/Data/Images/Normal/0836.JPG",
+            "split_csv/1cls.csv",
+        ],
+        [
+            ("candle/Data/Images/Anomaly/000.JPG", "candle", "test", 1, "Anomaly",
+             "candle/Data/Masks/Anomaly/000.png"),
+            ("candle/Data/Images/Normal/0000.JPG", "candle", "test", 0, "Normal", None),
+            ("candle/Data/Images/Normal/0836.JPG", "candle", "train", 0, "Normal", None),
+            # Products share names: the list means paths.
+            ("fryum/Data/Images/Normal/0836.JPG", "fryum", "test", 0, "Normal", None),
+        ],
+    ),
+}  # fmt: skip
+VISA_SPLIT = """object,split,label,image,mask
+candle,train,normal,candle/Data/Images/Normal/0836.JPG,
+candle,test,normal,candle/Data/Images/Normal/0000.JPG,
+candle,test,anomaly,candle/Data/Images/Anomaly/000.JPG,candle/Data/Masks/Anomaly/000.png
+"""
+
+
+def draw(folder: Path, names: list[str]) -> Path:
+    """Small images under these names; a mask has a square of four pixels."""
+    mask = np.zeros((8, 8), np.uint8)
+    mask[2:4, 4:6] = 255
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kind = {".bmp": "BMP", ".jpg": "JPEG", ".png": "PNG"}.get(path.suffix.lower())
+        is_mask = any(word in name for word in ("ground_truth", "Label", "masks", "Masks"))
+        if kind:
+            pixels = mask if is_mask else np.full((8, 8), 90, np.uint8)
+            Image.fromarray(pixels).save(path, kind)
+        else:
+            path.write_text(VISA_SPLIT if path.name == "1cls.csv" else "other")
+    return folder
+
+
+def rows_of(archive: Path, layout: str, out: Path, **more: str) -> list[dict]:
+    with Progress() as progress:
+        sources.take(sources.Listing(str(archive), layout, **more), str(out), progress)
+    return pq.read_table(out).to_pylist()
+
+
+def short(row: dict, archive: Path) -> tuple:
+    def below(uri: str | None) -> str | None:
+        return uri and uri.split(f"{archive}")[1].lstrip("/#")
+
+    named = (row["product"], row["split"], row["label"], row["defect"])
+    return below(row["uri"]), *named, below(row["mask_uri"])
+
+
+@pytest.mark.parametrize("layout", TREES)
+def test_a_data_set_is_listed_as_it_is_meant(layout, tmp_path):
+    names, expected = TREES[layout]
+    archive = draw(tmp_path / layout, names)
+    rows = rows_of(archive, layout, tmp_path / "i.parquet")
+    assert [short(row, archive) for row in rows] == expected
+    for row in rows:
+        if row["mask_uri"]:
+            mask = decode(fetch(row["mask_uri"], None, None)).pixels
+            found = resize_mask(mask, InputSettings(8))
+            assert found[2:4, 4:6].all()
+            assert found.sum() == 4
+
+
+@pytest.mark.parametrize("layout", sorted(set(TREES) - {"visa-raw"}))
+def test_a_tar_of_a_data_set_is_listed_alike(layout, tmp_path):
+    names, expected = TREES[layout]
+    archive = draw(tmp_path / layout, names)
+    with tarfile.open(tmp_path / "a.tar", "w") as packed:
+        packed.add(archive, ".")
+    rows = rows_of(tmp_path / "a.tar", layout, tmp_path / "i.parquet")
+    unnamed = [(named, label) for _, named, _, label, *_ in expected]
+    assert [(row["product"], row["label"]) for row in rows] == unnamed
+    assert [bool(row["mask_uri"]) for row in rows] == [bool(row[-1]) for row in expected]
+
+
+def test_the_published_archive_of_visa_needs_its_list(tmp_path):
+    names = [name for name in TREES["visa-raw"][0] if not name.endswith("1cls.csv")]
+    archive = draw(tmp_path / "VisA", names)
+    with pytest.raises(ValueError, match=r"splits by split_csv/1cls\.csv.* --train-names FILE"):
+        rows_of(archive, "visa-raw", tmp_path / "i.parquet")
+    (tmp_path / "list.csv").write_text(VISA_SPLIT)
+    rows = rows_of(
+        archive, "visa-raw", tmp_path / "i.parquet", train_names=str(tmp_path / "list.csv")
+    )
+    assert [short(row, archive) for row in rows] == TREES["visa-raw"][1]
+
+
+@pytest.mark.parametrize("layout", ["dagm", "mstc"])
+def test_where_masks_make_labels_nothing_is_known_without_any(layout, tmp_path, capsys):
+    names = [name for name in TREES[layout][0] if "Label/" not in name and "masks/" not in name]
+    rows = rows_of(draw(tmp_path / "a", names), layout, tmp_path / "i.parquet")
+    assert rows
+    assert {row["label"] for row in rows} == {None}
+    assert "there is no mask" in capsys.readouterr().out
+
+
+def test_frames_between_those_that_count_are_said_to_be_left_out(tmp_path, capsys):
+    names, _ = TREES["mstc"]
+    rows_of(draw(tmp_path / "a", names), "mstc", tmp_path / "i.parquet")
+    assert "10 frames left out" in capsys.readouterr().out
+
+
+def test_damage_of_an_archive_is_no_good_image(tmp_path):
+    archive = draw(tmp_path / "a", TREES["dagm"][0])
+    whole = io.BytesIO()
+    with tarfile.open(fileobj=whole, mode="w") as packed:
+        packed.add(archive, ".")
+    (archive / "Class9" / "Test").mkdir(parents=True)
+    (archive / "Class9" / "Test" / "more.tar").write_bytes(whole.getvalue()[:2000])
+    rows = rows_of(archive, "dagm", tmp_path / "i.parquet")
+    (damaged,) = [row for row in rows if row["problem"]]
+    assert damaged["label"] is None
+
+
+def test_every_layout_is_documented():
+    text = (ROOT / "docs" / "datasets.md").read_text(encoding="utf-8")
+    assert all(f"`--layout {name}`" in text for name in LAYOUTS)

@@ -1,6 +1,7 @@
-"""Compare a published run with labels and masks: metrics per product, as Parquet and in MLflow.
+"""Compare a finished run with labels and masks: figures as Parquet and in MLflow, and pictures.
 
 python -m jobs.evaluate --out out
+python -m jobs.evaluate --out out --published mvtec/patchcore-1
 python -m jobs.evaluate --out s3://bucket/out --run 2026-11-20-6f0c2b8d1e3a4c55
 """
 
@@ -8,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import pyarrow as pa
 
 from jobs import entry
+from jobs.published import Published, published
 from jobs.tracking import Tracker
 from jobs.words import Progress, say
-from ops import storage, tables
+from ops import figures, storage, tables
 from ops.fetch import FetchSettings
 from ops.inventory import Inventory
 from ops.layout import Out
@@ -22,8 +25,18 @@ from ops.resize import InputSettings
 from pipelines import evaluate
 from pipelines.cluster import Slots, connected
 
-_ERRORS = ("oracle_threshold", "oracle_false_alarms", "oracle_misses")
-_RATES = ("image_auroc", "pixel_auroc", "pro", "oracle_f1")
+#: Columns of the printed table: heading, width, figure.
+_RATES = (
+    ("image AUROC", 11, "image_auroc"),
+    ("pixel AUROC", 11, "pixel_auroc"),
+    ("PRO", 7, "pro"),
+    ("best F1", 7, "oracle_f1"),
+)
+_TRACKED = (
+    *("image_auroc", "pixel_auroc", "pixel_auroc_error", "pro", "pro_error", "oracle_f1"),
+    *("oracle_threshold", "oracle_false_alarms", "oracle_misses", "oracle_errors"),
+    *("threshold", "false_alarms", "misses"),
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +49,8 @@ class Settings:
     """The run; default: the latest finished one."""
     inventory: str = ""
     """An inventory with labels and masks; default: the one that was scored."""
+    published: str = ""
+    """Print what was published below ours: `data set/preset` of deploy/published.toml."""
     cluster: str | None = None
     """Address of a Ray cluster; default: RAY_ADDRESS, else one is started for the job."""
     fetch: FetchSettings = field(default_factory=FetchSettings)
@@ -45,6 +60,7 @@ class Settings:
 def main(argv: Sequence[str]) -> int:
     """Evaluate a run."""
     settings, _ = entry.parse(Settings, __doc__, argv)
+    theirs = published(settings.published) if settings.published else None
     out, tracker = Out(settings.out), Tracker(settings.out)
     run_id = settings.run or latest(out)
     if not storage.exists(out.run(run_id)):
@@ -58,9 +74,10 @@ def main(argv: Sequence[str]) -> int:
         labelled = Inventory(settings.inventory or record["inventory"]).read()
         scored = tables.read(totals["table"])
         with Progress() as progress, connected(settings.cluster):
-            found = evaluate.evaluate(
+            found, separations = evaluate.evaluate(
                 scored,
                 labelled,
+                record.get("thresholds", {}),
                 InputSettings(**record["input"]),
                 settings.fetch,
                 settings.slots,
@@ -70,10 +87,16 @@ def main(argv: Sequence[str]) -> int:
         for number, row in enumerate(found.to_pylist()):
             name = "mean" if row["product"] == "mean" else f"product_{number}"
             told.tags[name] = row["product"]
-            rates = {f"{name}.{rate}": row[rate] for rate in (*_RATES, *_ERRORS)}
-            told.metrics |= {k: v for k, v in rates.items() if v is not None}
-    tell(found)
+            told.metrics |= {f"{name}.{k}": row[k] for k in _TRACKED if row[k] is not None}
+        for number, separation in enumerate(separations):
+            picture = out.picture(run_id, separation.product)
+            storage.write_bytes(picture, figures.draw(separation))
+            told.files[f"curves/product_{number}.png"] = picture
+        if theirs:
+            told.metrics |= {f"published.{k}": v for k, v in _figures_of(theirs).items()}
+    tell(found, theirs)
     say(f"evaluation: {out.evaluation(run_id)}")
+    say(f"curves and scores: {storage.join(out.root, 'evaluations', run_id)}")
     return 0
 
 
@@ -89,12 +112,57 @@ def latest(out: Out) -> str:
     return str(max(done, key=lambda record: record["started"])["run_id"])
 
 
-def tell(found: pa.Table) -> None:
-    """The metrics as a small table."""
-    say(f"{'product':20} {'good':>6} {'bad':>6} " + " ".join(f"{rate:>12}" for rate in _RATES))
-    for row in found.to_pylist():
-        rates = (f"{row[rate]:12.4f}" if row[rate] is not None else f"{'-':>12}" for rate in _RATES)
-        say(f"{row['product'][:20]:20} {row['good']:6} {row['defective']:6} " + " ".join(rates))
+def tell(found: pa.Table, theirs: Published | None = None) -> None:
+    """The metrics as a table, the mean last, and what was published below it."""
+    rows = found.to_pylist()
+    rates = " ".join(f"{heading:>{width}}" for heading, width, _ in _RATES)
+    say(f"{'product':16} {'good':>6} {'bad':>5} {rates} {'its errors':>14} {'model errors':>14}")
+    for row in rows:
+        say(_line(row, 4))
+    if theirs:
+        ours, of_theirs = len(rows) - 1, theirs.products
+        say(_line({"product": "published", **_figures_of(theirs)}, 3))
+        note = (
+            "" if ours == of_theirs else f", a mean over {of_theirs} products; ours is over {ours}"
+        )
+        say(f"published: {theirs.name}, {theirs.source}{note}")
+    say(
+        "errors: false alarms + misses, at the threshold of the best F1, which saw the labels, "
+        "and at\nthe model's own"
+    )
+    mean = rows[-1]
+    if mean["pixel_auroc_error"] is not None:
+        say(
+            f"16-bit maps: grey levels change the mean pixel AUROC by at most "
+            f"{mean['pixel_auroc_error']:.1e}, PRO by {mean['pro_error']:.1e}"
+        )
+    for row in rows:
+        if row["note"]:
+            say(f"{row['product']}: {row['note']}")
+
+
+def _line(row: dict[str, Any], digits: int) -> str:
+    def cell(value: Any, width: int, form: str = "") -> str:
+        return f"{'-' if value is None else format(value, form):>{width}}"
+
+    counts = f"{cell(row.get('good', ''), 6)} {cell(row.get('defective', ''), 5)}"
+    rates = " ".join(cell(row.get(name), width, f".{digits}f") for _, width, name in _RATES)
+    oracle, model = _errors(row, "oracle_"), _errors(row, "")
+    return f"{row['product'][:16]:16} {counts} {rates} {cell(oracle, 14)} {cell(model, 14)}"
+
+
+def _errors(row: dict[str, Any], kind: str) -> str | None:
+    """`12 = 5 + 7`, or the sum alone where no more was published."""
+    alarms, misses = row.get(f"{kind}false_alarms"), row.get(f"{kind}misses")
+    if alarms is None or misses is None:
+        total = row.get(f"{kind}errors")
+        return None if total is None else str(total)
+    return f"{alarms + misses} = {alarms} + {misses}"
+
+
+def _figures_of(theirs: Published) -> dict[str, float]:
+    named = asdict(theirs).items()
+    return {k: v for k, v in named if v is not None and k not in {"name", "source", "products"}}
 
 
 if __name__ == "__main__":

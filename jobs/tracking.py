@@ -31,6 +31,9 @@ class Record:
     metrics: dict[str, float] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     curves: dict[str, list[float]] = field(default_factory=dict)
+    """Values per epoch."""
+    files: dict[str, str] = field(default_factory=dict)
+    """Artifacts: the path below the run's -> where the file lies until it is delivered."""
     status: str = "FINISHED"
     started_ms: int = field(default_factory=lambda: int(time.time() * 1000))
     ended_ms: int = 0
@@ -163,7 +166,23 @@ class Tracker:
         for start in range(0, len(points), 1000):  # more are refused
             client.log_batch(run_id, metrics=points[start : start + 1000])
         client.set_terminated(run_id, record.status, end_time=record.ended_ms)
+        # Were this to fail the delivery, the rest would arrive twice; files stay where they lie.
+        with _troubles() as troubles:
+            self._log_files(client, run_id, record.files)
+        for trouble in troubles:
+            log.warning("files of %s were not delivered (%s)", record.job, trouble)
         return run_id
+
+    @staticmethod
+    def _log_files(client: Any, run_id: str, files: Mapping[str, str]) -> None:
+        if not files:
+            return
+        with tempfile.TemporaryDirectory(prefix="nightloupe-") as folder:
+            for name, location in files.items():
+                path = os.path.join(folder, name)
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                storage.write_bytes(path, storage.read_bytes(location))
+            client.log_artifacts(run_id, folder)
 
     def register(self, model: Model, name: str, alias: str, record: Record) -> str | None:
         """Deliver a fit's record with its model as artifact, as a version under an alias.

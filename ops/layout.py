@@ -76,6 +76,10 @@ class Out:
         """The metrics of a run, one row per product."""
         return storage.join(self.root, "evaluations", f"{run_id}.parquet")
 
+    def picture(self, run_id: str, product: str) -> str:
+        """Curves and scores of one product in a run, for people."""
+        return storage.join(self.root, "evaluations", run_id, f"{file_name(product)}.png")
+
     def spool(self) -> str:
         """What a tracker that was down has not heard yet."""
         return storage.join(self.root, "_spool")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import label as connected_components
-from scipy.stats import rankdata
 
 from ops.maps import LEVELS
 
@@ -16,15 +15,60 @@ Bools = npt.NDArray[np.bool_]
 _EIGHT = np.ones((3, 3), dtype=int)
 
 
-def auroc(scores: Floats, labels: Bools) -> float | None:
-    """Chance that a defective image scores above a good one, ties at half; None without both."""
-    positives = int(labels.sum())
-    negatives = len(labels) - positives
-    if not positives or not negatives:
+class Curve(NamedTuple):
+    """Points of a curve from (0, 0) that never falls, x and y in [0, 1]; straight between them."""
+
+    x: Floats
+    y: Floats
+
+    def area(self, limit: float = 1.0) -> float:
+        """Mean height for x up to `limit`, which is cut at exactly."""
+        inside = self.x <= limit
+        x, y = self.x[inside], self.y[inside]
+        end = np.interp(limit, self.x, self.y)
+        return float(np.trapezoid(np.append(y, end), np.append(x, limit)) / limit)
+
+    def area_error(self, limit: float = 1.0) -> float:
+        """How far `area` may be off if between two points the curve rose in another way.
+
+        Whatever way stays inside of their rectangle, and the straight one halves it; `limit` may
+        cut one rectangle, of which most then lies above the straight way.
+        """
+        inside = self.x <= limit
+        x, y = self.x[inside], self.y[inside]
+        found = float((np.diff(x) * np.diff(y)).sum()) / 2
+        if x[-1] < limit:
+            above = self.y[len(x)] - (y[-1] + np.interp(limit, self.x, self.y)) / 2
+            found += float((limit - x[-1]) * above)
+        return found / limit
+
+    def thinned(self, step: float = 0.001) -> Curve:
+        """Few enough points to draw: none is farther than `step` from those left."""
+        cell = np.floor((self.x + self.y) / step)
+        first = np.unique(cell, return_index=True)[1]
+        last = np.append(first[1:] - 1, len(cell) - 1)
+        kept = np.union1d(first, last)
+        return Curve(self.x[kept], self.y[kept])
+
+
+def roc(scores: Floats, labels: Bools) -> Curve | None:
+    """Share of defective images found over share of good ones called defective.
+
+    Its area is the chance that a defective image scores above a good one, ties at half (Hanley and
+    McNeil 1982). None without both kinds.
+    """
+    if labels.all() or not labels.any():
         return None
-    ranks = rankdata(scores)
-    below = float(ranks[labels].sum()) - positives * (positives + 1) / 2
-    return below / (positives * negatives)
+    start = np.unique(-scores, return_inverse=True)[1]  # descending, equal scores together
+    hits, alarms = np.bincount(start, weights=labels), np.bincount(start, weights=~labels)
+    return _rising(alarms, hits, float(hits.sum()))
+
+
+def _rising(x: npt.NDArray[Any], y: npt.NDArray[Any], top: float) -> Curve:
+    """The curve of two running sums; where nothing was added there is no point."""
+    added = (x > 0) | (y > 0)
+    x, y = np.cumsum(x[added]), np.cumsum(y[added])
+    return Curve(np.concatenate([[0.0], x / x[-1]]), np.concatenate([[0.0], y / top]))
 
 
 class Threshold(NamedTuple):
@@ -58,9 +102,13 @@ def count_regions(mask: Bools) -> int:
 class PixelHistogram:
     """Pixel metrics of any number of maps in fixed memory, merged by addition.
 
-    Maps are 16-bit images on one scale, so 65,536 bins lose nothing: results are exact for the
-    maps as published. Per grey level: good pixels, defective pixels, and the sum over defective
-    pixels of 1 / size of their region, which gives PRO (Bergmann et al. 2021, per-region overlap).
+    Maps are 16-bit images on one scale, so 65,536 bins lose nothing: the curves are exact for the
+    maps as published, with `roc().area()` the AUROC (ties at half) and `pro_curve().area(0.3)` PRO
+    (Bergmann et al. 2021, per-region overlap). Against the maps before they were rounded to grey
+    levels each area is off by at most its `area_error`.
+
+    Per grey level: good pixels, defective pixels, and the sum over defective pixels of 1 / size of
+    their region.
     """
 
     def __init__(self) -> None:
@@ -86,22 +134,16 @@ class PixelHistogram:
         self.regions += other.regions
         self.images += other.images
 
-    def auroc(self) -> float | None:
-        """Pixel AUROC over all images taken in, ties at half; None without both kinds."""
-        good, bad, _ = self.counts
+    def roc(self) -> Curve | None:
+        """Share of defective pixels found over that of good ones; None without both kinds."""
+        good, bad, _ = self.counts[:, ::-1]
         if not good.sum() or not bad.sum():
             return None
-        below = np.cumsum(good) - good
-        return float((bad * (below + good / 2)).sum() / (good.sum() * bad.sum()))
+        return _rising(good, bad, float(bad.sum()))
 
-    def pro(self, limit: float = 0.3) -> float | None:
-        """Area under per-region overlap over false positive rate up to `limit`, in [0, 1]."""
-        good, _, share = self.counts
+    def pro_curve(self) -> Curve | None:
+        """Mean share of a region that is found, over that of good pixels; None without both."""
+        good, _, share = self.counts[:, ::-1]
         if not good.sum() or not self.regions:
             return None
-        rate = np.concatenate([[0], np.cumsum(good[::-1])]) / good.sum()
-        overlap = np.concatenate([[0], np.cumsum(share[::-1])]) / self.regions
-        inside = rate <= limit
-        at_limit = np.interp(limit, rate, overlap)
-        x, y = np.append(rate[inside], limit), np.append(overlap[inside], at_limit)
-        return float(np.trapezoid(y, x) / limit)
+        return _rising(good, share, self.regions)

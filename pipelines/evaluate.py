@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ from ops import maps, metrics
 from ops.decode import DecodeSettings, decode
 from ops.failure import Failure
 from ops.fetch import FetchSettings, fetch
+from ops.figures import PRO_LIMIT, Separation
 from ops.metrics import PixelHistogram
 from ops.resize import InputSettings, binarise, resize_mask
 from pipelines.cluster import Slots
@@ -31,11 +32,21 @@ SCHEMA = pa.schema(
             ("not_scored", pa.int64(), "labelled images without a score; in no figure here"),
             ("image_auroc", pa.float64(), "null if one of the two kinds is missing"),
             ("pixel_auroc", pa.float64(), "over all pixels at the size of the maps"),
+            (
+                "pixel_auroc_error",
+                pa.float64(),
+                "rounding maps to grey levels changed at most this",
+            ),
             ("pro", pa.float64(), "per-region overlap, area up to a false positive rate of 0.3"),
+            ("pro_error", pa.float64(), "rounding maps to grey levels changed at most this"),
             ("oracle_threshold", pa.float64(), "F1-optimal on these labels, so never for use"),
             ("oracle_f1", pa.float64(), "F1 at it"),
             ("oracle_false_alarms", pa.int64(), "good images at or above it"),
             ("oracle_misses", pa.int64(), "defective images below it"),
+            ("oracle_errors", pa.int64(), "false alarms and misses at it"),
+            ("threshold", pa.float64(), "the model's own, from held-out good images; null: none"),
+            ("false_alarms", pa.int64(), "good images that the model called anomalous"),
+            ("misses", pa.int64(), "defective images that it did not"),
             ("pixel_images", pa.int64(), "images that the pixel figures rest on"),
             ("no_usable_mask", pa.int64(), "defective images left out there: no mask, or empty"),
             ("regions", pa.int64(), "connected defects in the masks at the size of the maps"),
@@ -43,12 +54,21 @@ SCHEMA = pa.schema(
             ("note", pa.string(), "why pixel figures are missing, if they are"),
         )
     ],
-    metadata={"nightloupe": "evaluation 1"},
+    metadata={"nightloupe": "evaluation 2"},
 )
+#: What a mean over products would mean nothing for.
+_NO_MEAN = ("oracle_threshold", "threshold")
 
 
 class NothingLabelled(ValueError):
     """No scored image has a label."""
+
+
+class Evaluation(NamedTuple):
+    """The table (`SCHEMA`), and what there is to draw of each product."""
+
+    table: pa.Table
+    separations: list[Separation]
 
 
 @dataclass
@@ -99,19 +119,21 @@ class ComparePixels:
 def evaluate(
     scored: pa.Table,
     labelled: pa.Table,
+    thresholds: Mapping[str, float | None],
     input_settings: InputSettings,
     fetch_settings: FetchSettings,
     slots: Slots,
     watch: Watch,
-) -> pa.Table:
-    """Metrics per product (`SCHEMA`) of a score table against an inventory's labels.
+) -> Evaluation:
+    """Metrics per product of a score table against an inventory's labels.
 
-    Rows of split `train` are left out: a detector has seen them.
+    Rows of split `train` are left out: a detector has seen them. `thresholds` are the model's.
     Raises NothingLabelled if no labelled image was scored.
     """
     test = labelled.filter(pc.is_valid(labelled["label"]))
     test = test.filter(pc.fill_null(pc.not_equal(test["split"], "train"), True))
-    scored = scored.select(["image_id", "product", "status", "score", "map_uri"])
+    columns = ["image_id", "product", "status", "score", "is_anomalous", "map_uri"]
+    scored = scored.select(columns)
     rows = scored.join(
         test.select(["image_id", "label", "mask_uri"]), "image_id", join_type="inner"
     )
@@ -122,8 +144,13 @@ def evaluate(
     ok = rows.filter(pc.equal(rows["status"], "ok"))
     pixels = _pixels(ok, ComparePixels(input_settings, fetch_settings), slots, watch)
     products = sorted(set(rows["product"].to_pylist()) - {None})
-    found = [_product(p, rows, ok, pixels.get(p)) for p in products]
-    return pa.Table.from_pylist([*found, _mean(found)], SCHEMA)
+    found, separations = [], []
+    for product in products:
+        mine = rows.filter(pc.equal(rows["product"], product))
+        seen = _separation(product, mine, thresholds.get(product), pixels.get(product))
+        separations.append(seen)
+        found.append(_figures(seen, mine, pixels.get(product)))
+    return Evaluation(pa.Table.from_pylist([*found, _mean(found)], SCHEMA), separations)
 
 
 @ray.remote
@@ -155,51 +182,81 @@ def _pixels(ok: pa.Table, compare: ComparePixels, slots: Slots, watch: Watch) ->
     return found
 
 
-def _product(product: str, rows: pa.Table, ok: pa.Table, pixels: _Pixels | None) -> dict[str, Any]:
-    mine = ok.filter(pc.equal(ok["product"], product))
-    all_rows = pc.sum(pc.equal(rows["product"], product)).as_py()
-    labels = mine["label"].to_numpy() == 1
-    values = mine["score"].to_numpy()
-    best = metrics.best_f1(values, labels)
+def _separation(
+    product: str, rows: pa.Table, threshold: float | None, pixels: _Pixels | None
+) -> Separation:
+    ok = rows.filter(pc.equal(rows["status"], "ok"))
+    labels = ok["label"].to_numpy() == 1
+    values = ok["score"].to_numpy()
+    histogram = pixels.histogram if pixels else PixelHistogram()
+    return Separation(
+        product,
+        good=values[~labels],
+        defective=values[labels],
+        threshold=threshold,
+        image_roc=metrics.roc(values, labels),
+        pixel_roc=histogram.roc(),
+        pro=histogram.pro_curve(),
+    )
+
+
+def _figures(seen: Separation, rows: pa.Table, pixels: _Pixels | None) -> dict[str, Any]:
+    """A product's row of the table."""
+    ok = rows.filter(pc.equal(rows["status"], "ok"))
     out: dict[str, Any] = {
-        "product": product,
-        "good": int((~labels).sum()),
-        "defective": int(labels.sum()),
-        "not_scored": all_rows - len(mine),
-        "image_auroc": metrics.auroc(values, labels),
+        "product": seen.product,
+        "good": len(seen.good),
+        "defective": len(seen.defective),
+        "not_scored": len(rows) - len(ok),
+        "image_auroc": seen.image_roc and seen.image_roc.area(),
+        "threshold": seen.threshold,
     }
-    if best:
-        out |= {
-            "oracle_threshold": best.threshold,
-            "oracle_f1": best.f1,
-            "oracle_false_alarms": best.false_alarms,
-            "oracle_misses": best.misses,
-        }
+    out |= _oracle(ok) | _calls(ok)
     if pixels is None:
-        out["note"] = "no masks" if not _has_masks(mine) else "maps are missing: score --maps all"
+        masked = ok["mask_uri"].null_count < len(ok)
+        out["note"] = "maps are missing: score --maps all" if masked else "no masks"
         return out
-    histogram = pixels.histogram
     return out | {
-        "pixel_auroc": histogram.auroc(),
-        "pro": histogram.pro(),
-        "pixel_images": histogram.images,
+        "pixel_auroc": seen.pixel_roc and seen.pixel_roc.area(),
+        "pixel_auroc_error": seen.pixel_roc and seen.pixel_roc.area_error(),
+        "pro": seen.pro and seen.pro.area(PRO_LIMIT),
+        "pro_error": seen.pro and seen.pro.area_error(PRO_LIMIT),
+        "pixel_images": pixels.histogram.images,
         "no_usable_mask": pixels.unusable,
-        "regions": histogram.regions,
+        "regions": pixels.histogram.regions,
         "regions_drawn": pixels.regions_drawn,
     }
 
 
-def _has_masks(rows: pa.Table) -> bool:
-    return bool(rows["mask_uri"].null_count < len(rows))
+def _oracle(ok: pa.Table) -> dict[str, Any]:
+    best = metrics.best_f1(ok["score"].to_numpy(), ok["label"].to_numpy() == 1)
+    if best is None:
+        return {}
+    errors = best.false_alarms + best.misses
+    return {f"oracle_{k}": v for k, v in best._asdict().items()} | {"oracle_errors": errors}
+
+
+def _calls(ok: pa.Table) -> dict[str, Any]:
+    """Errors of what the model called anomalous; nothing if it was not calibrated."""
+    if ok["is_anomalous"].null_count:
+        return {}
+    called = ok["is_anomalous"].to_numpy()
+    bad = ok["label"].to_numpy() == 1
+    return {"false_alarms": int((called & ~bad).sum()), "misses": int((~called & bad).sum())}
 
 
 def _mean(products: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Unweighted means of rates, sums of counts; a mean over fewer products says so."""
+    """Unweighted means of rates, sums of counts; what rests on fewer products is noted."""
     out: dict[str, Any] = {"product": "mean"}
+    fewer = []
     for field in SCHEMA:
         values = [p[field.name] for p in products if p.get(field.name) is not None]
-        if pa.types.is_integer(field.type):
-            out[field.name] = sum(values)
-        elif pa.types.is_floating(field.type) and field.name != "oracle_threshold" and values:
-            out[field.name] = float(np.mean(values))
+        if field.name in _NO_MEAN or pa.types.is_string(field.type) or not values:
+            continue
+        out[field.name] = sum(values) if pa.types.is_integer(field.type) else float(np.mean(values))
+        rate = pa.types.is_floating(field.type) and not field.name.endswith("_error")
+        if rate and len(values) < len(products):
+            fewer.append(f"{field.name} {len(values)}")
+    if fewer:
+        out["note"] = f"of {len(products)} products only these count: {', '.join(fewer)}"
     return out

@@ -125,5 +125,9 @@ def described(run: Run, fetch: FetchSettings, started: datetime.datetime) -> dic
         "input": asdict(card.input),
         "fetch": asdict(fetch),
         "false_alarm_rate": card.false_alarm_rate,
+        "thresholds": {
+            name: product.calibration.threshold(card.false_alarm_rate)
+            for name, product in card.products.items()
+        },
         "started": started.isoformat(timespec="seconds"),
     }

@@ -110,7 +110,7 @@ def night(cluster, tmp_path_factory):
         assert fit.main([*to_fit, *tiny_fit(), "--backbone.weights", weights]) == 0
         storage.remove_file(f"{bucket}/parts/{GONE}")
         assert score.main(to_score) == 0
-        assert evaluate.main(["--out", out]) == 0
+        assert evaluate.main(["--out", out, "--published", "mvtec/patchcore-1"]) == 0
         before = objects(bucket)
         assert score.main(to_score) == 0
         after = objects(bucket)
@@ -180,6 +180,15 @@ def test_the_model_holds_the_weights_it_was_given(night):
     assert set(model.products) == {"washer", "fabric"}
     given = storage.read_bytes(model.card.backbone.weights)
     assert model.backbone["features.0.weight"].numpy().tobytes() in given
+
+
+def test_curves_are_drawn_and_lie_in_the_tracker_too(night):
+    places = [night.out.picture(night.record["run_id"], name) for name in ("fabric", "washer")]
+    drawn = [storage.read_bytes(place) for place in places]
+    assert all(png.startswith(b"\x89PNG") for png in drawn)
+    kept = sorted(night.tracker.rglob("artifacts/curves/*.png"))
+    assert [png.read_bytes() for png in kept] == drawn
+    assert "published: mvtec/patchcore-1, Roth et al., CVPR 2022" in night.said
 
 
 def test_both_products_are_evaluated_with_pixels(night):

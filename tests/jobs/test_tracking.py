@@ -59,6 +59,25 @@ def test_params_metrics_and_tags_of_a_job_arrive(out):
     assert spooled(out) == []
 
 
+def test_files_of_a_job_arrive_as_artifacts_and_lost_ones_fail_nothing(out, tmp_path, heard):
+    (tmp_path / "a.png").write_bytes(b"a picture")
+    with Tracker(out).run("draws", {}) as record:
+        record.files["curves/a.png"] = str(tmp_path / "a.png")
+    with Tracker(out).run("loses", {}) as record:
+        record.metrics["images"] = 1
+        record.files["curves/b.png"] = str(tmp_path / "b.png")
+    (drawn,), (lost,) = runs(out, "draws"), runs(out, "loses")
+    client = MlflowClient(Tracker(out).uri)
+    fetched = client.download_artifacts(drawn.info.run_id, "curves/a.png", str(tmp_path))
+    with open(fetched, "rb") as file:
+        assert file.read() == b"a picture"
+    assert lost.data.metrics == {"images": 1.0}
+    assert lost.info.status == "FINISHED"
+    assert client.list_artifacts(lost.info.run_id) == []
+    assert "files of loses were not delivered" in heard.getvalue()
+    assert spooled(out) == []
+
+
 def test_a_job_that_fails_is_recorded_as_failed_and_still_fails(out):
     def job():
         with Tracker(out).run("fails", {}) as record:
@@ -142,6 +161,8 @@ def test_a_tracker_that_is_down_is_told_later(tmp_path, monkeypatch, free_port, 
     with Tracker(out).run("night", settings) as record:
         record.metrics["images"] = 7
         record.tags["source"] = f"ftp://ann:{PASSWORD}@store"
+        (tmp_path / "a.png").write_bytes(b"a picture")
+        record.files["curves/a.png"] = str(tmp_path / "a.png")
     assert time.monotonic() - started < 15
     with pytest.raises(FileNotFoundError) as unknown:
         Tracker(out).fetch_model("models:/bolts@champion", str(tmp_path))
@@ -164,6 +185,8 @@ def test_a_tracker_that_is_down_is_told_later(tmp_path, monkeypatch, free_port, 
     assert run.data.params == {"archive": "https://***@store/parts", "slots.cpus": "1.0"}
     assert run.data.metrics == {"images": 7.0}
     assert run.info.start_time == kept["started_ms"]
+    (delivered,) = MlflowClient(Tracker(out).uri).list_artifacts(run.info.run_id, "curves")
+    assert delivered.path == "curves/a.png"
     assert len(runs(out, "next night")) == 1
 
 

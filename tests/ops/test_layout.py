@@ -56,3 +56,10 @@ def test_paths_of_a_run_are_those_of_the_design():
     assert out.run("r1") == "s3://b/out/runs/r1.json"
     assert out.part("r1", 7) == "s3://b/out/_work/r1/part-00007.parquet"
     assert out.work() == "s3://b/out/_work"
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_a_picture_lies_in_its_runs_own_folder(product):
+    folder, _, name = layout.Out("out").picture("2026-11-20-abc", product).rpartition("/")
+    assert folder == "out/evaluations/2026-11-20-abc"
+    assert name.endswith(".png")

@@ -2,10 +2,11 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from scipy.ndimage import label
-from sklearn.metrics import roc_auc_score
+from scipy.ndimage import gaussian_filter, label
+from sklearn.metrics import roc_auc_score, roc_curve
 
-from ops.metrics import PixelHistogram, auroc, best_f1
+from ops.maps import Scale
+from ops.metrics import Curve, PixelHistogram, best_f1, roc
 
 
 def sample(seed: int, n: int = 200, values: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -20,14 +21,24 @@ def sample(seed: int, n: int = 200, values: int | None = None) -> tuple[np.ndarr
 @pytest.mark.parametrize("seed", range(4))
 def test_auroc_is_that_of_scikit_learn(seed, values):
     scores, labels = sample(seed, values=values)
-    assert auroc(scores, labels) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+    found = roc(scores, labels).area()
+    assert found == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+
+
+@pytest.mark.parametrize("values", [None, 3])
+def test_the_curve_of_images_is_that_of_scikit_learn(values):
+    scores, labels = sample(0, values=values)
+    x, y, _ = roc_curve(labels, scores, drop_intermediate=False)
+    found = roc(scores, labels)
+    assert np.allclose(found.x, x, atol=1e-12)
+    assert np.allclose(found.y, y, atol=1e-12)
 
 
 def test_auroc_of_equal_scores_is_a_half_and_of_one_kind_nothing():
-    assert auroc(np.ones(4), np.array([True, False, True, False])) == 0.5
-    assert auroc(np.ones(4), np.ones(4, bool)) is None
-    assert auroc(np.ones(4), np.zeros(4, bool)) is None
-    assert auroc(np.ones(0), np.zeros(0, bool)) is None
+    assert roc(np.ones(4), np.array([True, False, True, False])).area() == 0.5
+    assert roc(np.ones(4), np.ones(4, bool)) is None
+    assert roc(np.ones(4), np.zeros(4, bool)) is None
+    assert roc(np.ones(0), np.zeros(0, bool)) is None
 
 
 @pytest.mark.parametrize("values", [None, 1, 3])
@@ -87,7 +98,7 @@ def test_pixel_auroc_is_that_of_scikit_learn_over_all_pixels(levels):
     maps = drawn(0, levels=levels)
     pixels = np.concatenate([m.ravel() for m, _ in maps])
     truth = np.concatenate([mask.ravel() for _, mask in maps])
-    assert histogram(maps).auroc() == pytest.approx(roc_auc_score(truth, pixels), abs=1e-12)
+    assert histogram(maps).roc().area() == pytest.approx(roc_auc_score(truth, pixels), abs=1e-12)
 
 
 def slow_pro(maps: Maps, limit: float) -> float:
@@ -98,7 +109,7 @@ def slow_pro(maps: Maps, limit: float) -> float:
         regions += [(number, labels == region) for region in range(1, count + 1)]
     negatives = sum((~mask).sum() for _, mask in maps)
     curve = [(0.0, 0.0)]
-    for t in sorted({int(v) for levels, _ in maps for v in levels.ravel()}, reverse=True):
+    for t in sorted({v for levels, _ in maps for v in levels.ravel().tolist()}, reverse=True):
         alarms = sum(((levels >= t) & ~mask).sum() for levels, mask in maps)
         overlaps = [(maps[n][0] >= t)[region].mean() for n, region in regions]
         curve.append((alarms / negatives, float(np.mean(overlaps))))
@@ -115,14 +126,16 @@ def slow_pro(maps: Maps, limit: float) -> float:
 @pytest.mark.parametrize("levels", [4, 60])
 def test_pro_is_that_of_following_its_definition(limit, levels):
     maps = drawn(1, levels=levels)
-    assert histogram(maps).pro(limit) == pytest.approx(slow_pro(maps, limit), abs=1e-12)
+    assert histogram(maps).pro_curve().area(limit) == pytest.approx(
+        slow_pro(maps, limit), abs=1e-12
+    )
 
 
 def test_pro_of_a_perfect_map_is_one_and_of_an_inverted_one_is_zero():
     maps = [(np.where(mask, 60_000, 10).astype(np.uint16), mask) for _, mask in drawn(2)]
-    assert histogram(maps).pro() == pytest.approx(1)
+    assert histogram(maps).pro_curve().area(0.3) == pytest.approx(1)
     inverted = [(np.where(mask, 10, 60_000).astype(np.uint16), mask) for _, mask in maps]
-    assert histogram(inverted).pro() == pytest.approx(0)
+    assert histogram(inverted).pro_curve().area(0.3) == pytest.approx(0)
 
 
 def test_a_small_region_counts_as_much_as_a_large_one():
@@ -131,7 +144,7 @@ def test_a_small_region_counts_as_much_as_a_large_one():
     found = np.zeros((20, 20), np.uint16)
     found[2:12, 2:12] = 9
     # Half of the regions at no false alarm, then straight to all of them at every false alarm.
-    assert histogram([(found, mask)]).pro(1.0) == pytest.approx(0.75)
+    assert histogram([(found, mask)]).pro_curve().area() == pytest.approx(0.75)
 
 
 def test_regions_touch_at_corners():
@@ -148,13 +161,61 @@ def test_merging_shards_gives_the_same_as_all_at_once():
     whole = histogram(maps)
     assert np.allclose(merged.counts, whole.counts, rtol=1e-12)
     assert (merged.images, merged.regions) == (6, whole.regions)
-    assert merged.pro() == pytest.approx(whole.pro(), abs=1e-12)
-    assert merged.auroc() == whole.auroc()
+    assert merged.pro_curve().area(0.3) == pytest.approx(whole.pro_curve().area(0.3), abs=1e-12)
+    assert merged.roc().area() == whole.roc().area()
 
 
 def test_without_defective_pixels_there_are_no_pixel_metrics():
     good = histogram([(np.zeros((4, 4), np.uint16), np.zeros((4, 4), bool))])
-    assert (good.auroc(), good.pro()) == (None, None)
+    assert (good.roc(), good.pro_curve()) == (None, None)
     bad = histogram([(np.zeros((4, 4), np.uint16), np.ones((4, 4), bool))])
-    assert (bad.auroc(), bad.pro()) == (None, None)
-    assert (PixelHistogram().auroc(), PixelHistogram().pro()) == (None, None)
+    assert (bad.roc(), bad.pro_curve()) == (None, None)
+    assert (PixelHistogram().roc(), PixelHistogram().pro_curve()) == (None, None)
+
+
+def exact_and_rounded(seed: int, levels: int) -> tuple[list, PixelHistogram]:
+    """Maps of float32 values, and the histogram of the same rounded to few grey levels."""
+    rng = np.random.default_rng(seed)
+    exact = []
+    for _, mask in drawn(seed, count=6, size=14):
+        values = rng.normal(size=mask.shape) + 1.2 * gaussian_filter(mask.astype(float), 1)
+        exact.append((values.astype(np.float32), mask))
+    scale = Scale(-3.0, 6.0 / (levels - 1))  # some values lie beyond its ends
+    rounded = [(scale.levels(v).clip(0, levels - 1), mask) for v, mask in exact]
+    return exact, histogram(rounded)
+
+
+@pytest.mark.parametrize("levels", [2, 3, 8, 40, 65536])
+@pytest.mark.parametrize("seed", range(3))
+def test_rounding_to_grey_levels_changes_areas_by_no_more_than_their_error(seed, levels):
+    exact, found = exact_and_rounded(seed, levels)
+    values = np.concatenate([v.ravel() for v, _ in exact])
+    truth = np.concatenate([mask.ravel() for _, mask in exact])
+    good, bad, _ = found.counts
+    error = found.roc().area_error()
+    assert error == pytest.approx((good / good.sum() * bad / bad.sum()).sum() / 2, abs=1e-15)
+    assert abs(found.roc().area() - roc_auc_score(truth, values)) <= error + 1e-12
+    for limit in (0.05, 0.3):
+        off = abs(found.pro_curve().area(limit) - slow_pro(exact, limit))
+        assert off <= found.pro_curve().area_error(limit) + 1e-12
+
+
+def test_the_error_is_small_for_maps_as_published_and_reached_at_worst():
+    assert exact_and_rounded(0, 65536)[1].roc().area_error() < 1e-4
+    # All on one grey level: the true area may be 0 or 1, and the straight line says a half.
+    flat = histogram([(np.zeros_like(levels), mask) for levels, mask in drawn(0)])
+    assert (flat.roc().area(), flat.roc().area_error()) == (0.5, 0.5)
+    # Up to a rate of 0.2 the true area may be 0 to 1; the straight line says 0.1.
+    assert flat.pro_curve().area(0.2) == pytest.approx(0.1)
+    assert flat.pro_curve().area_error(0.2) == pytest.approx(0.9)
+
+
+def test_a_curve_thinned_for_drawing_stays_within_a_step():
+    whole = exact_and_rounded(1, 65536)[1].roc()
+    few = whole.thinned(0.02)
+    assert len(few.x) <= 2 * (2 / 0.02 + 1) < len(whole.x)
+    assert (few.x[0], few.y[0], few.x[-1], few.y[-1]) == (0, 0, 1, 1)
+    gap = np.abs(np.stack(whole)[:, :, None] - np.stack(few)[:, None]).max(axis=0).min(axis=1)
+    assert gap.max() <= 0.02
+    corner = Curve(np.array([0.0, 0.0, 1.0]), np.array([0.0, 1.0, 1.0]))
+    assert np.array_equal(np.stack(corner.thinned()), np.stack(corner))

@@ -266,10 +266,17 @@ def test_an_image_that_kills_its_workers_becomes_a_row_and_the_others_are_scored
     assert [r for r in comparable(found).to_pylist() if r["image_id"] in set(survivors)] == expected
 
 
+def evaluated(world, table, thresholds):
+    """The evaluation of a table of the world's images."""
+    labelled, fetched = world.inventory.read(), FetchSettings()
+    size = InputSettings(64)
+    return evaluate.evaluate(table, labelled, thresholds, size, fetched, SLOTS, nothing)
+
+
 def test_metrics_come_from_the_published_table_and_maps(world):
-    found = evaluate.evaluate(
-        world.table, world.inventory.read(), InputSettings(64), FetchSettings(), SLOTS, nothing
-    ).to_pylist()
+    thresholds = storage.read_json(world.out.run(world.run.run_id))["thresholds"]
+    evaluation = evaluated(world, world.table, thresholds)
+    found = evaluation.table.to_pylist()
     assert [row["product"] for row in found] == ["fabric", "washer", "mean"]
     washer = found[1]
     # Broken files lie among the good ones; they are counted, and in no figure.
@@ -278,6 +285,13 @@ def test_metrics_come_from_the_published_table_and_maps(world):
     assert washer["pixel_auroc"] > 0.8
     assert washer["pixel_images"] == 8
     assert washer["regions"] == washer["regions_drawn"] == 4
+    # The threshold on record is the one that the rows were called anomalous by.
+    seen = next(s for s in evaluation.separations if s.product == "washer")
+    assert washer["threshold"] == seen.threshold
+    assert washer["false_alarms"] == (seen.good > seen.threshold).sum()
+    assert washer["misses"] == (seen.defective <= seen.threshold).sum()
+    assert 0 < washer["pixel_auroc_error"] < 1e-3
+    assert seen.pixel_roc.area() == washer["pixel_auroc"]
     assert found[2]["image_auroc"] == pytest.approx(
         (found[0]["image_auroc"] + washer["image_auroc"]) / 2
     )
@@ -288,9 +302,7 @@ def test_pixel_figures_are_left_out_when_maps_are_missing(world):
     uri = world.table["map_uri"].to_pylist()
     uri[next(i for i, value in enumerate(uri) if value)] = None
     table = world.table.set_column(where, "map_uri", pa.array(uri))
-    found = evaluate.evaluate(
-        table, world.inventory.read(), InputSettings(64), FetchSettings(), SLOTS, nothing
-    ).to_pylist()
+    found = evaluated(world, table, {}).table.to_pylist()
     assert found[0]["pixel_auroc"] is None
     assert "maps are missing" in found[0]["note"]
     assert found[1]["pixel_auroc"] is not None

@@ -1,0 +1,47 @@
+"""Published figures of methods on public data sets, to print beside ours."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+FILE = Path(__file__).parents[1] / "deploy" / "published.toml"
+
+
+@dataclass(frozen=True)
+class Published:
+    """Means over the products of a data set; None where nothing was published."""
+
+    name: str
+    source: str
+    products: int
+    image_auroc: float | None = None
+    pixel_auroc: float | None = None
+    pro: float | None = None
+    oracle_errors: int | None = None
+
+
+def read() -> dict[str, Published]:
+    """All that is on file, by `data set/preset`."""
+    content = tomllib.loads(FILE.read_text(encoding="utf-8"))
+    return {
+        (name := f"{data_set}/{preset}"): Published(name, products=rows["products"], **figures)
+        for data_set, rows in content.items()
+        for preset, figures in rows.items()
+        if preset != "products"
+    }
+
+
+def published(name: str) -> Published:
+    """The figures of `data set/preset`, or of a preset that was published for one data set alone.
+
+    Raises ValueError with the known names.
+    """
+    known = read()
+    found = [row for key, row in known.items() if name in {key, key.partition("/")[2]}]
+    if len(found) != 1:
+        names = [row.name for row in found] or list(known)
+        what = "is published for several data sets" if found else "is not on file"
+        raise ValueError(f"published {name!r} {what}; choose one of: {', '.join(names)}")
+    return found[0]

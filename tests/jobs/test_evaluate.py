@@ -1,0 +1,60 @@
+import pyarrow as pa
+
+from jobs.evaluate import tell
+from jobs.published import published
+from pipelines.evaluate import SCHEMA
+
+BOLT = {
+    "product": "a_product_of_a_long_name",
+    "good": 12345,
+    "defective": 1234,
+    "image_auroc": 0.98765,
+    "pixel_auroc": 0.5,
+    "pixel_auroc_error": 1.2e-6,
+    "pro": 0.93,
+    "pro_error": 2e-6,
+    "oracle_f1": 0.95,
+    "oracle_false_alarms": 5,
+    "oracle_misses": 7,
+    "oracle_errors": 12,
+    "false_alarms": 123,
+    "misses": 10,
+}
+BARE = {"product": "nut", "good": 3, "defective": 0, "note": "no masks"}
+
+
+def said(capsys, *rows: dict, theirs: str = "") -> list[str]:
+    tell(pa.Table.from_pylist(list(rows), SCHEMA), published(theirs) if theirs else None)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_the_table_ends_with_the_mean_and_fits_a_page(capsys):
+    lines = said(capsys, BOLT, BARE, BOLT | {"product": "mean"}, theirs="mvtec/patchcore-1")
+    assert [line.split()[0] for line in lines[:5]] == [
+        *("product", "a_product_of_a_l", "nut", "mean", "published")
+    ]
+    assert max(map(len, lines)) <= 100
+    assert len({len(line) for line in lines[:5]}) == 1
+
+
+def test_a_row_holds_rates_and_both_kinds_of_errors_and_dashes_for_what_is_unknown(capsys):
+    _, bolt, nut, *_ = said(capsys, BOLT, BARE, BOLT | {"product": "mean"})
+    figures = "12345 1234 0.9877 0.5000 0.9300 0.9500 12 = 5 + 7 133 = 123 + 10"
+    assert bolt.split()[1:] == figures.split()
+    assert nut.split() == ["nut", "3", "0", "-", "-", "-", "-", "-", "-"]
+
+
+def test_published_figures_stand_below_the_mean_with_dashes_where_there_are_none(capsys):
+    lines = said(capsys, BOLT, BOLT | {"product": "mean"}, theirs="mtd/patchcore-10")
+    assert lines[3].split() == ["published", "0.979", "-", "-", "-", "-", "-"]
+    assert lines[4] == "published: mtd/patchcore-10, Roth et al., CVPR 2022"
+    lines = said(capsys, BOLT, BOLT | {"product": "mean"}, theirs="mvtec/patchcore-1")
+    assert lines[3].split() == ["published", "0.990", "0.980", "0.931", "-", "49", "-"]
+    assert lines[4].endswith("a mean over 15 products; ours is over 1")
+
+
+def test_the_error_of_grey_levels_and_notes_are_said(capsys):
+    lines = said(capsys, BOLT, BARE, BOLT | {"product": "mean", "note": "of 2 only 1"})
+    assert any("pixel AUROC by at most 1.2e-06, PRO by 2.0e-06" in line for line in lines)
+    assert lines[-2:] == ["nut: no masks", "mean: of 2 only 1"]
+    assert not any("grey levels" in line for line in said(capsys, BARE, BARE))

@@ -1,0 +1,87 @@
+import io
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from ops import figures
+from ops.figures import Separation
+from ops.metrics import PixelHistogram, roc
+
+
+def separation(product: str = "bolt", threshold: float | None = 0.5) -> Separation:
+    rng = np.random.default_rng(0)
+    good, bad = rng.normal(size=50), rng.normal(size=30) + 1
+    mask = np.zeros((40, 40), bool)
+    mask[5:15, 5:25] = True
+    pixels = PixelHistogram()
+    levels = 20_000 * (rng.normal(size=mask.shape) + mask + 4) / 4
+    pixels.add(levels.clip(0, 65535).astype(np.uint16), mask)
+    scores, labels = np.concatenate([good, bad]), np.repeat([False, True], [50, 30])
+    curves = (roc(scores, labels), pixels.roc(), pixels.pro_curve())
+    return Separation(product, good, bad, threshold, *curves)
+
+
+@pytest.fixture
+def panels(monkeypatch):
+    """Draws, and returns the picture's panels."""
+    drawn = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *a, **k: (drawn.append(self), save(self, *a, **k))
+    )
+
+    def draw(found: Separation):
+        figures.draw(found)
+        return drawn[-1].axes
+
+    return draw
+
+
+def words(panel) -> list[str]:
+    legend = panel.get_legend()
+    return [text.get_text() for text in (legend.get_texts() if legend else panel.texts)]
+
+
+def test_a_picture_shows_the_curves_and_names_their_areas(panels):
+    found = separation()
+    first, second, _ = panels(found)
+    for line, curve in zip(first.lines, (found.image_roc, found.pixel_roc), strict=False):
+        assert np.trapezoid(line.get_ydata(), line.get_xdata()) == pytest.approx(
+            curve.area(), abs=0.002
+        )
+    assert words(first) == [
+        f"images: AUROC {found.image_roc.area():.4f}",
+        f"pixels: AUROC {found.pixel_roc.area():.4f}",
+    ]
+    assert words(second) == [f"AUPRO up to 0.3: {found.pro.area(0.3):.4f}"]
+    assert second.get_xlim() == (0, 0.3)
+
+
+def test_a_picture_counts_the_images_of_both_kinds_beside_the_models_threshold(panels):
+    found = separation()
+    scores = panels(found)[2]
+    heights = [sum(bar.get_height() for bar in bars) for bars in scores.containers]
+    assert heights == [50, 30]
+    assert words(scores) == ["50 good", "30 defective", "the model's threshold 0.5"]
+    assert list(scores.lines[0].get_xdata()) == [0.5, 0.5]
+    assert not panels(separation(threshold=None))[2].lines
+
+
+def test_what_is_not_known_is_said(panels):
+    one_kind = Separation("bolt", np.ones(3), np.zeros(0), None, None)
+    first, second, scores = panels(one_kind)
+    assert words(first) == words(second) == ["not known"]
+    assert words(scores) == ["3 good", "0 defective"]
+    assert panels(Separation("bolt", np.zeros(0), np.zeros(0), None, None))
+
+
+@pytest.mark.filterwarnings("error")
+def test_any_name_can_stand_above_a_picture_and_equal_figures_give_equal_bytes():
+    name = "$x_{1 größe <1>\n日本"
+    png = figures.draw(separation(name))
+    assert png == figures.draw(separation(name))
+    with Image.open(io.BytesIO(png)) as image:
+        image.load()
+        assert image.format == "PNG"

@@ -94,6 +94,8 @@ def start(job: Callable[[Sequence[str]], int]) -> NoReturn:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+    # It tells, as a warning, that it looks for fonts on its first day.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     try:
         code = job(sys.argv[1:])
     except MENDABLE as error:

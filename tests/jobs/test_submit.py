@@ -139,7 +139,7 @@ def night(head, tmp_path_factory):
         ),
         "fit": head.submit("fit", *given, model, *tiny_fit()),
         "score": head.submit("score", *given, "models:/nightloupe@champion", "--maps", "all"),
-        "evaluate": head.submit("evaluate", "--out", out),
+        "evaluate": head.submit("evaluate", "--out", out, "--published", "patchcore-1"),
     }
     return Night(Out(out), ended)
 
@@ -156,6 +156,7 @@ def test_logs_hold_words_for_people_and_no_noise(night):
     assert "34 ok" in logs["score"]
     assert "1 unreadable" in logs["score"]
     assert "mean" in logs["evaluate"]
+    assert "published: mvtec/patchcore-1" in logs["evaluate"]
     noise = ("Warning", "WARNING", "Traceback", "(pid=", "Dataset")
     for name, log in logs.items():
         said = log.split("Running entrypoint")[1].split("---")[0]

@@ -38,6 +38,9 @@ class DifferNetSettings(TrainingSettings):
     """Width of the three hidden layers of its subnets."""
     standardise: bool = False
     """Give the flow features of mean 0 and variance 1 over the good images; only for `cached`."""
+    noise: float = 0.0
+    """Standard deviation of noise on training features, in those of the features (standardised);
+    it keeps a flow of few images from learning them by heart."""
     transforms: int = 4
     """Turned views of an image in each epoch."""
     features: Literal["cached", "online"] = "cached"
@@ -62,6 +65,8 @@ class DifferNetSettings(TrainingSettings):
         """Refuse what does not go together."""
         if self.standardise and self.features == "online":
             raise ValueError("standardise needs features = cached: online ones are not kept")
+        if self.noise and not self.standardise:
+            raise ValueError(f"noise {self.noise} is a share of a spread; it needs standardise")
 
 
 class DifferNet(Trained):
@@ -172,7 +177,11 @@ class DifferNet(Trained):
             generator = self.generator("epoch", epoch, row)
             if self.settings.features == "cached":
                 order = torch.randperm(len(sample), generator=generator)
-                found.append(sample[order[:count]].to(device))
+                vectors = sample[order[:count]]
+                if self.settings.noise:
+                    noise = torch.randn(vectors.shape, generator=generator)
+                    vectors = vectors + self.settings.noise * self.network.flow.std.cpu() * noise
+                found.append(vectors.to(device))
             else:
                 with torch.no_grad():
                     found.append(self._turned(from_sixteen(sample).to(device), count, generator))

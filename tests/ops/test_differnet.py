@@ -9,12 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
+from sklearn.metrics import roc_auc_score
 from torchvision.transforms.functional import rotate
 
 from ops.differnet import DifferNet, DifferNetSettings, from_sixteen, rotated, to_sixteen
 from ops.group import Alone
 from ops.method import Notes
-from ops.metrics import auroc
 
 SMALL = {"blocks": 2, "hidden": 16, "scales": 2, "views": 6, "epochs": 2, "score_transforms": 6}
 
@@ -100,6 +100,15 @@ def test_standardised_features_have_mean_zero_and_variance_one(backbone, images)
     )
 
 
+def test_noise_is_as_large_as_asked_and_follows_from_the_seed(backbone, images):
+    detector = fitted(backbone, images, standardise=True, noise=0.5)
+    sample = [(0, detector._turned(images[0], 6, detector.generator("views", 0)))]
+    order = torch.randperm(6, generator=detector.generator("epoch", 1, 0))
+    noise = (detector.inputs(sample, 1) - sample[0][1][order[:4]]) / detector.network.flow.std
+    assert float(noise.std()) == pytest.approx(0.5, rel=0.1)
+    assert torch.equal(detector.inputs(sample, 1), detector.inputs(sample, 1))
+
+
 def test_brightness_and_contrast_vary_when_asked_to(backbone, images):
     plain, varied = (
         DifferNet(DifferNetSettings(**SMALL, **jitter), backbone).sample(images[0], 0)
@@ -155,4 +164,4 @@ def test_discs_among_squares_are_found(backbone):
         backbone, images[:16], maps="none", views=16, epochs=40, batch=8, lr=2e-3, standardise=True
     )
     scores = detector.score(images[16:]).image.double().numpy()
-    assert auroc(scores, np.array([False] * 8 + [True] * 8)) == 1.0
+    assert roc_auc_score([0] * 8 + [1] * 8, scores) == 1.0

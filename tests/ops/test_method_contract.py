@@ -29,6 +29,7 @@ SMALL = {
         "batch": 3,
         "lr": 3e-3,
     },
+    "spade": {"retrieved": 3},
 }
 BLOBS = [(20, 40), (45, 18), (32, 32)]
 GOOD = 7
@@ -238,5 +239,5 @@ def test_an_image_whose_features_are_no_numbers_spoils_neither_fit_nor_neighbour
 
 
 def test_an_unknown_method_is_refused_with_the_known():
-    with pytest.raises(ValueError, match="unknown method 'patchcroe'; known: patchcore"):
+    with pytest.raises(ValueError, match="unknown method 'patchcroe'; known: patchcore, spade"):
         method_named("patchcroe")

@@ -59,6 +59,17 @@ def test_params_metrics_and_tags_of_a_job_arrive(out):
     assert spooled(out) == []
 
 
+def test_curves_arrive_epoch_by_epoch_however_long_they_are(out):
+    curve = [1 / epoch for epoch in range(1, 1203)]
+    with Tracker(out).run("curves", {}) as record:
+        record.curves["product_0.loss_by_epoch"] = curve
+    (run,) = runs(out, "curves")
+    client = MlflowClient(Tracker(out).uri)
+    points = client.get_metric_history(run.info.run_id, "product_0.loss_by_epoch")
+    assert [point.value for point in sorted(points, key=lambda point: point.step)] == curve
+    assert {point.step for point in points} == set(range(1, 1203))
+
+
 def test_files_of_a_job_arrive_as_artifacts_and_lost_ones_fail_nothing(out, tmp_path, heard):
     (tmp_path / "a.png").write_bytes(b"a picture")
     with Tracker(out).run("draws", {}) as record:

@@ -83,9 +83,9 @@ class Trained(Method):
     def gather(self, images: Tensor, rows: Tensor) -> None:
         """Keep a sample of every image."""
         for image, row in zip(images, rows.tolist(), strict=True):
-            sample = self.sample(image, row)
             self._images += 1
-            if torch.isfinite(sample.float()).all():
+            sample = self.sample(image, row) if torch.isfinite(image).all() else None
+            if sample is not None and torch.isfinite(sample.float()).all():
                 self._samples[row] = sample
             else:
                 self._dropped += 1

@@ -27,6 +27,13 @@ class Group(ABC):
         """Every rank's tensor, in order of rank; first dimensions may differ, also be zero."""
 
     @abstractmethod
+    def all_to_all(self, tensors: list[Tensor]) -> list[Tensor]:
+        """One tensor for each rank out, one from each rank in; first dimensions may differ.
+
+        The others are those of what this rank keeps for itself, of which there may be none.
+        """
+
+    @abstractmethod
     def all_reduce(self, tensor: Tensor, reduction: Reduction = "sum") -> Tensor:
         """Element-wise over all ranks; shapes must be equal."""
 
@@ -44,6 +51,10 @@ class Alone(Group):
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
         """Only its own."""
         return [tensor]
+
+    def all_to_all(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Its own."""
+        return tensors
 
     def all_reduce(self, tensor: Tensor, reduction: Reduction = "sum") -> Tensor:  # noqa: ARG002
         """Itself."""
@@ -77,6 +88,20 @@ class Distributed(Group):
         if longest:
             dist.all_gather(out, padded, group=self._group)
         return [part[: int(n)] for part, n in zip(out, lengths, strict=True)]
+
+    def all_to_all(self, tensors: list[Tensor]) -> list[Tensor]:
+        """In turns: to the next rank and from the one before, then to the one after next."""
+        lengths = torch.stack(self.all_gather(torch.tensor([len(part) for part in tensors])))
+        out, own = list(tensors), tensors[self.rank]
+        for step in range(1, self.size):
+            there, here = (self.rank + step) % self.size, (self.rank - step) % self.size
+            out[here] = own.new_empty(int(lengths[here, self.rank]), *own.shape[1:])
+            sent = dist.isend(tensors[there].contiguous(), group_dst=there, group=self._group)
+            got = dist.irecv(out[here], group_src=here, group=self._group)
+            for work in (sent, got):
+                assert work  # it is None outside of the group
+                work.wait()
+        return out
 
     def all_reduce(self, tensor: Tensor, reduction: Reduction = "sum") -> Tensor:
         """Through gloo."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from ops.differnet import DifferNet
 from ops.method import Method
+from ops.padim import PaDiM
 from ops.patchcore import PatchCore
 from ops.spade import Spade
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (PatchCore, Spade, DifferNet)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (PatchCore, Spade, PaDiM, DifferNet)
+}
 
 
 def method_named(name: str) -> type[Method]:

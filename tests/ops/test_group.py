@@ -20,6 +20,9 @@ def program(group) -> dict[str, torch.Tensor | list[torch.Tensor]]:
         "uneven": group.all_gather(mine),
         "wide": group.all_gather(wide),
         "empty": group.all_gather(torch.empty(0, 5)),
+        "turns": group.all_to_all(
+            [torch.full((rank, 2 - to), float(rank)) for to in range(group.size)]
+        ),
         "sum": group.all_reduce(torch.tensor([rank, 10])),
         "min": group.all_reduce(torch.tensor([rank, -rank]), "min"),
         "max": group.all_reduce(torch.tensor([rank, -rank]), "max"),
@@ -34,6 +37,8 @@ def check_two(found) -> None:
     expected = torch.tensor([0.1, float("nan"), -0.0, 1e-45]).view(torch.int32)
     assert torch.equal(found["bits"][1], expected)
     assert [part.shape for part in found["empty"]] == [(0, 5), (0, 5)]
+    assert [part.shape[0] for part in found["turns"]] == [0, 1]
+    assert (found["turns"][1] == 1).all()
     assert found["sum"].tolist() == [1, 20]
     assert found["min"].tolist() == [0, -1]
     assert found["max"].tolist() == [1, 0]

@@ -29,6 +29,7 @@ SMALL = {
         "batch": 3,
         "lr": 3e-3,
     },
+    "padim": {"dim": 24},
     "spade": {"retrieved": 3},
 }
 BLOBS = [(20, 40), (45, 18), (32, 32)]

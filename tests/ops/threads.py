@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ class Meeting:
     def __init__(self, size: int) -> None:
         self.size = size
         self.barrier = threading.Barrier(size, timeout=30)
-        self.table: list[Tensor] = [torch.empty(0)] * size
+        self.table: list[Any] = [None] * size
 
 
 class Threads(Group):
@@ -36,6 +36,13 @@ class Threads(Group):
         self._meeting.barrier.wait()
         out = [part.clone() for part in self._meeting.table]
         self._meeting.barrier.wait()  # nobody puts down the next tensor before all have read this
+        return out
+
+    def all_to_all(self, tensors: list[Tensor]) -> list[Tensor]:
+        self._meeting.table[self.rank] = tensors
+        self._meeting.barrier.wait()
+        out = [tensors[self.rank].clone() for tensors in self._meeting.table]
+        self._meeting.barrier.wait()
         return out
 
     def all_reduce(self, tensor: Tensor, reduction: Reduction = "sum") -> Tensor:

@@ -15,7 +15,7 @@ from torchvision.transforms.functional import gaussian_blur
 from ops.backbone import Backbone
 from ops.flows import NegativeLogLikelihood, VectorFlow
 from ops.group import Group
-from ops.method import Demand, Rehearsal, Scores, Shape
+from ops.method import Demand, Load, Rehearsal, Scores
 from ops.training import Trained, TrainingSettings
 
 #: Turned views that go through the network at once when gradients are kept.
@@ -90,34 +90,29 @@ class DifferNet(Trained):
         self._ceiling = torch.zeros(())
 
     @classmethod
-    def demand(
-        cls, settings: DifferNetSettings, shapes: list[Shape], images: int, workers: int
-    ) -> Demand:
+    def demand(cls, settings: DifferNetSettings, load: Load) -> Demand:
         """Weights, gradients, Adam's moments and a copy on its way, and what is kept of images."""
-        width = sum(shape[0] for shape in shapes) * settings.scales
+        width = load.channels * settings.scales
         weights = 4 * VectorFlow.parameters_of(width, settings.blocks, settings.hidden)
-        # Inputs are a whole number of times larger than maps.
-        views = settings.views if settings.features == "cached" else 0
-        each = 4 * views * width or 2 * 3 * (shapes[0][1] * 32) ** 2
+        cached = settings.features == "cached"
+        each = 4 * settings.views * width if cached else 2 * 3 * load.size**2
         return Demand(
-            vectors=images * (views or settings.transforms),
+            vectors=load.images * (settings.views if cached else settings.transforms),
             kept=0,
-            fit_bytes=6 * weights + -(-images // workers) * each,
+            fit_bytes=6 * weights + load.share * each,
             score_bytes=2 * weights,
             model_bytes=weights,
             remedy="lower --differnet.hidden, --differnet.blocks or --differnet.views",
         )
 
     @classmethod
-    def rehearsal(
-        cls, settings: DifferNetSettings, shapes: list[Shape], images: int, workers: int
-    ) -> Rehearsal:
+    def rehearsal(cls, settings: DifferNetSettings, load: Load) -> Rehearsal:
         """One step on vectors that need not be looked at."""
-        width = sum(shape[0] for shape in shapes) * settings.scales
+        width = load.channels * settings.scales
         vectors = torch.zeros(settings.batch * settings.transforms, width)
         network = NegativeLogLikelihood(VectorFlow(width, settings.blocks, settings.hidden, 0))
-        steps = settings.epochs * math.ceil(images / settings.batch)
-        return Rehearsal(lambda: network(vectors).mean().backward(), steps / workers)
+        steps = settings.epochs * math.ceil(load.images / settings.batch)
+        return Rehearsal(lambda: network(vectors).mean().backward(), steps / load.workers)
 
     def new_network(self) -> NegativeLogLikelihood:
         """The flow, as wide as the features of all layers and scales."""

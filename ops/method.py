@@ -38,6 +38,33 @@ class Scores(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Load:
+    """What a detector is to be fitted on."""
+
+    size: int
+    """Side of the input in pixels."""
+    layers: list[Shape]
+    """What each layer of the backbone gives for an image: (C, h, w)."""
+    images: int
+    workers: int
+
+    @property
+    def channels(self) -> int:
+        """Of all layers."""
+        return sum(channels for channels, _, _ in self.layers)
+
+    @property
+    def positions(self) -> int:
+        """Cells of the finest layer, which is the first."""
+        return self.layers[0][1] * self.layers[0][2]
+
+    @property
+    def share(self) -> int:
+        """Images of one worker, at most."""
+        return -(-self.images // self.workers)
+
+
+@dataclass(frozen=True)
 class Demand:
     """What the fit of one detector takes, worked out before anything is read."""
 
@@ -110,15 +137,13 @@ class Method(ABC):
 
     @classmethod
     @abstractmethod
-    def demand(cls, settings: Any, shapes: list[Shape], images: int, workers: int) -> Demand:
-        """What a fit on so many images takes, if each gives maps of these shapes (C, h, w)."""
+    def demand(cls, settings: Any, load: Load) -> Demand:
+        """What a fit takes."""
 
     @classmethod
     @abstractmethod
-    def rehearsal(
-        cls, settings: Any, shapes: list[Shape], images: int, workers: int
-    ) -> Rehearsal | None:
-        """A sample of `fit`, for the same; None if it takes next to nothing."""
+    def rehearsal(cls, settings: Any, load: Load) -> Rehearsal | None:
+        """A sample of `fit`; None if it takes next to nothing."""
 
     @abstractmethod
     def gather(self, images: Tensor, rows: Tensor) -> None:

@@ -15,12 +15,12 @@ from ops.group import Group
 from ops.method import (
     Demand,
     Fitted,
+    Load,
     MapSettings,
     Method,
     Notes,
     Rehearsal,
     Scores,
-    Shape,
     Watch,
 )
 from ops.moments import Moments
@@ -82,18 +82,14 @@ class PaDiM(Method):
         self._images = self._dropped = 0
 
     @classmethod
-    def demand(
-        cls, settings: PaDiMSettings, shapes: list[Shape], images: int, workers: int
-    ) -> Demand:
+    def demand(cls, settings: PaDiMSettings, load: Load) -> Demand:
         """A share of the covariances in float64, then all matrices in float32."""
-        positions = shapes[0][1] * shapes[0][2]
-        channels = sum(shape[0] for shape in shapes)
-        dim = min(settings.dim or channels, channels)
+        positions, dim = load.positions, min(settings.dim or load.channels, load.channels)
         model = 4 * positions * (dim * dim + dim) + 8 * dim
-        own = 8 * -(-positions // workers) * (dim * dim + dim)
+        own = 8 * -(-positions // load.workers) * (dim * dim + dim)
         vectors = 4 * positions * dim
         return Demand(
-            vectors=images * positions,
+            vectors=load.images * positions,
             kept=positions,
             fit_bytes=own + 2 * model + (_BUFFER + _PROBES) * vectors,
             score_bytes=2 * model + 2 * _BLOCK * vectors,
@@ -102,13 +98,9 @@ class PaDiM(Method):
         )
 
     @classmethod
-    def rehearsal(
-        cls, settings: PaDiMSettings, shapes: list[Shape], images: int, workers: int
-    ) -> Rehearsal:
+    def rehearsal(cls, settings: PaDiMSettings, load: Load) -> Rehearsal:
         """Take in a buffer of images, and factor, at a few positions."""
-        demand = cls.demand(settings, shapes, images, workers)
-        channels = sum(shape[0] for shape in shapes)
-        dim = min(settings.dim or channels, channels)
+        dim = min(settings.dim or load.channels, load.channels)
         vectors = torch.randn(_BUFFER, _SAMPLE, dim, generator=torch.Generator().manual_seed(0))
         moments = Moments(_SAMPLE, dim)
 
@@ -116,7 +108,8 @@ class PaDiM(Method):
             moments.add(vectors)
             _whitening(moments, settings.ridge)
 
-        return Rehearsal(work, max(1, images / _BUFFER) * demand.kept / _SAMPLE / workers)
+        own = load.positions / load.workers
+        return Rehearsal(work, max(1, load.images / _BUFFER) * own / _SAMPLE)
 
     def _chosen(self, total: int) -> Tensor:
         if not len(self.channels):

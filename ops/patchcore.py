@@ -15,12 +15,12 @@ from ops.group import Alone, Group
 from ops.method import (
     Demand,
     Fitted,
+    Load,
     MapSettings,
     Method,
     Notes,
     Rehearsal,
     Scores,
-    Shape,
     Watch,
     finite_rows,
 )
@@ -80,16 +80,14 @@ class PatchCore(Method):
         self._images = self._dropped = 0
 
     @classmethod
-    def demand(
-        cls, settings: PatchCoreSettings, shapes: list[Shape], images: int, workers: int
-    ) -> Demand:
+    def demand(cls, settings: PatchCoreSettings, load: Load) -> Demand:
         """Every patch of a worker's share, or what its memory is bounded to; then the bank."""
-        patches = images * shapes[0][1] * shapes[0][2]
+        patches = load.images * load.positions
         concat = settings.embedding == "concat"
-        width = sum(channels for channels, _, _ in shapes) if concat else settings.dim
+        width = load.channels if concat else settings.dim
         narrow = settings.projection if 0 < settings.projection < width else width
         kept = max(1, min(int(settings.ratio * patches), settings.cap))
-        share = -(-patches // workers) * bytes_each(width, narrow)
+        share = -(-patches // load.workers) * bytes_each(width, narrow)
         bank = kept * width * 4
         return Demand(
             vectors=patches,
@@ -101,16 +99,14 @@ class PatchCore(Method):
         )
 
     @classmethod
-    def rehearsal(
-        cls, settings: PatchCoreSettings, shapes: list[Shape], images: int, workers: int
-    ) -> Rehearsal:
+    def rehearsal(cls, settings: PatchCoreSettings, load: Load) -> Rehearsal:
         """A small coreset; the greedy's time goes with points times picks."""
         n, k, width = _SAMPLE
         # Features vary along few directions; without that, every point would be as far as another.
         fall = torch.arange(1, width + 1) ** -0.5
         points = torch.randn(n, width, generator=torch.Generator().manual_seed(0)) * fall
-        demand = cls.demand(settings, shapes, images, workers)
-        times = demand.vectors * demand.kept / (n * k) / workers
+        demand = cls.demand(settings, load)
+        times = demand.vectors * demand.kept / (n * k) / load.workers
         return Rehearsal(lambda: greedy(points, torch.arange(n), k, Alone()), times)
 
     @torch.inference_mode()

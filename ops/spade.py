@@ -21,7 +21,7 @@ from ops.backbone import Backbone
 from ops.distance import squared
 from ops.gallery import SCRATCH, Positions, finest
 from ops.group import Group
-from ops.method import Demand, Fitted, MapSettings, Method, Notes, Scores, Shape, Watch
+from ops.method import Demand, Fitted, Load, MapSettings, Method, Notes, Scores, Watch
 
 _ROUND = 8  # images of each rank that cross at a time when the gallery is merged
 _PROBES = 4  # images of the gallery that say how large maps of good images become
@@ -70,22 +70,20 @@ class Spade(Method):
         self._kind = torch.float16 if settings.half else torch.float32
 
     @classmethod
-    def demand(
-        cls, settings: SpadeSettings, shapes: list[Shape], images: int, workers: int
-    ) -> Demand:
+    def demand(cls, settings: SpadeSettings, load: Load) -> Demand:
         """The gallery, which every worker ends with, and its share of it before."""
-        pyramid = shapes[:-1] or shapes
+        pyramid = load.layers[:-1] or load.layers
         width = 2 if settings.half else 4
         vectors = sum(height * columns for _, height, columns in pyramid)
-        each = 4 * shapes[-1][0] + sum(width * c * h * w for c, h, w in pyramid)
-        gallery = images * each
-        rounds = (workers + 2) * min(_ROUND, images) * each
+        each = 4 * load.layers[-1][0] + sum(width * c * h * w for c, h, w in pyramid)
+        gallery = load.images * each
+        rounds = (load.workers + 2) * min(_ROUND, load.images) * each
         block = 4 * sum(c for c, _, _ in pyramid) * 2**12
         return Demand(
-            vectors=images * vectors,
-            kept=images * vectors,
+            vectors=load.images * vectors,
+            kept=load.images * vectors,
             # Once more for the copy that one of them hands over.
-            fit_bytes=-(-images // workers) * each + rounds + 2 * gallery,
+            fit_bytes=load.share * each + rounds + 2 * gallery,
             score_bytes=2 * gallery + SCRATCH + block,
             model_bytes=gallery,
             remedy="halve it with --spade.half true, or choose fewer images with --choose.shots, "
@@ -93,13 +91,7 @@ class Spade(Method):
         )
 
     @classmethod
-    def rehearsal(
-        cls,
-        settings: SpadeSettings,  # noqa: ARG003 - as in the base
-        shapes: list[Shape],  # noqa: ARG003
-        images: int,  # noqa: ARG003
-        workers: int,  # noqa: ARG003
-    ) -> None:
+    def rehearsal(cls, settings: SpadeSettings, load: Load) -> None:  # noqa: ARG003 - as in the base
         """None: once the images are taken in, they are only put together."""
         return
 

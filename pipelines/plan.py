@@ -11,7 +11,7 @@ import ray
 import torch
 
 from ops.backbone import Backbone
-from ops.method import Demand, Shape
+from ops.method import Demand, Load, Shape
 from ops.methods import method_named
 from ops.model import Model
 from ops.reading import Read
@@ -32,11 +32,15 @@ class Plan:
     """A fit, before it starts; by detector."""
 
     workers: int
-    images: dict[str, int]
+    loads: dict[str, Load]
     held_out: int
     demands: dict[str, Demand]
-    shapes: list[Shape]
     backbone_bytes: int
+
+    @property
+    def images(self) -> dict[str, int]:
+        """To fit on."""
+        return {detector: load.images for detector, load in self.loads.items()}
 
     @property
     def fit_bytes(self) -> int:
@@ -59,18 +63,14 @@ class Plan:
 def of_fit(chosen: Split, request: FitRequest, backbone: Backbone, slots: Slots) -> Plan:
     """The plan of a fit on these images, on this cluster."""
     counts = chosen.fit[DETECTOR].value_counts().to_pylist()
-    images = {entry["values"]: entry["counts"] for entry in counts}
-    shapes = _shapes(backbone, request.input.size)
-    kind, workers = method_named(request.method), slots.count()
+    kind, size, workers = method_named(request.method), request.input.size, slots.count()
+    shapes = _shapes(backbone, size)
+    loads = {entry["values"]: Load(size, shapes, entry["counts"], workers) for entry in counts}
     return Plan(
         workers=workers,
-        images=images,
+        loads=loads,
         held_out=len(chosen.held_out),
-        demands={
-            detector: kind.demand(request.settings, shapes, count, workers)
-            for detector, count in images.items()
-        },
-        shapes=shapes,
+        demands={detector: kind.demand(request.settings, load) for detector, load in loads.items()},
         backbone_bytes=sum(t.numel() * t.element_size() for t in backbone.state().values()),
     )
 
@@ -137,10 +137,7 @@ def minutes(
         + _seconds(lambda: [method.gather(image, torch.tensor([n])) for n in range(1, _IMAGES + 1)])
         / _IMAGES
     )
-    rehearsals = [
-        kind.rehearsal(request.settings, plan.shapes, count, plan.workers)
-        for count in plan.images.values()
-    ]
+    rehearsals = [kind.rehearsal(request.settings, load) for load in plan.loads.values()]
     fit = 0.0
     if any(rehearsals):
         each = _seconds(next(r.work for r in rehearsals if r))

@@ -14,7 +14,7 @@ from torchvision.transforms.functional import rotate
 
 from ops.differnet import DifferNet, DifferNetSettings, from_sixteen, rotated, to_sixteen
 from ops.group import Alone
-from ops.method import Notes
+from ops.method import Load, Notes
 
 SMALL = {"blocks": 2, "hidden": 16, "scales": 2, "views": 6, "epochs": 2, "score_transforms": 6}
 
@@ -130,12 +130,12 @@ def test_images_are_kept_without_loss(levels):
 def test_its_demand_is_what_a_fit_then_takes(backbone, images):
     settings = DifferNetSettings(**SMALL)
     shapes = [tuple(layer.shape[1:]) for layer in backbone(images[:1])]
-    demand = DifferNet.demand(settings, shapes, 4, 1)
+    demand = DifferNet.demand(settings, Load(64, shapes, 4, 1))
     detector = fitted(backbone, images)
     weights = [p for p in detector.network.parameters() if p.dtype == torch.float32]
     assert demand.model_bytes == sum(4 * p.numel() for p in weights)
     assert demand.vectors == 4 * 6
-    rehearsal = DifferNet.rehearsal(settings, shapes, 48, 2)
+    rehearsal = DifferNet.rehearsal(settings, Load(64, shapes, 48, 2))
     rehearsal.work()
     assert rehearsal.times == 2 * 2 / 2
 

@@ -12,7 +12,7 @@ from scipy.spatial.distance import mahalanobis
 
 from ops import maps, padim
 from ops.group import Alone, Group
-from ops.method import Notes
+from ops.method import Load, Notes
 from ops.moments import Moments
 from ops.padim import PaDiM, PaDiMSettings, _whitening
 from tests.ops.threads import together
@@ -151,13 +151,13 @@ def test_maps_of_good_images_stay_below_the_ceiling(backbone, images):
 def test_its_demand_is_what_a_fit_then_finds(backbone, images):
     settings = PaDiMSettings(dim=12)
     shapes = [tuple(layer.shape[1:]) for layer in backbone(images[:1])]
-    demand = PaDiM.demand(settings, shapes, 10, 1)
+    demand = PaDiM.demand(settings, Load(64, shapes, 10, 1))
     detector = fitted(backbone, images)
     tensors = [detector.mean, detector.whitening, detector.channels]
     assert demand.model_bytes == sum(t.numel() * t.element_size() for t in tensors)
     assert demand.vectors == 10 * demand.kept == 10 * detector.figures["positions"]
-    assert PaDiM.demand(settings, shapes, 10, 2).fit_bytes < demand.fit_bytes
-    rehearsal = PaDiM.rehearsal(settings, shapes, 320, 2)
+    assert PaDiM.demand(settings, Load(64, shapes, 10, 2)).fit_bytes < demand.fit_bytes
+    rehearsal = PaDiM.rehearsal(settings, Load(64, shapes, 320, 2))
     rehearsal.work()
     assert rehearsal.times == pytest.approx(10 * demand.kept / 16 / 2)
 

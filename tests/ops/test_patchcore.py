@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ops.group import Alone
-from ops.method import Notes
+from ops.method import Load, Notes
 from ops.patchcore import PatchCore, PatchCoreSettings
 from ops.shard import bytes_each
 
@@ -122,15 +122,15 @@ def test_a_bank_in_bounded_memory_proves_how_good_it_is(backbone, images):
 def test_its_demand_is_what_a_fit_then_finds(backbone, images):
     settings = PatchCoreSettings(**SMALL | {"projection": 12})
     shapes = [tuple(layer.shape[1:]) for layer in backbone(images[:1])]
-    demand = PatchCore.demand(settings, shapes, 4, 1)
+    demand = PatchCore.demand(settings, Load(64, shapes, 4, 1))
     fitted = fit(backbone, images, projection=12)
     assert demand.vectors == fitted.figures["patches"]
     assert demand.kept == fitted.figures["bank"]
     assert demand.model_bytes == fitted.bank.numel() * 4
     assert demand.fit_bytes > demand.vectors * 4 * 24
-    halves = PatchCore.demand(settings, shapes, 4, 2)
+    halves = PatchCore.demand(settings, Load(64, shapes, 4, 2))
     assert demand.model_bytes < halves.fit_bytes < demand.fit_bytes
-    bounded = PatchCore.demand(PatchCoreSettings(**SMALL, memory=1000), shapes, 4, 1)
+    bounded = PatchCore.demand(PatchCoreSettings(**SMALL, memory=1000), Load(64, shapes, 4, 1))
     assert bounded.fit_bytes == 1000 + 2 * bounded.model_bytes
 
 

@@ -8,7 +8,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from ops.backbone import Backbone, BackboneSettings
 from ops.group import Alone
-from ops.method import Notes
+from ops.method import Load, Notes
 from ops.spade import Spade, SpadeSettings
 from tests.ops.threads import together
 
@@ -206,17 +206,17 @@ def test_the_map_ceiling_is_what_images_left_out_reach(pyramids, images):
 def test_its_demand_is_what_a_fit_then_finds(half, pyramids, images):
     shapes = [tuple(layer.shape[1:]) for layer in pyramids(images[:1])]
     settings = SpadeSettings(half=half)
-    demand = Spade.demand(settings, shapes, 8, 1)
+    demand = Spade.demand(settings, Load(64, shapes, 8, 1))
     detector = fit(pyramids, images, half=half)
     size = sum(t.numel() * t.element_size() for t in detector.state().values())
     assert demand.model_bytes == size
     assert demand.vectors == demand.kept == sum(t[..., 0].numel() for t in detector.levels)
     assert demand.score_bytes > size
-    many = Spade.demand(settings, shapes, 800, 4)
+    many = Spade.demand(settings, Load(64, shapes, 800, 4))
     assert many.model_bytes == 100 * size
     # A quarter, what crosses at a time, the whole, and the copy that is handed over.
     assert 2.25 * many.model_bytes < many.fit_bytes < 2.4 * many.model_bytes
-    assert Spade.rehearsal(settings, shapes, 8, 1) is None
+    assert Spade.rehearsal(settings, Load(64, shapes, 8, 1)) is None
 
 
 def test_settings_that_compare_with_nothing_are_refused():

@@ -10,9 +10,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from ops.exposure import exposed
 from ops.method import Method
 from ops.model import ModelCard
-from ops.resize import unpack
+from ops.resize import InputSettings, unpack
 
 #: What detecting adds to the columns of its rows.
 DETECTED = pa.schema(
@@ -62,7 +63,7 @@ class Detect:
         products = rows["product"].to_pylist()
         for product in dict.fromkeys(p for p, s in zip(products, status, strict=True) if s == "ok"):
             chosen = [i for i, p in enumerate(products) if p == product and status[i] == "ok"]
-            images = to_images(rows.take(chosen), self._card.input.size, self._device)
+            images = to_images(rows.take(chosen), self._card.input, self._device)
             for i, result in zip(chosen, self._score(product, images), strict=True):
                 out[i] = result
                 if result.get("score") is None:
@@ -103,13 +104,16 @@ class Detect:
         return self._detectors[file]
 
 
-def to_images(rows: pa.Table, size: int, device: str) -> Tensor:
-    """Rows with pixels as images (B, 3, size, size) in [0, 1] on the device."""
+def to_images(rows: pa.Table, settings: InputSettings, device: str) -> Tensor:
+    """Rows with pixels as images (B, 3, size, size) in [0, 1] on the device, exposed as set."""
     columns = (rows[name].to_pylist() for name in ("pixels", "channels", "bit_depth"))
     images = [
         # Integers travel to the device; there each is divided by its own full scale.
-        torch.from_numpy(unpack(data, channels, depth, size)).to(device).expand(3, -1, -1).float()
-        / (2**depth - 1)
+        exposed(
+            torch.from_numpy(unpack(data, channels, depth, settings.size)).to(device),
+            2**depth - 1,
+            settings.exposure,
+        ).expand(3, -1, -1)
         for data, channels, depth in zip(*columns, strict=True)
     ]
     return torch.stack(images)

@@ -11,6 +11,9 @@ from PIL import Image
 
 from ops.decode import Picture, Pixels
 
+#: How pictures are exposed before a network sees them; `ops.exposure` does it.
+Exposure = Literal["as_is", "median", "standard"]
+
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "lanczos": Image.Resampling.LANCZOS}
 
 
@@ -26,6 +29,9 @@ class InputSettings:
     """With crop: the length that the shorter side gets before the centre is cut out."""
     filter: Literal["bilinear", "lanczos"] = "bilinear"
     """Resampling filter, always with antialiasing."""
+    exposure: Exposure = "as_is"
+    """For parts whose brightness varies. median: scaled to the same median; standard: scaled and
+    shifted to the same mean and contrast. Too dark or too bright as such is then no defect."""
 
 
 class Geometry(NamedTuple):

@@ -18,6 +18,7 @@ from ops.detecting import to_images
 from ops.group import Distributed, Group
 from ops.method import Method
 from ops.methods import method_named
+from ops.resize import InputSettings
 from pipelines.cluster import Slots
 from pipelines.ledger import DetectorNotes, Found
 from pipelines.request import DETECTOR
@@ -62,7 +63,7 @@ def program(config: dict[str, Any]) -> None:
     backbone = Backbone(request.backbone, state, slots.device)
     finished = set(ray.get(ledger.finished.remote()))  # by the group before a restart
     waiting = [detector for detector in config["detectors"] if detector not in finished]
-    stream = Stream(slots, ledger, config["limit"], request.input.size, waiting)
+    stream = Stream(slots, ledger, config["limit"], request.input, waiting)
     group = Distributed()
     for name in waiting:
         detector = method_named(request.method)(request.settings, backbone)
@@ -119,9 +120,9 @@ class Stream:
     """This worker's readable images, in runs of one detector; the ledger hears of every row."""
 
     def __init__(
-        self, slots: Slots, ledger: Any, limit: int, size: int, waiting: list[str]
+        self, slots: Slots, ledger: Any, limit: int, seen: InputSettings, waiting: list[str]
     ) -> None:
-        self._slots, self._ledger, self._limit, self._size = slots, ledger, limit, size
+        self._slots, self._ledger, self._limit, self._input = slots, ledger, limit, seen
         self._runs = (run for run in self._all() if run.detector in waiting)
         self._next = next(self._runs, None)
 
@@ -135,7 +136,7 @@ class Stream:
         assert self._next
         rows = self._next.rows
         self._next = next(self._runs, None)
-        images = to_images(rows, self._size, self._slots.device)
+        images = to_images(rows, self._input, self._slots.device)
         return images, torch.tensor(rows[ROW].to_pylist())
 
     def _all(self) -> Iterator[_Run]:

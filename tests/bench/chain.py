@@ -55,7 +55,7 @@ def fitted(bank: int) -> Fitted:
     detector = PatchCore(settings, backbone)
     read = Read(INPUT, DecodeSettings(), FetchSettings())
     for number, path in enumerate(features.images()[:100]):
-        image = to_images(read(features.rows_of([path])), INPUT.size, "cpu")
+        image = to_images(read(features.rows_of([path])), INPUT, "cpu")
         detector.gather(image, torch.tensor([number]))
     figures = detector.fit(Alone(), lambda *_: None, Notes()).figures
     card = ModelCard(
@@ -124,7 +124,7 @@ def rows() -> Iterator[Row]:
 
         plain()
         slow = each(timed(plain, 3))
-        images = to_images(read(table), INPUT.size, "cpu")
+        images = to_images(read(table), INPUT, "cpu")
         network = each(timed(lambda: model.backbone(images), 5))  # noqa: B023
         name = f"PatchCore, bytes to row and 16-bit PNG, bank {bank:,}, an image"
         yield Row(name, f"{1 / whole.cpu:.0f} images/s", whole)

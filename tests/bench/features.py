@@ -73,7 +73,7 @@ def reader() -> Read:
 def extracted(paths: list[Path]) -> Iterator[Tensor]:
     """Patch vectors (784, 1024) of each image."""
     for path in paths:
-        image = to_images(reader()(rows_of([path])), INPUT.size, "cpu")
+        image = to_images(reader()(rows_of([path])), INPUT, "cpu")
         yield embed(backbone()(image), "concat", 0).flatten(0, 2)
 
 

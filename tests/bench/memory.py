@@ -38,12 +38,12 @@ def fit(memory: int) -> None:
     detector = PatchCore(settings, features.backbone(LAYERS))
     read = Read(INPUT, DecodeSettings(), FetchSettings(), threads=1)
     images = features.images()
-    detector.embed(to_images(read(features.rows_of(images[:1])), INPUT.size, "cpu"))
+    detector.embed(to_images(read(features.rows_of(images[:1])), INPUT, "cpu"))
     before = peak()
     count = number = 0
     while count < PATCHES:
         table = features.rows_of([images[number % len(images)]])
-        image = to_images(read(table), INPUT.size, "cpu")
+        image = to_images(read(table), INPUT, "cpu")
         detector.gather(image, torch.tensor([number]))
         number += 1
         count += detector.embed(image).shape[1] ** 2 if number == 1 else count // (number - 1)

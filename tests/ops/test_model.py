@@ -211,9 +211,10 @@ def test_where_there_is_no_model_the_error_says_how_to_make_one(tmp_path):
 def test_a_model_written_before_a_setting_existed_is_read_with_its_default_and_its_id(folder):
     place = storage.join(folder, layout.MODEL_CARD)
     content = storage.read_json(place)
-    del content["decode"]["max_pixels"]
+    del content["decode"]["max_pixels"], content["input"]["exposure"]
     content["model_id"] = identity(content)
     storage.write_json(place, content)
     card = read_card(folder)
     assert card.decode.max_pixels == DecodeSettings().max_pixels
+    assert card.input.exposure == "as_is"
     assert card.model_id == content["model_id"]

@@ -118,7 +118,7 @@ def test_lost_images_and_unknown_products_are_never_read(rows):
 
 def test_images_lie_between_zero_and_one_in_three_channels_whatever_their_depth(rows):
     found = read(rows).take([0, 2])
-    eight, sixteen = to_images(found, 64, "cpu")
+    eight, sixteen = to_images(found, INPUT, "cpu")
     expected = torch.from_numpy(pictures.texture(100)).float() / 255
     torch.testing.assert_close(eight, expected.expand(3, 64, 64))
     torch.testing.assert_close(sixteen, eight)

@@ -88,7 +88,7 @@ def alone(inventory):
     backbone = Backbone(request().backbone)
     detector = DifferNet(SETTINGS, backbone)
     images = to_images(
-        Read(request().input, request().decode, request().fetch)(chosen.fit), 64, "cpu"
+        Read(request().input, request().decode, request().fetch)(chosen.fit), request().input, "cpu"
     )
     detector.gather(images, torch.arange(len(images)))
     said = detector.fit(Alone(), nothing, Notes())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,10 +28,13 @@ from ops.method import (
 from ops.neighbours import SCRATCH, Bank
 from ops.patches import Embedding, embed
 from ops.shard import BoundedShard, Shard, bytes_each
+from ops.whitening import Whitening, sample, shared
 
 #: Points, picks and dimensions of the coreset that stands for a fit before it starts.
 _SAMPLE = 100_000, 1_000, 128
 _COUNTS = ("images", "patches", "dropped_patches")
+#: Patches whose vectors meet at a time for a covariance.
+_PART = 4096
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,11 @@ class PatchCoreSettings(MapSettings):
     """The bank never holds more vectors than this: scoring costs more than the backbone beyond."""
     embedding: Embedding = "pooled"
     """pooled: as the authors' code averages neighbourhoods; concat: channels side by side."""
+    metric: Literal["euclidean", "whitened"] = "euclidean"
+    """whitened: what varies among good patches counts less, as in a Mahalanobis distance; for parts
+    whose surface varies. Not with `memory`."""
+    shrinkage: float = 0.01
+    """With whitened: share of the mean variance that is added to all variances; above 0."""
     dim: int = 1024
     """Length of pooled vectors."""
     projection: int = 128
@@ -56,11 +65,25 @@ class PatchCoreSettings(MapSettings):
     neighbours: int = 9
     """Size b of that neighbourhood."""
 
+    def __post_init__(self) -> None:
+        """Refuse what does not go together."""
+        if self.metric == "whitened" and self.memory:
+            raise ValueError(
+                f"memory {self.memory} thins patches before the metric is known; with "
+                "metric = whitened it must be 0: lower input.size or take more workers instead"
+            )
+        if self.metric == "whitened" and not self.shrinkage > 0:
+            raise ValueError(
+                f"shrinkage {self.shrinkage} must be above 0: features that never vary have no "
+                "variance to divide by"
+            )
+
 
 class PatchCore(Method):
     """A bank of locally averaged patch features, thinned by the exact greedy coreset.
 
-    Scores are Euclidean distances (the authors' code reports squared ones).
+    Scores are Euclidean distances (the authors' code reports squared ones), with `metric` whitened
+    after whitening by a sample of the good patches.
     """
 
     name = "patchcore"
@@ -72,6 +95,7 @@ class PatchCore(Method):
         super().__init__(settings, backbone)
         self.bank = torch.empty(0, 0)
         self.radius = 0.0
+        self._whitening: Whitening | None = None
         self._search: Bank | None = None
         self._matrix: Tensor | None = None
         self._shard = BoundedShard(settings.memory) if settings.memory else Shard()
@@ -89,18 +113,24 @@ class PatchCore(Method):
         kept = max(1, min(int(settings.ratio * patches), settings.cap))
         share = -(-patches // load.workers) * bytes_each(width, narrow)
         bank = kept * width * 4
+        whitened = settings.metric == "whitened"
+        square = width * (width + 1) if whitened else 0
+        bounded = "" if whitened else "bound it with --patchcore.memory, or "
         return Demand(
             vectors=patches,
             kept=kept,
-            fit_bytes=(min(share, settings.memory) if settings.memory else share) + 2 * bank,
-            score_bytes=2 * bank + 2 * SCRATCH,
-            model_bytes=bank,
-            remedy="bound it with --patchcore.memory, or lower --patchcore.cap or --input.size",
+            fit_bytes=(min(share, settings.memory) if settings.memory else share)
+            + 2 * bank
+            # In float64 the covariance, its eigenvectors, and what finding them takes.
+            + square * 8 * 6,
+            score_bytes=2 * bank + 2 * SCRATCH + 4 * square,
+            model_bytes=bank + 4 * square,
+            remedy=f"{bounded}lower --patchcore.cap or --input.size",
         )
 
     @classmethod
     def rehearsal(cls, settings: PatchCoreSettings, load: Load) -> Rehearsal:
-        """A small coreset; the greedy's time goes with points times picks."""
+        """A small coreset, without whitening; the greedy's time goes with points times picks."""
         n, k, width = _SAMPLE
         # Features vary along few directions; without that, every point would be as far as another.
         fall = torch.arange(1, width + 1) ** -0.5
@@ -124,7 +154,15 @@ class PatchCore(Method):
             self._dropped += int((~keep).sum())
             self._gathered += int(keep.sum())
             # One product per image, so that its bits do not depend on the batch.
-            self._shard.add(flat[keep], self._project(flat)[keep], ids[keep])
+            self._shard.add(flat[keep], self._projected(flat)[keep], ids[keep])
+
+    @property
+    def _whitens(self) -> bool:
+        return self.settings.metric == "whitened"
+
+    def _projected(self, vectors: Tensor) -> Tensor:
+        """The projection; of vectors that are to be whitened first, nothing yet."""
+        return vectors[:, :0] if self._whitens else self._project(vectors)
 
     def _project(self, vectors: Tensor) -> Tensor:
         width, dim = vectors.shape[1], self.settings.projection
@@ -136,13 +174,20 @@ class PatchCore(Method):
         return vectors @ self._matrix
 
     def grow(self, state: Mapping[str, Tensor], figures: Mapping[str, float]) -> None:
-        """The old bank takes part in the greedy like new patches; its ids are below theirs."""
+        """The old bank takes part in the greedy like new patches; its ids are below theirs.
+
+        A whitened model stays whitened as it was: its old patches cannot be whitened anew.
+        """
         bank = state["bank"].cpu()
-        self._shard.add(bank, self._project(bank), torch.arange(-len(bank), 0))
+        self._shard.add(bank, self._projected(bank), torch.arange(-len(bank), 0))
         self._grown = figures
+        if self._whitens:
+            self._whitening = Whitening(state["mean"].cpu(), state["whitening"].cpu())
 
     def fit(self, group: Group, watch: Watch, notes: Notes) -> Fitted:
         """The exact greedy over all ranks; the bank is the unprojected vectors, in pick order.
+
+        Whitening comes first, so that it covers the patches by the distances that scores are.
 
         The figures prove how good it is, in the projection: every patch lies within `radius` =
         `local_r` + `union_r` of the bank, which is at most `factor` times the least that any bank
@@ -156,8 +201,9 @@ class PatchCore(Method):
         if not patches:
             raise ValueError("there is no good image with finite features to fit on")
         self._shard.close()
-        widths = torch.stack(group.all_gather(torch.tensor([self._shard.width])))
-        width, narrow = widths.flatten(0, 1).amax(dim=0).tolist()
+        if self._whitens:
+            self._whiten(group)
+        width, narrow = self._widths(group)
         ids, projected = self._shard.points(narrow)
         k = max(1, min(int(self.settings.ratio * patches), self.settings.cap))
 
@@ -188,6 +234,37 @@ class PatchCore(Method):
         }
         return Fitted(figures)
 
+    def _widths(self, group: Group) -> tuple[int, int]:
+        """The shards' dimensions (d, p), which ranks without a patch do not know. Collective."""
+        widths = torch.stack(group.all_gather(torch.tensor([self._shard.width])))
+        width, narrow = widths.flatten(0, 1).amax(dim=0).tolist()
+        return width, narrow
+
+    def _whiten(self, group: Group) -> None:
+        """Whiten and project what the shard holds, as a grown model did or by a sample. Collective.
+
+        Raises ValueError on every rank if the sample does not vary.
+        """
+        width, _ = self._widths(group)
+        found = shared(self._whitening, width, group)
+        if found is None:
+            ids, _ = self._shard.points(0)
+            chosen = sample(ids, group)
+            parts = (self._picked(ids, part, width, group) for part in torch.split(chosen, _PART))
+            # Once and for all ranks: another processor would find other bits.
+            own = Whitening.of(parts, self.settings.shrinkage) if group.rank == 0 else None
+            for _ in parts:
+                pass  # the other ranks only take part
+            found = shared(own, width, group)
+        assert found
+        self._whitening = whiten = found
+
+        def change(vectors: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+            vectors = whiten(vectors) if ids[0] >= 0 else vectors  # a grown bank is whitened
+            return vectors, self._project(vectors)
+
+        self._shard.change(change)
+
     def _picked(self, ids: Tensor, picks: Tensor, width: int, group: Group) -> Tensor:
         """The full vectors of picked ids, in pick order, from whichever rank holds each."""
         own = torch.nonzero(torch.isin(ids, picks)).flatten()
@@ -207,6 +284,8 @@ class PatchCore(Method):
         image_scores, maps = [], []
         for vectors in self.embed(images):
             flat = vectors.flatten(0, 1)
+            if self._whitening:
+                flat = self._whitening(flat)
             found = search.nearest(flat)
             distance = found.value.sqrt()
             worst = int(distance.argmax())
@@ -234,13 +313,24 @@ class PatchCore(Method):
         return float(distances.amin(dim=1).max())
 
     def state(self) -> dict[str, Tensor]:
-        """The bank (k, d) in pick order, and the covering radius in the projection."""
-        return {"bank": self.bank, "radius": torch.tensor(self.radius)}
+        """The bank (k, d) in pick order, and the covering radius in the projection.
+
+        If whitened, also what images are whitened by: mean (d,) and matrix (d, d).
+        """
+        state = {"bank": self.bank, "radius": torch.tensor(self.radius)}
+        if self._whitening:
+            state |= {"mean": self._whitening.mean, "whitening": self._whitening.matrix}
+        return state
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take the bank over."""
-        self.bank = state["bank"].to(self.backbone.device)
+        """Take the bank over, and what images are whitened by."""
+        device = self.backbone.device
+        self.bank = state["bank"].to(device)
         self.radius = float(state["radius"])
+        if self._whitens:
+            # Copied, as the bits of products may depend on where in memory a tensor begins.
+            mean, matrix = state["mean"].clone(), state["whitening"].clone()
+            self._whitening = Whitening(mean.to(device), matrix.to(device))
 
 
 def _begun(group: Group, notes: Notes) -> Coreset | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -42,6 +43,11 @@ class Shard:
         self._vectors = [self._vectors[i] for i in order]
         self._projected = [self._projected[i] for i in order]
         self._ids = [self._ids[i] for i in order]
+
+    def change(self, to: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
+        """Put other vectors and projections in the place of vectors and ids, part by part."""
+        for i, (part, ids) in enumerate(zip(self._vectors, self._ids, strict=True)):
+            self._vectors[i], self._projected[i] = to(part, ids)
 
     @property
     def width(self) -> tuple[int, int]:

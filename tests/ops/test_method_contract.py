@@ -19,6 +19,13 @@ from tests.ops.threads import together
 #: Settings that make a detector small enough for tests; what is not named here stays as it is.
 SMALL = {
     "patchcore": {"dim": 48, "projection": 12, "ratio": 0.03, "neighbours": 4},
+    "patchcore whitened": {
+        "metric": "whitened",
+        "dim": 48,
+        "projection": 12,
+        "ratio": 0.03,
+        "neighbours": 4,
+    },
     "differnet": {
         "blocks": 2,
         "hidden": 16,
@@ -35,7 +42,14 @@ SMALL = {
 BLOBS = [(20, 40), (45, 18), (32, 32)]
 GOOD = 7
 
-every_method = pytest.mark.parametrize("name", METHODS)
+#: Methods by name, some once more with other settings, which follow the name.
+NAMES = [*METHODS, "patchcore whitened"]
+
+every_method = pytest.mark.parametrize("name", NAMES)
+
+
+def kind_of(name: str) -> type[Method]:
+    return method_named(name.split(maxsplit=1)[0])
 
 
 def to_images(drawn: list[np.ndarray]) -> Tensor:
@@ -57,7 +71,7 @@ def unseen() -> Tensor:
 
 
 def new(name: str, backbone: Backbone, **settings: object) -> Method:
-    kind = method_named(name)
+    kind = kind_of(name)
     return kind(settings_from(kind.Settings, SMALL.get(name, {}) | settings), backbone)
 
 
@@ -77,7 +91,7 @@ def fit(method: Method, batches: list[tuple[Tensor, list[int]]], group: Group) -
 @pytest.fixture(scope="module")
 def fitted(backbone, good) -> dict[str, Method]:
     everything = [(good, list(range(GOOD)))]
-    return {name: fit(new(name, backbone), everything, Alone()) for name in METHODS}
+    return {name: fit(new(name, backbone), everything, Alone()) for name in NAMES}
 
 
 def equal_states(one: Method, other: Method) -> bool:
@@ -168,7 +182,7 @@ def test_any_grouping_and_order_of_the_images_gives_the_same_detector(name, fitt
 
 def promised(name: str) -> float:
     """How much order and shards may change a state."""
-    drift = method_named(name).drift
+    drift = kind_of(name).drift
     if drift is None:
         pytest.skip(f"{name} is fitted by random steps: another order gives another detector")
     return drift
@@ -197,7 +211,7 @@ def test_any_shards_give_the_same_detector_on_every_rank(name, shards, fitted, b
 
 @every_method
 def test_an_unknown_setting_is_refused_with_the_known(name):
-    kind = method_named(name).Settings
+    kind = kind_of(name).Settings
     with pytest.raises(ValueError, match=r"unknown settings \['rtaio'\].*known: \[.*'sigma'"):
         settings_from(kind, {"rtaio": 1})
     assert isinstance(settings_from(kind, {}), MapSettings)
@@ -233,7 +247,7 @@ def test_an_image_whose_features_are_no_numbers_spoils_neither_fit_nor_neighbour
     spoilt = good[:1] * torch.nan
     batches = [(torch.cat([spoilt, good]), [GOOD, *range(GOOD)])]
     again = fit(new(name, backbone), batches, Alone())
-    assert far_apart(again, fitted[name]) <= (method_named(name).drift or 0)
+    assert far_apart(again, fitted[name]) <= (kind_of(name).drift or 0)
     scores = fitted[name].score(torch.cat([unseen[:1], spoilt]))
     assert torch.equal(scores.image[:1], fitted[name].score(unseen[:1]).image)
     assert not torch.isfinite(scores.image[1])

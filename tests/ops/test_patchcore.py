@@ -2,13 +2,17 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import cdist
 
+from ops import patchcore, whitening
 from ops.group import Alone
 from ops.method import Load, Notes
 from ops.patchcore import PatchCore, PatchCoreSettings
 from ops.shard import bytes_each
+from tests.ops.threads import together
 
 SMALL = {"dim": 24, "projection": 0, "ratio": 0.2, "neighbours": 5}
 
@@ -178,3 +182,141 @@ def test_a_merge_goes_on_from_the_notes_of_one_that_broke(backbone, images):
     assert figures["rounds"] > 7
     other, _ = merged(Kept(([ids[0], ids[5]], [gains[0], gains[5]], 7)))
     assert not torch.equal(other.bank, whole.bank)  # it does go on from what it reads
+
+
+def test_whitened_scores_are_mahalanobis_distances_in_float64(backbone, images):
+    """Whitening comes before the coreset: the pick after the first is the farthest by them."""
+    detector = fit(backbone, images[:3], metric="whitened", shrinkage=0.05, ratio=0.1)
+    good = patches(detector, images[:3]).flatten(0, 1).numpy()
+    covariance = np.cov(good.T)
+    covariance += 0.05 * covariance.diagonal().mean() * np.eye(24)
+    inverse = np.linalg.inv(covariance)
+    found = cdist(detector.bank.double(), detector.bank.double())
+    picks = good[[0, *cdist(good[:1], good, "mahalanobis", VI=inverse).argmax(axis=1)]]
+    expected = cdist(picks, picks, "mahalanobis", VI=inverse)
+    np.testing.assert_allclose(found[:2, :2], expected, rtol=1e-3, atol=1e-5)
+    whole = fit(backbone, images[:3], metric="whitened", shrinkage=0.05, ratio=1.0)
+    every = patches(detector, images).flatten(0, 1).numpy()
+    table = cdist(every, good, "mahalanobis", VI=inverse).min(axis=1)
+    maps = whole.score(images).map.flatten().double()
+    np.testing.assert_allclose(maps, table, rtol=1e-3, atol=1e-5)
+    assert (maps[: len(good)] == 0).all()
+
+
+def test_scores_of_an_affine_copy_of_the_features_are_the_same_when_whitened(backbone, images):
+    """That is what whitening is for; a Euclidean distance changes with the scale of a feature."""
+    scale = torch.linspace(0.1, 5, 24)
+
+    class Scaled(PatchCore):
+        def embed(self, images):
+            return super().embed(images) * scale + 3
+
+    settings = PatchCoreSettings(**SMALL | {"ratio": 1.0}, metric="whitened", shrinkage=1e-9)
+    maps = []
+    for kind in (PatchCore, Scaled):
+        detector = kind(settings, backbone)
+        detector.gather(images[:3], torch.arange(3))
+        detector.fit(Alone(), lambda *_: None, Notes())
+        maps.append(detector.score(images[3:]).map)
+    torch.testing.assert_close(*maps, rtol=2e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("shards", [[[3, 1], [0, 2]], [[], [2, 0, 3, 1]], [[2], [3], [1, 0]]])
+def test_a_whitened_bank_is_the_same_bits_on_any_shards_by_a_sample(
+    backbone, images, shards, monkeypatch
+):
+    monkeypatch.setattr(whitening, "SAMPLE", 70)
+    monkeypatch.setattr(patchcore, "_PART", 16)
+    settings = {"metric": "whitened", "projection": 8}
+    whole = fit(backbone, images, **settings).state()
+
+    def program(group):
+        detector = PatchCore(PatchCoreSettings(**SMALL | settings), backbone)
+        for row in shards[group.rank]:
+            detector.gather(images[[row]], torch.tensor([row]))
+        detector.fit(group, lambda *_: None, Notes())
+        return detector.state()
+
+    for state in together(len(shards), program):
+        assert all(torch.equal(state[key], whole[key]) for key in whole)
+    monkeypatch.setattr(whitening, "SAMPLE", 71)
+    other = fit(backbone, images, **settings).state()
+    assert not torch.equal(other["whitening"], whole["whitening"])  # so the sample was one
+
+
+def test_a_whitened_state_that_lies_anywhere_in_memory_scores_the_same_bits(backbone, images):
+    detector = fit(backbone, images[:2], metric="whitened")
+    state = detector.state()
+    assert state.keys() == {"bank", "radius", "mean", "whitening"}
+    for offset in (1, 2, 3):
+        moved = {}
+        for key, value in state.items():
+            room = torch.empty(value.numel() + offset)
+            moved[key] = room[offset:].view(value.shape).copy_(value)
+        again = PatchCore(detector.settings, backbone)
+        again.load_state(moved)
+        for a, b in zip(again.score(images), detector.score(images), strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_whitened_model_that_is_grown_stays_whitened_as_it_was(backbone, images, rank):
+    old = fit(backbone, images[:2], ratio=0.1, metric="whitened")
+
+    def program(group):
+        grown = PatchCore(old.settings, backbone)
+        if group.rank == rank:
+            grown.grow(old.state(), old.figures)
+        row = 2 + group.rank
+        grown.gather(images[[row]], torch.tensor([row]))
+        return grown, grown.fit(group, lambda *_: None, Notes()).figures
+
+    (grown, figures), (other, _) = together(2, program)
+    assert figures["images"] == 4
+    mean, matrix = old.state()["mean"].double(), old.state()["whitening"].double()
+    for detector in (grown, other):
+        assert torch.equal(detector.state()["whitening"], old.state()["whitening"])
+        assert torch.equal(detector.bank, grown.bank)
+    new = (patches(old, images[2:]).flatten(0, 1) - mean) @ matrix
+    everything = torch.cat([old.bank.double(), new])
+    distance = torch.cdist(everything, grown.bank.double())
+    assert float(distance.amin(dim=1).max()) <= figures["radius"] * (1 + 1e-5)
+    assert float(distance.amin(dim=0).max()) < 1e-4  # every pick is one of the old bank or new
+
+
+def test_whitening_takes_its_share_of_the_demand(backbone, images):
+    shapes = [tuple(layer.shape[1:]) for layer in backbone(images[:1])]
+    plain, white = (
+        PatchCore.demand(PatchCoreSettings(**SMALL, metric=metric), Load(64, shapes, 4, 1))
+        for metric in ("euclidean", "whitened")
+    )
+    state = fit(backbone, images, metric="whitened").state()
+    matrices = 4 * (state["mean"].numel() + state["whitening"].numel())
+    assert white.model_bytes == plain.model_bytes + matrices
+    assert white.score_bytes == plain.score_bytes + matrices
+    assert white.fit_bytes > plain.fit_bytes + 2 * matrices
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"memory": 10**9}, "memory 1000000000 thins .* metric = whitened"),
+        ({"shrinkage": 0.0}, "shrinkage 0.0 must be above 0"),
+        ({"shrinkage": math.nan}, "shrinkage nan must be above 0"),
+    ],
+)
+def test_what_does_not_go_with_whitening_is_refused(settings, said):
+    PatchCoreSettings(**settings)
+    with pytest.raises(ValueError, match=said):
+        PatchCoreSettings(metric="whitened", **settings)
+
+
+def test_patches_that_are_all_alike_are_no_ground_to_whiten_by(backbone, images):
+    class Alike(PatchCore):
+        def embed(self, images):
+            return torch.full_like(super().embed(images), 0.3)
+
+    detector = Alike(PatchCoreSettings(**SMALL, metric="whitened"), backbone)
+    detector.gather(images, torch.arange(4))
+    with pytest.raises(ValueError, match="all alike"):
+        detector.fit(Alone(), lambda *_: None, Notes())

@@ -17,8 +17,9 @@ from PIL import Image
 from jobs import entry, evaluate, fit, inventory, score
 from jobs.tracking import Tracker, redact
 from jobs.words import say
-from ops import specimens, storage, tables, uris
+from ops import specimens, tables, uris
 from ops.layout import Out
+from pipelines import records
 from pipelines.cluster import connected
 
 
@@ -111,8 +112,8 @@ def _break(folder: str) -> None:
 
 def tell(out: Out, settings: Settings) -> None:
     """Where everything lies, how good it was, and one query to try."""
-    run_id = evaluate.latest(out)
-    record = storage.read_json(out.run(run_id))
+    record = records.finished(out)
+    run_id = record["run_id"]
     table = record["totals"]["table"]
     auroc = tables.read(out.evaluation(run_id)).to_pylist()[-1]["image_auroc"]
     picture = os.path.join(settings.out, "worst.png")

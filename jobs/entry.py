@@ -9,6 +9,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any, NoReturn, TypeVar
 
 import jsonargparse
@@ -56,10 +57,15 @@ class _ConfigFile(jsonargparse.ActionConfigFile):  # type: ignore[misc,name-defi
 
 
 def parse(
-    kind: type[S], doc: str, argv: Sequence[str], groups: Mapping[str, type[Any]] | None = None
+    kind: type[S],
+    doc: str,
+    argv: Sequence[str],
+    groups: Mapping[str, type[Any]] | None = None,
+    words: Sequence[str] = (),
 ) -> tuple[S, dict[str, Any]]:
     """Settings from a command line, and from the TOML file that --config names.
 
+    The settings that `words` names may stand at the beginning without their names.
     Returns an instance of `kind`, and one of each of `groups`, whose settings are `--group.name`.
     """
     parser = _Parser(
@@ -73,10 +79,19 @@ def parse(
     parser.add_class_arguments(kind, None)
     for name, group in (groups or {}).items():
         parser.add_class_arguments(group, name)
-    found = parser.instantiate(parser.parse_args([_underscored(arg) for arg in argv]))
+    argv = [_underscored(arg) for arg in _named(argv, words)]
+    found = parser.instantiate(parser.parse_args(argv))
     values = {name: value for name, value in vars(found).items() if name != "config"}
     chosen = {name: values.pop(name) for name in groups or {}}
     return kind(**values), chosen
+
+
+def _named(argv: Sequence[str], words: Sequence[str]) -> list[str]:
+    """Give the leading words of a command line the names of their settings."""
+    bare = list(takewhile(lambda word: not word.startswith("-"), argv))[: len(words)]
+    return [f"--{name}={word}" for name, word in zip(words, bare, strict=False)] + [
+        *argv[len(bare) :]
+    ]
 
 
 def _underscored(argument: str) -> str:

@@ -22,7 +22,7 @@ from ops.fetch import FetchSettings
 from ops.inventory import Inventory
 from ops.layout import Out
 from ops.resize import InputSettings
-from pipelines import evaluate
+from pipelines import evaluate, records
 from pipelines.cluster import Slots, connected
 
 #: Columns of the printed table: heading, width, figure.
@@ -62,13 +62,8 @@ def main(argv: Sequence[str]) -> int:
     settings, _ = entry.parse(Settings, __doc__, argv)
     theirs = published(settings.published) if settings.published else None
     out, tracker = Out(settings.out), Tracker(settings.out)
-    run_id = settings.run or latest(out)
-    if not storage.exists(out.run(run_id)):
-        raise FileNotFoundError(f"{out.root} holds no run {run_id}; its runs lie in {out.runs()}")
-    record = storage.read_json(out.run(run_id))
-    totals = record.get("totals")
-    if not totals:
-        raise ValueError(f"run {run_id} is not finished; start its jobs.score command again")
+    record = records.finished(out, settings.run)
+    run_id, totals = record["run_id"], record["totals"]
     with tracker.run("evaluate", asdict(settings)) as told:
         told.tags |= {"run_id": run_id, "model_id": record["model_id"]}
         labelled = Inventory(settings.inventory or record["inventory"]).read()
@@ -98,18 +93,6 @@ def main(argv: Sequence[str]) -> int:
     say(f"evaluation: {out.evaluation(run_id)}")
     say(f"curves and scores: {storage.join(out.root, 'evaluations', run_id)}")
     return 0
-
-
-def latest(out: Out) -> str:
-    """The finished run that started last. Raises FileNotFoundError if there is none."""
-    names = (
-        [item.name for item in storage.listing(out.runs())] if storage.is_folder(out.runs()) else []
-    )
-    records = [storage.read_json(storage.join(out.runs(), name)) for name in names]
-    done = [record for record in records if record.get("totals")]
-    if not done:
-        raise FileNotFoundError(f"{out.root} holds no finished run; python -m jobs.score makes one")
-    return str(max(done, key=lambda record: record["started"])["run_id"])
 
 
 def tell(found: pa.Table, theirs: Published | None = None) -> None:

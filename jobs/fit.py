@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
             inventory = sources.inventory_of(settings.inventory, settings, out, progress)
             request = request_of(settings, chosen, grown)
             model = fit.fit(inventory, request, settings.slots, progress, grown)
-        location = settings.model or f"{out.root}/models/{model.card.model_id}"
+        location = settings.model or out.model(model.card.model_id)
         write_model(location, model)
         record.metrics |= _metrics(model)
         record.curves |= _curves(model)

@@ -17,6 +17,11 @@ def say(text: str) -> None:
     tqdm.write(text, file=sys.stderr if text.startswith("error:") else sys.stdout)
 
 
+def shown(text: str) -> str:
+    """What files and tables say, without the control characters that would act on a terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class Progress:
     """Shows how far each stage has come: a bar on a terminal, else a line now and then.
 

@@ -8,6 +8,7 @@ from ops import storage
 
 MODEL_CARD = "model.json"
 BACKBONE = "_backbone.safetensors"
+TABLE = "part-00000.parquet"  # the only file of a published run
 JOINT = "_joint.safetensors"  # of a detector that all products share
 
 
@@ -41,8 +42,8 @@ class Out:
 
     def table(self, night: str, run_id: str) -> str:
         """The published score table of a run."""
-        folder = storage.join(self.root, "scores", f"night={night}", f"run={run_id}")
-        return storage.join(folder, "part-00000.parquet")
+        folder = storage.join(self.scores(), f"night={night}", f"run={run_id}")
+        return storage.join(folder, TABLE)
 
     def scores(self) -> str:
         """The folder of all published score tables."""
@@ -59,6 +60,10 @@ class Out:
     def overlay(self, model_id: str, image_id: str) -> str:
         """The map of one image drawn over it, for people."""
         return storage.join(self.root, "overlays", model_id, image_id[:2], f"{image_id}.png")
+
+    def model(self, model_id: str) -> str:
+        """Where a fit leaves its model unless it is told another place."""
+        return storage.join(self.root, "models", model_id)
 
     def run(self, run_id: str) -> str:
         """The record of a run: settings first, totals at the end."""

@@ -17,6 +17,7 @@ from ops.resize import Geometry
 
 Map = npt.NDArray[np.float32]
 LEVELS = 65536
+_TEXT = ("offset", "scale", "geometry", "model_id")
 
 
 class Scale(NamedTuple):
@@ -74,6 +75,7 @@ class Decoded(NamedTuple):
     levels: npt.NDArray[np.uint16]
     scale: Scale
     geometry: Geometry
+    model_id: str
 
     def values(self) -> Map:
         """The map's values."""
@@ -82,15 +84,23 @@ class Decoded(NamedTuple):
 
 def decode(data: bytes) -> Decoded:
     """Undo `encode`. Raises ValueError if it is no map of ours."""
-    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-        image.load()
-        text = dict(image.info)
-        levels = np.asarray(image, dtype=np.uint16)
-    if "nightloupe:scale" not in text:
-        raise ValueError("this PNG is no map: its text names no nightloupe:scale")
-    scale = Scale(float(text["nightloupe:offset"]), float(text["nightloupe:scale"]))
-    geometry = Geometry(*(float(part) for part in text["nightloupe:geometry"].split()))
-    return Decoded(levels, scale, geometry)
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            image.load()
+            text, mode = dict(image.info), image.mode
+            levels = np.asarray(image, dtype=np.uint16)
+    except Exception as error:  # decoders raise whatever a damaged file makes them raise
+        raise ValueError(f"no PNG that can be read ({type(error).__name__}: {error})") from None
+    lacking = [name for name in _TEXT if f"nightloupe:{name}" not in text]
+    if lacking or mode != "I;16":
+        raise ValueError(f"this PNG is no map: of mode {mode}, its text lacks {lacking}")
+    offset, scale, geometry, model_id = (text[f"nightloupe:{name}"] for name in _TEXT)
+    return Decoded(
+        levels,
+        Scale(float(offset), float(scale)),
+        Geometry(*(float(part) for part in geometry.split())),
+        model_id,
+    )
 
 
 def overlay(picture: npt.NDArray[np.uint8], values: Map, scale: Scale, low: float) -> bytes:

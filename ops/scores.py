@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -39,24 +42,106 @@ SCHEMA = pa.schema(
 )
 
 
+class Rule(NamedTuple):
+    """What no row of a score table may be."""
+
+    offence: str
+    """Such rows, in words that a count can stand before."""
+    columns: tuple[str, ...]
+    """Where it shows."""
+    broken: Callable[[pa.Table], pa.ChunkedArray]
+    """Which rows are, one boolean each; null is no."""
+
+
+def _ok(rows: pa.Table) -> pa.ChunkedArray:
+    return pc.fill_null(pc.equal(rows["status"], "ok"), False)
+
+
+def _failed(rows: pa.Table) -> pa.ChunkedArray:
+    return pc.invert(_ok(rows))
+
+
+def _null(name: str) -> Rule:
+    return Rule(f"rows whose {name} is null", (name,), lambda rows: pc.is_null(rows[name]))
+
+
+def _incomplete(name: str) -> Rule:
+    return Rule(
+        f"ok rows without {name}",
+        (name,),
+        lambda rows: pc.and_(_ok(rows), pc.is_null(rows[name])),
+    )
+
+
+def _overfull(name: str) -> Rule:
+    return Rule(
+        f"failed rows with {name}",
+        ("status", name),
+        lambda rows: pc.and_(_failed(rows), pc.is_valid(rows[name])),
+    )
+
+
+def _beyond(rows: pa.Table, at: str, size: str) -> pa.ChunkedArray:
+    """Whether a place lies outside of [0, size)."""
+    return pc.or_kleene(pc.less(rows[at], 0), pc.greater_equal(rows[at], rows[size]))
+
+
+_KNOWN = pa.array(sorted(STATUSES))
+#: Of rows whose columns are those of the schema.
+RULES = (
+    *(_null(field.name) for field in SCHEMA if not field.nullable),
+    Rule(
+        "rows of an unknown status",
+        ("status",),
+        lambda rows: pc.and_(
+            pc.is_valid(rows["status"]), pc.invert(pc.is_in(rows["status"], _KNOWN))
+        ),
+    ),
+    Rule(
+        "ok rows without a finite score",
+        ("score",),
+        lambda rows: pc.and_(
+            _ok(rows), pc.invert(pc.fill_null(pc.is_finite(rows["score"]), False))
+        ),
+    ),
+    *map(_incomplete, ("product", "content_sha256", "width", "height", "bit_depth")),
+    *map(_incomplete, ("peak_x", "peak_y")),
+    *map(_overfull, ("score", "p_value", "is_anomalous", "map_uri")),
+    Rule(
+        "failed rows without reason",
+        ("status",),
+        lambda rows: pc.and_(_failed(rows), pc.is_null(rows["reason"])),
+    ),
+    Rule(
+        "rows whose p_value is not in (0, 1]",
+        ("p_value",),
+        lambda rows: pc.invert(
+            pc.and_(pc.greater(rows["p_value"], 0), pc.less_equal(rows["p_value"], 1))
+        ),
+    ),
+    Rule(
+        "rows whose peak lies outside of the picture",
+        ("peak_x", "peak_y", "width", "height"),
+        lambda rows: pc.or_kleene(
+            _beyond(rows, "peak_x", "width"), _beyond(rows, "peak_y", "height")
+        ),
+    ),
+)
+
+
+def has_columns(schema: pa.Schema) -> bool:
+    """Whether a table has the columns of the score schema, in name, type and order."""
+    return bool(schema.names == SCHEMA.names and schema.types == SCHEMA.types)
+
+
+def offenders(table: pa.Table, rule: Rule) -> pa.Table:
+    """The rows that break a rule."""
+    return table.filter(pc.fill_null(rule.broken(table), False))
+
+
 def violations(table: pa.Table) -> list[str]:
     """What in a score table breaks the schema's rules; empty if nothing does."""
-    if table.schema.names != SCHEMA.names or table.schema.types != SCHEMA.types:
+    if not has_columns(table.schema):
         return [f"columns are {table.schema}, not those of the score schema"]
-    found = [
-        f"{name} is null in {table[name].null_count} rows"
-        for name in SCHEMA.names
-        if not SCHEMA.field(name).nullable and table[name].null_count
-    ]
-    ok = pc.equal(table["status"], "ok")
-    unknown = set(pc.unique(table["status"]).to_pylist()) - set(STATUSES)
-    rules = {
-        "ok rows without a finite score": pc.and_(
-            ok, pc.invert(pc.fill_null(pc.is_finite(table["score"]), False))
-        ),
-        "failed rows with a score": pc.and_(pc.invert(ok), pc.is_valid(table["score"])),
-        "failed rows without a reason": pc.and_(pc.invert(ok), pc.is_null(table["reason"])),
-    }
-    counts = {rule: pc.sum(broken).as_py() or 0 for rule, broken in rules.items()}
-    found += [f"{count} {rule}" for rule, count in counts.items() if count]
-    return found + ([f"unknown statuses {sorted(map(str, unknown))}"] if unknown else [])
+    counts = {rule.offence: len(offenders(table, rule)) for rule in RULES}
+    return [f"{count} {offence}" for offence, count in counts.items() if count]

@@ -42,6 +42,11 @@ def top_maps(run: Run, chain: Chain, parts: Parts) -> dict[str, str]:
     return found
 
 
+def group_rows(part_rows: int) -> int:
+    """The most rows of one row group of the table."""
+    return max(part_rows, 4096)
+
+
 def publish(run: Run, parts: Parts, drawn: dict[str, str] | None) -> int:
     """Merge all checked parts into the run's one table, which appears whole. Returns its rows."""
 
@@ -55,7 +60,7 @@ def publish(run: Run, parts: Parts, drawn: dict[str, str] | None) -> int:
                 yield _checked(run, rows)
 
     location = run.out.table(run.night, run.run_id)
-    written = tables.write(location, scores.SCHEMA, final(), rows=max(run.settings.part_rows, 4096))
+    written = tables.write(location, scores.SCHEMA, final(), group_rows(run.settings.part_rows))
     if written != len(run.inventory):
         raise BrokenRun(f"{written} rows for {len(run.inventory)} images")
     return written

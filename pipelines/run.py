@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -75,12 +76,17 @@ def prepare(
     else tonight's begins.
     """
     check_night(night)
-    content = [inventory.content_hash(), model.card.model_id, asdict(settings)]
-    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    key = run_key(inventory, model.card.model_id, asdict(settings))
     if night is None:
         nights = sorted(_unfinished(out, key))
         night = nights[-1] if nights else datetime.datetime.now(datetime.UTC).date().isoformat()
     return Run(f"{night}-{key}", night, out, inventory, model, settings)
+
+
+def run_key(inventory: Inventory, model_id: str, settings: Mapping[str, Any]) -> str:
+    """What stands behind the night in a run's name: a hash of what is scored with what."""
+    content = [inventory.content_hash(), model_id, dict(settings)]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _unfinished(out: Out, key: str) -> list[str]:
@@ -123,6 +129,7 @@ def described(run: Run, fetch: FetchSettings, started: datetime.datetime) -> dic
         "method": card.method,
         "settings": asdict(run.settings),
         "input": asdict(card.input),
+        "map_scale": card.map_scale._asdict(),
         "fetch": asdict(fetch),
         "false_alarm_rate": card.false_alarm_rate,
         "thresholds": {

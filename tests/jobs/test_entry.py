@@ -2,11 +2,12 @@ import sys
 
 import pytest
 
-from jobs import entry, evaluate, score
+from jobs import entry, score
 from ops import storage
 from ops.layout import Out
+from pipelines import records
 
-JOBS = ("inventory", "plan", "fit", "score", "evaluate", "demo")
+JOBS = ("inventory", "plan", "fit", "score", "evaluate", "check", "demo")
 
 
 def toml(tmp_path, text: str) -> str:
@@ -176,10 +177,10 @@ def test_a_job_that_is_interrupted_leaves_with_130(monkeypatch, capsys):
 def test_there_is_no_latest_run_before_one_is_finished(tmp_path):
     out = Out(str(tmp_path))
     with pytest.raises(FileNotFoundError, match="holds no finished run"):
-        evaluate.latest(out)
+        records.finished(out)
     storage.write_json(out.run("a"), {"run_id": "a", "started": "2026-11-20T01:00:00+00:00"})
     with pytest.raises(FileNotFoundError, match="no finished run"):
-        evaluate.latest(out)
+        records.finished(out)
 
 
 def test_the_latest_run_is_the_finished_one_that_started_last(tmp_path):
@@ -191,7 +192,7 @@ def test_the_latest_run_is_the_finished_one_that_started_last(tmp_path):
     ):
         record = {"run_id": run_id, "started": f"2026-11-{started}T01:00:00+00:00"}
         storage.write_json(out.run(run_id), record | ({"totals": totals} if totals else {}))
-    assert evaluate.latest(out) == "a"
+    assert records.finished(out)["run_id"] == "a"
 
 
 def test_an_unfinished_run_is_not_evaluated(leave, tmp_path):

@@ -16,11 +16,12 @@ import torchvision
 from PIL import Image
 from safetensors.torch import save
 
-from jobs import evaluate, fit, inventory, score
+from jobs import check, evaluate, fit, inventory, score
 from ops import maps, scores, storage, tables, uris
 from ops.inventory import Inventory
 from ops.layout import Out
 from ops.model import read_model
+from pipelines import records
 from tests.conftest import SECRET, draw_archive, new_bucket, tiny_fit
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -47,7 +48,7 @@ class Night:
 
     @property
     def record(self) -> dict:
-        return storage.read_json(self.out.run(evaluate.latest(self.out)))
+        return records.finished(self.out)
 
     @property
     def table(self) -> pa.Table:
@@ -137,6 +138,12 @@ def test_every_image_has_one_row(night):
     assert night.record["totals"]["statuses"] == {"missing": 1, "ok": 33, "unreadable": 1}
 
 
+def test_a_check_of_the_run_finds_its_promise_kept(night, capsys):
+    model = f"{night.bucket}/model"
+    assert check.main(["--out", f"{night.bucket}/out", "--model", model]) == 0
+    assert "35 images with one valid row each; all 33 maps read" in capsys.readouterr().out
+
+
 def test_a_deleted_and_a_cut_object_are_rows_with_reasons(night):
     failed = {row["uri"]: row for row in night.table.to_pylist() if row["status"] != "ok"}
     gone, cut = (failed[f"{night.bucket}/parts/{name}"] for name in (GONE, CUT))
@@ -162,7 +169,7 @@ def test_the_same_files_on_disk_get_the_same_scores(night, tmp_path, cluster):
     inventory.main(["--archive", str(night.drawn), "--layout", "mvtec", "--out", listed])
     words = ["--inventory", listed, "--model", f"{night.bucket}/model", "--out", out]
     assert score.main([*words, "--maps", "none"]) == 0
-    record = storage.read_json(Out(out).run(evaluate.latest(Out(out))))
+    record = records.finished(Out(out))
 
     def by_content(table: pa.Table) -> dict[str, float]:
         rows = table.filter(pa.compute.is_valid(table["score"]))

@@ -90,8 +90,17 @@ def test_the_first_of_equal_peaks_is_the_peak():
 
 
 def test_a_png_that_is_no_map_is_refused():
-    with pytest.raises(ValueError, match="no nightloupe:scale"):
+    with pytest.raises(ValueError, match=r"of mode L, its text lacks .*'scale'"):
         maps.decode(pictures.encoded(pictures.texture(0)))
+
+
+@pytest.mark.parametrize("size", [0, 8, 100, -1])
+def test_a_map_cut_short_is_refused(size):
+    place = geometry(64, 64, InputSettings(64))
+    values = np.random.default_rng(0).random((64, 64)).astype(np.float32)
+    data = maps.encode(values, SCALE, place, "m")
+    with pytest.raises(ValueError, match="no PNG that can be read"):
+        maps.decode(data[:size] if size >= 0 else data[: len(data) // 2])
 
 
 @pytest.mark.parametrize("colour", [False, True])

@@ -26,9 +26,10 @@ from ops.naming import LAYOUTS, Namer
 from ops.patchcore import PatchCoreSettings
 from ops.reading import Read
 from ops.resize import InputSettings
-from pipelines import evaluate, fit, fit_worker, inventory, plan, score
+from pipelines import check, evaluate, fit, fit_worker, inventory, plan, score
 from pipelines.chain import Chain, drawing
 from pipelines.cluster import Slots
+from pipelines.findings import Subject
 from pipelines.ledger import DetectorNotes
 from pipelines.limits import TooManyFailures
 from pipelines.parts import Parts
@@ -112,6 +113,15 @@ def test_every_image_is_one_row_in_the_inventorys_order(world):
     assert world.totals["images"] == len(listed) == 2 * 17 + len(BROKEN)
     assert scores.violations(world.table) == []
     assert world.table.schema.field("score").metadata[b"meaning"]
+
+
+def test_a_check_of_the_files_finds_the_promise_kept(world):
+    record = storage.read_json(world.out.run(world.run.run_id))
+    place, card = world.inventory.location, world.model.card
+    subject = Subject(world.out, world.run.run_id, record, place, card)
+    found = check.check(subject, 1.0, nothing)
+    assert found.violations == {}
+    assert (found.images, found.maps_named, found.maps_read) == (39, 34, 34)
 
 
 def test_broken_files_are_rows_that_say_why(world):

@@ -1,0 +1,37 @@
+"""What an output folder has on record of its finished runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ops import storage
+from ops.layout import Out
+
+
+def finished(out: Out, run_id: str = "") -> dict[str, Any]:
+    """The record of a finished run; without a name, of the one that started last.
+
+    Raises FileNotFoundError if there is no such run, ValueError if it is not finished.
+    """
+    if not run_id:
+        return latest(out, 1)[0]
+    if not storage.exists(out.run(run_id)):
+        raise FileNotFoundError(f"{out.root} holds no run {run_id}; its runs lie in {out.runs()}")
+    record: dict[str, Any] = storage.read_json(out.run(run_id))
+    if not record.get("totals"):
+        raise ValueError(f"run {run_id} is not finished; start its jobs.score command again")
+    return record
+
+
+def latest(out: Out, count: int) -> list[dict[str, Any]]:
+    """Records of the finished runs that started last, the latest at the end.
+
+    Raises FileNotFoundError if there are fewer.
+    """
+    there = storage.listing(out.runs()) if storage.is_folder(out.runs()) else ()
+    found = [storage.read_json(storage.join(out.runs(), item.name)) for item in there]
+    done = sorted((r for r in found if r.get("totals")), key=lambda r: str(r["started"]))
+    if len(done) < count:
+        held = f"only {len(done)} finished runs, not {count}" if done else "no finished run"
+        raise FileNotFoundError(f"{out.root} holds {held}; python -m jobs.score makes one")
+    return done[-count:]

@@ -1,0 +1,408 @@
+"""A sound run passes; each kind of damage is found and named. Runs are drawn, without Ray."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pyarrow as pa
+import pytest
+
+from ops import layout, maps, storage, tables, uris
+from ops.maps import Scale
+from ops.model import read_card
+from ops.scores import SCHEMA
+from pipelines.run import ScoreSettings
+from tests.runs import Part, draw_map, finish, list_parts, model_of
+
+NIGHT = "2026-11-20"
+PARTS = [
+    *(Part(f"bolt{i}.png", "bolt", 1.5 + i / 10) for i in range(12)),
+    *(Part(f"nut{i}.png", "nut", 1.75 + i / 10) for i in range(5)),
+    Part("broken.png", "nut", None),
+]
+POLICIES = ("none", "flagged", "all", "top:4")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A finished run under each policy of maps; read-only."""
+    model = model_of(["bolt", "nut"])
+    found = {}
+    for policy in POLICIES:
+        folder = tmp_path_factory.mktemp("out")
+        found[policy] = finish(str(folder), PARTS, model, NIGHT, ScoreSettings(policy, False, 10))
+    return found
+
+
+class Damage:
+    """A run to be damaged."""
+
+    def __init__(self, run):
+        self.run, self.out = run, run.out
+        self.table = run.out.table(run.night, run.run_id)
+        self.card = run.model.card
+
+    def rows(self):
+        return tables.read(self.table)
+
+    def write(self, rows, schema=SCHEMA):
+        tables.write(self.table, schema, [rows])
+
+    def change(self, place, **values):
+        rows = self.rows().to_pylist()
+        rows[place] |= values
+        self.write(pa.Table.from_pylist(rows, SCHEMA))
+
+    def record(self, **totals):
+        record = storage.read_json(self.out.run(self.run.run_id))
+        record["totals"] |= totals
+        storage.write_json(self.out.run(self.run.run_id), record)
+
+    def map(self):
+        """Where the last bolt's map lies, whose score is above the threshold."""
+        return uris.parse(self.rows()["map_uri"][11].as_py()).location
+
+
+@pytest.fixture
+def damage(runs, tmp_path):
+    """A copy of the flagged run in the place of the original, which comes back afterwards."""
+    root = runs["flagged"].out.root
+    shutil.copytree(root, tmp_path / "kept")
+    yield Damage(runs["flagged"])
+    shutil.rmtree(root)
+    shutil.copytree(tmp_path / "kept", root)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_sound_run_keeps_its_promise_under_every_policy_of_maps(runs, leave, policy):
+    code, out, err = leave("check", "--out", runs[policy].out.root)
+    assert (code, err.count("error")) == (0, 0)
+    drawn = {"none": 0, "flagged": 8, "all": 17, "top:4": 4}[policy]
+    assert out == (
+        f"run {runs[policy].run_id} kept its promise: 18 images with one valid row each; "
+        f"all {drawn} maps read and found sound\n"
+    )
+
+
+def test_a_share_of_the_maps_is_stated(runs, leave):
+    code, out, _ = leave(
+        "check", runs["all"].run_id, "--out", runs["all"].out.root, "--share", "0.5"
+    )
+    assert code == 0
+    read = int(out.split("; ")[1].split()[0])
+    assert 0 < read < 17
+    assert f"{read} of 17 maps, chosen by a hash of their ids, read" in out
+
+
+def remove_row(it):
+    it.write(it.rows().slice(1))
+
+
+def double_row(it):
+    it.write(pa.concat_tables([it.rows(), it.rows().slice(3, 1)]))
+
+
+def foreign_row(it):
+    it.change(2, image_id="f" * 32)
+
+
+def lose_score(it):
+    it.change(1, score=None)
+
+
+def score_to_nan(it):
+    it.change(1, score=float("nan"))
+
+
+def other_score(it):
+    it.change(0, score=1.0)
+
+
+def other_call(it):
+    it.change(0, is_anomalous=True)
+
+
+def no_call(it):
+    it.change(0, is_anomalous=None)
+
+
+def score_of_a_failure(it):
+    it.change(17, score=3.0)
+
+
+def other_status(it):
+    it.change(17, status="odd")
+
+
+def other_run(it):
+    it.change(4, run_id="2026-11-19-0000000000000000")
+
+
+def other_model(it):
+    it.change(4, model_id="m")
+
+
+def other_product(it):
+    it.change(4, product="nut")
+
+
+def other_peak(it):
+    it.change(4, peak_x=80)
+
+
+def forget_map(it):
+    it.change(11, map_uri=None)
+
+
+def unasked_map(it):
+    it.change(0, map_uri=draw_map(it.out, it.card, PARTS[0].image_id))
+
+
+def delete_map(it):
+    os.remove(it.map())
+
+
+def truncate_map(it):
+    data = storage.read_bytes(it.map())
+    storage.write_bytes(it.map(), data[: len(data) // 2])
+
+
+def empty_map(it):
+    storage.write_bytes(it.map(), b"")
+
+
+def rescale_map(it):
+    draw_map(it.out, it.card, PARTS[11].image_id, Scale(0.0, 0.002))
+
+
+def shrink_map(it):
+    levels = maps.decode(storage.read_bytes(it.map()))
+    png = maps.encode(levels.values()[:32], levels.scale, levels.geometry, levels.model_id)
+    storage.write_bytes(it.map(), png)
+
+
+def shift_map(it):
+    read = maps.decode(storage.read_bytes(it.map()))
+    png = maps.encode(read.values(), read.scale, read.geometry._replace(left=3.0), read.model_id)
+    storage.write_bytes(it.map(), png)
+
+
+def lose_table(it):
+    os.remove(it.table)
+
+
+def cut_table(it):
+    data = storage.read_bytes(it.table)
+    storage.write_bytes(it.table, data[: len(data) // 2])
+
+
+def damage_a_page(it):
+    data = bytearray(storage.read_bytes(it.table))
+    data[40:80] = bytes(40)
+    storage.write_bytes(it.table, bytes(data))
+
+
+def another_file(it):
+    shutil.copy(it.table, it.table.replace("part-00000", "part-00001"))
+
+
+def leave_work(it):
+    storage.write_bytes(it.out.part(it.run.run_id, 0), b"")
+
+
+def drop_a_column(it):
+    rows = it.rows().drop_columns(["peak_y"])
+    it.write(rows, rows.schema)
+
+
+def swap_columns(it):
+    rows = it.rows().select(list(reversed(SCHEMA.names)))
+    it.write(rows, rows.schema)
+
+
+def change_a_type(it):
+    schema = SCHEMA.set(9, pa.field("score", pa.float32()))
+    it.write(it.rows().cast(schema), schema)
+
+
+def drop_meanings(it):
+    it.write(it.rows(), pa.schema([f.remove_metadata() for f in SCHEMA], SCHEMA.metadata))
+
+
+def drop_the_schemas_name(it):
+    it.write(it.rows(), SCHEMA.remove_metadata())
+
+
+def other_totals(it):
+    it.record(anomalous=3)
+
+
+def other_statuses(it):
+    it.record(statuses={"ok": 18})
+
+
+def other_count(it):
+    it.record(images=19)
+
+
+def table_elsewhere(it):
+    it.record(table="/elsewhere/part-00000.parquet")
+
+
+def other_settings(it):
+    record = storage.read_json(it.out.run(it.run.run_id))
+    storage.write_json(
+        it.out.run(it.run.run_id), record | {"settings": {"maps": "all", "part_rows": 10}}
+    )
+
+
+def forget_settings(it):
+    record = storage.read_json(it.out.run(it.run.run_id))
+    storage.write_json(it.out.run(it.run.run_id), {k: v for k, v in record.items() if k != "input"})
+
+
+def lose_inventory(it):
+    os.remove(it.run.inventory.location)
+
+
+def renew_inventory(it):
+    list_parts(it.run.inventory.location, [*PARTS, Part("new.png", "bolt", 1.0)])
+
+
+def doubled_inventory(it):
+    list_parts(it.run.inventory.location, [*PARTS, PARTS[0]])
+
+
+DAMAGES = {
+    remove_row: ("every image of the inventory has a row", PARTS[0].image_id),
+    double_row: ("no image has two rows", f"{PARTS[3].image_id}, 2 times"),
+    foreign_row: ("every row is of an image of the inventory", "f" * 32),
+    lose_score: ("there are no ok rows without a finite score", "score None"),
+    score_to_nan: ("there are no ok rows without a finite score", "score nan"),
+    other_score: ("there are no rows whose p_value is not the model's", "score 1.0"),
+    other_call: ("there are no rows called otherwise than by the threshold on record", "True"),
+    no_call: ("there are no rows called otherwise than by the threshold on record", "None"),
+    score_of_a_failure: ("there are no failed rows with score", "status 'unreadable', score 3.0"),
+    other_status: ("there are no rows of an unknown status", "status 'odd'"),
+    other_run: ("there are no rows whose run_id is not on record", "2026-11-19-0000000000000000"),
+    other_model: ("there are no rows whose model_id is not on record", "model_id 'm'"),
+    other_product: ("rows have the address and product of the inventory", "bolt4.png, nut"),
+    other_peak: ("there are no rows whose peak lies outside of the picture", "peak_x 80"),
+    forget_map: ("rows have the maps that --maps flagged promised them", PARTS[11].image_id),
+    unasked_map: ("only rows have maps that --maps flagged promised one", PARTS[0].image_id),
+    delete_map: ("every map that a row names is there", "missing: "),
+    truncate_map: ("every map can be decoded", "no PNG that can be read (OSError"),
+    empty_map: ("every map can be decoded", "no PNG that can be read (UnidentifiedImageError"),
+    rescale_map: ("maps have the model's offset and scale", "scale=0.002"),
+    shrink_map: ("maps have the size of the detector's input", "(32, 64), not (64, 64)"),
+    shift_map: ("maps lie on their pictures", "left=3.0"),
+    lose_table: ("the run's table is there", "part-00000.parquet is gone"),
+    cut_table: ("the table can be read to its end", "Parquet"),
+    damage_a_page: ("the table can be read to its end", ""),
+    another_file: ("nothing lies beside the run's table", "part-00001.parquet"),
+    leave_work: ("no parts are left of a published run", "part-00000.parquet"),
+    drop_a_column: ("the table's columns are those of the schema", "peak_y is lacking"),
+    swap_columns: ("the table's columns are those of the schema", "in another order"),
+    change_a_type: ("the table's columns are those of the schema", "score is float, not double"),
+    drop_meanings: ("each column says what it means", "image_id"),
+    drop_the_schemas_name: ("the table says which schema it follows", "None, not b'scores 1'"),
+    other_totals: ("the record's total of anomalous is the table's", "3, not 8"),
+    other_statuses: ("the record's total of statuses is the table's", "{'ok': 18}, not {'ok': 17"),
+    other_count: ("the record's totals count each of its images", "19, not 18"),
+    table_elsewhere: ("the record names the run's table", "/elsewhere/part-00000.parquet"),
+    other_settings: ("the run's name follows from inventory, model and settings", ", not '"),
+    forget_settings: ("the record says what was scored with what", "input"),
+    lose_inventory: ("the inventory that was scored is there", "No such file"),
+    renew_inventory: ("the run's name follows from inventory, model and settings", ", not '"),
+    doubled_inventory: ("the inventory lists no image twice", f"{PARTS[0].image_id}, 2 times"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("do", DAMAGES, ids=lambda do: do.__name__)
+def test_damage_is_found_and_told_with_rule_value_and_remedy(damage, leave, do):
+    do(damage)
+    code, out, err = leave("check", damage.run.run_id, "--out", damage.out.root)
+    assert code == 1
+    assert "Traceback" not in err
+    rule, value = DAMAGES[do]
+    told = out.split(f"broken: {rule}\n")[1].split("broken: ")[0].splitlines()
+    assert told[0].startswith("  found:  ")
+    assert value in told[0]
+    assert any(line.startswith("  remedy: ") for line in told)
+    assert out.splitlines()[-1].startswith(f"run {damage.run.run_id} breaks ")
+
+
+def test_many_violations_are_counted_and_few_named(damage, leave):
+    damage.write(damage.rows().slice(0, 7))
+    _, out, _ = leave("check", "--out", damage.out.root)
+    told = out.split("broken: every image of the inventory has a row\n")[1].splitlines()
+    assert [line.split()[0] for line in told[:6]] == ["found:"] * 6
+    assert told[5] == "  found:  6 more like these"
+    assert told[6].startswith("  remedy: ")
+
+
+def test_values_of_a_table_do_not_act_on_the_terminal(damage, leave):
+    damage.change(0, run_id="\x1b[2Jx\nbroken: nothing")
+    _, out, _ = leave("check", "--out", damage.out.root)
+    assert "\x1b" not in out
+    assert "\nbroken: nothing" not in out
+
+
+def test_without_model_and_recorded_scale_maps_must_agree_with_each_other(damage, leave):
+    shutil.rmtree(damage.out.model(damage.card.model_id))
+    record = storage.read_json(damage.out.run(damage.run.run_id))
+    del record["map_scale"]
+    storage.write_json(damage.out.run(damage.run.run_id), record)
+    assert leave("check", "--out", damage.out.root)[0] == 0
+    rescale_map(damage)
+    code, out, _ = leave("check", "--out", damage.out.root)
+    assert code == 1
+    assert "broken: maps have the model's offset and scale" in out
+
+
+def test_a_record_and_table_of_another_calibration_than_the_models_are_found(damage, leave):
+    other = model_of(["bolt", "nut"], seed=1)
+    folder = damage.out.model("other")
+    from ops.model import write_model
+
+    write_model(folder, other)
+    assert read_card(folder).model_id != damage.card.model_id
+    code, out, _ = leave("check", "--out", damage.out.root, "--model", folder)
+    assert code == 1
+    assert "broken: the model is the one on record" in out
+
+
+def test_a_run_whose_folder_has_moved_is_checked_where_it_is(damage, leave, tmp_path):
+    moved = str(tmp_path / "moved")
+    shutil.copytree(damage.out.root, moved)
+    code, out, _ = leave("check", "--out", moved)
+    assert code == 0, out
+
+
+def test_group_rows_are_bounded_by_the_part_on_record(damage, leave, monkeypatch):
+    from pipelines import check_table
+
+    monkeypatch.setattr(check_table, "group_rows", lambda part_rows: part_rows)
+    code, out, _ = leave("check", "--out", damage.out.root)
+    assert code == 1
+    assert "group 0: 18 rows, not 10" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--share", "2"], "share 2.0 must lie between 0 and 1"),
+        (["2026-11-20-00", "--out", "o"], "holds no run 2026-11-20-00"),
+        (["--out", "o"], "o holds no finished run"),
+    ],
+)
+def test_what_cannot_be_checked_is_said_in_a_sentence(leave, words, sentence):
+    code, _, err = leave("check", *words)
+    assert code == 1
+    assert sentence in err
+    assert err.count("\n") == 1
+
+
+def test_every_path_of_the_model_is_known_to_the_layout(damage):
+    assert storage.exists(f"{damage.out.model(damage.card.model_id)}/{layout.MODEL_CARD}")

@@ -1,4 +1,4 @@
-"""Pictures of how well one product's defects are told apart: ROC, PRO, and both kinds' scores."""
+"""Pictures of one product: how well its defects are told apart, and how two runs score it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ import numpy as np
 from ops.metrics import Curve, Floats
 
 PRO_LIMIT = 0.3
+POINTS = 5000
+"""Images that a scatter shows at most."""
 _GOOD, _DEFECTIVE = "tab:blue", "tab:red"
+_BEFORE, _AFTER = "tab:grey", "tab:purple"
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,28 @@ class Separation:
     pro: Curve | None = None
 
 
+@dataclass(frozen=True)
+class Shift:
+    """What a picture shows of one product in two runs; empty arrays where there is nothing."""
+
+    product: str
+    measure: str
+    """What the values of the histograms are."""
+    before: Floats
+    """Values of the first run."""
+    after: Floats
+    """Values of the second run."""
+    pair_kind: str
+    """What the values of the pairs are."""
+    pairs: tuple[Floats, Floats]
+    """Values of the same images in both runs; the first `POINTS` are drawn."""
+    threshold: float | None
+    """The model's, if both runs have the same."""
+    runs: tuple[str, str]
+    words: str = ""
+    """What the drift measures say."""
+
+
 def draw(found: Separation) -> bytes:
     """A PNG of three panels. Curves are thinned for it; their areas are those of all points."""
     from matplotlib.figure import Figure  # noqa: PLC0415 - a second that only drawing needs
@@ -41,11 +66,62 @@ def draw(found: Separation) -> bytes:
     _roc(roc, found)
     _pro(pro, found.pro)
     _scores(scores, found)
+    return _png(figure)
+
+
+def draw_shift(found: Shift) -> bytes:
+    """A PNG of two panels: both runs' values as histograms, and image against image."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - a second that only drawing needs
+
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    figure.suptitle(found.product, parse_math=False)
+    values, images = figure.subplots(1, 2)
+    _shifted(values, found)
+    _against(images, found)
+    return _png(figure)
+
+
+def _png(figure: Any) -> bytes:
     out = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # letters that no font here has
         figure.savefig(out, format="png", metadata={"Software": None})
     return out.getvalue()
+
+
+def _shifted(panel: Any, found: Shift) -> None:
+    """Shares, not counts: a night may hold more images than the other."""
+    both = np.concatenate([found.before, found.after])
+    edges = np.histogram_bin_edges(both, bins=40)
+    kinds = ((found.runs[0], found.before, _BEFORE), (found.runs[1], found.after, _AFTER))
+    for run, values, colour in kinds:
+        if len(values):
+            share = np.full(len(values), 1 / len(values))
+            label = f"{run}: {len(values)} images"
+            panel.hist(values, edges, weights=share, color=colour, alpha=0.55, label=label)
+    _mark(panel.axvline, found.threshold)
+    panel.margins(y=0.3)  # room for the legend
+    panel.set(title=found.words, xlabel=found.measure, ylabel="share of images")
+    _legend(panel, "upper right")
+
+
+def _against(panel: Any, found: Shift) -> None:
+    x, y = (values[:POINTS] for values in found.pairs)
+    if len(x):
+        low, high = float(min(x.min(), y.min())), float(max(x.max(), y.max()))
+        panel.plot([low, high], [low, high], color="lightgrey", linestyle=":", zorder=0)
+        label = f"{len(x)} images of both"
+        panel.plot(x, y, ".", markersize=3, alpha=0.5, color=_AFTER, label=label)
+        _mark(panel.axvline, found.threshold)
+        _mark(panel.axhline, found.threshold)
+    first, second = (f"{found.pair_kind}, {run}" for run in found.runs)
+    panel.set(title="image by image", xlabel=first, ylabel=second)
+    _legend(panel, "upper left")
+
+
+def _mark(line: Any, threshold: float | None) -> None:
+    if threshold is not None:
+        line(threshold, color="black", linestyle="--", linewidth=1)
 
 
 def _roc(panel: Any, found: Separation) -> None:

@@ -85,6 +85,19 @@ class Out:
         """Curves and scores of one product in a run, for people."""
         return storage.join(self.root, "evaluations", run_id, f"{file_name(product)}.png")
 
+    def comparison(self, before: str, after: str, name: str) -> str:
+        """A table of the comparison of two runs."""
+        return storage.join(self.comparisons(before, after), f"{name}.parquet")
+
+    def comparisons(self, before: str, after: str) -> str:
+        """The folder of the comparison of two runs."""
+        return storage.join(self.root, "comparisons", f"{before}--{after}")
+
+    def compared(self, before: str, after: str, product: str) -> str:
+        """Both runs' scores of one product, for people."""
+        folder = self.comparisons(before, after)
+        return storage.join(folder, "pictures", f"{file_name(product)}.png")
+
     def spool(self) -> str:
         """What a tracker that was down has not heard yet."""
         return storage.join(self.root, "_spool")

@@ -32,6 +32,6 @@ def latest(out: Out, count: int) -> list[dict[str, Any]]:
     found = [storage.read_json(storage.join(out.runs(), item.name)) for item in there]
     done = sorted((r for r in found if r.get("totals")), key=lambda r: str(r["started"]))
     if len(done) < count:
-        held = f"only {len(done)} finished runs, not {count}" if done else "no finished run"
+        held = f"{len(done)} finished run, but {count} are needed" if done else "no finished run"
         raise FileNotFoundError(f"{out.root} holds {held}; python -m jobs.score makes one")
     return done[-count:]

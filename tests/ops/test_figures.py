@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ops import figures
-from ops.figures import Separation
+from ops.figures import Separation, Shift
 from ops.metrics import PixelHistogram, roc
 
 
@@ -85,3 +85,46 @@ def test_any_name_can_stand_above_a_picture_and_equal_figures_give_equal_bytes()
     with Image.open(io.BytesIO(png)) as image:
         image.load()
         assert image.format == "PNG"
+
+
+def shift(product: str = "bolt", count: int = 50, threshold: float | None = 0.5) -> Shift:
+    rng = np.random.default_rng(0)
+    before, after = rng.normal(size=count), rng.normal(size=count + 10)
+    pairs = (before, before + 0.1)
+    return Shift(
+        product, "score", before, after, "score", pairs, threshold, ("one", "two"), "KS 0.1"
+    )
+
+
+@pytest.fixture
+def shift_panels(panels, monkeypatch):
+    monkeypatch.setattr(figures, "draw", figures.draw_shift)
+    return panels
+
+
+def test_a_shift_shows_shares_of_both_runs_and_image_against_image(shift_panels):
+    values, images = shift_panels(shift())
+    heights = [sum(bar.get_height() for bar in bars) for bars in values.containers]
+    assert heights == pytest.approx([1, 1])
+    assert words(values) == ["one: 50 images", "two: 60 images"]
+    assert values.get_title() == "KS 0.1"
+    dots = images.lines[1]
+    assert list(dots.get_ydata() - dots.get_xdata()) == pytest.approx([0.1] * 50)
+    assert (images.get_xlabel(), images.get_ylabel()) == ("score, one", "score, two")
+    assert len(images.lines) == 4  # the diagonal, dots, and the threshold twice
+    assert len(shift_panels(shift(count=figures.POINTS + 9))[1].lines[1].get_xdata()) == 5000
+
+
+def test_a_shift_of_nothing_is_said(shift_panels):
+    none = np.zeros(0)
+    empty = Shift("bolt", "score", none, none, "rank", (none, none), None, ("one", "two"))
+    assert [words(panel) for panel in shift_panels(empty)] == [["not known"]] * 2
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["$x_{1 größe <1>\n日本", "<b>../x", "\x1b[2J"])
+def test_any_name_can_stand_above_a_shift_and_equal_figures_give_equal_bytes(name):
+    png = figures.draw_shift(shift(name))
+    assert png == figures.draw_shift(shift(name))
+    with Image.open(io.BytesIO(png)) as image:
+        image.load()

@@ -63,3 +63,10 @@ def test_a_picture_lies_in_its_runs_own_folder(product):
     folder, _, name = layout.Out("out").picture("2026-11-20-abc", product).rpartition("/")
     assert folder == "out/evaluations/2026-11-20-abc"
     assert name.endswith(".png")
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_a_picture_of_a_comparison_lies_in_its_own_folder(product):
+    folder, _, name = layout.Out("out").compared("r1", "r2", product).rpartition("/")
+    assert folder == "out/comparisons/r1--r2/pictures"
+    assert name.endswith(".png")

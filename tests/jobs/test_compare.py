@@ -1,0 +1,100 @@
+"""The job on two drawn nights, with MLflow on SQLite."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from jobs.tracking import EXPERIMENT, Tracker
+from ops import storage, tables
+from ops.layout import Out
+from pipelines.run import ScoreSettings
+from tests.runs import Part, finish, model_of
+
+HOSTILE = "../<b>\x1b[2J$x"
+NONE = ScoreSettings("none")
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """Two nights; every score of the second is higher."""
+    root, model = str(tmp_path_factory.mktemp("out")), model_of(["bolt", HOSTILE])
+    rng = np.random.default_rng(0)
+    parts = [
+        Part(f"{product}{i}.png", product, float(rng.normal(1.6, 0.4)))
+        for product in ("bolt", HOSTILE)
+        for i in range(30)
+    ]
+    finish(root, parts, model, "2026-11-20", NONE)
+    higher = [replace(part, score=part.score + 1) for part in parts]
+    finish(root, higher, model, "2026-11-21", NONE)
+    return root
+
+
+@pytest.mark.slow
+def test_the_last_two_runs_are_compared_told_and_tracked(out, leave):
+    code, told, err = leave("compare", "--out", out, "--movers", "2")
+    assert code == 0, err
+    assert "\x1b" not in told
+    lines = told.splitlines()
+    assert max(map(len, lines[2:-1])) <= 100
+    row = next(line.split() for line in lines if line.startswith("bolt"))
+    products = tables.read(f"{folder_of(told)}/products.parquet").to_pylist()
+    bolt = next(row for row in products if row["product"] == "bolt")
+    assert row[6:8] == [f"+{bolt['became_anomalous']}", "-0"]
+    assert bolt["ks_q"] < 0.01
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(Tracker(out).uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.data.metrics["became_anomalous"] == sum(p["became_anomalous"] for p in products)
+    assert run.data.metrics["both"] == 60
+    assert run.data.metrics["max_ks"] == max(p["ks"] for p in products)
+    assert run.data.tags["run_a"] < run.data.tags["run_b"]
+    artifacts = {item.path for item in client.list_artifacts(run.info.run_id, "comparison")}
+    assert artifacts == {
+        f"comparison/{name}"
+        for name in ("products.parquet", "movers.parquet", "picture_0.png", "picture_1.png")
+    }
+
+
+def folder_of(told: str) -> str:
+    return told.splitlines()[-1].removeprefix("tables and pictures: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["2026-11-20-00"], "name two runs, or none to compare the last two"),
+        (["2026-11-20-00", "2026-11-21-00"], "o holds no run 2026-11-20-00"),
+        ([], "o holds no finished run"),
+        (["--sample", "0"], "sample 0 must be at least 2"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_in_a_sentence(leave, words, sentence):
+    code, _, err = leave("compare", *words, "--out", "o")
+    assert code == 1
+    assert sentence in err
+    assert err.count("\n") == 1
+
+
+def test_one_run_is_not_enough(leave, tmp_path):
+    finish(str(tmp_path / "o"), [Part("a.png", "bolt", 1.0)], model_of(["bolt"]))
+    code, _, err = leave("compare", "--out", "o")
+    assert code == 1
+    assert "o holds 1 finished run, but 2 are needed" in err
+    assert not (tmp_path / "o" / "comparisons").exists()
+
+
+def test_runs_may_be_named_without_their_settings_names(leave, out):
+    names = (item.name for item in storage.listing(Out(out).runs()))
+    first, second = sorted(name.removesuffix(".json") for name in names)
+    code, _, err = leave("compare", first, "--out", "elsewhere")
+    assert "name two runs" in err
+    code, _, err = leave("compare", first, second, "third", "--out", out)
+    assert code == 2
+    assert "third" in err.split("known settings:")[0]

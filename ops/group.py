@@ -90,18 +90,17 @@ class Distributed(Group):
         return [part[: int(n)] for part, n in zip(out, lengths, strict=True)]
 
     def all_to_all(self, tensors: list[Tensor]) -> list[Tensor]:
-        """In turns: to the next rank and from the one before, then to the one after next."""
+        """Sent in one piece, each part to its rank alone."""
         lengths = torch.stack(self.all_gather(torch.tensor([len(part) for part in tensors])))
-        out, own = list(tensors), tensors[self.rank]
-        for step in range(1, self.size):
-            there, here = (self.rank + step) % self.size, (self.rank - step) % self.size
-            out[here] = own.new_empty(int(lengths[here, self.rank]), *own.shape[1:])
-            sent = dist.isend(tensors[there].contiguous(), group_dst=there, group=self._group)
-            got = dist.irecv(out[here], group_src=here, group=self._group)
-            for work in (sent, got):
-                assert work  # it is None outside of the group
-                work.wait()
-        return out
+        received = lengths[:, self.rank].tolist()
+        shape = tensors[self.rank].shape[1:]
+        sizes = [length * shape.numel() for length in received]
+        out = tensors[0].new_empty(sum(sizes))
+        sent = torch.cat([part.flatten() for part in tensors])
+        counts = [part.numel() for part in tensors]
+        dist.all_to_all_single(out, sent, sizes, counts, group=self._group)
+        parts = torch.split(out, sizes)
+        return [part.view(n, *shape) for part, n in zip(parts, received, strict=True)]
 
     def all_reduce(self, tensor: Tensor, reduction: Reduction = "sum") -> Tensor:
         """Through gloo."""

@@ -1,4 +1,4 @@
-"""PaDiM (Defard et al., 2020): one Gaussian per position over features of several layers."""
+"""PaDiM (Defard et al., ICPR Workshops 2020): a Gaussian of patch features at each position."""
 
 from __future__ import annotations
 
@@ -21,18 +21,24 @@ from ops.method import (
     Notes,
     Rehearsal,
     Scores,
+    Shape,
     Watch,
+    finite_rows,
 )
-from ops.moments import Moments
+from ops.moments import Moments, lengths, packed_size
 
-#: Images whose vectors are taken in at once: covariances are read and written each time.
-_BUFFER = 32
-#: Images that are scored together; fewer are filled up, as sums depend on how many there are.
-_BLOCK = 8
-#: Images that say how large maps of good images become.
-_PROBES = 4
-#: Positions of a rehearsal.
-_SAMPLE = 16
+#: Images to a matrix product. They are its columns, so each goes through the same operations,
+#: in the same order, in another lane: bits that do not depend on the batch. It costs no more time
+#: than one image alone, which reads as much memory.
+_BLOCK = 16
+#: Positions that a rank factors between two exchanges.
+_STEP = 32
+#: Images of a round for each worker that a plan reckons with.
+_ROUND = 16
+#: Rounds that are timed before a fit, at most.
+_ROUNDS = 64
+#: Images that say how far a good one may be from a fit without it, for the scale of maps.
+_SAMPLE = 32
 
 
 @dataclass(frozen=True)
@@ -40,224 +46,262 @@ class PaDiMSettings(MapSettings):
     """Settings of PaDiM."""
 
     dim: int = 100
-    """So many of the channels are used, drawn by `seed`; 0 = all."""
+    """Channels that are kept, drawn at random from all layers; 0 = all of them."""
     ridge: float = 0.01
-    """Added to the diagonal of covariances, which are singular with fewer images than channels."""
+    """What is added to the diagonal of each covariance; with few images it carries the inverse."""
     seed: int = 0
-    """Draws the channels."""
-
-    def __post_init__(self) -> None:
-        """Refuse what leaves covariances singular."""
-        if self.ridge <= 0:
-            raise ValueError(f"ridge {self.ridge} must be larger than 0")
+    """Seed of the draw."""
 
 
 class PaDiM(Method):
-    """Mean and whitening matrix of each position; scores are Mahalanobis distances.
+    """Mahalanobis distances to the Gaussian of each position; images must be aligned.
 
-    Covariances are sharded by position: each worker takes in the vectors of its own positions from
-    all images, so none holds all covariances in float64, and memory does not grow with the images.
-    The image score is the largest value of the smoothed map, as in the paper.
+    While fitting, each rank owns a range of positions and accumulates their moments over the
+    images of all ranks: no rank holds all moments, and none more for more images.
     """
 
     name = "padim"
     Settings = PaDiMSettings
     settings: PaDiMSettings
-    #: The state is float32; the moments behind it differ by about 1e-14.
+    #: Moments agree to 1e-10 and better; the state is rounded to float32.
     drift = 1e-6
     shares = True
 
     def __init__(self, settings: PaDiMSettings, backbone: Backbone) -> None:
         """Unfitted."""
         super().__init__(settings, backbone)
-        self.mean = torch.empty(0, 0)
-        self.whitening = torch.empty(0, 0, 0)
         self.channels = torch.empty(0, dtype=torch.int64)
-        self.grid = torch.zeros(2, dtype=torch.int64)
-        self._ceiling = torch.zeros(())
-        self._moments: Moments | None = None
+        self.mean = torch.empty(0, 0, 0)
+        self.factor = torch.empty(0, 0)
+        self.ceiling = 0.0
         self._waiting: list[Tensor] = []
-        self._owned: list[Tensor] = []
-        self._probes: dict[int, Tensor] = {}
+        self._rows = [torch.empty(0, dtype=torch.int64)]
+        self._sample, self._sampled = torch.empty(0), self._rows[0]
+        self._moments: Moments | None = None
         self._images = self._dropped = 0
 
     @classmethod
     def demand(cls, settings: PaDiMSettings, load: Load) -> Demand:
-        """A share of the covariances in float64, then all matrices in float32."""
-        positions, dim = load.positions, min(settings.dim or load.channels, load.channels)
-        model = 4 * positions * (dim * dim + dim) + 8 * dim
-        own = 8 * -(-positions // load.workers) * (dim * dim + dim)
-        vectors = 4 * positions * dim
+        """The moments of a worker's positions, in float64, and the embeddings of a round."""
+        positions, width = _grid_size(load.layers), _width(settings, load.channels)
+        own = -(-positions // load.workers)
+        numbers = width + packed_size(width)
+        model = positions * numbers * 4 + 8 * width + 8
+        # Gathered, put together, sent and received in float32, then centred in float64.
+        round_of_images = (_ROUND + 1) * positions * width * (4 * 4 + 8)
+        sample = 2 * _SAMPLE * own * width * 4
+        factoring = 4 * min(_STEP, own) * width * width * 8
         return Demand(
             vectors=load.images * positions,
             kept=positions,
-            fit_bytes=own + 2 * model + (_BUFFER + _PROBES) * vectors,
-            score_bytes=2 * model + 2 * _BLOCK * vectors,
+            fit_bytes=own * numbers * 8 + round_of_images + sample + factoring + 2 * model,
+            score_bytes=model + 4 * _BLOCK * positions * width * 4,
             model_bytes=model,
-            remedy="lower --padim.dim or --input.size, or give the fit more workers",
+            remedy="lower --padim.dim or --input.size",
         )
 
     @classmethod
     def rehearsal(cls, settings: PaDiMSettings, load: Load) -> Rehearsal:
-        """Take in a buffer of images, and factor, at a few positions."""
-        dim = min(settings.dim or load.channels, load.channels)
-        vectors = torch.randn(_BUFFER, _SAMPLE, dim, generator=torch.Generator().manual_seed(0))
-        moments = Moments(_SAMPLE, dim)
+        """A few of the positions: rounds of images are taken in, then factored."""
+        positions, few = _grid_size(load.layers), 8
+        moments = Moments(few, _width(settings, load.channels))
+        generator = torch.Generator().manual_seed(0)
+        vectors = torch.randn(_ROUND, *moments.mean.shape, generator=generator)
+        rounds = -(-load.images // _ROUND)
 
-        def work() -> None:
-            moments.add(vectors)
-            _whitening(moments, settings.ridge)
+        def work() -> object:
+            for _ in range(min(rounds, _ROUNDS)):
+                moments.add(vectors)
+            return moments.whitening(slice(few), 1.0)
 
-        own = load.positions / load.workers
-        return Rehearsal(work, max(1, load.images / _BUFFER) * own / _SAMPLE)
-
-    def _chosen(self, total: int) -> Tensor:
-        if not len(self.channels):
-            generator = torch.Generator().manual_seed(self.settings.seed)
-            dim = min(self.settings.dim or total, total)
-            self.channels = torch.randperm(total, generator=generator)[:dim].sort().values
-        return self.channels
+        return Rehearsal(work, max(1, rounds / _ROUNDS) * positions / few / load.workers)
 
     @torch.inference_mode()
     def embed(self, images: Tensor) -> Tensor:
-        """Vectors (B, h, w, d): the chosen channels, coarser layers repeated to the finest grid."""
+        """Chosen channels of all layers at every position of the finest (B, h, w, d).
+
+        Coarser layers are repeated to that grid (section III-A).
+        """
         layers = self.backbone(images)
-        size, parts, start = layers[0].shape[-2:], [], 0
-        chosen = self._chosen(sum(layer.shape[1] for layer in layers))
+        if not len(self.channels):
+            self.channels = self._drawn(sum(layer.shape[1] for layer in layers))
+        grid = max(layer.shape[-2:] for layer in layers)
+        parts, first = [], 0
         for layer in layers:
-            mine = chosen[(chosen >= start) & (chosen < start + layer.shape[1])] - start
-            part = layer[:, mine.to(layer.device)]
-            parts.append(part if part.shape[-2:] == size else F.interpolate(part, size=size))
-            start += layer.shape[1]
-        return torch.cat(parts, dim=1).permute(0, 2, 3, 1)
+            end = first + layer.shape[1]
+            inside = self.channels[(self.channels >= first) & (self.channels < end)] - first
+            parts.append(F.interpolate(layer[:, inside.to(layer.device)], grid, mode="nearest"))
+            first = end
+        return torch.cat(parts, dim=1).permute(0, 2, 3, 1).contiguous()
+
+    def _drawn(self, total: int) -> Tensor:
+        """Numbers of the channels that are kept, ascending: the order changes no distance."""
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        drawn = torch.randperm(total, generator=generator)
+        return drawn[: _width(self.settings, total)].sort().values
 
     def gather(self, images: Tensor, rows: Tensor) -> None:
-        """Vectors wait until they are shared."""
-        for vectors, row in zip(self.embed(images).cpu(), rows.tolist(), strict=True):
-            self._images += 1
-            self.grid = torch.tensor(vectors.shape[:2])
-            if not torch.isfinite(vectors).all():
-                self._dropped += 1
-                continue
-            self._waiting.append(vectors.flatten(0, 1).clone())
-            if len(self._probes) < _PROBES or row < max(self._probes):
-                self._probes[row] = self._waiting[-1]
-                self._probes = dict(sorted(self._probes.items())[:_PROBES])
+        """Keep the images' embeddings until they are shared; one that is not finite counts."""
+        vectors = self.embed(images).cpu()
+        keep = finite_rows(vectors.flatten(1))
+        self._images += len(vectors)
+        self._dropped += int((~keep).sum())
+        self._waiting.append(vectors[keep])
+        self._rows.append(rows[keep])
 
     def share(self, group: Group) -> None:
-        """Each worker gets what others have seen at its own positions."""
-        dim = group.all_reduce(torch.tensor([len(self.channels)]), "max")
-        self.grid = group.all_reduce(self.grid, "max")
-        positions = int(self.grid.prod())
-        if not positions:
+        """Every embedding goes to the owners of its positions, who add it to their moments."""
+        if self._moments is None and not self._begin(group):
             return
-        mine = torch.cat([v[None] for v in self._waiting]) if self._waiting else None
-        self._waiting = []
-        empty = torch.empty(0, positions, int(dim))
-        parts = (empty if mine is None else mine).tensor_split(group.size, dim=1)
-        received = group.all_to_all(list(parts))
-        if self._moments is None:
-            own = len(torch.arange(positions).tensor_split(group.size)[group.rank])
-            self._moments = Moments(own, int(dim))
-        self._owned += [part for part in received if len(part)]
-        if sum(len(part) for part in self._owned) >= _BUFFER:
-            self._take_in()
+        assert self._moments
+        height, width, dim = self.mean.shape
+        empty = torch.empty(0, height, width, dim)
+        vectors = torch.cat([*self._waiting, empty]).flatten(1, 2)
+        rows = torch.cat(group.all_gather(torch.cat(self._rows)))
+        self._waiting, self._rows = [], self._rows[:1]
+        ranges = _ranges(height * width, group.size)
+        received = group.all_to_all([vectors[:, first:end] for first, end in ranges])
+        own = torch.cat(received)
+        self._moments.add(own)
+        self._draw_sample(own, rows)
 
-    def _take_in(self) -> None:
-        assert self._moments is not None
-        if self._owned:
-            self._moments.add(torch.cat(self._owned))
-        self._owned = []
+    def _draw_sample(self, vectors: Tensor, rows: Tensor) -> None:
+        """Keep the images whose numbers hash lowest: the same ones for any order and shards."""
+        old = len(self._sampled)
+        rows = torch.cat([self._sampled, rows])
+        chosen = (rows * 2654435761 % 2**32).argsort()[:_SAMPLE].sort().values
+        new = vectors[chosen[chosen >= old] - old]
+        self._sample = torch.cat([self._sample[chosen[chosen < old]], new]) if old else new
+        self._sampled = rows[chosen]
 
-    def fit(self, group: Group, watch: Watch, notes: Notes) -> Fitted:  # noqa: ARG002 - no need
-        """Factor the covariances of the own positions; everyone gets those of all."""
+    def _begin(self, group: Group) -> bool:
+        """Agree on the grid and the channels; False if no rank has met an image yet."""
+        own = [*self._waiting[0].shape[1:3], 1] if self._waiting else [0, 0, 0]
+        height, width, met = group.all_reduce(torch.tensor(own), "max").tolist()
+        if not met:
+            return False
+        drawn = group.all_gather(self.channels)
+        self.channels = max(drawn, key=len)
+        self.mean = torch.zeros(height, width, len(self.channels))
+        first, end = _ranges(height * width, group.size)[group.rank]
+        self._moments = Moments(end - first, len(self.channels))
+        return True
+
+    def fit(self, group: Group, watch: Watch, notes: Notes) -> Fitted:  # noqa: ARG002 - it is short
+        """Each rank factors the covariances of its positions; all get all."""
         self.share(group)
-        images, dropped = group.all_reduce(torch.tensor([self._images, self._dropped])).tolist()
+        counts = torch.tensor([self._images, self._dropped])
+        images, dropped = group.all_reduce(counts).tolist()
         if images == dropped:
             raise ValueError("there is no good image with finite features to fit on")
-        self._take_in()
-        moments, self._moments = self._moments, None
-        assert moments is not None
-        whitening = _whitening(moments, self.settings.ridge)
-        watch("factor", 1, 1)
-        # A worker that saw no image has drawn no channels.
-        self.channels = next(part for part in group.all_gather(self.channels) if len(part))
-        self.mean = torch.cat(group.all_gather(moments.mean.float()))
-        self.whitening = torch.cat(group.all_gather(whitening))
-        self._ceiling = self._largest(group, moments.count)
-        self._probes = {}
-        figures = {"images": images, "dropped_images": dropped, "positions": len(self.mean)}
-        return Fitted(figures)
+        assert self._moments
+        height, width, dim = self.mean.shape
+        ranges = _ranges(height * width, group.size)
+        longest = max(end - first for first, end in ranges)
+        factor = torch.empty(height * width, packed_size(dim))
+        broken, left_out = torch.tensor([0]), 0.0
+        for step in range(0, longest, _STEP):
+            places = slice(step, step + _STEP)
+            whitening, definite = self._moments.whitening(places, self.settings.ridge)
+            broken |= not definite
+            left_out = max(left_out, self._left_out(places, whitening))
+            for (first, _), part in zip(ranges, group.all_gather(whitening.float()), strict=True):
+                factor[first + step : first + step + len(part)] = part
+            watch("factor", min(step + _STEP, longest), longest)
+        if int(group.all_reduce(broken, "max")):
+            raise ValueError(
+                f"a covariance is not positive definite with --padim.ridge "
+                f"{self.settings.ridge:g}; raise it, or fit on more images than --padim.dim"
+            )
+        mean = torch.cat(group.all_gather(self._moments.mean.float()))
+        farthest = group.all_reduce(torch.tensor([left_out], dtype=torch.float64), "max")
+        self.mean = mean.view(height, width, dim).to(self.backbone.device)
+        self.factor = factor.to(self.backbone.device)
+        self.ceiling = max(float(farthest), dim**0.5)
+        self._moments = None
+        self._sample, self._sampled = self._sample[:0], self._sampled[:0]
+        return Fitted(
+            {
+                "images": images,
+                "dropped_images": dropped,
+                "positions": height * width,
+                "channels": dim,
+            }
+        )
 
-    def _largest(self, group: Group, count: int) -> Tensor:
-        """The largest distance of some good images, were each left out of its own fit.
+    def _left_out(self, places: slice, whitening: Tensor) -> float:
+        """The largest distance of the sample at some places, each image from a fit without it.
 
-        Leaving an image out changes a covariance by one outer product (Sherman and Morrison 1950).
+        Leaving one out changes the covariance by a matrix of rank one (Sherman and Morrison 1950),
+        and little besides: (n - 2) / (n - 1) of the ridge, for which the whole one stands.
         """
-        rows = torch.cat(group.all_gather(torch.tensor(sorted(self._probes), dtype=torch.int64)))
-        chosen = set(rows.sort().values[:_PROBES].tolist())
-        # Distances of good images are about this large.
-        found = torch.tensor([float(self.mean.shape[1]) ** 0.5], dtype=torch.float64)
-        for row, vectors in self._probes.items():
-            if row in chosen and count > 1:
-                within = self._distances(vectors[None])[0].double().square()
-                left = (1 - within * count / (count - 1) ** 2).clamp(min=1e-3)
-                out = (within / left).sqrt() * count / (count - 1)
-                found = found.maximum(out.max())
-        return group.all_reduce(found, "max")[0].float()
-
-    def _distances(self, vectors: Tensor) -> Tensor:
-        """Mahalanobis distances (B, P) of vectors (B, P, d)."""
-        count = len(vectors)
-        apart = torch.zeros(self.mean.shape[0], self.mean.shape[1], _BLOCK, device=vectors.device)
-        apart[:, :, :count] = (vectors - self.mean).permute(1, 2, 0)
-        return torch.bmm(self.whitening, apart).square().sum(dim=1).sqrt().T[:count]
+        assert self._moments
+        n, mean = self._moments.count, self._moments.mean[places]
+        if n < 3 or not len(mean):
+            return 0.0
+        centred = self._sample[:, places].double() - mean
+        inside = lengths(whitening, centred.permute(1, 2, 0))
+        rest = (1 - inside * n / (n - 1) ** 2).clamp(min=1e-9)
+        squares = inside / rest * (n / (n - 1)) ** 2 * (n - 2) / (n - 1)
+        return float(squares.amax().sqrt())
 
     @torch.inference_mode()
     def score(self, images: Tensor) -> Scores:
-        """Equation 2 at each position; the image's score is the largest of its drawn map."""
-        if not len(self.mean):
+        """Equation 2 at each position; the image's score is the maximum of its drawn map."""
+        if not len(self.factor):
             raise ValueError("this detector is not fitted")
-        height, width = self.grid.tolist()
-        found = [
-            self._distances(self.embed(part).flatten(1, 2)) for part in torch.split(images, _BLOCK)
-        ]
-        grids = torch.cat(found).view(-1, height, width)
-        drawn = [
-            float(maps.draw(grid, images.shape[-1], self.settings.sigma).max())
-            for grid in grids.cpu().numpy()
-        ]
-        return Scores(torch.tensor(drawn, device=images.device), grids)
+        vectors = self.embed(images)
+        if vectors.shape[1:] != self.mean.shape:
+            raise ValueError(
+                f"features are {tuple(vectors.shape[1:])}, but the detector was fitted on "
+                f"{tuple(self.mean.shape)}; score images of the size that it was fitted on"
+            )
+        distances = torch.cat([self._distances(part) for part in torch.split(vectors, _BLOCK)])
+        size, sigma = images.shape[-1], self.settings.sigma
+        drawn = [maps.draw(grid.numpy(), size, sigma).max() for grid in distances.cpu()]
+        return Scores(torch.tensor(drawn, device=images.device), distances)
+
+    def _distances(self, vectors: Tensor) -> Tensor:
+        """|L^-1 (x - mean)| of at most `_BLOCK` images (B, h, w, d): (B, h, w)."""
+        count, height, width, dim = vectors.shape
+        columns = vectors.new_zeros(height * width, dim, _BLOCK)
+        columns[:, :, :count] = (vectors - self.mean).flatten(1, 2).permute(1, 2, 0)
+        squares = lengths(self.factor, columns)
+        return squares.sqrt_().T[:count].reshape(count, height, width)
 
     def map_ceiling(self) -> float:
-        """The largest distance of some good images, each left out of its own fit."""
-        return float(self._ceiling)
+        """The largest distance of a sample of the images, each left out of the fit in turn.
+
+        Features have heavier tails than a Gaussian: its own distances say too little.
+        """
+        return self.ceiling
 
     def state(self) -> dict[str, Tensor]:
-        """Means (P, d), whitening matrices (P, d, d), channels (d,), the grid's (h, w)."""
+        """Channels (d,); means (h, w, d); factors L^-1 (h * w, packed); the map ceiling."""
         return {
-            "mean": self.mean,
-            "whitening": self.whitening,
             "channels": self.channels,
-            "grid": self.grid,
-            "ceiling": self._ceiling,
+            "mean": self.mean,
+            "factor": self.factor,
+            "ceiling": torch.tensor(self.ceiling, dtype=torch.float64),
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take it over."""
-        device = self.backbone.device
-        self.mean, self.whitening = state["mean"].to(device), state["whitening"].to(device)
-        self.channels, self.grid = state["channels"].cpu(), state["grid"].cpu()
-        self._ceiling = state["ceiling"].cpu()
+        """Take channels, means and factors over."""
+        self.channels = state["channels"]
+        self.mean = state["mean"].to(self.backbone.device)
+        self.factor = state["factor"].to(self.backbone.device)
+        self.ceiling = float(state["ceiling"])
 
 
-def _whitening(moments: Moments, ridge: float) -> Tensor:
-    """W (p, d, d), float32, with W^T W = (covariance + ridge)^-1: the inverse Cholesky factor."""
-    positions, dim = moments.mean.shape
-    out = torch.empty(positions, dim, dim)
-    eye = torch.eye(dim, dtype=torch.float64)
-    for some in moments.chunks():
-        factor = torch.linalg.cholesky(moments.covariance(some) + ridge * eye)
-        inverse = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
-        out[some] = inverse.float()
-    return out
+def _width(settings: PaDiMSettings, total: int) -> int:
+    """How many of `total` channels are kept."""
+    return min(settings.dim, total) or total
+
+
+def _grid_size(shapes: list[Shape]) -> int:
+    return max(height * width for _, height, width in shapes)
+
+
+def _ranges(positions: int, ranks: int) -> list[tuple[int, int]]:
+    """First position, and end, of what each rank owns."""
+    return [(positions * r // ranks, positions * (r + 1) // ranks) for r in range(ranks)]

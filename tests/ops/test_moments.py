@@ -1,61 +1,110 @@
-"""Merged moments against numpy's of everything at once."""
-
-from __future__ import annotations
+"""Moments against NumPy in one pass over everything."""
 
 import numpy as np
 import pytest
 import torch
 
-from ops import moments
-from ops.moments import Moments
+from ops.moments import Moments, bands, lengths, pack, packed_size, unpack
+
+PLACES, WIDTH = 3, 40  # more than a band
 
 
-@pytest.fixture
-def vectors():
-    """30 images, 4 positions, 5 channels, far from zero: raw squares would cancel."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(30, 4, 5, generator=generator, dtype=torch.float64) + 1e4
+def drawn(count: int, seed: int = 0) -> torch.Tensor:
+    """Correlated vectors (count, places, width), far from zero."""
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(PLACES, WIDTH, WIDTH, generator=generator, dtype=torch.float64)
+    vectors = torch.randn(count, PLACES, WIDTH, generator=generator, dtype=torch.float64)
+    return torch.einsum("npd,pde->npe", vectors, mix) + 1000
 
 
-def of(vectors, sizes):
-    found = Moments(4, 5)
-    for part in torch.split(vectors, sizes):
-        found.add(part)
-    return found
+def moments_of(parts) -> Moments:
+    moments = Moments(PLACES, WIDTH)
+    for part in parts:
+        moments.add(part)
+    return moments
 
 
-def check(found, vectors):
-    assert found.count == len(vectors)
-    for position in range(4):
-        mine = vectors[:, position].numpy()
-        np.testing.assert_allclose(found.mean[position], mine.mean(axis=0), rtol=1e-12)
-        covariance = found.covariance(slice(position, position + 1))[0]
-        np.testing.assert_allclose(covariance, np.cov(mine.T), rtol=1e-9, atol=1e-9)
+def whole(lower: torch.Tensor) -> torch.Tensor:
+    return lower.tril() + lower.tril(-1).transpose(1, 2)
 
 
-@pytest.mark.parametrize("sizes", [[30], [1] * 30, [7, 0, 20, 3]], ids=str)
-def test_vectors_may_come_in_any_pieces(vectors, sizes):
-    check(of(vectors, sizes), vectors)
+@pytest.mark.parametrize("seed", range(5))
+def test_any_partition_and_order_gives_the_covariance_of_one_pass(seed):
+    rng = np.random.default_rng(seed)
+    vectors = drawn(97)
+    cuts = sorted(rng.integers(0, 98, size=rng.integers(1, 12)).tolist())  # some parts are empty
+    parts = vectors[torch.from_numpy(rng.permutation(97))].tensor_split(cuts)
+    moments = moments_of(parts)
+    assert moments.count == 97
+    covariance = whole(moments.covariance(slice(None)))
+    for place in range(PLACES):
+        expected = np.cov(vectors[:, place].numpy(), rowvar=False)
+        assert np.allclose(moments.mean[place], vectors[:, place].mean(0), rtol=1e-13)
+        assert np.abs(covariance[place].numpy() - expected).max() < 1e-12 * np.abs(expected).max()
 
 
-def test_moments_of_random_shards_merge_in_any_order(vectors):
-    rng = np.random.default_rng(1)
-    for _ in range(5):
-        shards = np.array_split(rng.permutation(30), rng.integers(2, 6))
-        found = Moments(4, 5)
-        for shard in shards:
-            found.merge(of(vectors[torch.from_numpy(shard)], len(shard)))
-        found.merge(Moments(4, 5))
-        check(found, vectors)
+def test_small_variances_beside_a_large_mean_are_not_lost():
+    vectors = drawn(50) * 1e-3 + 1e6
+    covariance = whole(moments_of(vectors.split(7)).covariance(slice(None)))
+    expected = np.cov(vectors[:, 1].numpy(), rowvar=False)
+    assert np.allclose(covariance[1], expected, rtol=1e-6, atol=1e-9)
 
 
-def test_chunks_change_rounding_alone(vectors, monkeypatch):
-    whole = of(vectors, 10)
-    monkeypatch.setattr(moments, "_CHUNK", 8 * 5 * 5)
-    assert len(whole.chunks()) == 4
-    torch.testing.assert_close(of(vectors, 10).m2, whole.m2, rtol=1e-9, atol=1e-9)
+def test_one_vector_has_no_covariance_and_none_changes_nothing():
+    moments = moments_of([drawn(1), drawn(0)])
+    assert torch.equal(moments.mean, drawn(1)[0])
+    assert not moments.covariance(slice(None)).any()
+    whitening, definite = moments.whitening(slice(0, 2), ridge=0.01)
+    assert definite
+    found = unpack(whitening, WIDTH)
+    assert torch.equal(found[0][0], torch.eye(32, dtype=torch.float64) * 10)
 
 
-def test_one_vector_has_no_spread(vectors):
-    found = of(vectors[:1], 1)
-    assert torch.equal(found.covariance(slice(None)), torch.zeros(4, 5, 5, dtype=torch.float64))
+def test_whitened_gaussian_samples_have_squared_length_of_about_their_dimension():
+    """On average: exactly (n - 1) / n * d for the samples themselves, and d for new ones."""
+    samples = drawn(20_000)
+    moments = moments_of(samples.tensor_split(9))
+    whitening, _ = moments.whitening(slice(None), ridge=0.0)
+
+    def mean_square(vectors):
+        return lengths(whitening, (vectors - moments.mean).permute(1, 2, 0)).mean(dim=1)
+
+    n = len(samples)
+    same = mean_square(samples)
+    torch.testing.assert_close(same, torch.full_like(same, WIDTH * (n - 1) / n), rtol=1e-9, atol=0)
+    generator = torch.Generator().manual_seed(1)
+    chol = torch.linalg.cholesky(whole(moments.covariance(slice(None))))
+    fresh = torch.randn(20_000, PLACES, WIDTH, generator=generator, dtype=torch.float64)
+    fresh = torch.einsum("npd,ped->npe", fresh, chol) + moments.mean
+    assert mean_square(fresh).tolist() == pytest.approx([WIDTH] * PLACES, rel=0.01)
+
+
+def test_whitening_is_the_inverse_of_the_cholesky_factor():
+    moments = moments_of([drawn(60)])
+    whitening, definite = moments.whitening(slice(1, 3), ridge=0.5)
+    assert definite
+    expected = np.cov(drawn(60)[:, 1].numpy(), rowvar=False) + 0.5 * np.eye(WIDTH)
+    matrix = torch.zeros(WIDTH, WIDTH, dtype=torch.float64)
+    for (start, end), band in zip(bands(WIDTH), unpack(whitening, WIDTH), strict=True):
+        matrix[start:end, :end] = band[0]
+    assert np.allclose(matrix.T @ matrix, np.linalg.inv(expected), rtol=1e-8)
+    assert not torch.triu(matrix, 1).any()
+
+
+def test_a_singular_covariance_is_told():
+    flat = drawn(60)
+    flat[:, 1] = 0
+    assert moments_of([flat]).whitening(slice(0, 1), ridge=0.0)[1]
+    assert not moments_of([flat]).whitening(slice(0, 2), ridge=0.0)[1]
+
+
+@pytest.mark.parametrize("width", [1, 31, 32, 33, 100])
+def test_packing_loses_nothing_and_less_than_the_square_is_kept(width):
+    lower = torch.randn(2, width, width).tril()
+    packed = pack(lower)
+    assert packed.shape == (2, packed_size(width))
+    assert packed_size(width) <= width * (width + 31) / 2 + 512
+    for (start, end), band in zip(bands(width), unpack(packed, width), strict=True):
+        assert torch.equal(band, lower[:, start:end, :end])
+        assert band.data_ptr() >= packed.data_ptr()  # a view
+    assert bands(width)[-1][1] == width

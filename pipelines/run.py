@@ -136,5 +136,6 @@ def described(run: Run, fetch: FetchSettings, started: datetime.datetime) -> dic
             name: product.calibration.threshold(card.false_alarm_rate)
             for name, product in card.products.items()
         },
+        "held_out": {n: len(product.calibration.scores) for n, product in card.products.items()},
         "started": started.isoformat(timespec="seconds"),
     }

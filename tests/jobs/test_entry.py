@@ -7,7 +7,7 @@ from ops import storage
 from ops.layout import Out
 from pipelines import records
 
-JOBS = ("inventory", "plan", "fit", "score", "evaluate", "check", "compare", "demo")
+JOBS = ("inventory", "plan", "fit", "score", "evaluate", "check", "compare", "query", "demo")
 
 
 def toml(tmp_path, text: str) -> str:

@@ -1,0 +1,49 @@
+-- The published tables in Athena or Trino (Hive connector), and the current scores among them:
+-- one row per model and image. Replace s3://bucket/out, run each statement once, and after each
+-- night the second (or add a partition projection).
+--
+--   SELECT * FROM current_scores WHERE model_id = '4f2a...' ORDER BY score DESC LIMIT 20;
+--   -- Other labels, without scoring again: a false-alarm rate, or a threshold.
+--   SELECT uri, p_value <= 0.01 AS is_anomalous FROM current_scores WHERE model_id = '4f2a...';
+--
+-- An address has the versions that the newest run over it met: a file that was replaced counts no
+-- longer, even if its successor failed. Of each version an ok row beats a failed one, then the
+-- newest wins.
+
+CREATE EXTERNAL TABLE IF NOT EXISTS scores (
+    image_id string, uri string, product string, content_sha256 string,
+    width int, height int, bit_depth tinyint,
+    status string, reason string,
+    score double, p_value double, is_anomalous boolean,
+    peak_x int, peak_y int, map_uri string,
+    model_id string, run_id string, scored_at timestamp
+)
+PARTITIONED BY (night string, run string)
+STORED AS PARQUET
+LOCATION 's3://bucket/out/scores/';
+
+MSCK REPAIR TABLE scores;
+
+CREATE OR REPLACE VIEW current_scores AS
+WITH images AS (
+         SELECT model_id, image_id, product, min(uri) AS uri, max(scored_at) AS last_at,
+                max_by(run_id, scored_at) AS last_run,
+                max_by(run_id, scored_at) FILTER (WHERE status = 'ok') AS ok_run
+         FROM scores GROUP BY model_id, image_id, product
+     ),
+     newest AS (
+         SELECT model_id, uri, max_by(last_run, last_at) AS last_run
+         FROM images GROUP BY model_id, uri
+     ),
+     chosen AS (
+         SELECT images.model_id, images.image_id, coalesce(ok_run, images.last_run) AS run_id
+         FROM images JOIN newest
+             ON images.model_id = newest.model_id AND images.uri = newest.uri
+             AND images.last_run = newest.last_run
+     )
+SELECT scores.image_id, scores.uri, product, content_sha256, width, height, bit_depth,
+       status, reason, score, p_value, is_anomalous, peak_x, peak_y, map_uri,
+       scores.model_id, scores.run_id, scored_at
+FROM scores JOIN chosen
+    ON scores.model_id = chosen.model_id AND scores.image_id = chosen.image_id
+    AND scores.run_id = chosen.run_id;

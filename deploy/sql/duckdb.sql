@@ -1,0 +1,36 @@
+-- The current scores: one row per image, the newest valid one under a model, over all nights.
+--
+--   SET VARIABLE tables = 's3://bucket/out/scores/*/*/part-*.parquet';
+--   .read deploy/sql/duckdb.sql
+--   FROM current_scores('4f2a...') ORDER BY score DESC LIMIT 20;
+--   -- Other labels, without scoring again: a false-alarm rate, or a threshold.
+--   SELECT * REPLACE (p_value <= 0.01 AS is_anomalous) FROM current_scores('4f2a...');
+--
+-- An address has the versions that the newest run over it met: a file that was replaced counts no
+-- longer, even if its successor failed. Of each version an ok row beats a failed one, then the
+-- newest wins. python -m jobs.query runs this file.
+
+CREATE OR REPLACE MACRO scores_of(model) AS TABLE
+    SELECT * FROM read_parquet(getvariable('tables'), hive_partitioning = false)
+    WHERE model_id = model;
+
+-- Which run's row is current for each image: columns narrow enough for ten million images.
+CREATE OR REPLACE MACRO current_keys(model) AS TABLE
+    WITH images AS (
+             SELECT image_id, product, min(uri) AS uri, max(scored_at) AS last_at,
+                    max_by(run_id, scored_at) AS last_run,
+                    max_by(run_id, scored_at) FILTER (WHERE status = 'ok') AS ok_run,
+                    max_by(status, scored_at) AS last_status
+             FROM scores_of(model) GROUP BY image_id, product
+         ),
+         newest AS (
+             SELECT uri, max_by(last_run, last_at) AS last_run FROM images GROUP BY uri
+         )
+    SELECT images.image_id, images.product, images.uri,
+           coalesce(ok_run, images.last_run) AS run_id,
+           CASE WHEN ok_run IS NULL THEN last_status ELSE 'ok' END AS status
+    FROM images JOIN newest ON images.uri = newest.uri AND images.last_run = newest.last_run;
+
+CREATE OR REPLACE MACRO current_scores(model) AS TABLE
+    SELECT scores.* FROM scores_of(model) AS scores JOIN current_keys(model) AS keys
+        ON scores.image_id = keys.image_id AND scores.run_id = keys.run_id;

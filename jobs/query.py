@@ -1,0 +1,141 @@
+"""The current scores: one row per image, the newest valid one under a model, over all nights.
+
+python -m jobs.query --out out --product washer --limit 50
+python -m jobs.query --out s3://bucket/out --where "is_anomalous AND width > 1000" --to worst.csv
+python -m jobs.query --out out --false-alarm-rate 0.001 --to relabelled.parquet
+
+Labels follow --threshold or --false-alarm-rate where given, without scoring again.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import csv
+
+from jobs import entry
+from jobs.words import say
+from ops import scores, storage, tables
+from ops.layout import Out
+from pipelines import history, records
+from pipelines.history import Label
+
+_SCREEN = 20
+_FORMATS = (".parquet", ".csv")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of jobs.query."""
+
+    out: str = "out"
+    """The output folder that holds the nights."""
+    model: str = ""
+    """The model's id; default: that of the latest run."""
+    product: str = ""
+    """Only images of this product."""
+    where: str = ""
+    """A condition in SQL over the columns of the score table."""
+    limit: int | None = None
+    """At most this many rows; default: 20 on the screen, all in a file."""
+    threshold: float | dict[str, float] | None = None
+    """Scores above it are anomalous; one for all products, or '{"washer": 4.5}'."""
+    false_alarm_rate: float | None = None
+    """The share of good images that may be called anomalous, instead of the model's."""
+    inventory: str = ""
+    """Only images that this inventory lists; others may be gone from the archive."""
+    to: str = ""
+    """A file to write, .parquet or .csv, local or s3://; default: the screen."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Ask for current scores."""
+    settings, _ = entry.parse(Settings, __doc__, argv)
+    if settings.to and not settings.to.endswith(_FORMATS):
+        raise ValueError(f"--to {settings.to} must end in one of {' '.join(_FORMATS)}")
+    if settings.limit is not None and settings.limit < 1:
+        raise ValueError(f"limit {settings.limit} must be at least 1")
+    out = Out(settings.out)
+    model_id = settings.model or str(records.finished(out)["model_id"])
+    with history.opened(out) as database:
+        rows = history.ask(
+            database,
+            model_id,
+            where=_where(settings),
+            limit=settings.limit or (None if settings.to else _SCREEN),
+            labels=_labels(settings, out, model_id),
+            only=settings.inventory,
+        )
+        written = _write(settings.to, rows) if settings.to else _show(rows)
+    if not written:
+        say(f"no such image under model {model_id}")
+    elif settings.to:
+        say(f"{written} images: {settings.to}")
+    return 0
+
+
+def _where(settings: Settings) -> str:
+    product = settings.product.replace("'", "''")
+    asked = [f"product = '{product}'" if product else "", settings.where]
+    return " AND ".join(f"({condition})" for condition in asked if condition)
+
+
+def _labels(settings: Settings, out: Out, model_id: str) -> dict[str, Label]:
+    """What is anomalous by the settings; empty if rows keep their own labels."""
+    threshold, rate = settings.threshold, settings.false_alarm_rate
+    if threshold is not None and rate is not None:
+        raise ValueError("--threshold and --false-alarm-rate exclude each other")
+    if threshold is None and rate is None:
+        return {}
+    if isinstance(threshold, dict):
+        return {product: Label(threshold=value) for product, value in threshold.items()}
+    held_out = _held_out(out, model_id)
+    if rate is not None:
+        return {product: Label.at_rate(rate, count) for product, count in held_out.items()}
+    return {product: Label(threshold=threshold) for product in held_out}
+
+
+def _held_out(out: Out, model_id: str) -> dict[str, int]:
+    """The products of a model and how many images were held out for each, as its runs tell."""
+    place = out.runs()
+    names = [item.name for item in storage.listing(place)] if storage.is_folder(place) else []
+    for name in sorted(names, reverse=True):
+        record: dict[str, Any] = storage.read_json(storage.join(place, name))
+        if record["model_id"] == model_id and "held_out" in record:
+            return dict(record["held_out"])
+    raise ValueError(
+        f"no run below {place} tells of model {model_id} how many good images were held out; "
+        """name thresholds by product: --threshold '{"PRODUCT": 1.5}'"""
+    )
+
+
+def _write(location: str, rows: Iterator[pa.RecordBatch]) -> int:
+    if location.endswith(".parquet"):
+        return tables.write(location, scores.SCHEMA, rows)
+    written = 0
+    with storage.staged(location) as path, csv.CSVWriter(path, scores.SCHEMA) as writer:
+        for batch in rows:
+            writer.write_batch(batch)
+            written += len(batch)
+    return written
+
+
+def _show(rows: Iterator[pa.RecordBatch]) -> int:
+    shown = list(itertools.chain.from_iterable(batch.to_pylist() for batch in rows))
+    if shown:
+        say(f"{'score':>12} {'p':>7} {'bad':>3} {'status':12} {'product':16} address")
+    for row in shown:
+        score = "-" if row["score"] is None else f"{row['score']:.6g}"
+        p_value = "-" if row["p_value"] is None else f"{row['p_value']:.3g}"
+        bad = {True: "yes", False: "no", None: "-"}[row["is_anomalous"]]
+        product = str(row["product"] or "-")[:16]
+        say(f"{score:>12} {p_value:>7} {bad:>3} {row['status']:12} {product:16} {row['uri']}")
+    return len(shown)
+
+
+if __name__ == "__main__":
+    entry.start(main)

@@ -1,0 +1,87 @@
+"""Asking for current scores as people do, of a drawn history."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from ops import scores, storage
+from ops.layout import Out
+from tests.pipelines.test_history import MODELS, publish, row
+
+
+@pytest.fixture
+def nights(tmp_path):
+    """Two nights of one model and a later one of another, whose run failed to end."""
+    out = Out(str(tmp_path / "out"))
+
+    def finish(number, model, rows, **totals):
+        run_id = publish(out, number, rows)
+        record = {"run_id": run_id, "started": f"2026-11-20T{number:02d}", "model_id": model}
+        record |= {"held_out": {"bolt": 9, "nut": 9}}
+        storage.write_json(out.run(run_id), record | totals)
+
+    done = {"totals": {"images": 1}}
+    bolts = [row(f"u/{i}", score=float(i), p_value=(10 - i) / 10) for i in range(4)]
+    finish(0, MODELS[0], bolts, **done)
+    finish(1, MODELS[0], [row("u/9", product="nut", score=8.0, p_value=0.1)], **done)
+    finish(2, MODELS[1], [row("u/1", model=MODELS[1])])
+    return out
+
+
+def shown(text: str) -> list[tuple[str, str]]:
+    """Address and verdict of each line."""
+    return [(line.split()[-1], line.split()[2]) for line in text.splitlines()[1:]]
+
+
+def test_the_screen_shows_the_worst_first_of_the_latest_finished_runs_model(leave, nights):
+    code, said, _ = leave("query")
+    assert code == 0
+    assert shown(said) == [
+        ("u/9", "yes"), ("u/3", "no"), ("u/2", "no"), ("u/1", "no"), ("u/0", "no")
+    ]  # fmt: skip
+    assert shown(leave("query", "--limit", "2")[1]) == [("u/9", "yes"), ("u/3", "no")]
+    assert shown(leave("query", "--product", "nut")[1]) == [("u/9", "yes")]
+    assert shown(leave("query", "--model", MODELS[1])[1]) == [("u/1", "no")]
+
+
+def test_labels_follow_a_threshold_or_a_rate_without_scoring_again(leave, nights):
+    asked = ["--where", "is_anomalous"]
+    assert [uri for uri, _ in shown(leave("query", *asked, "--threshold", "1.5")[1])] == [
+        "u/9", "u/3", "u/2"
+    ]  # fmt: skip
+    of_bolts = [*asked, "--threshold", '{"bolt": 2.5}']
+    assert [uri for uri, _ in shown(leave("query", *of_bolts)[1])] == ["u/9", "u/3"]
+    rate = [*asked, "--false-alarm-rate", "0.8"]
+    assert [uri for uri, _ in shown(leave("query", *rate)[1])] == ["u/9", "u/3", "u/2"]
+
+
+def test_files_hold_all_columns_and_rows(leave, nights):
+    code, said, _ = leave("query", "--to", "found.parquet")
+    assert (code, said) == (0, "5 images: found.parquet\n")
+    found = pq.read_table("found.parquet")
+    assert scores.violations(found) == []
+    assert leave("query", "--to", "found.csv")[0] == 0
+    read = pd.read_csv("found.csv")
+    assert read["score"].tolist() == found["score"].to_pylist() == [8.0, 3.0, 2.0, 1.0, 0.0]
+    assert list(read.columns) == scores.SCHEMA.names
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--to", "found.xls"], "--to found.xls must end in one of .parquet .csv"),
+        (["--limit", "0"], "limit 0 must be at least 1"),
+        (["--threshold", "1", "--false-alarm-rate", "0.1"], "exclude each other"),
+        (["--false-alarm-rate", "1.5"], "false_alarm_rate 1.5 must lie between 0 and 1"),
+        (["--where", "scre > 1"], "where '(scre > 1)' is no condition"),
+        (["--model", "c" * 32, "--threshold", "1"], "tells of model cccc"),
+        (["--out", "empty"], "empty holds no finished run"),
+    ],
+)
+def test_what_cannot_be_asked_is_told(leave, nights, words, sentence):
+    code, _, err = leave("query", *words)
+    assert code == 1
+    assert sentence in err
+    assert err.startswith("error: ")

@@ -1,0 +1,230 @@
+"""What is current over many nights, against a plain loop over drawn histories."""
+
+from __future__ import annotations
+
+import datetime
+import random
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ops import scores, tables
+from ops.calibration import Calibration
+from ops.inventory import image_id
+from ops.layout import Out
+from pipelines import history
+from pipelines.history import Label
+from tests.conftest import ROOT
+
+MODELS = ("a" * 32, "b" * 32)
+START = datetime.datetime(2026, 11, 20, 1, tzinfo=datetime.UTC)
+
+
+def row(uri, version="1", status="ok", model=MODELS[0], product="bolt", score=1.0, **more):
+    ok = status == "ok"
+    return {
+        "image_id": image_id(uri, version),
+        "uri": uri,
+        "product": product,
+        "status": status,
+        "reason": None if ok else "for a reason",
+        "score": score if ok else None,
+        "p_value": 0.5 if ok else None,
+        "is_anomalous": score > 5 if ok else None,
+        "model_id": model,
+    } | more
+
+
+def publish(out: Out, number: int, rows: list[dict]) -> str:
+    """A run's table; runs come an hour after each other."""
+    run_id = f"2026-11-{20 + number // 20:02d}-{number:04d}"
+    at = START + datetime.timedelta(hours=number)
+    full = [
+        r | {"run_id": run_id, "scored_at": at + datetime.timedelta(milliseconds=i)}
+        for i, r in enumerate(rows)
+    ]
+    table = pa.Table.from_pylist(full, scores.SCHEMA)
+    assert scores.violations(table) == []
+    tables.write(out.table(run_id[:10], run_id), scores.SCHEMA, [table])
+    return run_id
+
+
+@pytest.fixture
+def out(tmp_path):
+    return Out(str(tmp_path / "out"))
+
+
+def current(out, model=MODELS[0], **asked):
+    rows = history.current(out, model, **asked).to_pylist()
+    assert len({r["image_id"] for r in rows}) == len(rows)
+    return {r["uri"]: r for r in rows}
+
+
+def test_without_any_night_nothing_is_current_and_the_schema_stands(out):
+    found = history.current(out, MODELS[0])
+    assert len(found) == 0
+    assert found.schema.equals(scores.SCHEMA)
+
+
+def test_of_one_version_an_ok_row_beats_a_newer_failure_and_the_newest_ok_row_wins(out):
+    publish(out, 0, [row("u/1", score=1.0), row("u/2", status="missing")])
+    publish(out, 1, [row("u/1", score=2.0), row("u/2", score=3.0)])
+    last = publish(out, 2, [row("u/1", status="unavailable"), row("u/2", status="missing")])
+    found = current(out)
+    assert {uri: r["score"] for uri, r in found.items()} == {"u/1": 2.0, "u/2": 3.0}
+    assert last not in {r["run_id"] for r in found.values()}
+
+
+def test_a_replaced_version_is_not_current_even_if_its_successor_failed(out):
+    publish(out, 0, [row("u/1"), row("u/2")])
+    publish(out, 1, [row("u/1", "2", status="unreadable"), row("u/2", "2", score=9.0)])
+    found = current(out)
+    assert found["u/1"]["status"] == "unreadable"
+    assert found["u/2"]["score"] == 9.0
+    publish(out, 2, [row("u/1", "1", score=4.0)])  # and the old file was put back
+    assert current(out)["u/1"]["score"] == 4.0
+
+
+def test_two_members_of_one_name_are_both_current(out):
+    publish(out, 0, [row("u.tar#x", "@512", score=1.0), row("u.tar#x", "@1024", score=2.0)])
+    found = history.current(out, MODELS[0]).to_pylist()
+    assert sorted(r["score"] for r in found) == [1.0, 2.0]
+
+
+def test_an_image_that_changed_its_product_is_current_as_the_new_one(out):
+    publish(out, 0, [row("u/1", product="bolt")])
+    publish(out, 1, [row("u/1", product="nut", status="unknown_product")])
+    assert current(out)["u/1"]["product"] == "nut"
+
+
+def test_each_model_has_its_own_current_scores(out):
+    publish(out, 0, [row("u/1", score=1.0), row("u/2", score=1.0)])
+    publish(out, 1, [row("u/1", score=7.0, model=MODELS[1])])
+    assert {u: r["score"] for u, r in current(out).items()} == {"u/1": 1.0, "u/2": 1.0}
+    assert {u: r["score"] for u, r in current(out, MODELS[1]).items()} == {"u/1": 7.0}
+
+
+def drawn(out, seed):
+    """A random history, and what a plain loop over it calls current: (model, image) -> run."""
+    rng = random.Random(seed)
+    versions: dict[str, int] = {}
+    seen: list[dict] = []
+    for number in range(12):
+        model = rng.choice(MODELS)
+        rows = []
+        for i in rng.sample(range(12), 7):
+            uri = f"u/{i}"
+            versions[uri] = versions.get(uri, 1) + (rng.random() < 0.3)
+            status = rng.choice(["ok", "ok", "missing", "unreadable"])
+            rows.append(row(uri, str(versions[uri]), status, model, score=rng.random()))
+        run_id = publish(out, number, rows)
+        seen += [r | {"run_id": run_id} for r in rows]
+    expected = {}
+    for r in seen:  # in the order of time
+        at = (r["model_id"], r["uri"])
+        old = expected.get(at)
+        same = old is not None and old["image_id"] == r["image_id"]
+        if not (same and old["status"] == "ok" and r["status"] != "ok"):
+            expected[at] = r
+    return {(r["model_id"], r["image_id"]): r["run_id"] for r in expected.values()}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_histories_agree_with_a_plain_loop(out, seed):
+    expected = drawn(out, seed)
+    found = {
+        (model, r["image_id"]): r["run_id"]
+        for model in MODELS
+        for r in history.current(out, model).to_pylist()
+    }
+    assert found == expected
+
+
+def test_the_view_for_athena_finds_the_same_rows_and_declares_the_same_columns(out):
+    """Its query is standard SQL that DuckDB understands too."""
+    drawn(out, 7)
+    text = (ROOT / "deploy" / "sql" / "athena.sql").read_text()
+    code = "\n".join(line for line in text.splitlines() if not line.startswith("--"))
+    create, _, view = (part.strip() for part in code.split(";")[:3])
+    columns = create.split("(", 1)[1].split("\n)")[0].replace("\n", " ").split(",")
+    declared = [tuple(column.split()) for column in columns]
+    kinds = {"string": "string", "int": "int32", "tinyint": "int8", "double": "double"}
+    kinds |= {"boolean": "bool", "timestamp": "timestamp[ms, tz=UTC]"}
+    assert [(name, kinds[kind]) for name, kind in declared] == [
+        (field.name, str(field.type)) for field in scores.SCHEMA
+    ]
+    with duckdb.connect() as database:
+        files = history.published(out)
+        database.read_parquet(files, hive_partitioning=True).create_view("scores")
+        database.execute(view)
+        for model in MODELS:
+            theirs = database.sql(
+                "SELECT * FROM current_scores WHERE model_id = $m", params={"m": model}
+            ).to_arrow_table()
+            assert theirs.schema.names == scores.SCHEMA.names
+            ours = history.current(out, model)
+            assert theirs.cast(scores.SCHEMA).sort_by("image_id").equals(ours.sort_by("image_id"))
+
+
+def test_the_macros_read_what_a_glob_names_as_their_head_says(out):
+    drawn(out, 8)
+    with duckdb.connect() as database:
+        database.execute(f"SET VARIABLE tables = '{out.scores()}/*/*/part-*.parquet'")
+        database.execute(history.MACROS.read_text())
+        found = database.sql(f"FROM current_scores('{MODELS[0]}')").to_arrow_table()
+    assert set(found["image_id"].to_pylist()) == set(
+        history.current(out, MODELS[0])["image_id"].to_pylist()
+    )
+
+
+def ask(out, **asked):
+    with history.opened(out) as database:
+        return pa.Table.from_batches(
+            history.ask(database, MODELS[0], **asked), scores.SCHEMA
+        ).to_pylist()
+
+
+@pytest.mark.parametrize("held_out", [1, 4, 9, 10])
+def test_another_false_alarm_rate_gives_the_labels_that_the_model_would_have_given(out, held_out):
+    rng = np.random.default_rng(held_out)
+    calibration = Calibration.of(rng.normal(size=held_out).tolist())
+    values = np.concatenate([rng.normal(size=30), calibration.scores])
+    p_values = calibration.p_values(values)
+    rows = [
+        row(f"u/{i}", score=float(s), p_value=float(p))
+        for i, (s, p) in enumerate(zip(values, p_values, strict=True))
+    ]
+    publish(out, 0, [*rows, row("u/bad", status="missing")])
+    with history.opened(out) as database:
+        for rate in (0.01, 0.1, 0.2, 0.25, 0.3, 0.5, 0.9):
+            labels = {"bolt": Label.at_rate(rate, held_out)}
+            found = list(history.ask(database, MODELS[0], labels=labels))
+            threshold = calibration.threshold(rate)
+            for r in pa.Table.from_batches(found).to_pylist():
+                expected = None if r["score"] is None else r["score"] > threshold
+                assert r["is_anomalous"] is expected, (rate, r)
+
+
+def test_a_threshold_changes_the_labels_of_its_product_alone(out):
+    publish(out, 0, [row("u/1", score=2.0), row("u/2", score=2.0, product="nut")])
+    found = ask(out, labels={"bolt": Label(threshold=1.5)})
+    assert {r["product"]: r["is_anomalous"] for r in found} == {"bolt": True, "nut": False}
+    # Conditions see the new labels.
+    (only,) = ask(out, labels={"bolt": Label(threshold=1.5)}, where="is_anomalous")
+    assert only["product"] == "bolt"
+
+
+def test_rows_come_with_the_highest_scores_first_and_failures_last(out):
+    publish(out, 0, [row("u/1", score=1.0), row("u/2", status="missing"), row("u/3", score=3.0)])
+    assert [r["score"] for r in ask(out)] == [3.0, 1.0, None]
+    assert [r["score"] for r in ask(out, limit=1)] == [3.0]
+
+
+def test_a_condition_that_is_none_is_quoted(out):
+    publish(out, 0, [row("u/1")])
+    with history.opened(out) as database:
+        for where in ("scre > 1", "score >", "uri = 3 AND", "product::INT = 1"):
+            with pytest.raises(ValueError, match="is no condition over the score table"):
+                list(history.ask(database, MODELS[0], where=where))

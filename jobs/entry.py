@@ -17,8 +17,11 @@ from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 
 from jobs.words import say
 from ops.failure import BrokenPromise
+from pipelines.lock import Locked
 
 S = TypeVar("S")
+#: What sysexits.h calls a temporary failure: nothing is wrong, and later will do.
+BUSY = 75
 #: What a user can mend: told in a sentence. All else is a bug and shows its traceback.
 MENDABLE = (
     BotoCoreError,  # no credentials, no such host
@@ -113,6 +116,9 @@ def start(job: Callable[[Sequence[str]], int]) -> NoReturn:
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     try:
         code = job(sys.argv[1:])
+    except Locked as busy:
+        say(f"{busy}; nothing to do here")
+        code = BUSY
     except MENDABLE as error:
         if os.environ.get("NIGHTLOUPE_LOG") == "DEBUG":
             raise

@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"limit {settings.limit} must be at least 1")
     out = Out(settings.out)
     model_id = settings.model or str(records.finished(out)["model_id"])
-    with history.opened(out) as database:
+    with history.opened(out, "2GB", settings.inventory) as database:
         rows = history.ask(
             database,
             model_id,

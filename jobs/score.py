@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     if not settings.model:
         raise ValueError("name the model: --model FOLDER, s3://... or models:/name@alias")
     with tracker.opened(settings.model) as model:
-        _check(model.card, settings)
+        check(model.card, settings)
         with Progress() as progress, connected(settings.cluster):
             inventory = sources.inventory_of(settings.inventory, settings, out, progress)
             plan.check_scoring(model, settings.slots)
@@ -66,20 +66,21 @@ def main(argv: Sequence[str]) -> int:
             run = runs.prepare(inventory, shared, out, policy, settings.night)
             if totals := runs.finished(run):
                 say(f"run {run.run_id} is finished; nothing to do")
-                _tell(totals)
+                tell(totals)
                 return 0
             with tracker.run("score", asdict(settings)) as record:
                 record.tags |= {"run_id": run.run_id, "model_id": model.card.model_id}
                 totals = score.score(
                     run, settings.fetch, settings.slots, str(settings.max_failed), progress
                 )
-                record.metrics |= _metrics(totals)
+                record.metrics |= metrics_of(totals)
     say(f"run: {run.run_id}")
-    _tell(totals)
+    tell(totals)
     return 0
 
 
-def _check(card: ModelCard, settings: Settings) -> None:
+def check(card: ModelCard, settings: Settings) -> None:
+    """Refuse maps that the model cannot choose."""
     uncalibrated = [name for name, p in card.products.items() if not p.calibration.scores]
     if settings.maps == "flagged" and uncalibrated:
         raise ValueError(
@@ -88,12 +89,14 @@ def _check(card: ModelCard, settings: Settings) -> None:
         )
 
 
-def _metrics(totals: dict[str, Any]) -> dict[str, float]:
+def metrics_of(totals: dict[str, Any]) -> dict[str, float]:
+    """Totals as a tracker takes them."""
     plain = {k: float(v) for k, v in totals.items() if isinstance(v, (int, float))}
     return plain | {f"status.{k}": float(v) for k, v in totals["statuses"].items()}
 
 
-def _tell(totals: dict[str, Any]) -> None:
+def tell(totals: dict[str, Any]) -> None:
+    """Totals for people."""
     counts = ", ".join(f"{count} {status}" for status, count in totals["statuses"].items())
     say(
         f"{totals['images']} images: {counts}; {totals['anomalous']} anomalous; "

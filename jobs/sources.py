@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from dataclasses import dataclass, replace
 
@@ -125,7 +126,13 @@ def inventory_of(given: str, listing: Listing, out: Out, progress: Progress) -> 
     with tempfile.TemporaryDirectory(prefix="nightloupe-") as folder:
         taken = os.path.join(folder, "inventory.parquet")
         take(listing, taken, progress)
-        location = out.inventory(Inventory(taken).content_hash())
-        if not storage.exists(location):
-            storage.write_bytes(location, storage.read_bytes(taken))
+        return kept(taken, out)
+
+
+def kept(taken: str, out: Out) -> Inventory:
+    """A local inventory, kept under its content's hash."""
+    location = out.inventory(Inventory(taken).content_hash())
+    if not storage.exists(location):
+        with storage.staged(location) as path:
+            shutil.copyfile(taken, path)
     return Inventory(location)

@@ -208,11 +208,16 @@ class Tracker:
         return None if troubles else f"models:/{name}@{alias}"
 
     @contextlib.contextmanager
+    def located(self, model: str) -> Iterator[str]:
+        """The folder of a model, for as long as it is needed: as named, or of the registry."""
+        with tempfile.TemporaryDirectory(prefix="nightloupe-") as folder:
+            yield self.fetch_model(model, folder) if model.startswith("models:/") else model
+
+    @contextlib.contextmanager
     def opened(self, model: str) -> Iterator[Model]:
         """A model from a folder, S3, or the registry."""
-        with tempfile.TemporaryDirectory(prefix="nightloupe-") as folder:
-            registered = model.startswith("models:/")
-            yield read_model(self.fetch_model(model, folder) if registered else model)
+        with self.located(model) as folder:
+            yield read_model(folder)
 
     def fetch_model(self, uri: str, folder: str) -> str:
         """The local folder of a registered model (`models:/name@alias`, `models:/name/3`)."""

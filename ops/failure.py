@@ -15,6 +15,8 @@ STATUSES: dict[str, str] = {
     "undefined": "the detector returned a score that is not a finite number",
     "crashed_worker": "every worker process that touched it died",
 }
+#: Failures whose cause may be mended by the next attempt.
+PASSING = ("missing", "forbidden", "unavailable", "crashed_worker")
 
 
 class BrokenPromise(RuntimeError):

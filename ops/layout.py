@@ -77,6 +77,22 @@ class Out:
         """An inventory that a job took on its way, under the hash of its content."""
         return storage.join(self.root, "inventories", f"{name}.parquet")
 
+    def warehouse(self) -> str:
+        """The inventory that the last night took of everything."""
+        return self.inventory("newest")
+
+    def nights(self) -> str:
+        """The folder of what each start of a night found and did."""
+        return storage.join(self.root, "nights")
+
+    def night(self, name: str) -> str:
+        """One of these records: what is to be done first, totals and end last."""
+        return storage.join(self.nights(), f"{name}.json")
+
+    def lock(self) -> str:
+        """What only one night at a time holds: a file, on S3 a prefix."""
+        return storage.join(self.root, "_lock")
+
     def evaluation(self, run_id: str) -> str:
         """The metrics of a run, one row per product."""
         return storage.join(self.root, "evaluations", f"{run_id}.parquet")

@@ -8,6 +8,7 @@ Credentials and endpoint come from the usual AWS environment and stay inside of 
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -176,6 +177,28 @@ def write_bytes(location: str, data: bytes) -> None:
         return
     with staged(location) as path, open(path, "wb") as file:
         file.write(data)
+
+
+def create(location: str, data: bytes) -> bool:
+    """Write a file that is not there yet; False if it is. Of several processes one succeeds."""
+    try:
+        if is_s3(location):
+            with _naming(location):
+                s3().pipe_file(location, data, mode="create")
+        else:
+            beside = f"{location}.{uuid.uuid4().hex}.tmp"
+            write_bytes(beside, data)
+            try:
+                os.link(beside, location)
+            finally:
+                os.remove(beside)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno == errno.EINVAL and exists(location):  # as Ceph puts it
+            return False
+        raise
+    return True
 
 
 def read_json(location: str) -> Any:

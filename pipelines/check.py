@@ -102,7 +102,7 @@ def _inventory(subject: Subject, found: Findings) -> Inventory | None:
     found.expect(
         "the run's name follows from inventory, model and settings",
         subject.run_id[11:],
-        run_key(inventory, record["model_id"], record["settings"]),
+        run_key(inventory, record["model_id"], record["settings"], record.get("after", [])),
         f"{subject.inventory} was taken anew since, then name a copy of the one that was scored "
         f"with --inventory; or the record was altered, then {subject.again}",
     )

@@ -49,10 +49,11 @@ def published(out: Out) -> list[str]:
 
 
 @contextlib.contextmanager
-def opened(out: Out, memory: str = "2GB") -> Iterator[duckdb.DuckDBPyConnection]:
+def opened(out: Out, memory: str = "2GB", *others: str) -> Iterator[duckdb.DuckDBPyConnection]:
     """A database that knows `current_scores(model)` and `current_keys(model)` of an output folder.
 
-    It sees the tables that are published now. Beyond `memory` it works on disk.
+    It sees the tables that are published now. Beyond `memory` it works on disk. `others` are the
+    files that will be asked for besides.
     """
     with tempfile.TemporaryDirectory(prefix="nightloupe-") as folder:
         found = published(out)
@@ -61,7 +62,7 @@ def opened(out: Out, memory: str = "2GB") -> Iterator[duckdb.DuckDBPyConnection]
             tables.write(found[0], scores.SCHEMA, [])
         spilled = os.path.join(folder, "spilled")
         with duckdb.connect(config={"memory_limit": memory, "temp_directory": spilled}) as database:
-            if storage.is_s3(out.root):
+            if any(map(storage.is_s3, (out.root, *others))):
                 database.register_filesystem(storage.s3())
             database.execute("SET enable_progress_bar = false")
             database.execute("SET preserve_insertion_order = false")  # would be kept in memory
@@ -83,8 +84,8 @@ def ask(
     """Stream current rows, the highest scores first. Raises ValueError if `where` is no condition.
 
     `where` is SQL over the columns of the score table, with `labels` (by product) already applied;
-    `only` is an inventory (or its URI on the same store): images that it does not list are left
-    out. Columns and types are those of `scores.SCHEMA`.
+    `only` is an inventory, one of `opened`'s `others`: images that it does not list are left out.
+    Columns and types are those of `scores.SCHEMA`.
     """
     columns = {"product": pa.string(), "threshold": pa.float64(), "p_value": pa.float64()}
     named = [

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ops import scores, storage, tables
-from ops.failure import BrokenPromise
+from ops.failure import PASSING, BrokenPromise
 from ops.inventory import Inventory
 from ops.layout import Out
 
@@ -19,8 +19,8 @@ POSITION = "position"
 #: Rows on their way into a part: where they stand in the inventory, then the score columns.
 ROWS = pa.schema([pa.field(POSITION, pa.int64()), *scores.SCHEMA])
 _PART = re.compile(r"part-(\d+)\.parquet")
-#: Failures whose cause may be mended by the next attempt, which reads these images again.
-_PASSING = pa.array(["missing", "forbidden", "unavailable", "crashed_worker"])
+#: The next attempt reads these images again.
+_PASSING = pa.array(PASSING)
 _KEPT = re.compile(r"kept-\d+\.parquet")
 
 

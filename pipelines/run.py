@@ -6,7 +6,7 @@ import datetime
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -59,6 +59,8 @@ class Run:
     inventory: Inventory
     model: SharedModel
     settings: ScoreSettings
+    #: Runs whose failures this one tries again.
+    after: tuple[str, ...] = ()
 
 
 def check_night(night: str | None) -> None:
@@ -68,24 +70,35 @@ def check_night(night: str | None) -> None:
 
 
 def prepare(
-    inventory: Inventory, model: SharedModel, out: Out, settings: ScoreSettings, night: str | None
+    inventory: Inventory,
+    model: SharedModel,
+    out: Out,
+    settings: ScoreSettings,
+    night: str | None,
+    after: Sequence[str] = (),
 ) -> Run:
     """Name the run, by night and by what it scores with what.
 
     Without `night` an unfinished run of the same inventory, model and settings is taken up again,
-    else tonight's begins.
+    else tonight's begins. `after` names the runs whose failures this one tries again: it is not
+    the same as an earlier attempt at the same images.
     """
     check_night(night)
-    key = run_key(inventory, model.card.model_id, asdict(settings))
+    key = run_key(inventory, model.card.model_id, asdict(settings), after)
     if night is None:
         nights = sorted(_unfinished(out, key))
         night = nights[-1] if nights else datetime.datetime.now(datetime.UTC).date().isoformat()
-    return Run(f"{night}-{key}", night, out, inventory, model, settings)
+    return Run(f"{night}-{key}", night, out, inventory, model, settings, tuple(after))
 
 
-def run_key(inventory: Inventory, model_id: str, settings: Mapping[str, Any]) -> str:
-    """What stands behind the night in a run's name: a hash of what is scored with what."""
-    content = [inventory.content_hash(), model_id, dict(settings)]
+def run_key(
+    inventory: Inventory, model_id: str, settings: Mapping[str, Any], after: Sequence[str] = ()
+) -> str:
+    """What stands behind the night in a run's name: a hash of what is scored with what.
+
+    And after which runs, if it tries their failures again.
+    """
+    content = [inventory.content_hash(), model_id, dict(settings), *after]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -128,6 +141,7 @@ def described(run: Run, fetch: FetchSettings, started: datetime.datetime) -> dic
         "model_id": card.model_id,
         "method": card.method,
         "settings": asdict(run.settings),
+        "after": list(run.after),
         "input": asdict(card.input),
         "map_scale": card.map_scale._asdict(),
         "fetch": asdict(fetch),

@@ -7,7 +7,19 @@ from ops import storage
 from ops.layout import Out
 from pipelines import records
 
-JOBS = ("inventory", "plan", "fit", "score", "evaluate", "check", "compare", "query", "demo")
+JOBS = (
+    "inventory",
+    "plan",
+    "fit",
+    "score",
+    "nightly",
+    "evaluate",
+    "check",
+    "compare",
+    "query",
+    "expire",
+    "demo",
+)
 
 
 def toml(tmp_path, text: str) -> str:

@@ -1,0 +1,55 @@
+"""Let old nights go: rows that newer ones superseded, and maps that no row names any more.
+
+python -m jobs.expire --out out --keep-nights 30
+python -m jobs.expire --out s3://bucket/out --keep-nights 30 --remove true
+python -m jobs.expire --out out --keep-nights 7 --retired MODEL_ID --remove true
+
+Without --remove it only says what would go. The current score of an image never goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jobs import entry
+from jobs.words import say
+from ops.layout import Out
+from pipelines import expire, lock
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of jobs.expire."""
+
+    out: str = "out"
+    """The output folder that holds the nights."""
+    keep_nights: int | None = None
+    """How many of the newest nights with tables stay as they are; must be said."""
+    retired: str = ""
+    """Ids of models, comma-separated, whose old rows go wherever another model has a score."""
+    remove: bool = False
+    """Remove; default: only say what would go."""
+    lease: float = 120.0
+    """As in jobs.nightly: the two never work at once."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Say what is superfluous, or remove it."""
+    settings, _ = entry.parse(Settings, __doc__, argv)
+    if settings.keep_nights is None:
+        raise ValueError("say how many nights stay as they are: --keep-nights 30")
+    out = Out(settings.out)
+    retired = [word.strip() for word in settings.retired.split(",") if word.strip()]
+    with lock.locked(out, settings.lease):
+        found = expire.expire(out, settings.keep_nights, retired, settings.remove)
+    for table in found.tables:
+        say(f"{table.table}: {table.rows - table.staying} of {table.rows} rows")
+    rows = sum(table.rows - table.staying for table in found.tables)
+    told = f"{rows} rows of {len(found.tables)} tables and {found.maps} maps"
+    say(f"{told} removed" if settings.remove else f"{told} would go; --remove true removes them")
+    return 0
+
+
+if __name__ == "__main__":
+    entry.start(main)

@@ -1,0 +1,34 @@
+import pytest
+
+from ops.layout import Out
+from pipelines import history, lock
+from tests.pipelines.test_history import MODELS, publish, row
+
+
+def test_it_says_what_would_go_and_removes_only_when_told(leave, tmp_path):
+    out = Out("out")
+    publish(out, 0, [row("u/1")])
+    publish(out, 20, [row("u/1", score=2.0), row("u/2")])
+    code, said, _ = leave("expire", "--keep-nights", "1")
+    assert code == 0
+    assert "run=2026-11-20-0000/part-00000.parquet: 1 of 1 rows\n" in said
+    assert said.endswith("1 rows of 1 tables and 0 maps would go; --remove true removes them\n")
+    assert len(history.published(out)) == 2
+    code, said, _ = leave("expire", "--keep-nights", "1", "--remove", "true")
+    assert said.endswith("1 rows of 1 tables and 0 maps removed\n")
+    assert len(history.current(out, MODELS[0])) == 2
+    assert len(history.published(out)) == 1
+
+
+@pytest.mark.parametrize("words", [[], ["--keep-nights", "0"]])
+def test_how_many_nights_stay_must_be_said(leave, words):
+    code, _, err = leave("expire", *words)
+    assert code == 1
+    assert err.startswith("error: ")
+
+
+def test_it_does_not_work_beside_a_night(leave):
+    with lock.locked(Out("out")):
+        code, said, _ = leave("expire", "--keep-nights", "1")
+    assert code == 75
+    assert "nothing to do here" in said

@@ -1,0 +1,190 @@
+"""Night after night over one small archive; what must not happen twice does not."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+import pytest
+from PIL import Image
+
+from jobs import entry, nightly, sources
+from ops import scores, specimens, storage, tables
+from ops.layout import Out
+from ops.model import read_card, write_model
+from pipelines import history, lock
+from pipelines import score as scoring
+from pipelines.limits import TooManyFailures
+from tests.conftest import tiny_model
+
+PATTERN = "{product}/{name}"
+
+
+def test_where_a_night_works_another_says_so_and_leaves(leave, tmp_path):
+    with lock.locked(Out("out")):
+        code, said, err = leave("nightly", "--archive", ".", "--model", "m", "--out", "out")
+    assert (code, err) == (entry.BUSY, "")
+    assert f"process {os.getpid()} on " in said
+    assert said.endswith("nothing to do here\n")
+    assert sorted(os.listdir("out")) == ["_lock"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--archive", "."], "name the model: --model"),
+        (["--archive", ".", "--model", "m", "--retry", "missing, lost"], "retry: lost is no fail"),
+        (["--archive", ".", "--model", "m"], "no complete model at m"),
+        (["--model", "m"], "name the images: --archive"),
+    ],
+)
+def test_what_cannot_be_is_told(leave, words, sentence):
+    code, _, err = leave("nightly", *words)
+    assert code == 1
+    assert sentence in err
+
+
+@dataclass
+class Warehouse:
+    """An archive, two models, and the nights over it."""
+
+    root: object
+    words: list[str]
+    models: list[str]
+    ids: list[str]
+    records: list[dict] = field(default_factory=list)
+
+    @property
+    def out(self):
+        return Out(str(self.root / "out"))
+
+    def draw(self, name, number):
+        path = self.root / "parts" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(specimens.draw("washer", number, 64).picture).save(path)
+
+    def work(self, model=0, *more):
+        code = nightly.main([*self.words, "--model", self.models[model], *more])
+        place = self.out.nights()
+        last = max(item.name for item in storage.listing(place))
+        self.records.append(storage.read_json(storage.join(place, last)))
+        return code
+
+    def current(self, model=0):
+        rows = history.current(self.out, self.ids[model]).to_pylist()
+        return {row["uri"].rsplit("/", 1)[-1]: row for row in rows}
+
+    def counts(self):
+        return tuple(self.records[-1][name] for name in ("new", "changed", "retried"))
+
+
+@pytest.fixture(scope="module")
+def warehouse(cluster, tmp_path_factory):
+    root = tmp_path_factory.mktemp("warehouse")
+    models = [str(root / f"model-{seed}") for seed in range(2)]
+    for seed, place in enumerate(models):
+        write_model(place, tiny_model("washer", seed))
+    words = ["--archive", str(root / "parts"), "--pattern", PATTERN, "--out", str(root / "out")]
+    words += ["--maps", "all", "--fetch.patience", "0.01", "--slots.workers", "1"]
+    return Warehouse(root, words, models, [read_card(place).model_id for place in models])
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_nights_score_what_is_due_and_nothing_else(warehouse, monkeypatch, capsys):
+    """Each night goes on from the one before, so this is one story."""
+    night, gone = warehouse, warehouse.root / "parts" / "washer" / "gone.png"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for number in range(5):
+        night.draw(f"washer/{number}.png", number)
+    night.draw("washer/gone.png", 5)
+    night.draw("nut/6.png", 6)
+    (night.root / "parts" / "washer" / "broken.png").write_bytes(b"no image")
+    whole, times = gone.read_bytes(), os.stat(gone)
+
+    # The first night: everything, and one image vanishes behind the listing.
+    take = sources.take
+
+    def and_lose_one(*asked):
+        tally = take(*asked)
+        gone.unlink()
+        return tally
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "take", and_lose_one)
+        assert night.work() == 0
+    assert night.counts() == (8, 0, 0)
+    first = night.current()
+    statuses = {"broken.png": "unreadable", "gone.png": "missing", "6.png": "unknown_product"}
+    assert {n: r["status"] for n, r in first.items() if r["status"] != "ok"} == statuses
+
+    # The second: the lost image is back as it was; nothing else is touched.
+    gone.write_bytes(whole)
+    os.utime(gone, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert night.work() == 0
+    assert night.counts() == (0, 0, 1)
+    second = night.current()
+    assert second["gone.png"]["status"] == "ok"
+    assert second | {"gone.png": None} == first | {"gone.png": None}
+
+    # The third: nothing to do, so no table, no run, and no cluster.
+    before = history.published(night.out)
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(nightly, "connected", None)
+        assert night.work() == 0
+    assert "nothing to do: every image has its row under this model" in capsys.readouterr().out
+    assert history.published(night.out) == before
+    assert "run_id" not in night.records[-1]
+    assert night.records[-1]["ended"]
+
+    # The fourth: a new image and a changed one; it is killed before it publishes.
+    night.draw("washer/7.png", 7)
+    night.draw("washer/0.png", 17)
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "publish", die)
+        with pytest.raises(KeyboardInterrupt):
+            night.work()
+    assert history.published(night.out) == before
+    assert night.current() == second
+
+    # The fifth finishes it, without scoring again, and then finds one more.
+    night.draw("washer/8.png", 8)
+    capsys.readouterr()
+    assert night.work() == 0
+    said = capsys.readouterr().out
+    assert "was left unfinished; finishing it first" in said
+    assert night.counts() == (1, 0, 0)
+    added = [place for place in history.published(night.out) if place not in before]
+    assert sorted(len(tables.read(place)) for place in added) == [1, 2]
+    runs = [tables.read(place)["run_id"][0].as_py() for place in added]
+    totals = [storage.read_json(night.out.run(run_id))["totals"] for run_id in runs]
+    assert {t["images"]: t["resumed"] for t in totals} == {2: 2, 1: 0}
+    fifth = night.current()
+    assert len(fifth) == 10
+    assert fifth["0.png"]["image_id"] != second["0.png"]["image_id"]
+    assert not os.listdir(night.out.work())
+
+    # The sixth has another model: everything again; the old model's rows stay as they are.
+    assert night.work(1) == 0
+    assert night.counts() == (10, 0, 0)
+    assert night.current() == fifth
+    assert set(night.current(1)) == set(fifth)
+    for place in history.published(night.out):
+        assert scores.violations(tables.read(place)) == []
+    assert night.work(1) == 0
+    assert night.counts() == (0, 0, 0)
+
+    # The seventh may fail on no image at all, and one is broken; the rows are kept.
+    (night.root / "parts" / "washer" / "1.png").write_bytes(b"no image any more")
+    with pytest.raises(TooManyFailures):
+        night.work(1, "--max-failed", "0")
+    night.draw("washer/1.png", 1)
+    assert night.work(1, "--max-failed", "0") == 0
+    assert night.counts() == (0, 1, 0)
+    assert night.current(1)["1.png"]["status"] == "ok"
+    assert not os.listdir(night.out.work())

@@ -1,0 +1,136 @@
+"""Old nights go; the current score of an image never does."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ops import scores, storage, tables, uris
+from ops.inventory import image_id
+from ops.layout import Out
+from pipelines import history
+from pipelines.expire import Refused, expire
+from tests.pipelines.test_history import MODELS, drawn, publish, row
+
+
+@pytest.fixture
+def out(tmp_path):
+    return Out(str(tmp_path / "out"))
+
+
+def current(out):
+    """All current rows, and whether their maps are there."""
+    rows = [r for model in MODELS for r in history.current(out, model).to_pylist()]
+    assert all(os.path.exists(uris.parse(r["map_uri"]).location) for r in rows if r["map_uri"])
+    return sorted(map(str, rows))
+
+
+def nightly(out, day, rows):
+    """A night's table with its maps and its run's record. Each number is a night of its own."""
+    full = []
+    for r in rows:
+        if r["status"] == "ok":
+            place = out.map(r["model_id"], r["image_id"])
+            storage.write_bytes(place, b"map")
+            storage.write_bytes(out.overlay(r["model_id"], r["image_id"]), b"overlay")
+            full.append(r | {"map_uri": uris.make(place)})
+        else:
+            full.append(r)
+    run_id = publish(out, 20 * day, full)
+    record = {
+        "run_id": run_id,
+        "started": run_id,
+        "totals": {"images": 1},
+        "model_id": rows[0]["model_id"],
+    }
+    storage.write_json(out.run(run_id), record)
+    return out.table(run_id[:10], run_id)
+
+
+def maps(out):
+    return sorted(path.stem for path in Path(out.root, "maps").rglob("*.png"))
+
+
+def test_superseded_rows_and_their_maps_go_and_all_else_stays(out):
+    first = nightly(out, 0, [row("u/1"), row("u/2"), row("u/3", status="missing")])
+    second = nightly(out, 1, [row("u/3"), row("u/1", "2")])
+    third = nightly(out, 2, [row("u/2", score=3.0)])
+    before = current(out)
+    told = expire(out, 1, [], remove=False)
+    assert [(f.table, f.rows, f.staying) for f in told.tables] == [(first, 3, 0)]
+    assert told.maps == 1  # of the version that u/1 no longer has; u/2 shares its own with newer
+    assert len(maps(out)) == 4
+    assert expire(out, 1, [], remove=True) == told
+    assert history.published(out) == [second, third]
+    assert current(out) == before
+    assert maps(out) == sorted([image_id("u/1", "2"), image_id("u/2", "1"), image_id("u/3", "1")])
+    assert not os.path.exists(out.overlay(MODELS[0], image_id("u/1", "1")))
+    assert storage.read_json(out.run("2026-11-20-0000"))["expired"]["rows"] == 0
+    assert expire(out, 1, [], remove=True).tables == ()
+
+
+def test_a_table_that_is_still_needed_keeps_its_current_rows_alone(out):
+    first = nightly(out, 0, [row("u/1"), row("u/2")])
+    nightly(out, 1, [row("u/1", "2", status="unreadable")])
+    before = current(out)
+    (found,) = expire(out, 1, [], remove=True).tables
+    assert (found.rows, found.staying) == (2, 1)
+    table = tables.read(first)
+    assert table["uri"].to_pylist() == ["u/2"]
+    assert scores.violations(table) == []
+    assert current(out) == before
+
+
+def test_old_models_stay_until_they_are_retired_and_even_then_where_no_other_has_a_score(out):
+    nightly(out, 0, [row("u/1"), row("u/2"), row("u/3")])
+    nightly(out, 1, [row("u/1", model=MODELS[1]), row("u/2", model=MODELS[1], status="missing")])
+    assert expire(out, 1, [], remove=True).tables == ()
+    with pytest.raises(Refused, match="is the model of the latest run"):
+        expire(out, 1, [MODELS[1]], remove=True)
+    with pytest.raises(Refused, match="have no rows"):
+        expire(out, 1, ["c"], remove=True)
+    (found,) = expire(out, 1, [MODELS[0]], remove=True).tables
+    assert (found.rows, found.staying) == (3, 2)
+    left = history.current(out, MODELS[0])["uri"].to_pylist()
+    assert sorted(left) == ["u/2", "u/3"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_the_history_what_is_current_stays_current(out, seed):
+    drawn(out, seed)
+    before, rows = current(out), sum(len(tables.read(t)) for t in history.published(out))
+    # All drawn runs are of one night; each becomes a night of its own.
+    for day, place in enumerate(history.published(out)):
+        run_id = place.split("/run=")[1].split("/")[0]
+        storage.write_bytes(out.table(f"2026-12-{day + 1:02d}", run_id), storage.read_bytes(place))
+        storage.remove_file(place)
+    told = expire(out, 1, [], remove=True)
+    assert current(out) == before
+    assert sum(len(tables.read(t)) for t in history.published(out)) == rows - sum(
+        f.rows - f.staying for f in told.tables
+    )
+    assert told.tables
+
+
+def test_maps_that_lie_elsewhere_are_left_alone(out, tmp_path):
+    foreign = tmp_path / "foreign.png"
+    foreign.write_bytes(b"x")
+    publish(out, 0, [row("u/1", map_uri=uris.make(str(foreign)))])
+    publish(out, 20, [row("u/1", "2")])
+    assert expire(out, 1, [], remove=True).maps == 0
+    assert foreign.exists()
+
+
+def test_what_is_unclear_is_refused(out):
+    nightly(out, 0, [row("u/1")])
+    with pytest.raises(Refused, match="keep_nights 0"):
+        expire(out, 0, [], remove=True)
+    storage.write_bytes(f"{out.work('2026-11-20-ab')}/started", b"")
+    with pytest.raises(Refused, match=r"2026-11-20-ab under .* are unfinished"):
+        expire(out, 1, [], remove=True)
+    storage.remove_folder(out.work())
+    storage.write_bytes(f"{out.scores()}/part-00000.parquet", b"")
+    with pytest.raises(Refused, match="is no table of a night"):
+        expire(out, 1, [], remove=True)

@@ -36,6 +36,10 @@ def check(subject: Subject, share: float, watch: Watch) -> Findings:
     if lacking:
         found.add("the record says what was scored with what", lacking, subject.again)
         return found
+    if expired := subject.record.get("expired"):
+        what = f"at {expired['at']} jobs.expire left {expired['rows']} rows of it"
+        found.add("the run's table is whole", [what], "check a night that was not let go")
+        return found
     _check_record(subject, found)
     _check_files(subject, found)
     inventory = _inventory(subject, found)
@@ -102,7 +106,7 @@ def _inventory(subject: Subject, found: Findings) -> Inventory | None:
     found.expect(
         "the run's name follows from inventory, model and settings",
         subject.run_id[11:],
-        run_key(inventory, record["model_id"], record["settings"], record.get("after", [])),
+        run_key(inventory, record["model_id"], record["settings"], record.get("after", ())),
         f"{subject.inventory} was taken anew since, then name a copy of the one that was scored "
         f"with --inventory; or the record was altered, then {subject.again}",
     )

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from ops import scores, storage, tables
 from ops.layout import Out
+from pipelines.database import opened as database_opened
 
 #: The macros `current_scores(model)` and `current_keys(model)`, the same for people and for us.
 MACROS = Path(__file__).parents[1] / "deploy" / "sql" / "duckdb.sql"
@@ -60,11 +61,9 @@ def opened(out: Out, memory: str = "2GB", *others: str) -> Iterator[duckdb.DuckD
         if not found:
             found = [os.path.join(folder, "none.parquet")]
             tables.write(found[0], scores.SCHEMA, [])
-        spilled = os.path.join(folder, "spilled")
-        with duckdb.connect(config={"memory_limit": memory, "temp_directory": spilled}) as database:
+        with database_opened(memory) as database:
             if any(map(storage.is_s3, (out.root, *others))):
                 database.register_filesystem(storage.s3())
-            database.execute("SET enable_progress_bar = false")
             database.execute("SET preserve_insertion_order = false")  # would be kept in memory
             database.execute("SET TimeZone = 'UTC'")
             database.execute("SET VARIABLE tables = $found", {"found": found})

@@ -59,7 +59,6 @@ class Run:
     inventory: Inventory
     model: SharedModel
     settings: ScoreSettings
-    #: Runs whose failures this one tries again.
     after: tuple[str, ...] = ()
 
 
@@ -94,10 +93,7 @@ def prepare(
 def run_key(
     inventory: Inventory, model_id: str, settings: Mapping[str, Any], after: Sequence[str] = ()
 ) -> str:
-    """What stands behind the night in a run's name: a hash of what is scored with what.
-
-    And after which runs, if it tries their failures again.
-    """
+    """What stands behind the night in a run's name: a hash of what is scored with what."""
     content = [inventory.content_hash(), model_id, dict(settings), *after]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 

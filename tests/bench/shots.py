@@ -1,6 +1,6 @@
 """Few shots on the magnetic tiles: image AUROC over how many good images were fitted on.
 
-`python -m tests.bench shots` takes about an hour on one thread, and draws shots.png here.
+`python -m tests.bench shots` takes about half an hour on one thread, and draws shots.png here.
 """
 
 from __future__ import annotations

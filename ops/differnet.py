@@ -205,8 +205,9 @@ class DifferNet(Trained):
         found = torch.zeros(1)
         for row, image in self._probes.items():
             if row in chosen:
-                found = found.maximum(self.score(image[None].to(self.backbone.device)).map.max())
-        self._ceiling = group.all_reduce(found.cpu(), "max")[0]
+                drawn = self.score(image[None].to(self.backbone.device)).map
+                found = found.maximum(drawn.max().cpu())
+        self._ceiling = group.all_reduce(found, "max")[0]
         self._probes.clear()
 
     def score(self, images: Tensor) -> Scores:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 from abc import abstractmethod
@@ -153,14 +152,22 @@ class Trained(Method):
 
 
 def _noted(curve: list[float], network: nn.Module, optimiser: torch.optim.Optimizer) -> Any:
-    # Copied, as training goes on while it is on its way.
     states = {"network": network.state_dict(), "optimiser": optimiser.state_dict()}
-    return {"curve": list(curve), **copy.deepcopy(states)}
+    return {"curve": list(curve), **_copied(states)}
+
+
+def _copied(state: Any) -> Any:
+    """On the CPU, where any process can read it, as training goes on while it is on its way."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: _copied(value) for key, value in state.items()}
+    return [_copied(value) for value in state] if isinstance(state, list) else state
 
 
 def _restore(noted: Any, network: nn.Module, optimiser: torch.optim.Optimizer) -> list[float]:
     if not noted:
         return []
     network.load_state_dict(noted["network"])
-    optimiser.load_state_dict(copy.deepcopy(noted["optimiser"]))  # it keeps what it is given
+    optimiser.load_state_dict(_copied(noted["optimiser"]))  # it keeps what it is given
     return list(noted["curve"])

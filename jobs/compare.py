@@ -79,8 +79,11 @@ def _runs(out: Out, settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]
     if bool(settings.a) != bool(settings.b):
         raise ValueError("name two runs, or none to compare the last two")
     if settings.a:
-        return records.finished(out, settings.a), records.finished(out, settings.b)
-    before, after = records.latest(out, 2)
+        before, after = records.finished(out, settings.a), records.finished(out, settings.b)
+    else:
+        before, after = records.latest(out, 2)
+    for record in (before, after):
+        records.check_whole(record)
     return before, after
 
 

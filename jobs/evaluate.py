@@ -63,6 +63,7 @@ def main(argv: Sequence[str]) -> int:
     theirs = published(settings.published) if settings.published else None
     out, tracker = Out(settings.out), Tracker(settings.out)
     record = records.finished(out, settings.run)
+    records.check_whole(record)
     run_id, totals = record["run_id"], record["totals"]
     with tracker.run("evaluate", asdict(settings)) as told:
         told.tags |= {"run_id": run_id, "model_id": record["model_id"]}

@@ -71,6 +71,9 @@ class Backbone(nn.Module):
         self._std: Tensor
         self.register_buffer("_mean", torch.tensor(_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(_STD).view(3, 1, 1), persistent=False)
+        if device.startswith("cuda"):
+            # Ten bits of mantissa on one device and not on another: scores would tell them apart.
+            torch.backends.cudnn.allow_tf32 = False
         self.to(device)
         self.to(memory_format=torch.channels_last)
         super().train(False)

@@ -33,6 +33,9 @@ _ROWS = """
 """
 
 
+_RUNS = "SELECT DISTINCT last_run FROM known SEMI JOIN due USING (uri) ORDER BY 1"
+
+
 @dataclass(frozen=True)
 class Due:
     """How many images are to be scored, and why."""
@@ -44,7 +47,7 @@ class Due:
     retried: int
     """Failed for a reason that may have passed."""
     runs: tuple[str, ...]
-    """The runs whose failures are tried again."""
+    """The runs that met these addresses last: a list that comes again after them is not theirs."""
 
     @property
     def images(self) -> int:
@@ -67,9 +70,7 @@ def due(
             database.execute(statement, {name: asked[name] for name in names})
         counts = database.execute(_COUNTS).fetchone()
         assert counts is not None
-        runs = database.execute(
-            "SELECT DISTINCT run_id FROM due WHERE run_id IS NOT NULL ORDER BY 1"
-        )
+        runs = database.execute(_RUNS)
         new, changed, retried = counts
         found = Due(new, changed, retried, tuple(run for (run,) in runs.fetchall()))
         if found.images:

@@ -21,7 +21,11 @@ _TABLE = re.compile(r"night=(\d{4}-\d\d-\d\d)/run=([^/]+)/part-\d+\.parquet")
 _STAYING = """
     CREATE TEMP TABLE staying (uri VARCHAR, image_id VARCHAR, run_id VARCHAR, status VARCHAR)
 """
-_CURRENT = "INSERT INTO staying SELECT uri, image_id, run_id, status FROM current_keys($model)"
+#: With the newest row of each such image: it is what says that the image is current.
+_CURRENT = """
+    INSERT INTO staying
+    SELECT uri, image_id, unnest([run_id, last_run]), status FROM current_keys($model)
+"""
 _ORPHANED = f"""{_CURRENT} AS keys
     WHERE uri NOT IN (SELECT uri FROM staying WHERE status = 'ok')
 """  # noqa: S608 - no value in it

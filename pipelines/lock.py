@@ -84,7 +84,11 @@ def _flock(out: Out) -> Iterator[None]:
 class _Lease:
     def __init__(self, out: Out, lease: float) -> None:
         self._out, self._lease = out, lease
-        self._mine: dict[str, Any] = _holder() | {"token": uuid.uuid4().hex, "beat": 0}
+        self._mine: dict[str, Any] = _holder() | {
+            "token": uuid.uuid4().hex,
+            "beat": 0,
+            "lease": lease,
+        }
         self._number = 0
         self._last_beat = 0.0
         self._stolen = False
@@ -133,12 +137,13 @@ class _Lease:
         return True
 
     def _is_alive(self, number: int) -> bool:
-        """Watch a key for a lease, or until it is renewed."""
+        """Watch a key for a lease, its own or the holder's, or until it is renewed."""
         first = self._read(number)
         if first is None or first.get("ended"):
             return False
+        lease = max(self._lease, first.get("lease", 0.0))
         for _ in range(2 * _BEATS):
-            time.sleep(self._lease / (2 * _BEATS))
+            time.sleep(lease / (2 * _BEATS))
             now = self._read(number)
             if now != first:
                 return now is not None and not now.get("ended")

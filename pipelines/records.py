@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ops import storage
@@ -28,10 +29,24 @@ def latest(out: Out, count: int) -> list[dict[str, Any]]:
 
     Raises FileNotFoundError if there are fewer.
     """
-    there = storage.listing(out.runs()) if storage.is_folder(out.runs()) else ()
-    found = [storage.read_json(storage.join(out.runs(), item.name)) for item in there]
+    found = [storage.read_json(storage.join(out.runs(), name)) for name in names(out)]
     done = sorted((r for r in found if r.get("totals")), key=lambda r: str(r["started"]))
     if len(done) < count:
         held = f"{len(done)} finished run, but {count} are needed" if done else "no finished run"
         raise FileNotFoundError(f"{out.root} holds {held}; python -m jobs.score makes one")
     return done[-count:]
+
+
+def names(out: Out) -> list[str]:
+    """The files of all records; what a writer that died has left is none."""
+    there = storage.listing(out.runs()) if storage.is_folder(out.runs()) else ()
+    return [i.name for i in there if i.name.endswith(".json") and not i.name.startswith(".")]
+
+
+def check_whole(record: Mapping[str, Any]) -> None:
+    """Raises ValueError if jobs.expire took rows of a run: what is left is no fair sample."""
+    if expired := record.get("expired"):
+        raise ValueError(
+            f"of run {record['run_id']} jobs.expire left {expired['rows']} rows at "
+            f"{expired['at']}, those that no later night replaced; take a night that was not let go"
+        )

@@ -27,7 +27,7 @@ CREATE OR REPLACE MACRO current_keys(model) AS TABLE
              SELECT uri, max_by(last_run, last_at) AS last_run FROM images GROUP BY uri
          )
     SELECT images.image_id, images.product, images.uri,
-           coalesce(ok_run, images.last_run) AS run_id,
+           coalesce(ok_run, images.last_run) AS run_id, images.last_run,
            CASE WHEN ok_run IS NULL THEN last_status ELSE 'ok' END AS status
     FROM images JOIN newest ON images.uri = newest.uri AND images.last_run = newest.last_run;
 

@@ -205,6 +205,15 @@ def test_the_latest_run_is_the_finished_one_that_started_last(tmp_path):
         record = {"run_id": run_id, "started": f"2026-11-{started}T01:00:00+00:00"}
         storage.write_json(out.run(run_id), record | ({"totals": totals} if totals else {}))
     assert records.finished(out)["run_id"] == "a"
+    # What a writer that was killed leaves behind is no record.
+    storage.write_bytes(storage.join(out.runs(), ".0a1b.tmp"), b"{half")
+    assert records.finished(out)["run_id"] == "a"
+
+
+def test_what_is_left_of_an_expired_run_is_no_sample_to_judge_by():
+    records.check_whole({"run_id": "a"})
+    with pytest.raises(ValueError, match=r"jobs\.expire left 3 rows"):
+        records.check_whole({"run_id": "a", "expired": {"rows": 3, "at": "2026-11-21"}})
 
 
 def test_an_unfinished_run_is_not_evaluated(leave, tmp_path):

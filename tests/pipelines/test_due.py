@@ -57,6 +57,7 @@ def test_new_changed_renamed_and_passing_failures_are_due_and_nothing_else(out):
     images[1] = ("u/1", "1", "nut")
     told, uris = found(out, [*images, ("u/new", "1", "bolt")], retry=["unreadable"])
     assert (told.new, told.changed, told.retried) == (1, 2, 1)
+    assert told.runs == (run,)  # so it is another run than one of the same list before that
     assert {u for u, _ in uris} == {"u/0", "u/1", "u/new", "u/unreadable"}
 
 

@@ -134,3 +134,16 @@ def test_what_is_unclear_is_refused(out):
     storage.write_bytes(f"{out.scores()}/part-00000.parquet", b"")
     with pytest.raises(Refused, match="is no table of a night"):
         expire(out, 1, [], remove=True)
+
+
+def test_the_failure_that_keeps_an_older_score_current_stays_with_it(out):
+    """Two members of one name: the second night met both, and could not read the first."""
+    one = row("u/1", "1")
+    nightly(out, 0, [one])
+    nightly(out, 1, [row("u/1", "2"), row("u/1", "1", status="unavailable")])
+    nightly(out, 2, [row("u/2")])
+    before = history.current(out, MODELS[0]).to_pylist()
+    assert len(before) == 3
+    for _ in range(2):
+        expire(out, 1, [], remove=True)
+        assert history.current(out, MODELS[0]).to_pylist() == before

@@ -100,7 +100,7 @@ class _Night:
     def _left(self, card: ModelCard) -> dict[str, Any] | None:
         """What the last night set out to do, if it was killed and can be finished."""
         place = self.out.nights()
-        names = sorted(i.name for i in storage.listing(place)) if storage.is_folder(place) else []
+        names = storage.names(place)
         last: dict[str, Any] = storage.read_json(storage.join(place, names[-1])) if names else {}
         if "ended" in last or "run_id" not in last:
             return None

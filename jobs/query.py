@@ -102,7 +102,7 @@ def _labels(settings: Settings, out: Out, model_id: str) -> dict[str, Label]:
 def _held_out(out: Out, model_id: str) -> dict[str, int]:
     """The products of a model and how many images were held out for each, as its runs tell."""
     place = out.runs()
-    for name in sorted(records.names(out), reverse=True):
+    for name in reversed(storage.names(place)):
         record: dict[str, Any] = storage.read_json(storage.join(place, name))
         if record["model_id"] == model_id and "held_out" in record:
             return dict(record["held_out"])

@@ -109,11 +109,9 @@ class Tracker:
 
     def _deliver_spooled(self) -> None:
         spool = self.out.spool()
-        if not storage.is_folder(spool):
-            return
-        for item in list(storage.listing(spool)):
-            self._log(Record(**storage.read_json(storage.join(spool, item.name))))
-            storage.remove_file(storage.join(spool, item.name))
+        for name in storage.names(spool):
+            self._log(Record(**storage.read_json(storage.join(spool, name))))
+            storage.remove_file(storage.join(spool, name))
 
     def _client(self) -> Any:
         if self.uri is None:

@@ -12,27 +12,23 @@ import pyarrow.parquet as pq
 
 from ops import archives, storage, uris
 from ops.naming import Namer
-
-
-def _field(name: str, kind: pa.DataType, meaning: str) -> pa.Field:
-    return pa.field(name, kind, metadata={"meaning": meaning})
-
+from ops.tables import column
 
 SCHEMA = pa.schema(
     [
-        _field("image_id", pa.string(), "128-bit hash of uri and version, in hex"),
-        _field("uri", pa.string(), "full address; a member of an archive stands behind #"),
-        _field("bytes", pa.int64(), "size of the file, where listing tells"),
-        _field("version", pa.string(), "etag or mtime; for members also size or CRC and position"),
-        _field(
+        column("image_id", pa.string(), "128-bit hash of uri and version, in hex"),
+        column("uri", pa.string(), "full address; a member of an archive stands behind #"),
+        column("bytes", pa.int64(), "size of the file, where listing tells"),
+        column("version", pa.string(), "etag or mtime; for members also size or CRC and position"),
+        column(
             "position", pa.int64(), "offset in a tar, entry of a zip, row of Parquet; else null"
         ),
-        _field("product", pa.string(), "what the picture shows; null if its path did not say"),
-        _field("split", pa.string(), "train, test, ...; null where paths name none"),
-        _field("label", pa.int8(), "0 good, 1 defective, null unknown"),
-        _field("defect", pa.string(), "the kind of defect as the path names it"),
-        _field("mask_uri", pa.string(), "the ground-truth mask of a defective image"),
-        _field("problem", pa.string(), "damage that listing met: this row stands for lost images"),
+        column("product", pa.string(), "what the picture shows; null if its path did not say"),
+        column("split", pa.string(), "train, test, ...; null where paths name none"),
+        column("label", pa.int8(), "0 good, 1 defective, null unknown"),
+        column("defect", pa.string(), "the kind of defect as the path names it"),
+        column("mask_uri", pa.string(), "the ground-truth mask of a defective image"),
+        column("problem", pa.string(), "damage that listing met: this row stands for lost images"),
     ],
     metadata={"nightloupe": "inventory 1"},
 )

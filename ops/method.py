@@ -125,8 +125,8 @@ class Method(ABC):
 
     name: ClassVar[str]
     Settings: ClassVar[type[Any]]
-    #: Relative difference that order and shards may make to a state; None = it is another one.
-    drift: ClassVar[float | None] = 0.0
+    #: Relative difference that order and shards may make to a state.
+    drift: ClassVar[float] = 0.0
     #: Whether workers must `share` after every round of batches.
     shares: ClassVar[bool] = False
 

@@ -9,34 +9,30 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ops.failure import STATUSES
-
-
-def _field(name: str, kind: pa.DataType, meaning: str, nullable: bool = True) -> pa.Field:
-    return pa.field(name, kind, nullable, metadata={"meaning": meaning})
-
+from ops.tables import column
 
 _STATUS = "; ".join(f"{status}: {meaning}" for status, meaning in STATUSES.items())
 
 SCHEMA = pa.schema(
     [
-        _field("image_id", pa.string(), "128-bit hash of uri and version, in hex", False),
-        _field("uri", pa.string(), "full address; a member of an archive stands behind #", False),
-        _field("product", pa.string(), "what the picture shows; chooses the detector"),
-        _field("content_sha256", pa.string(), "hash of the file's bytes; null if never read"),
-        _field("width", pa.int32(), "pixels of the upright picture"),
-        _field("height", pa.int32(), "pixels of the upright picture"),
-        _field("bit_depth", pa.int8(), "bits per sample that the values were scaled by"),
-        _field("status", pa.string(), _STATUS, False),
-        _field("reason", pa.string(), "a sentence, if status is not ok"),
-        _field("score", pa.float64(), "raw, larger is more anomalous; null if status is not ok"),
-        _field("p_value", pa.float64(), "share of good images that score as high; null: unknown"),
-        _field("is_anomalous", pa.bool_(), "score above the model's threshold; null: unknown"),
-        _field("peak_x", pa.int32(), "where the map is largest, in pixels of the picture"),
-        _field("peak_y", pa.int32(), "where the map is largest, in pixels of the picture"),
-        _field("map_uri", pa.string(), "16-bit PNG of the map; null if none was asked for"),
-        _field("model_id", pa.string(), "hash of the model's content", False),
-        _field("run_id", pa.string(), "the run that wrote this row", False),
-        _field("scored_at", pa.timestamp("ms", "UTC"), "when", False),
+        column("image_id", pa.string(), "128-bit hash of uri and version, in hex", False),
+        column("uri", pa.string(), "full address; a member of an archive stands behind #", False),
+        column("product", pa.string(), "what the picture shows; chooses the detector"),
+        column("content_sha256", pa.string(), "hash of the file's bytes; null if never read"),
+        column("width", pa.int32(), "pixels of the upright picture"),
+        column("height", pa.int32(), "pixels of the upright picture"),
+        column("bit_depth", pa.int8(), "bits per sample that the values were scaled by"),
+        column("status", pa.string(), _STATUS, False),
+        column("reason", pa.string(), "a sentence, if status is not ok"),
+        column("score", pa.float64(), "raw, larger is more anomalous; null if status is not ok"),
+        column("p_value", pa.float64(), "share of good images that score as high; null: unknown"),
+        column("is_anomalous", pa.bool_(), "score above the model's threshold; null: unknown"),
+        column("peak_x", pa.int32(), "where the map is largest, in pixels of the picture"),
+        column("peak_y", pa.int32(), "where the map is largest, in pixels of the picture"),
+        column("map_uri", pa.string(), "16-bit PNG of the map; null if none was asked for"),
+        column("model_id", pa.string(), "hash of the model's content", False),
+        column("run_id", pa.string(), "the run that wrote this row", False),
+        column("scored_at", pa.timestamp("ms", "UTC"), "when", False),
     ],
     metadata={"nightloupe": "scores 1"},
 )

@@ -12,6 +12,7 @@ import errno
 import functools
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -28,6 +29,9 @@ _S3_CLIENT = {
     "connect_timeout": 10,
     "read_timeout": 60,
 }
+
+#: What `staged` calls a file that is not whole yet.
+_STAGED = re.compile(r"(^|/)\.[0-9a-f]{32}\.tmp$")
 
 
 class Stored(NamedTuple):
@@ -116,6 +120,15 @@ def listing(location: str) -> Iterator[Stored]:
     return _s3_listing(location) if is_s3(location) else _local_listing(location)
 
 
+def names(location: str) -> list[str]:
+    """Whole files below a folder or prefix, sorted; none if there is no such folder.
+
+    What a writer that died has left of a file, or is writing now, is none.
+    """
+    found = listing(location) if is_s3(location) or os.path.isdir(location) else ()
+    return sorted(item.name for item in found if not _STAGED.search(item.name))
+
+
 def _s3_listing(location: str) -> Iterator[Stored]:
     bucket, _, prefix = location.removeprefix("s3://").partition("/")
     prefix = prefix.rstrip("/") + "/" if prefix else ""
@@ -158,7 +171,7 @@ def staged(location: str) -> Iterator[str]:
         return
     folder = os.path.dirname(os.path.abspath(location))
     os.makedirs(folder, exist_ok=True)
-    path = os.path.join(folder, f".{uuid.uuid4().hex}.tmp")
+    path = os.path.join(folder, f".{uuid.uuid4().hex}.tmp")  # as `_STAGED` has it
     try:
         yield path
         with open(path, "rb+") as file:

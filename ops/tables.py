@@ -10,6 +10,11 @@ import pyarrow.parquet as pq
 from ops import storage
 
 
+def column(name: str, kind: pa.DataType, meaning: str, nullable: bool = True) -> pa.Field:
+    """A column that says what it means, for readers years from now."""
+    return pa.field(name, kind, nullable, metadata={"meaning": meaning})
+
+
 def write(
     location: str,
     schema: pa.Schema,

@@ -16,69 +16,49 @@ from ops.figures import Shift
 from ops.layout import Out
 from ops.metrics import Floats
 from pipelines.database import load, opened
+from pipelines.drift import (
+    COUNT,
+    DRIFT,
+    REAL,
+    SAMPLE,
+    TEXT,
+    Measure,
+    drift_of,
+    load_sides,
+    measure_of,
+    schema,
+    values_of,
+)
 from pipelines.watch import Watch
 
-Measure = Literal["score", "p_value"]
-#: Scores per product and run that tests and correlations rest on, at most.
-SAMPLE = 100_000
-_READ = ("image_id", "uri", "product", "status", "score", "p_value", "is_anomalous")
-
-
-def _schema(name: str, *columns: tuple[str, pa.DataType, str]) -> pa.Schema:
-    fields = [pa.field(name, kind, metadata={"meaning": said}) for name, kind, said in columns]
-    return pa.schema(fields, metadata={"nightloupe": name})
-
-
-_COUNT, _REAL, _TEXT = pa.int64(), pa.float64(), pa.string()
-#: One row per product of either run.
-DRIFT = _schema(
-    "drift 1",
-    ("product", _TEXT, "null: images whose path names none"),
-    ("images_a", _COUNT, "rows of the first run"),
-    ("images_b", _COUNT, "rows of the second run"),
-    ("failed_a", _COUNT, "of these without a score"),
-    ("failed_b", _COUNT, "of these without a score"),
-    ("anomalous_a", _COUNT, "of these called anomalous"),
-    ("anomalous_b", _COUNT, "of these called anomalous"),
-    ("measure", _TEXT, "what is tested below: score, or p_value where models differ"),
-    ("tested_a", _COUNT, "values tested; a sample by a hash of the ids if there were more"),
-    ("tested_b", _COUNT, "values tested; a sample by a hash of the ids if there were more"),
-    ("median_a", _REAL, "of the values tested"),
-    ("median_b", _REAL, "of the values tested"),
-    ("ks", _REAL, "Kolmogorov-Smirnov distance, 0 to 1; null if one run has no values"),
-    ("ks_p", _REAL, "its p-value, of this product by itself"),
-    ("ks_q", _REAL, "its p-value adjusted for all products (Benjamini and Hochberg 1995)"),
-    ("wasserstein", _REAL, "how far values moved on average, in their own unit"),
-    ("psi", _REAL, "population stability index; above 0.1 slight, above 0.25 marked, by custom"),
-)
-PRODUCTS = _schema(
+PRODUCTS = schema(
     "comparison 1",
     *((field.name, field.type, field.metadata[b"meaning"].decode()) for field in DRIFT),
-    ("both", _COUNT, "images in both runs"),
-    ("only_in_a", _COUNT, "images of the first run alone"),
-    ("only_in_b", _COUNT, "images of the second run alone"),
-    ("status", _COUNT, "images in both whose status changed"),
-    ("moved", _COUNT, "images in both whose product changed; counted under the second run's"),
-    ("became_anomalous", _COUNT, "images called anomalous by the second run alone"),
-    ("became_normal", _COUNT, "images called anomalous by the first run alone"),
-    ("ranked", _COUNT, "pairs of scores that the correlations rest on; a sample if more"),
-    ("spearman", _REAL, "rank correlation of their scores"),
-    ("kendall", _REAL, "rank correlation of their scores, tau-b"),
-    ("labelled", _COUNT, "images with a label that both runs called"),
-    ("errors_a", _COUNT, "of these, calls of the first run that the label contradicts"),
-    ("errors_b", _COUNT, "of these, calls of the second run that the label contradicts"),
+    ("both", COUNT, "images in both runs"),
+    ("only_in_a", COUNT, "images of the first run alone"),
+    ("only_in_b", COUNT, "images of the second run alone"),
+    ("status", COUNT, "images in both whose status changed"),
+    ("moved", COUNT, "images in both whose product changed; counted under the second run's"),
+    ("became_anomalous", COUNT, "images called anomalous by the second run alone"),
+    ("became_normal", COUNT, "images called anomalous by the first run alone"),
+    ("ranked", COUNT, "pairs of scores that the correlations rest on; a sample if more"),
+    ("spearman", REAL, "rank correlation of their scores"),
+    ("kendall", REAL, "rank correlation of their scores, tau-b"),
+    ("labelled", COUNT, "images with a label that both runs called"),
+    ("errors_a", COUNT, "of these, calls of the first run that the label contradicts"),
+    ("errors_b", COUNT, "of these, calls of the second run that the label contradicts"),
 )
 _PAIR = (
-    ("image_id", _TEXT, "of the second run, if it has the image"),
-    ("uri", _TEXT, "of the second run, if it has the image"),
-    ("product", _TEXT, "of the second run, if it has the image"),
+    ("image_id", TEXT, "of the second run, if it has the image"),
+    ("uri", TEXT, "of the second run, if it has the image"),
+    ("product", TEXT, "of the second run, if it has the image"),
     ("label", pa.int8(), "0 good, 1 defective, null unknown"),
     *(
         (f"{name}_{side}", kind, f"of the {which} run")
         for name, kind in (
-            ("status", _TEXT),
-            ("score", _REAL),
-            ("p_value", _REAL),
+            ("status", TEXT),
+            ("score", REAL),
+            ("p_value", REAL),
             ("is_anomalous", pa.bool_()),
         )
         for side, which in (("a", "first"), ("b", "second"))
@@ -87,20 +67,20 @@ _PAIR = (
 _SUMMED = [
     name for name in PRODUCTS.names if name not in {*DRIFT.names, "ranked", "spearman", "kendall"}
 ]
-CHANGES = _schema(
+CHANGES = schema(
     "changes 1",
     (
         "change",
-        _TEXT,
+        TEXT,
         "only_in_a, only_in_b, status, moved (to another product), became_anomalous, became_normal",
     ),
     *_PAIR,
 )
-MOVERS = _schema(
+MOVERS = schema(
     "movers 1",
     *_PAIR,
-    ("rank_a", _REAL, "share of the product's images that score lower, among those of both runs"),
-    ("rank_b", _REAL, "share of the product's images that score lower, among those of both runs"),
+    ("rank_a", REAL, "share of the product's images that score lower, among those of both runs"),
+    ("rank_b", REAL, "share of the product's images that score lower, among those of both runs"),
 )
 
 
@@ -134,27 +114,6 @@ class Compared(NamedTuple):
     pictures: dict[str, str]
 
 
-def measure_of(before: Mapping[str, Any], after: Mapping[str, Any]) -> Measure:
-    """What can be compared in value between two runs, given their records.
-
-    Raw scores of different models have no common unit; their p-values have.
-    """
-    return "score" if before["model_id"] == after["model_id"] else "p_value"
-
-
-def drift(before: str, after: str, measure: Measure = "score", sample: int = SAMPLE) -> pa.Table:
-    """How failures, calls and the distribution of scores differ between two score tables.
-
-    Returns a row of `DRIFT` per product. The tables may hold different images. Of more than
-    `sample` values per product and run a sample is tested, the lowest hashes of the images' ids.
-    One test in twenty is below p = 0.05 by chance alone, so with many products go by `ks_q`; and
-    with many images the slightest drift is significant, so go by the sizes `ks` and `psi` too.
-    """
-    with opened() as database:
-        _load(database, before, after)
-        return _drift(database, measure, sample)
-
-
 def compare(
     out: Out,
     before: Mapping[str, Any],
@@ -170,7 +129,7 @@ def compare(
     runs = str(before["run_id"]), str(after["run_id"])
     measure = measure_of(before, after)
     with opened() as database:
-        _load(
+        load_sides(
             database, *(out.table(record["night"], record["run_id"]) for record in (before, after))
         )
         _pair(database, labels, settings)
@@ -189,61 +148,8 @@ def compare(
     return Compared(products, tables.read(out.comparison(*runs, "movers")), pictures)
 
 
-def _load(database: duckdb.DuckDBPyConnection, before: str, after: str) -> None:
-    load(database, "a", before, _READ)
-    load(database, "b", after, _READ)
-    database.execute(
-        "CREATE VIEW sides AS SELECT 'a' AS side, * FROM a UNION ALL SELECT 'b' AS side, * FROM b"
-    )
-
-
 def _read(answer: duckdb.DuckDBPyRelation) -> Iterator[pa.RecordBatch]:
     yield from answer.to_arrow_reader(2**16)
-
-
-_COUNTS = """
-    SELECT product,
-           count(*) FILTER (side = 'a') AS images_a,
-           count(*) FILTER (side = 'b') AS images_b,
-           count(*) FILTER (side = 'a' AND status <> 'ok') AS failed_a,
-           count(*) FILTER (side = 'b' AND status <> 'ok') AS failed_b,
-           count(*) FILTER (side = 'a' AND is_anomalous) AS anomalous_a,
-           count(*) FILTER (side = 'b' AND is_anomalous) AS anomalous_b
-    FROM sides GROUP BY product ORDER BY product NULLS LAST
-"""
-_SAMPLED = """
-    CREATE TABLE sampled AS
-    WITH measured AS (
-        SELECT side, product, image_id,
-               CASE WHEN $measure = 'score' THEN score ELSE p_value END AS value
-        FROM sides
-    )
-    SELECT side, product, value FROM measured WHERE value IS NOT NULL
-    QUALIFY row_number() OVER (PARTITION BY side, product ORDER BY md5(image_id)) <= $sample
-    ORDER BY product
-"""
-
-
-def _drift(database: duckdb.DuckDBPyConnection, measure: Measure, sample: int) -> pa.Table:
-    database.execute(_SAMPLED, {"measure": measure, "sample": sample})
-    rows = database.sql(_COUNTS).to_arrow_table().to_pylist()
-    for number, row in enumerate(rows):
-        values = {side: _values(database, side, row["product"]) for side in ("a", "b")}
-        row["measure"] = measure
-        for side, of_side in values.items():
-            row[f"tested_{side}"] = len(of_side)
-            row[f"median_{side}"] = float(np.median(of_side)) if len(of_side) else None
-        rows[number] = row | measures.drift_between(values["a"], values["b"])._asdict()
-    adjusted = measures.discoveries([row["ks_p"] for row in rows])
-    for row, value in zip(rows, adjusted, strict=True):
-        row["ks_q"] = value
-    return pa.Table.from_pylist(rows, DRIFT)
-
-
-def _values(database: duckdb.DuckDBPyConnection, side: str, product: str | None) -> Floats:
-    query = "SELECT value FROM sampled WHERE side = $side AND product IS NOT DISTINCT FROM $product"
-    answer = database.execute(query, {"side": side, "product": product})
-    return np.asarray(answer.fetchnumpy()["value"], dtype=np.float64)
 
 
 _PAIRS = """
@@ -338,7 +244,7 @@ def _products(
     """Rows of `PRODUCTS`."""
     sums = {row["product"]: row for row in database.sql(_SUMS).to_arrow_table().to_pylist()}
     rows = []
-    for row in _drift(database, measure, settings.sample).to_pylist():
+    for row in drift_of(database, measure, settings.sample).to_pylist():
         # Of a product that all images moved away from, no pair is left.
         counted = sums.get(row["product"], dict.fromkeys(_SUMMED, 0))
         scored = _scored(database, row["product"], settings.sample)
@@ -379,8 +285,8 @@ def _shift(
     return Shift(
         product,
         measure,
-        before=_values(database, "a", product),
-        after=_values(database, "b", product),
+        before=values_of(database, "a", product),
+        after=values_of(database, "b", product),
         pair_kind=kind,
         pairs=(pairs[f"{kind}_a"], pairs[f"{kind}_b"]),
         threshold=after.get("thresholds", {}).get(product) if measure == "score" else None,

@@ -31,8 +31,6 @@ _ROWS = """
     SELECT listed.* FROM read_parquet($listed) AS listed SEMI JOIN due USING (uri)
     ORDER BY product NULLS LAST, uri, position
 """
-
-
 _RUNS = "SELECT DISTINCT last_run FROM known SEMI JOIN due USING (uri) ORDER BY 1"
 
 

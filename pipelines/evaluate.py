@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from ops import maps, metrics
+from ops import maps, metrics, tables
 from ops.decode import DecodeSettings, decode
 from ops.failure import Failure
 from ops.fetch import FetchSettings, fetch
@@ -24,7 +24,7 @@ from pipelines.watch import Watch
 
 SCHEMA = pa.schema(
     [
-        pa.field(name, kind, metadata={"meaning": meaning})
+        tables.column(name, kind, meaning)
         for name, kind, meaning in (
             ("product", pa.string(), "one row each; the last, `mean`, is their unweighted mean"),
             ("good", pa.int64(), "scored images with label 0"),

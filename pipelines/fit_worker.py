@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -70,7 +71,8 @@ def program(config: dict[str, Any]) -> None:
         if group.rank == 0 and name in config["grown"]:
             state, figures = config["grown"][name]
             tensors = {key: tensor.clone() for key, tensor in ray.get(state).items()}
-            detector.grow(tensors, figures)
+            with stream.refusing(name):
+                detector.grow(tensors, figures)
         _gather(name, detector, stream, group)
         if not _fit(name, detector, ledger, group):
             return
@@ -85,7 +87,8 @@ def _gather(name: str, detector: Method, stream: Stream, group: Group) -> None:
     while True:
         mine = stream.detector == name
         if mine:
-            detector.gather(*stream.take())
+            with stream.refusing(name):
+                detector.gather(*stream.take())
         if mine and not detector.shares:
             continue
         if not int(group.all_reduce(torch.tensor([int(mine)]), "max")):
@@ -138,6 +141,15 @@ class Stream:
         self._next = next(self._runs, None)
         images = to_images(rows, self._input, self._slots.device)
         return images, torch.tensor(rows[ROW].to_pylist())
+
+    @contextlib.contextmanager
+    def refusing(self, name: str) -> Iterator[None]:
+        """What this rank alone finds impossible ends its stream; the vote then ends every rank."""
+        try:
+            yield
+        except ValueError as error:
+            ray.get(self._ledger.refuse.remote(f"{name}: {error}"))
+            self._next = None
 
     def _all(self) -> Iterator[_Run]:
         shard: Any = ray.train.get_dataset_shard("images")

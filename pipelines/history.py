@@ -43,10 +43,8 @@ class Label:
 def published(out: Out) -> list[str]:
     """All published tables, oldest night first."""
     place = out.scores()
-    names = [item.name for item in storage.listing(place)] if storage.is_folder(place) else []
-    # A table on its way into a local folder has a name that begins with a dot.
-    kept = (name for name in names if name.rpartition("/")[2].startswith("part-"))
-    return [storage.join(place, name) for name in sorted(kept)]
+    kept = (name for name in storage.names(place) if name.rpartition("/")[2].startswith("part-"))
+    return [storage.join(place, name) for name in kept]
 
 
 @contextlib.contextmanager

@@ -6,12 +6,12 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 
-import duckdb
 import pyarrow as pa
 
 from ops import tables
 from ops.inventory import LISTED, SCHEMA, Tally, listed
 from ops.naming import Namer, split_named
+from pipelines.database import opened
 from pipelines.watch import Watch
 
 #: Masks join their images by key; sorting and joining spill to disk where memory ends.
@@ -61,8 +61,7 @@ def take(
         )
         if not tally.images:
             raise EmptyArchive(_nothing(locations, suffixes, tally))
-        with duckdb.connect(config={"memory_limit": memory, "temp_directory": folder}) as database:
-            database.execute("SET enable_progress_bar = false")
+        with opened(memory) as database:
             asked = {
                 "listed": path,
                 "split": split_named(split) if split else None,

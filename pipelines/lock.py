@@ -164,8 +164,7 @@ class _Lease:
         return storage.join(self._out.lock(), f"{number:09d}.json")
 
     def _numbers(self) -> list[int]:
-        place = self._out.lock()
-        names = [i.name for i in storage.listing(place)] if storage.is_folder(place) else []
+        names = storage.names(self._out.lock())
         return [int(match[1]) for name in names if (match := _KEY.fullmatch(name))]
 
     def _newest(self) -> int:

@@ -45,7 +45,7 @@ class Parts:
         self._open: dict[int, list[pa.Table]] = {}
         self._finished = np.zeros(-(-len(self.inventory) // self.part_rows), dtype=bool)
         work = self.out.work(self.run_id)
-        names = [item.name for item in storage.listing(work)] if storage.is_folder(work) else []
+        names = storage.names(work)
         for name in names:
             if match := _PART.fullmatch(name):
                 self._take_up(int(match[1]), storage.join(work, name))

@@ -29,18 +29,14 @@ def latest(out: Out, count: int) -> list[dict[str, Any]]:
 
     Raises FileNotFoundError if there are fewer.
     """
-    found = [storage.read_json(storage.join(out.runs(), name)) for name in names(out)]
+    found = [
+        storage.read_json(storage.join(out.runs(), name)) for name in storage.names(out.runs())
+    ]
     done = sorted((r for r in found if r.get("totals")), key=lambda r: str(r["started"]))
     if len(done) < count:
         held = f"{len(done)} finished run, but {count} are needed" if done else "no finished run"
         raise FileNotFoundError(f"{out.root} holds {held}; python -m jobs.score makes one")
     return done[-count:]
-
-
-def names(out: Out) -> list[str]:
-    """The files of all records; what a writer that died has left is none."""
-    there = storage.listing(out.runs()) if storage.is_folder(out.runs()) else ()
-    return [i.name for i in there if i.name.endswith(".json") and not i.name.startswith(".")]
 
 
 def check_whole(record: Mapping[str, Any]) -> None:

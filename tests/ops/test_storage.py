@@ -52,6 +52,17 @@ def test_writing_nothing_is_an_error(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_names_are_those_of_whole_files_in_order(tmp_path):
+    place = str(tmp_path / "folder")
+    assert storage.names(place) == []
+    for name in ("b/2.json", "a.json", "b/1.json", ".hidden"):
+        storage.write_bytes(f"{place}/{name}", b"whole")
+    with storage.staged(f"{place}/b/3.json") as path:
+        Path(path).write_bytes(b"half")
+        assert storage.names(place) == [".hidden", "a.json", "b/1.json", "b/2.json"]
+    assert storage.names(place)[-1] == "b/3.json"
+
+
 def test_json_refuses_numbers_that_json_does_not_have(tmp_path):
     file = str(tmp_path / "a.json")
     storage.write_json(file, {"ü": [1, 2.5, None]})

@@ -13,7 +13,8 @@ from ops import storage, tables
 from ops.layout import Out
 from ops.scores import SCHEMA
 from pipelines import compare, records
-from pipelines.compare import CompareSettings, drift
+from pipelines.compare import CompareSettings
+from pipelines.drift import DRIFT, drift
 from pipelines.run import ScoreSettings
 from tests.runs import Part, finish, list_parts, model_of
 
@@ -210,8 +211,8 @@ def test_the_drift_of_two_tables_is_that_of_the_comparison(nights):
     out, runs, *_, found = nights
     tables_of = [out.table(run.night, run.run_id) for run in runs]
     alone = drift(*tables_of)
-    assert alone.schema.equals(compare.DRIFT, check_metadata=True)
-    assert alone.equals(found.products.select(alone.schema.names).cast(compare.DRIFT))
+    assert alone.schema.equals(DRIFT, check_metadata=True)
+    assert alone.equals(found.products.select(alone.schema.names).cast(DRIFT))
     still = drift(tables_of[0], tables_of[0]).to_pylist()
     assert {(row["ks"], row["psi"], row["wasserstein"]) for row in still} == {(0, 0, 0)}
 

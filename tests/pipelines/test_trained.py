@@ -20,7 +20,7 @@ from ops.resize import InputSettings
 from pipelines import fit, fit_worker, plan
 from pipelines.cluster import Slots
 from pipelines.ledger import DetectorNotes
-from pipelines.request import Choose, FitRequest, split
+from pipelines.request import Choose, FitRequest, NothingToFit, split
 from tests.pipelines.test_chain import nothing, take
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -139,3 +139,8 @@ def test_shots_are_drawn_by_a_seed_and_never_held_out(inventory):
     assert len(drawn(shots=3, products=["washer"])[0]) == 3
     everything, _ = drawn(shots=100)
     assert len(everything) == len(drawn()[0]) == 2 * 7
+
+
+def test_what_cannot_grow_is_refused_with_a_sentence(model, inventory):
+    with pytest.raises(NothingToFit, match="differnet cannot grow a model; fit a new one"):
+        fit.fit(inventory, request(), SLOTS, nothing, model)

@@ -1,0 +1,126 @@
+"""How the scores of two runs differ as a whole, product by product."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from ops import drift as measures
+from ops import tables
+from ops.metrics import Floats
+from pipelines.database import load, opened
+
+Measure = Literal["score", "p_value"]
+#: Scores per product and run that tests and correlations rest on, at most.
+SAMPLE = 100_000
+_READ = ("image_id", "uri", "product", "status", "score", "p_value", "is_anomalous")
+
+
+def schema(name: str, *columns: tuple[str, pa.DataType, str]) -> pa.Schema:
+    """A named table's schema: name, type and meaning of each column."""
+    return pa.schema([tables.column(*each) for each in columns], metadata={"nightloupe": name})
+
+
+COUNT, REAL, TEXT = pa.int64(), pa.float64(), pa.string()
+#: One row per product of either run.
+DRIFT = schema(
+    "drift 1",
+    ("product", TEXT, "null: images whose path names none"),
+    ("images_a", COUNT, "rows of the first run"),
+    ("images_b", COUNT, "rows of the second run"),
+    ("failed_a", COUNT, "of these without a score"),
+    ("failed_b", COUNT, "of these without a score"),
+    ("anomalous_a", COUNT, "of these called anomalous"),
+    ("anomalous_b", COUNT, "of these called anomalous"),
+    ("measure", TEXT, "what is tested below: score, or p_value where models differ"),
+    ("tested_a", COUNT, "values tested; a sample by a hash of the ids if there were more"),
+    ("tested_b", COUNT, "values tested; a sample by a hash of the ids if there were more"),
+    ("median_a", REAL, "of the values tested"),
+    ("median_b", REAL, "of the values tested"),
+    ("ks", REAL, "Kolmogorov-Smirnov distance, 0 to 1; null if one run has no values"),
+    ("ks_p", REAL, "its p-value, of this product by itself"),
+    ("ks_q", REAL, "its p-value adjusted for all products (Benjamini and Hochberg 1995)"),
+    ("wasserstein", REAL, "how far values moved on average, in their own unit"),
+    ("psi", REAL, "population stability index; above 0.1 slight, above 0.25 marked, by custom"),
+)
+
+
+def measure_of(before: Mapping[str, Any], after: Mapping[str, Any]) -> Measure:
+    """What can be compared in value between two runs, given their records.
+
+    Raw scores of different models have no common unit; their p-values have.
+    """
+    return "score" if before["model_id"] == after["model_id"] else "p_value"
+
+
+def drift(before: str, after: str, measure: Measure = "score", sample: int = SAMPLE) -> pa.Table:
+    """How failures, calls and the distribution of scores differ between two score tables.
+
+    Returns a row of `DRIFT` per product. The tables may hold different images. Of more than
+    `sample` values per product and run a sample is tested, the lowest hashes of the images' ids.
+    One test in twenty is below p = 0.05 by chance alone, so with many products go by `ks_q`; and
+    with many images the slightest drift is significant, so go by the sizes `ks` and `psi` too.
+    """
+    with opened() as database:
+        load_sides(database, before, after)
+        return drift_of(database, measure, sample)
+
+
+def load_sides(database: duckdb.DuckDBPyConnection, before: str, after: str) -> None:
+    """The score tables `a` and `b`, and both as `sides`."""
+    load(database, "a", before, _READ)
+    load(database, "b", after, _READ)
+    database.execute(
+        "CREATE VIEW sides AS SELECT 'a' AS side, * FROM a UNION ALL SELECT 'b' AS side, * FROM b"
+    )
+
+
+_COUNTS = """
+    SELECT product,
+           count(*) FILTER (side = 'a') AS images_a,
+           count(*) FILTER (side = 'b') AS images_b,
+           count(*) FILTER (side = 'a' AND status <> 'ok') AS failed_a,
+           count(*) FILTER (side = 'b' AND status <> 'ok') AS failed_b,
+           count(*) FILTER (side = 'a' AND is_anomalous) AS anomalous_a,
+           count(*) FILTER (side = 'b' AND is_anomalous) AS anomalous_b
+    FROM sides GROUP BY product ORDER BY product NULLS LAST
+"""
+_SAMPLED = """
+    CREATE TABLE sampled AS
+    WITH measured AS (
+        SELECT side, product, image_id,
+               CASE WHEN $measure = 'score' THEN score ELSE p_value END AS value
+        FROM sides
+    )
+    SELECT side, product, value FROM measured WHERE value IS NOT NULL
+    QUALIFY row_number() OVER (PARTITION BY side, product ORDER BY md5(image_id)) <= $sample
+    ORDER BY product
+"""
+
+
+def drift_of(database: duckdb.DuckDBPyConnection, measure: Measure, sample: int) -> pa.Table:
+    """`drift` of the tables that `load_sides` made."""
+    database.execute(_SAMPLED, {"measure": measure, "sample": sample})
+    rows = database.sql(_COUNTS).to_arrow_table().to_pylist()
+    for number, row in enumerate(rows):
+        values = {side: values_of(database, side, row["product"]) for side in ("a", "b")}
+        row["measure"] = measure
+        for side, of_side in values.items():
+            row[f"tested_{side}"] = len(of_side)
+            row[f"median_{side}"] = float(np.median(of_side)) if len(of_side) else None
+        rows[number] = row | measures.drift_between(values["a"], values["b"])._asdict()
+    adjusted = measures.discoveries([row["ks_p"] for row in rows])
+    for row, value in zip(rows, adjusted, strict=True):
+        row["ks_q"] = value
+    return pa.Table.from_pylist(rows, DRIFT)
+
+
+def values_of(database: duckdb.DuckDBPyConnection, side: str, product: str | None) -> Floats:
+    """The values of a product in one run that `drift_of` sampled."""
+    query = "SELECT value FROM sampled WHERE side = $side AND product IS NOT DISTINCT FROM $product"
+    answer = database.execute(query, {"side": side, "product": product})
+    return np.asarray(answer.fetchnumpy()["value"], dtype=np.float64)

@@ -24,8 +24,8 @@ from jobs.words import Progress, say
 from ops import storage
 from ops.failure import PASSING, STATUSES, BrokenPromise
 from ops.inventory import Inventory
-from ops.model import ModelCard, read_card, read_model
-from pipelines import due, lock, plan
+from ops.model import ModelCard, read_card
+from pipelines import doubles, due, lock, plan
 from pipelines import run as runs
 from pipelines import score as scoring
 from pipelines.cluster import connected
@@ -198,13 +198,14 @@ class _Night:
         """Score a list of images, and publish its table."""
         limit = max_failures(str(self.settings.max_failed), everything)
         with connected(self.settings.cluster):
-            model = read_model(place)
+            model = SharedModel.read(place, work.products())
             plan.check_scoring(model, self.settings.slots)
-            run = runs.prepare(work, SharedModel.put(model), self.out, policy, night, after)
+            run = runs.prepare(work, model, self.out, policy, night, after)
             begin(run)
-            totals = scoring.score(
-                run, self.settings.fetch, self.settings.slots, str(limit), self._watch
-            )
+            with doubles.known(self.out, model.card.model_id, policy) as known:
+                totals = scoring.score(
+                    run, self.settings.fetch, self.settings.slots, str(limit), self._watch, known
+                )
         say(f"run: {run.run_id}")
         score.tell(totals)
         return totals

@@ -101,6 +101,10 @@ class Out:
         """Curves and scores of one product in a run, for people."""
         return storage.join(self.root, "evaluations", run_id, f"{file_name(product)}.png")
 
+    def drift(self, run_id: str) -> str:
+        """How a night's scores differ from those before it, one row per product."""
+        return storage.join(self.root, "drift", f"{run_id}.parquet")
+
     def comparison(self, before: str, after: str, name: str) -> str:
         """A table of the comparison of two runs."""
         return storage.join(self.comparisons(before, after), f"{name}.parquet")

@@ -71,7 +71,12 @@ def score(
 
 
 def _fill(
-    run: Run, chain: Chain, parts: Parts, limit: int, watch: Watch, doubles: Doubles | None
+    run: Run,
+    chain: Chain,
+    parts: Parts,
+    limit: int,
+    watch: Watch,
+    doubles: Doubles | None = None,
 ) -> int:
     """Score every row that has none yet. Returns how many maps went beyond the scale."""
     total, saturated = len(run.inventory), 0

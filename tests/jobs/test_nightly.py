@@ -202,3 +202,16 @@ def test_nights_score_what_is_due_and_nothing_else(warehouse, monkeypatch, capsy
     maps = [uris.parse(each["map_uri"]).location for each in (copied, first)]
     assert storage.read_bytes(maps[0]) == storage.read_bytes(maps[1])
     assert check.main([copied["run_id"], "--out", night.out.root]) == 0
+
+    # The ninth: two of two images are broken, which is worth a warning, and no reason to fail.
+    assert night.records[-1]["warnings"] == []
+    for name in ("10.png", "11.png"):
+        (place / name).write_bytes(b"no image")
+    capsys.readouterr()
+    assert night.work(1, "--warn-failed", "50%") == 0
+    said = "2 of 2 images failed (2 unreadable), more than --warn-failed 50% allows"
+    assert f"warning: {said}\n" in capsys.readouterr().out
+    assert night.records[-1]["warnings"] == [said]
+    drifted = tables.read(night.out.drift(night.records[-1]["run_id"]))
+    found = zip(*(drifted[name].to_pylist() for name in ("product", "failed_b")), strict=True)
+    assert dict(found) == {"nut": 0, "washer": 2}

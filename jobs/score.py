@@ -59,6 +59,7 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError("name the model: --model FOLDER, s3://... or models:/name@alias")
     with tracker.opened(settings.model) as model:
         check(model.card, settings)
+        entry.reach(settings)
         with Progress() as progress, connected(settings.cluster):
             inventory = sources.inventory_of(settings.inventory, settings, out, progress)
             plan.check_scoring(model, settings.slots)
@@ -104,6 +105,8 @@ def tell(totals: dict[str, Any]) -> None:
     )
     if totals["maps_beyond_scale"]:
         say(f"{totals['maps_beyond_scale']} maps reach beyond the model's scale; scores do not")
+    if totals.get("retries"):  # runs of old have no such figure
+        say(f"{totals['retries']} reads were repeated before the store answered")
     say(f"table: {totals['table']}")
 
 

@@ -40,7 +40,9 @@ def score(
     chain = Chain(run.model, draw, fetch, slots)
     parts = Parts(run.out, run.run_id, run.inventory, run.settings.part_rows)
     resumed = parts.done
-    saturated = _fill(run, chain, parts, max_failures(max_failed, len(run.inventory)), watch)
+    saturated, retries = _fill(
+        run, chain, parts, max_failures(max_failed, len(run.inventory)), watch
+    )
     drawn = top_maps(run, chain, parts) if run.settings.top else None
     published = publish(run, parts, drawn)
     seconds = (datetime.datetime.now(datetime.UTC) - started).total_seconds()
@@ -50,6 +52,7 @@ def score(
         "failed": parts.failed,
         "anomalous": parts.anomalous,
         "maps_beyond_scale": saturated,
+        "retries": retries,
         "resumed": resumed,
         "seconds": round(seconds, 3),
         "images_per_second": round((published - resumed) / max(seconds, 1e-9), 3),
@@ -60,9 +63,12 @@ def score(
     return totals
 
 
-def _fill(run: Run, chain: Chain, parts: Parts, limit: int, watch: Watch) -> int:
-    """Score every row that has none yet. Returns how many maps went beyond the scale."""
-    total, saturated = len(run.inventory), 0
+def _fill(run: Run, chain: Chain, parts: Parts, limit: int, watch: Watch) -> tuple[int, int]:
+    """Score every row that has none yet.
+
+    Returns how many maps went beyond the scale, and how often reads had to be repeated.
+    """
+    total, saturated, retries = len(run.inventory), 0, 0
 
     def judge() -> None:
         if parts.failed > limit:
@@ -73,8 +79,9 @@ def _fill(run: Run, chain: Chain, parts: Parts, limit: int, watch: Watch) -> int
             )
 
     def take(rows: pa.Table) -> None:
-        nonlocal saturated
+        nonlocal saturated, retries
         saturated += pc.sum(rows["saturated"]).as_py() or 0
+        retries += pc.sum(rows["retries"]).as_py() or 0
         parts.add(_score_rows(run, rows))
         watch("score", parts.done, total, parts.failed)
         judge()
@@ -93,7 +100,7 @@ def _fill(run: Run, chain: Chain, parts: Parts, limit: int, watch: Watch) -> int
     except BaseException:
         parts.keep()
         raise
-    return saturated
+    return saturated, retries
 
 
 def _worst(parts: Parts) -> str:

@@ -39,6 +39,7 @@ def main(argv: Sequence[str]) -> int:
     settings, _ = entry.parse(Settings, __doc__, argv)
     if settings.keep_nights is None:
         raise ValueError("say how many nights stay as they are: --keep-nights 30")
+    entry.reach(settings)
     out = Out(settings.out)
     retired = [word.strip() for word in settings.retired.split(",") if word.strip()]
     with lock.locked(out, settings.lease) as check:

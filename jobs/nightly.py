@@ -69,6 +69,7 @@ def main(argv: Sequence[str]) -> int:
     settings.retried()
     if not settings.model:
         raise ValueError("name the model: --model FOLDER, s3://... or models:/name@alias")
+    entry.reach(settings)
     tracker = Tracker(settings.out)
     with lock.locked(tracker.out, settings.lease) as check, Progress() as progress:
         _Night(settings, tracker, check, progress).work()

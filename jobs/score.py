@@ -59,6 +59,7 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError("name the model: --model FOLDER, s3://... or models:/name@alias")
     with tracker.located(settings.model) as place:
         check(read_card(place), settings)
+        entry.reach(settings)
         with Progress() as progress, connected(settings.cluster):
             inventory = sources.inventory_of(settings.inventory, settings, out, progress)
             model = SharedModel.read(place, inventory.products())
@@ -102,10 +103,12 @@ def tell(totals: dict[str, Any]) -> None:
         f"{totals['images']} images: {counts}; {totals['anomalous']} anomalous; "
         f"{totals['images_per_second']:g} images/s"
     )
-    if totals["copied"]:
+    if totals.get("copied"):  # runs of old have no such figure
         say(f"{totals['copied']} of them were scored before under another name, and not again")
     if totals["maps_beyond_scale"]:
         say(f"{totals['maps_beyond_scale']} maps reach beyond the model's scale; scores do not")
+    if totals.get("retries"):
+        say(f"{totals['retries']} reads were repeated before the store answered")
     say(f"table: {totals['table']}")
 
 

@@ -29,6 +29,7 @@ READ = pa.schema(
         ("bit_depth", pa.int8()),
         ("channels", pa.int8()),
         ("pixels", pa.large_binary()),
+        ("retries", pa.int32()),
     ]
 )
 
@@ -56,21 +57,24 @@ class Read:
             rows = rows.append_column(name, read[name])
         return rows
 
-    def _one(self, row: dict[str, Any]) -> dict[str, object]:
-        out: dict[str, object] = {"status": "ok"}
+    def _one(self, row: dict[str, Any]) -> dict[str, Any]:
+        out: dict[str, Any] = {"status": "ok", "retries": 0}
         try:
             self._read(row, out)
         except Failure as failure:
             out |= {"status": failure.status, "reason": failure.reason}
         return out
 
-    def _read(self, row: dict[str, Any], out: dict[str, object]) -> None:
+    def _read(self, row: dict[str, Any], out: dict[str, Any]) -> None:
+        def again() -> None:
+            out["retries"] += 1
+
         if row["problem"]:
             raise Failure("unreadable", row["problem"])
         if self.products is not None and row["product"] not in self.products:
             known = ", ".join(sorted(self.products)[:10])
             raise Failure("unknown_product", f"the model knows {known}, not {row['product']!r}")
-        data = fetch(row["uri"], row["position"], row["bytes"], self.fetch)
+        data = fetch(row["uri"], row["position"], row["bytes"], self.fetch, again)
         content = hashlib.sha256(data).hexdigest()
         out["content_sha256"] = content
         if self.known is not None and self.known.has(content, row["product"]):

@@ -49,7 +49,8 @@ def rescued(steps: Steps, rows: pa.Table) -> Iterator[pa.Table]:
 
 def _crashed(row: pa.Table, reason: str) -> pa.Table:
     values: dict[str, list[Any]] = {name: [None] for name in scores.SCHEMA.names} | {
-        "saturated": [False]
+        "saturated": [False],
+        "retries": [0],
     }
     values |= {"status": ["crashed_worker"], "reason": [reason]}
     blank = pa.table({k: pa.array(v) for k, v in values.items() if k not in row.schema.names})

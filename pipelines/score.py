@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -49,7 +50,7 @@ def score(
     parts = Parts(run.out, run.run_id, run.inventory, run.settings.part_rows)
     resumed = parts.done
     limit = max_failures(max_failed, len(run.inventory))
-    saturated = _fill(run, chain, parts, limit, watch, doubles)
+    counts = _fill(run, chain, parts, limit, watch, doubles)
     drawn = top_maps(run, chain, parts) if run.settings.top else None
     published = publish(run, parts, drawn)
     seconds = (datetime.datetime.now(datetime.UTC) - started).total_seconds()
@@ -58,8 +59,9 @@ def score(
         "statuses": dict(sorted(parts.statuses.items())),
         "failed": parts.failed,
         "anomalous": parts.anomalous,
-        "maps_beyond_scale": saturated,
+        "maps_beyond_scale": counts["saturated"],
         "copied": doubles.copied if doubles else 0,
+        "retries": counts["retries"],
         "resumed": resumed,
         "seconds": round(seconds, 3),
         "images_per_second": round((published - resumed) / max(seconds, 1e-9), 3),
@@ -77,9 +79,13 @@ def _fill(
     limit: int,
     watch: Watch,
     doubles: Doubles | None = None,
-) -> int:
-    """Score every row that has none yet. Returns how many maps went beyond the scale."""
-    total, saturated = len(run.inventory), 0
+) -> Counter[str]:
+    """Score every row that has none yet.
+
+    Returns how many maps went beyond the scale (`saturated`), and how often reads were repeated
+    (`retries`).
+    """
+    total, counts = len(run.inventory), Counter[str]()
 
     def judge() -> None:
         if parts.failed > limit:
@@ -90,8 +96,7 @@ def _fill(
             )
 
     def take(rows: pa.Table) -> None:
-        nonlocal saturated
-        saturated += pc.sum(rows["saturated"]).as_py() or 0
+        counts.update({name: pc.sum(rows[name]).as_py() or 0 for name in ("saturated", "retries")})
         rows = _score_rows(run, rows)
         parts.add(doubles.completed(rows) if doubles else rows)
         watch("score", parts.done, total, parts.failed)
@@ -115,7 +120,7 @@ def _fill(
     except BaseException:
         parts.keep()
         raise
-    return saturated
+    return counts
 
 
 def _worst(parts: Parts) -> str:

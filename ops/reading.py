@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Collection
+import threading
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +30,34 @@ READ = pa.schema(
         ("pixels", pa.large_binary()),
     ]
 )
+
+
+class Room:
+    """Bounds the pixels that the threads of a process work on at once, each some 14 bytes.
+
+    A picture that is larger than all of the room has it to itself.
+    """
+
+    def __init__(self, pixels: int) -> None:
+        self._pixels, self._taken = pixels, 0
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def held(self, pixels: int) -> Iterator[None]:
+        """Wait for so much room, and hold it."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._taken or self._taken + pixels <= self._pixels)
+            self._taken += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= pixels
+                self._changed.notify_all()
+
+
+#: Eight pictures of four megapixels at once, but of a hundred one after the other.
+_ROOM = Room(2**25)
 
 
 @dataclass(frozen=True)
@@ -67,7 +97,8 @@ class Read:
             raise Failure("unknown_product", f"the model knows {known}, not {row['product']!r}")
         data = fetch(row["uri"], row["position"], row["bytes"], self.fetch)
         out["content_sha256"] = hashlib.sha256(data).hexdigest()
-        picture = decode(data, self.decode)
+        with contextlib.ExitStack() as held:
+            picture = decode(data, self.decode, lambda n: held.enter_context(_ROOM.held(n)))
+            pixels = resize(picture, self.input)
         out |= {"width": picture.width, "height": picture.height, "bit_depth": picture.bit_depth}
-        pixels = resize(picture, self.input)
         out |= {"channels": 1 if pixels.ndim == 2 else 3, "pixels": pack(pixels)}

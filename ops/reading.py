@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Collection
+import threading
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +34,34 @@ READ = pa.schema(
         ("retries", pa.int32()),
     ]
 )
+
+
+class Room:
+    """Bounds the pixels that the threads of a process work on at once, each some 14 bytes.
+
+    A picture that is larger than all of the room has it to itself.
+    """
+
+    def __init__(self, pixels: int) -> None:
+        self._pixels, self._taken = pixels, 0
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def held(self, pixels: int) -> Iterator[None]:
+        """Wait for so much room, and hold it."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._taken or self._taken + pixels <= self._pixels)
+            self._taken += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= pixels
+                self._changed.notify_all()
+
+
+#: Eight pictures of four megapixels at once, but of a hundred one after the other.
+_ROOM = Room(2**25)
 
 
 @dataclass(frozen=True)
@@ -80,7 +110,8 @@ class Read:
         if self.known is not None and self.known.has(content, row["product"]):
             out["status"] = KNOWN
             return
-        picture = decode(data, self.decode)
+        with contextlib.ExitStack() as held:
+            picture = decode(data, self.decode, lambda n: held.enter_context(_ROOM.held(n)))
+            pixels = resize(picture, self.input)
         out |= {"width": picture.width, "height": picture.height, "bit_depth": picture.bit_depth}
-        pixels = resize(picture, self.input)
         out |= {"channels": 1 if pixels.ndim == 2 else 3, "pixels": pack(pixels)}

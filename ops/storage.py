@@ -116,7 +116,10 @@ def describe(location: str) -> Stored:
 
 
 def listing(location: str) -> Iterator[Stored]:
-    """Stream every file below a folder or prefix; never holds more than one page of them."""
+    """Stream every file below a folder or prefix; never holds more than one page of them.
+
+    Links to files count as files; links to folders are not followed.
+    """
     return _s3_listing(location) if is_s3(location) else _local_listing(location)
 
 

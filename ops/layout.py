@@ -26,6 +26,11 @@ def product_file(product: str) -> str:
     return f"{file_name(product)}.safetensors"
 
 
+def _sharded(image_id: str) -> str:
+    # Ids are hashes, but an inventory that others wrote may hold anything.
+    return f"{file_name(image_id[:2])}/{file_name(image_id)}.png"
+
+
 class Out:
     """Paths below one output folder."""
 
@@ -51,7 +56,7 @@ class Out:
 
     def map(self, model_id: str, image_id: str) -> str:
         """The map of one image under one model."""
-        return storage.join(self.maps(model_id), image_id[:2], f"{image_id}.png")
+        return storage.join(self.maps(model_id), _sharded(image_id))
 
     def maps(self, model_id: str) -> str:
         """The folder of all maps of a model."""
@@ -59,7 +64,7 @@ class Out:
 
     def overlay(self, model_id: str, image_id: str) -> str:
         """The map of one image drawn over it, for people."""
-        return storage.join(self.root, "overlays", model_id, image_id[:2], f"{image_id}.png")
+        return storage.join(self.root, "overlays", model_id, _sharded(image_id))
 
     def model(self, model_id: str) -> str:
         """Where a fit leaves its model unless it is told another place."""

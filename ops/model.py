@@ -89,7 +89,10 @@ class ModelCard:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> ModelCard:
-        """From the content of model.json. Raises ValueError if it is of another format."""
+        """From the content of model.json.
+
+        Raises ValueError if it is of another format, or names files elsewhere.
+        """
         if content.get("format") != FORMAT:
             raise ValueError(f"model.json is of format {content.get('format')!r}, not {FORMAT!r}")
         values = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
@@ -103,6 +106,9 @@ class ModelCard:
             )
             for name, card in values["products"].items()
         }
+        own = {layout.JOINT, *map(layout.product_file, values["products"])}
+        if foreign := {product.file for product in values["products"].values()} - own:
+            raise ValueError(f"model.json names files that are not its products': {foreign}")
         return cls(**values)
 
     def new_backbone(self, state: Mapping[str, Tensor], device: str = "cpu") -> Backbone:

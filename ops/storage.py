@@ -148,7 +148,10 @@ def describe(location: str) -> Stored:
 
 
 def listing(location: str) -> Iterator[Stored]:
-    """Stream every file below a folder or prefix; never holds more than one page of them."""
+    """Stream every file below a folder or prefix; never holds more than one page of them.
+
+    Links to files count as files; links to folders are not followed.
+    """
     return _s3_listing(location) if is_s3(location) else _local_listing(location)
 
 
@@ -201,10 +204,19 @@ def _local_listing(location: str) -> Iterator[Stored]:
                 name = f"{folder}{entry.name}"
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(f"{name}/")
-                elif entry.is_file():
+                elif _is_file(entry):
                     with contextlib.suppress(FileNotFoundError):  # gone since it was listed
                         status = entry.stat()
                         yield Stored(name, status.st_size, str(status.st_mtime_ns))
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link that leads to itself is as good as gone
+            return False
+        raise
 
 
 @contextlib.contextmanager

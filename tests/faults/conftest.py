@@ -1,7 +1,10 @@
 import pytest
 
+from tests.jobs.conftest import leave
 from tests.conftest import forget_s3, new_bucket
 from tests.faults.proxy import Proxy, running
+
+__all__ = ["leave"]
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 import pytest
 
-from tests.jobs.conftest import leave
 from tests.conftest import forget_s3, new_bucket
 from tests.faults.proxy import Proxy, running
+from tests.jobs.conftest import leave
 
 __all__ = ["leave"]
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from jobs import check, inventory, nightly, query, score
 from ops import storage
 from ops.layout import Out
 from ops.model import write_model
-from pipelines import lock, records
+from pipelines import lock
 from tests.conftest import forget_s3, new_bucket, tiny_model
 from tests.faults import radosgw
 from tests.faults.proxy import ONE_IN_TEN, Proxy, running

@@ -20,8 +20,9 @@ from ops.failure import Failure
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF")
 #: TIFF tag that says how large samples can get (TIFF 6.0, section 19): a declared depth.
 _MAX_SAMPLE_VALUE = 281
-#: A JPEG codes each block of 8 x 8 pixels in one bit at least (ITU-T T.81, F.1.2 and G.1.2).
-_JPEG_PIXELS_PER_BYTE = 8 * 64
+#: The most pixels that a byte of a file can stand for. A JPEG codes each block of 8 x 8 in one bit
+#: at least (ITU-T T.81, F.1.2 and G.1.2); a PNG is deflated, to 1 : 1032 at best, from 1 bit each.
+_PIXELS_PER_BYTE = {"JPEG": 8 * 64, "PNG": 8 * 1032}
 
 #: Pillow's own limit would hide `max_pixels`, which is asked before any pixel is decoded.
 Image.MAX_IMAGE_PIXELS = None
@@ -106,6 +107,9 @@ def _decode(data: bytes, settings: DecodeSettings, admit: Callable[[int], object
         if frames > 1 and image.format != "MPO":  # MPO is a photograph with previews behind it
             message = f"it holds {frames} frames or pages; a file must hold one picture"
             raise Failure("unsupported", message)
+        if width * height > len(data) * _PIXELS_PER_BYTE.get(str(image.format), 2**62):
+            message = f"{len(data)} bytes cannot hold {width} x {height} pixels of a {image.format}"
+            raise Failure("unreadable", message)
         admit(width * height)
         if image.format == "PNG":
             return _png(data, image, settings)
@@ -173,9 +177,6 @@ def _deep_grey(values: npt.NDArray[np.generic], declared: int | None, s: DecodeS
 
 
 def _jpeg(data: bytes, image: Image.Image, settings: DecodeSettings) -> Picture:
-    if image.width * image.height > _JPEG_PIXELS_PER_BYTE * len(data):
-        message = f"{len(data)} bytes cannot hold {image.width} x {image.height} pixels of a JPEG"
-        raise Failure("unreadable", message)
     if (whole := jpeg.endless(data)) is None:
         return _from_pillow(image, settings)
     with Image.open(io.BytesIO(whole), formats=["JPEG"]) as again:
@@ -190,21 +191,33 @@ def _png(data: bytes, image: Image.Image, settings: DecodeSettings) -> Picture:
     # overwritten with zeros, rows have been made of these.
     image.verify()
     if depth == 16 and colour in {2, 4, 6}:
-        return _deep_colour_png(data, settings)
+        return _deep_colour_png(data, colour, settings)
     with Image.open(io.BytesIO(data), formats=["PNG"]) as again:  # the first is used up
         return _from_pillow(again, settings)
 
 
-def _deep_colour_png(data: bytes, settings: DecodeSettings) -> Picture:
-    # Processes that only read images need not spend seconds on importing these for one rare kind.
-    import torch  # noqa: PLC0415
-    from torchvision.io import ImageReadMode, decode_image  # noqa: PLC0415
-
-    raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    values = decode_image(raw, ImageReadMode.UNCHANGED, apply_exif_orientation=True).numpy()
-    if len(values) in {2, 4}:  # alpha last: lay it over black
-        alpha, values = values[-1].astype(np.uint32), values[:-1]
-        for plane in values:  # rounded; the product and half of the divisor just fit
-            plane[:] = (plane * alpha + 32767) // 65535
-    pixels = values[0] if len(values) == 1 else values.transpose(1, 2, 0)
+def _deep_colour_png(data: bytes, colour: int, settings: DecodeSettings) -> Picture:
+    """All bits of a PNG of 16 bits and several channels, of which Pillow unpacks 8 at a time."""
+    if colour == 4:  # four bytes a pixel: grey and alpha, the high one first
+        four = _unpacked(data, "RGBA", "RGBA").astype(np.uint16)
+        values = four[..., ::2] << 8 | four[..., 1::2]
+    else:
+        mode = "RGBA" if colour == 6 else "RGB"
+        values = _unpacked(data, mode, f"{mode};16B").astype(np.uint16) << 8
+        values |= _unpacked(data, mode, f"{mode};16L")  # as if these bytes were the high ones
+    if values.shape[2] in {2, 4}:  # alpha last: lay it over black
+        alpha, values = values[..., -1].astype(np.uint32), values[..., :-1]
+        for channel in range(values.shape[2]):  # rounded; product and half the divisor just fit
+            values[..., channel] = (values[..., channel] * alpha + 32767) // 65535
+    pixels = values[..., 0] if values.shape[2] == 1 else values
     return Picture(np.ascontiguousarray(pixels), settings.bit_depth or 16)
+
+
+def _unpacked(data: bytes, mode: str, layout: str) -> npt.NDArray[np.uint8]:
+    """(H, W, channels) of a PNG, upright, its rows unpacked as if they had another layout."""
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+        image._mode = mode
+        image.tile = [tile._replace(args=layout) for tile in image.tile]
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return np.asarray(image)

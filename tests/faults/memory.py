@@ -76,12 +76,12 @@ def score(folder: Path, inventory: Inventory) -> list[Sample]:
 
 
 def rate(samples: Sequence[Sample], first: int, last: int) -> float:
-    """Images a second between two counts."""
-    inside = [sample for sample in samples if first <= sample.done <= last]
-    # From the moment that a part was finished to the moment that one was.
-    begin = inside[0]
-    end = next(s for s in inside if s.done == inside[-1].done)
-    return (end.done - begin.done) / max(end.seconds - begin.seconds, 1e-9)
+    """Images a second between two counts, from a moment that a part was finished to another."""
+    begin = next((x for x in reversed(samples) if x.done <= first), samples[0])
+    begin = next(x for x in samples if x.done == begin.done)
+    end = next((x for x in samples if x.done >= last), samples[-1])
+    end = next(x for x in samples if x.done == end.done)
+    return (end.done - begin.done) / (end.seconds - begin.seconds)
 
 
 def report(samples: Sequence[Sample], count: int) -> None:

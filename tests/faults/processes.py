@@ -64,7 +64,7 @@ class Sampler(threading.Thread):
 
     def run(self) -> None:
         """Sample."""
-        begun = time.monotonic()
+        begun, done = time.monotonic(), 0
         while not self._over.wait(1):
             held: dict[str, int] = defaultdict(int)
             largest: dict[str, int] = defaultdict(int)
@@ -75,8 +75,9 @@ class Sampler(threading.Thread):
                     continue
                 held[kind] += size
                 largest[kind] = max(largest[kind], size)
+            done = max(done, self._done())  # what was counted may be gone at the end
             if held:
-                now = Sample(time.monotonic() - begun, self._done(), dict(held), dict(largest))
+                now = Sample(time.monotonic() - begun, done, dict(held), dict(largest))
                 self.samples.append(now)
 
     def stop(self) -> list[Sample]:

@@ -179,6 +179,52 @@ def test_deep_transparency_is_laid_over_black():
     assert np.array_equal(grey, expected[..., 0])
 
 
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_deep_colour_whose_rows_do_not_suffice_crashes_nothing(channels):
+    # Every checksum is right. Decoders in C have answered this with a segmentation fault.
+    colour = {2: 4, 3: 2, 4: 6}[channels]
+    assert status_of(pictures.png_by_hand(5, 7, 16, colour, b"")) == "unreadable"
+    assert status_of(pictures.png_by_hand(5, 7, 16, colour, b"\x09" + bytes(999))) == "unreadable"
+    rows = (b"\0" + b"\xff" * 10 * channels) * 6
+    pixels = decode(pictures.png_by_hand(5, 7, 16, colour, rows)).pixels
+    assert (pixels[:6] == 65535).all()
+    assert (pixels[6] == 0).all()  # and no other picture's
+
+
+def test_a_png_of_too_few_bytes_for_its_size_takes_no_memory():
+    asked = []
+    with pytest.raises(Failure, match="cannot hold 11000 x 12000 pixels of a PNG"):
+        decode(pictures.png_by_hand(11_000, 12_000, 1, 0, bytes(40)), admit=asked.append)
+    assert not asked
+    flat = np.zeros((2000, 2000), bool)
+    assert decode(pictures.encoded(flat)).pixels.shape == (2000, 2000)
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_deep_colour_is_read_through_every_filter(channels):
+    """PNG, 9.2: each byte less that of the pixel before it, of the row above, or of both."""
+    values = np.random.default_rng(1).integers(0, 65536, (10, 9, channels), dtype=np.uint16)
+    if channels != 3:
+        values[..., -1] = 65535  # opaque
+    step = 2 * channels
+    raw = values.astype(">u2").view(np.uint8).reshape(10, 9 * step).astype(int)
+    left, above = np.zeros_like(raw), np.zeros_like(raw)
+    left[:, step:], above[1:] = raw[:, :-step], raw[:-1]
+    corner = np.zeros_like(raw)
+    corner[1:, step:] = raw[:-1, :-step]
+    guess = left + above - corner
+    near = np.abs(np.stack([left, above, corner]) - guess).argmin(0)
+    paeth = np.choose(near, [left, above, corner])
+    filters = [np.zeros_like(raw), left, above, (left + above) // 2, paeth]
+    rows = b"".join(
+        bytes([y % 5]) + ((raw[y] - filters[y % 5][y]) % 256).astype(np.uint8).tobytes()
+        for y in range(10)
+    )
+    data = pictures.png_by_hand(9, 10, 16, {2: 4, 3: 2, 4: 6}[channels], rows)
+    expected = values if channels == 3 else values[..., :-1].squeeze()
+    assert np.array_equal(decode(data).pixels, expected)
+
+
 def test_damaged_deep_colour_is_unreadable():
     data = bytearray(pictures.deep_png(DEEP))
     data[data.index(b"IDAT") + 30] ^= 0xFF

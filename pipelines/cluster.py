@@ -14,6 +14,9 @@ from typing import Any
 
 import ray
 from ray.data import DataContext
+from ray.util.placement_group import placement_group, remove_placement_group
+
+log = logging.getLogger(__name__)
 
 
 def _resources() -> dict[str, float]:
@@ -37,6 +40,9 @@ class Slots:
     """CPUs that one task of fetching and decoding, or of drawing maps, reserves."""
     batch: int = 16
     """Images that cross from one stage to the next at a time."""
+    patience: float = 0.0
+    """Seconds to wait for nodes that `workers` need and that have not joined yet; an autoscaler is
+    asked for them."""
 
     @property
     def device(self) -> str:
@@ -53,13 +59,10 @@ class Slots:
 
         A pool of actors that holds every CPU starves the tasks that feed it, for ever.
         """
-        resources = _resources()
-        cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-        fitting = (
-            math.floor((cpus - 2 * self.readers) / self.cpus) if self.cpus else self.workers or 1
-        )
-        if self.gpus:
-            fitting = min(fitting, math.floor(gpus / self.gpus))
+        cpus, gpus, fitting = self._fitting()
+        if self.workers > fitting and self.patience:
+            self._await_nodes()
+            cpus, gpus, fitting = self._fitting()
         wanted = self.workers or max(1, min(fitting, math.floor(fitting * 0.75) or 1))
         if wanted > fitting:
             raise ValueError(
@@ -68,6 +71,29 @@ class Slots:
                 f"--slots.workers to {max(fitting, 0)} or --slots.cpus"
             )
         return wanted
+
+    def _fitting(self) -> tuple[float, float, int]:
+        """CPUs and GPUs of the cluster as it is, and how many workers these hold."""
+        resources = _resources()
+        cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+        fitting = (
+            math.floor((cpus - 2 * self.readers) / self.cpus) if self.cpus else self.workers or 1
+        )
+        if self.gpus:
+            fitting = min(fitting, math.floor(gpus / self.gpus))
+        return cpus, gpus, fitting
+
+    def _await_nodes(self) -> None:
+        """Ask for room, wait for it, and give it back; what dies meanwhile asks no longer."""
+        log.warning(
+            "waiting up to %g s for nodes that hold %d workers", self.patience, self.workers
+        )
+        worker = {"CPU": self.cpus, "GPU": self.gpus}
+        bundles = [worker] * self.workers + [{"CPU": self.readers}] * 2
+        asked = [{name: n for name, n in bundle.items() if n} for bundle in bundles]
+        group = placement_group([bundle for bundle in asked if bundle])
+        group.wait(self.patience)
+        remove_placement_group(group)
 
     def reading(self, workers: int) -> int:
         """How many reading tasks run at once, such that drawing maps finds room beside them."""

@@ -1,0 +1,103 @@
+"""A registered model as MLflow's own tools load it: addresses and products in, scores out.
+
+python -c "import mlflow; print(mlflow.pyfunc.load_model('models:/nightloupe@champion').metadata)"
+
+Run it where the project's root is on the path. What is registered names this module; code is never
+unpickled, and tensors are safetensors.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from torch import Tensor
+
+from ops import uris
+from ops.detecting import Detect
+from ops.fetch import FetchSettings
+from ops.inventory import SCHEMA
+from ops.model import Model, ModelCard, read_model
+from ops.reading import Read
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Columns that come back for each image.
+ANSWER = ("uri", "product", "status", "reason", "score", "p_value", "is_anomalous")
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A model's tensors in this process."""
+
+    model: Model
+
+    @property
+    def card(self) -> ModelCard:
+        return self.model.card
+
+    def of_backbone(self) -> dict[str, Tensor]:
+        return self.model.backbone
+
+    def of_product(self, product: str) -> dict[str, Tensor]:
+        return self.model.products[product]
+
+
+class Served:
+    """Scores images by address; one row for each, in order, failures as rows."""
+
+    def __init__(self, model: Model) -> None:
+        card = model.card
+        self._read = Read(card.input, card.decode, FetchSettings(), set(card.products))
+        self._detect = Detect(_Held(model))
+
+    def predict(self, data: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:  # noqa: ARG002 - as MLflow calls it
+        """Scores of images whose `location` (a path or s3:// URI) and `product` the rows tell."""
+        rows = [
+            {"uri": uris.make(location), "product": product}
+            for location, product in zip(data["location"], data["product"], strict=True)
+        ]
+        read = self._read(pa.Table.from_pylist(rows, SCHEMA))
+        return self._detect(read).select(ANSWER).to_pandas()
+
+
+def _load_pyfunc(path: str) -> Served:
+    """What MLflow calls; the name is its."""
+    return Served(read_model(path))
+
+
+def describe(folder: str) -> None:
+    """Write the file `MLmodel` into a model folder."""
+    from mlflow import pyfunc  # noqa: PLC0415 - takes seconds, and few jobs need it
+    from mlflow.models import Model as Described  # noqa: PLC0415
+    from mlflow.models import ModelSignature  # noqa: PLC0415
+    from mlflow.types.schema import ColSpec, Schema  # noqa: PLC0415
+
+    asked = Schema([ColSpec("string", "location"), ColSpec("string", "product")])
+    described = Described(signature=ModelSignature(inputs=asked))
+    pyfunc.add_to_model(described, loader_module="jobs.served", data=".")
+    described.save(os.path.join(folder, "MLmodel"))
+
+
+def page(card: ModelCard) -> str:
+    """What people read of a model in the registry, as Markdown."""
+    lines = [
+        f"Detector `{card.method}` on `{card.backbone.name}` ({card.backbone.layers}), "
+        f"weights `{card.backbone.weights}`, pictures of {card.input.size} px; "
+        f"model `{card.model_id}`.",
+        "",
+        f"| product | held out | threshold at a false-alarm rate of {card.false_alarm_rate:g} "
+        "| rate it can promise |",
+        "|---|---|---|---|",
+    ]
+    for name, product in sorted(card.products.items()):
+        known = product.calibration
+        threshold = known.threshold(card.false_alarm_rate)
+        promised = known.promised_rate(card.false_alarm_rate)
+        told = ["-" if value is None else f"{value:.4g}" for value in (threshold, promised)]
+        shown = name.replace("|", "\\|")
+        lines.append(f"| {shown} | {len(known.scores)} | {told[0]} | {told[1]} |")
+    return "\n".join(lines)

@@ -1,0 +1,94 @@
+"""The guide: its commands are commands, its sums add up, and what it quotes is said."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+from tests.deploy import commands
+
+GUIDE = (ROOT / "docs" / "guide.md").read_text()
+
+
+def blocks(kind: str) -> list[str]:
+    """The fenced blocks of one kind."""
+    return re.findall(rf"```{kind}\n(.*?)```", GUIDE, re.DOTALL)
+
+
+LINES = [line for block in blocks("bash") for line in commands.lines_of(block)]
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_every_command_can_be_typed(line):
+    commands.check(line)
+
+
+def test_jobs_that_the_text_names_are_there():
+    named = set(re.findall(r"(?:python -m )?jobs\.(\w+)", GUIDE))
+    assert named >= {"plan", "fit", "nightly", "query", "compare", "score", "inventory", "evaluate"}
+    assert [job for job in named if not (ROOT / "jobs" / f"{job}.py").exists()] == []
+
+
+@pytest.mark.parametrize("line", ["python -m jobs.nightly --modle x", "ray job sumbit", "rm -r /"])
+def test_a_command_that_is_none_is_found(line, capsys):
+    with pytest.raises((AssertionError, SystemExit, pytest.fail.Exception)):
+        commands.check(line)
+
+
+def test_the_sums_add_up():
+    (source,), (stated,) = blocks("python"), blocks("text")
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(compile(source, "docs/guide.md", "exec"), {})
+    assert said.getvalue() == stated
+
+
+def rows_below(words: str) -> list[str]:
+    """The first cells of the table below a line."""
+    table = GUIDE.split(words)[1].split("\n\n")[1]
+    return [line.split("|")[1].strip() for line in table.splitlines()[2:]]
+
+
+def test_what_the_project_is_quoted_with_it_says():
+    files = [
+        file for folder in ("ops", "pipelines", "jobs") for file in (ROOT / folder).glob("*.py")
+    ]
+    said = "\n".join(file.read_text() for file in files)
+    quoted = [cell.strip("`") for cell in rows_below("what is behind them:")]
+    assert len(quoted) >= 10
+    assert [words for words in quoted if words not in said] == []
+
+
+def test_what_mlflow_is_quoted_with_it_says():
+    from mlflow.server.security_utils import INVALID_HOST_MSG
+
+    assert f"`{INVALID_HOST_MSG}`" in rows_below("What others say:")
+
+
+def test_secrets_are_made_that_the_manifests_name():
+    made = {
+        words[words.index("generic") + 1]: words[words.index("generic") + 2]
+        for words in map(shlex.split, LINES)
+        if words[0] == "kubectl" and "secret" in words and "create" in words
+    }
+    pods = yaml.safe_load((ROOT / "deploy/kuberay/cluster.yaml").read_text())["spec"]
+    container = pods["headGroupSpec"]["template"]["spec"]["containers"][0]
+    named = {one["secretRef"]["name"] for one in container["envFrom"] if "secretRef" in one}
+    assert set(made) == named | {pods["authOptions"]["secretName"]}
+    assert made[pods["authOptions"]["secretName"]].startswith("--from-literal=auth_token=")
+
+
+def test_places_that_the_text_links_to_are_there():
+    links = re.findall(r"\]\(([^)#]+)\)", GUIDE)
+    assert links
+    assert [link for link in links if not (ROOT / "docs" / link).exists()] == []
+
+
+def test_the_readme_leads_here():
+    assert "(docs/guide.md)" in (ROOT / "README.md").read_text()

@@ -1,0 +1,85 @@
+"""A registered model through MLflow's own loader: the same scores, and nothing unpickled."""
+
+from __future__ import annotations
+
+import mlflow
+import pandas as pd
+import pyarrow as pa
+import pytest
+from mlflow import MlflowClient
+from PIL import Image
+
+from jobs import served
+from jobs.tracking import Record, Tracker
+from ops import specimens, uris
+from ops.detecting import Detect
+from ops.fetch import FetchSettings
+from ops.inventory import SCHEMA
+from ops.reading import Read
+from tests.conftest import tiny_model
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory):
+    """A model, the tracker it is registered at, and its version there."""
+    place = tmp_path_factory.mktemp("tracker")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place}/mlflow.db")
+        model, tracker = tiny_model("bolt"), Tracker(str(place))
+        assert tracker.register(model, "bolts", "champion", Record("fit")) == (
+            "models:/bolts@champion"
+        )
+        client = MlflowClient(tracker.uri, tracker.uri)
+        yield model, tracker, client.get_model_version_by_alias("bolts", "champion")
+
+
+@pytest.fixture(scope="module")
+def loaded(registered):
+    _, tracker, version = registered
+    mlflow.set_tracking_uri(tracker.uri)
+    yield mlflow.pyfunc.load_model(version.source)
+    mlflow.set_tracking_uri(None)
+
+
+def test_what_is_registered_holds_no_pickle_and_no_code(registered):
+    _, tracker, version = registered
+    kept = MlflowClient(tracker.uri).list_artifacts(version.run_id, "model")
+    names = sorted(file.path.removeprefix("model/") for file in kept if not file.is_dir)
+    assert {"MLmodel", "model.json"} <= set(names)
+    assert {name.rsplit(".", 1)[-1] for name in names} == {"MLmodel", "json", "safetensors"}
+
+
+def test_it_scores_as_a_night_does_and_failures_are_rows(registered, loaded, tmp_path):
+    model, _, _ = registered
+    good, bad = tmp_path / "a #1.png", tmp_path / "b.png"
+    Image.fromarray(specimens.draw("washer", 1, 64).picture).save(good)
+    bad.write_bytes(b"no picture")
+    places = [str(good), str(bad), str(good)]
+    asked = pd.DataFrame({"location": places, "product": ["bolt", "bolt", "nut"]})
+    found = loaded.predict(asked)
+    assert list(found.columns) == list(served.ANSWER)
+    assert list(found["status"]) == ["ok", "unreadable", "unknown_product"]
+    assert list(found["uri"]) == [uris.make(place) for place in places]
+    rows = pa.Table.from_pylist([{"uri": uris.make(places[0]), "product": "bolt"}], SCHEMA)
+    read = Read(model.card.input, model.card.decode, FetchSettings())
+    scored = Detect(served._Held(model))(read(rows))
+    assert found["score"][0] == scored["score"][0].as_py()
+    assert found["p_value"][0] == scored["p_value"][0].as_py()
+    assert pd.isna(found["score"][1])
+
+
+def test_rows_that_lack_a_column_are_refused(loaded):
+    with pytest.raises(mlflow.exceptions.MlflowException, match="product"):
+        loaded.predict(pd.DataFrame({"location": ["a.png"]}))
+
+
+def test_its_page_tells_products_counts_and_thresholds(registered):
+    model, _, version = registered
+    card = model.card
+    calibration = card.products["bolt"].calibration
+    held_out, threshold = len(calibration.scores), calibration.threshold(card.false_alarm_rate)
+    row = f"| bolt | {held_out} | {threshold:.4g} | "
+    assert row in version.description
+    assert card.model_id in version.description

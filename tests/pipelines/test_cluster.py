@@ -1,0 +1,116 @@
+"""What a job takes of a cluster that is not there yet, or never will be."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from pipelines import cluster
+from pipelines.cluster import Slots
+from tests.conftest import LOOPBACK_ONLY, ROOT
+
+#: A cluster whose autoscaler starts nodes with a GPU, and what a job on it sees.
+SCALING = textwrap.dedent("""
+    import ray
+    from ray.cluster_utils import AutoscalingCluster
+    from pipelines.cluster import Slots
+
+    node = {"CPU": 2, "GPU": 1, "object_store_memory": 2**27}
+    kind = {"resources": node, "node_config": {}, "min_workers": 0, "max_workers": 2}
+    nodes = AutoscalingCluster(
+        head_resources={"CPU": 0, "object_store_memory": 2**27}, worker_node_types={"gpu": kind}
+    )
+    nodes.start()
+    try:
+        ray.init("auto", log_to_driver=False)
+        assert "GPU" not in ray.cluster_resources()
+        print("workers", Slots(workers=1, gpus=1, patience=90).count())
+        print("nodes", sum(node["Alive"] for node in ray.nodes()))
+        print("left", ray.util.placement_group_table())
+    finally:
+        ray.shutdown()
+        nodes.shutdown()
+""")
+
+
+@pytest.fixture
+def has(monkeypatch):
+    """Sets what the cluster has, one answer a time; the last one stays."""
+
+    def tell(*answers):
+        left = list(answers)
+        monkeypatch.setattr(
+            cluster, "_resources", lambda: left.pop(0) if len(left) > 1 else left[0]
+        )
+
+    return tell
+
+
+@pytest.mark.parametrize(
+    ("slots", "resources", "workers"),
+    [
+        (Slots(), {"CPU": 8.0}, 5),
+        (Slots(), {"CPU": 2.0}, 1),
+        (Slots(gpus=1), {"CPU": 20.0, "GPU": 2.0}, 1),
+        (Slots(workers=2, gpus=1), {"CPU": 20.0, "GPU": 2.0}, 2),
+        (Slots(workers=2, gpus=0.5), {"CPU": 20.0, "GPU": 1.0}, 2),
+    ],
+)
+def test_workers_leave_room_for_those_who_read_and_draw(has, slots, resources, workers):
+    has(resources)
+    assert slots.count() == workers
+
+
+def test_what_does_not_fit_is_told_with_what_would(has):
+    has({"CPU": 4.0})
+    with pytest.raises(ValueError, match=r"4 workers of 1 CPUs .* into 4 CPUs .* to 3 or"):
+        Slots(workers=4).count()
+
+
+def test_nodes_that_have_not_joined_are_awaited(has, monkeypatch):
+    asked = []
+
+    def ask(slots):
+        asked.append(slots)
+
+    monkeypatch.setattr(Slots, "_await_nodes", ask)
+    has({"CPU": 0.0}, {"CPU": 4.0})
+    slots = Slots(workers=2, patience=60)
+    assert slots.count() == 2
+    assert slots.count() == 2
+    assert asked == [slots]
+
+
+@pytest.mark.ray
+def test_patience_ends_and_leaves_nothing_asked_for(cluster):
+    from ray.util import placement_group_table
+
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="do not fit"):
+        Slots(workers=40, patience=0.5).count()
+    assert 0.5 <= time.monotonic() - start < 20
+    assert {group["state"] for group in placement_group_table().values()} == {"REMOVED"}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_an_autoscaler_is_asked_for_the_nodes(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    told = subprocess.run(
+        [sys.executable, "-c", SCALING],
+        cwd=ROOT,
+        env=environment | LOOPBACK_ONLY | {"RAY_AUTH_MODE": "disabled"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert told.returncode == 0, told.stderr[-2000:]
+    assert "workers 1" in told.stdout
+    assert "nodes 2" in told.stdout

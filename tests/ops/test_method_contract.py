@@ -36,6 +36,7 @@ SMALL = {
         "batch": 3,
         "lr": 3e-3,
     },
+    "fastflow": {"blocks": 2, "hidden": 0.1, "epochs": 4, "batch": 3},
     "padim": {"dim": 24},
     "spade": {"retrieved": 3},
 }

@@ -24,7 +24,8 @@ class MapFlows(nn.Module):
     """A flow for each layer, of FrEIA's one-sided affine couplings with fixed permutations.
 
     Forward gives an image's -log p in nats, constants included, summed over all layers: what
-    training lowers. Weights and permutations are drawn from `seed`.
+    training lowers. It is a small difference of large numbers, and so float64. Weights and
+    permutations are drawn from `seed`.
     """
 
     def __init__(
@@ -58,9 +59,11 @@ class MapFlows(nn.Module):
         if not len(maps[0]):  # FrEIA looks at the first image; gradients of none are zeros
             one = [layer.new_zeros(1, *layer.shape[1:]) for layer in maps]
             return torch.as_tensor(self(one)[:0])
-        found = maps[0].new_full((len(maps[0]),), self.elements / 2 * math.log(2 * math.pi))
+        constant = self.elements / 2 * math.log(2 * math.pi)
+        found = torch.full((len(maps[0]),), constant, dtype=torch.float64, device=maps[0].device)
         for latent, volume in self.latents(maps):
-            found = found + latent.square().sum(dim=(1, 2, 3)) / 2 - volume
+            squares = latent.square().sum(dim=(1, 2, 3), dtype=torch.float64)
+            found = found + squares / 2 - volume
         return found
 
     def latents(self, maps: list[Tensor]) -> list[tuple[Tensor, Tensor]]:

@@ -8,9 +8,10 @@ from ops.method import Method
 from ops.padim import PaDiM
 from ops.patchcore import PatchCore
 from ops.spade import Spade
+from ops.ssnf import Ssnf
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (PatchCore, Spade, PaDiM, DifferNet, FastFlow)
+    method.name: method for method in (PatchCore, Spade, PaDiM, DifferNet, FastFlow, Ssnf)
 }
 
 

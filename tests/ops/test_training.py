@@ -9,6 +9,7 @@ from ops.differnet import DifferNet
 from ops.fastflow import FastFlow
 from ops.group import Alone, Group
 from ops.method import Notes
+from ops.ssnf import Ssnf
 from ops.training import from_sixteen, to_sixteen
 from tests.ops.threads import together
 
@@ -24,7 +25,16 @@ SMALL = {
         "score_transforms": 2,
         "maps": "none",
     },
-    FastFlow: {"blocks": 2, "hidden": 0.1, "epochs": 5, "batch": 3},
+    FastFlow: {"blocks": 1, "hidden": 0.1, "epochs": 5, "batch": 4},
+    Ssnf: {
+        "blocks": 1,
+        "hidden": 4,
+        "heads": 1,
+        "stack": "conv",
+        "epochs": 5,
+        "batch": 4,
+        "cut": 1e9,
+    },
 }
 
 every_kind = pytest.mark.parametrize("kind", SMALL, ids=lambda kind: kind.name)

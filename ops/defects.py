@@ -1,6 +1,8 @@
 """Synthetic defects: patches of one good picture, Poisson-blended into another.
 
 NSA (Schlueter et al., ECCV 2022) as SSNF uses it: the source's gradients for every category.
+Our own choices: pictures are not rounded to 8 bits, as a network is what looks at them; where the
+product lies is asked of the picture before any patch; a patch that finds no place is left out.
 """
 
 from __future__ import annotations
@@ -57,6 +59,7 @@ class Rules:
 _TEXTURE = Rules(patches=4, scale=(0.5, 2.0))
 _ON_BRIGHT = Background(200, 60, 0.25, 0.7)
 _ON_DARK = Background(20, 20, 0.25, 0.7)
+#: Of products that the table does not have; our choice.
 _OTHER = Rules()
 
 #: By product, in lower case; the table of SSNF.
@@ -72,7 +75,7 @@ CATEGORIES: Mapping[str, Rules] = {
         (0.03, 0.12), (0.03, 0.12), patches=4, background=replace(_ON_BRIGHT, product=0.5)
     ),
     "toothbrush": Rules(width=(0.03, 0.2), background=replace(_ON_DARK, product=0.25)),
-    "transistor": _OTHER,
+    "transistor": Rules(),
     "zipper": Rules(width=(0.03, 0.2), patches=4, background=_ON_BRIGHT),
     "01": Rules(background=_ON_BRIGHT),  # BTAD
     "02": _TEXTURE,
@@ -104,7 +107,6 @@ def make(
     """Blend patches of one good picture into another of the same size.
 
     The mask is empty, and the picture as it was, if no patch was found that keeps the rules.
-    Clipped to [0, 1] but not rounded to 8 bits, as a network is what looks at it.
     """
     picture, mask = destination.copy(), np.zeros(destination.shape[1:], bool)
     products = [product_mask(p, rules.background) for p in (destination, source)]

@@ -57,7 +57,7 @@ class SsnfSettings(FlowSettings):
     dropout: float = 0.2
     """Of channels behind convolutions, and of weights of attention."""
     sharpen: float = 0.5
-    """Share of training images, synthetic ones too, that are sharpened."""
+    """Share of training images that are sharpened; of synthetic ones too, which is our choice."""
     synthetic: bool = True
     """Whether training also pushes synthetic defects away."""
     category: str = ""
@@ -166,7 +166,11 @@ class Ssnf(FlowDetector):
             )
 
     def synthetic(self, sample: Tensor, row: int, epoch: int) -> Defective:
-        """An image with synthetic defects; of the only one there is, patches are its own."""
+        """An image with synthetic defects, of patches of any other one.
+
+        The author takes the one that was loaded before. Of the only one there is, patches are its
+        own. Both are our choices.
+        """
         rng = np.random.default_rng(self.key("defects", epoch, row))
         others = [other for other in self._sources if other != row] or [row]
         source = self._sources.get(others[int(rng.integers(len(others)))], sample)

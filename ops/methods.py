@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ops.csflow import CsFlow
 from ops.differnet import DifferNet
 from ops.fastflow import FastFlow
 from ops.method import Method
@@ -11,7 +12,7 @@ from ops.spade import Spade
 from ops.ssnf import Ssnf
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (PatchCore, Spade, PaDiM, DifferNet, FastFlow, Ssnf)
+    method.name: method for method in (PatchCore, Spade, PaDiM, DifferNet, FastFlow, Ssnf, CsFlow)
 }
 
 

@@ -99,6 +99,10 @@ class Trained(Method):
         settings = self.settings
         return torch.optim.Adam(weights, lr=settings.lr, weight_decay=settings.weight_decay)
 
+    def step(self, optimiser: torch.optim.Optimizer) -> None:
+        """Move the weights along their gradients, which are the same on every rank."""
+        optimiser.step()
+
     def gather(self, images: Tensor, rows: Tensor) -> None:
         """Keep a sample of every image."""
         for image, row in zip(images, rows.tolist(), strict=True):
@@ -160,7 +164,7 @@ class Trained(Method):
             loss = (losses * weights).sum()
             optimiser.zero_grad(set_to_none=True)
             (loss * group.size).backward()  # gradients are averaged over ranks, losses add up
-            optimiser.step()
+            self.step(optimiser)
             total += float(loss.detach()) * len(batch)
         mean = float(group.all_reduce(total)) / len(rows)
         if not math.isfinite(mean):

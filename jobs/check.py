@@ -45,6 +45,7 @@ class Settings:
 def main(argv: Sequence[str]) -> int:
     """Check a run."""
     settings, _ = entry.parse(Settings, __doc__, argv, words=("run",))
+    entry.reach(settings)
     out = Out(settings.out)
     record = records.finished(out, settings.run)
     run_id = settings.run or str(record["run_id"])

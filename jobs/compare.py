@@ -55,6 +55,7 @@ class Settings(CompareSettings):
 def main(argv: Sequence[str]) -> int:
     """Compare two runs."""
     settings, _ = entry.parse(Settings, __doc__, argv, words=("a", "b"))
+    entry.reach(settings)
     out = Out(settings.out)
     before, after = _runs(out, settings)
     runs = str(before["run_id"]), str(after["run_id"])

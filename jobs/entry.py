@@ -8,7 +8,8 @@ import logging
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from itertools import takewhile
 from typing import Any, NoReturn, TypeVar
 
@@ -16,6 +17,7 @@ import jsonargparse
 from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 
 from jobs.words import say
+from ops import storage
 from ops.failure import BrokenPromise
 from pipelines.lock import Locked
 
@@ -89,6 +91,26 @@ def parse(
     return kind(**values), chosen
 
 
+def reach(settings: Any) -> None:
+    """Fail now, before a cluster or a listing, where S3 lacks a bucket of theirs or denies it."""
+    for place in sorted(set(_on_s3(settings))):
+        storage.reach(place)
+
+
+def _on_s3(settings: Any) -> Iterator[str]:
+    """Every place on S3 among settings of any depth."""
+    if isinstance(settings, str):
+        if storage.is_s3(settings):
+            yield settings
+    elif isinstance(settings, Mapping):
+        yield from _on_s3(list(settings.values()))
+    elif isinstance(settings, (list, tuple)):
+        for value in settings:
+            yield from _on_s3(value)
+    elif is_dataclass(settings) and not isinstance(settings, type):
+        yield from _on_s3([getattr(settings, entry.name) for entry in fields(settings)])
+
+
 def _named(argv: Sequence[str], words: Sequence[str]) -> list[str]:
     """Give the leading words of a command line the names of their settings."""
     bare = list(takewhile(lambda word: not word.startswith("-"), argv))[: len(words)]
@@ -103,6 +125,15 @@ def _underscored(argument: str) -> str:
         return argument
     name, separator, value = argument.partition("=")
     return "--" + name[2:].replace("-", "_") + separator + value
+
+
+def _remedy(error: Exception) -> str:
+    if isinstance(error, PermissionError) and storage.is_s3(str(error)):
+        return (
+            "; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, must name keys that "
+            "may list, read and write there"
+        )
+    return ""
 
 
 def start(job: Callable[[Sequence[str]], int]) -> NoReturn:
@@ -122,7 +153,7 @@ def start(job: Callable[[Sequence[str]], int]) -> NoReturn:
     except MENDABLE as error:
         if os.environ.get("NIGHTLOUPE_LOG") == "DEBUG":
             raise
-        say(f"error: {error}")
+        say(f"error: {error}{_remedy(error)}")
         code = 1
     except KeyboardInterrupt:
         say("stopped; start the same command again to go on")

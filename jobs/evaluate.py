@@ -61,6 +61,7 @@ def main(argv: Sequence[str]) -> int:
     """Evaluate a run."""
     settings, _ = entry.parse(Settings, __doc__, argv)
     theirs = published(settings.published) if settings.published else None
+    entry.reach(settings)
     out, tracker = Out(settings.out), Tracker(settings.out)
     record = records.finished(out, settings.run)
     records.check_whole(record)

@@ -39,10 +39,11 @@ def main(argv: Sequence[str]) -> int:
     settings, _ = entry.parse(Settings, __doc__, argv)
     if settings.keep_nights is None:
         raise ValueError("say how many nights stay as they are: --keep-nights 30")
+    entry.reach(settings)
     out = Out(settings.out)
     retired = [word.strip() for word in settings.retired.split(",") if word.strip()]
-    with lock.locked(out, settings.lease):
-        found = expire.expire(out, settings.keep_nights, retired, settings.remove)
+    with lock.locked(out, settings.lease) as check:
+        found = expire.expire(out, settings.keep_nights, retired, settings.remove, check)
     for table in found.tables:
         say(f"{table.table}: {table.rows - table.staying} of {table.rows} rows")
     rows = sum(table.rows - table.staying for table in found.tables)

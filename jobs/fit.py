@@ -72,6 +72,7 @@ def main(argv: Sequence[str]) -> int:
     method_named(settings.method)
     sources.check(settings.inventory, settings)
     max_failures(str(settings.max_failed), 0)
+    entry.reach(settings)
     chosen = methods[settings.method]
     out = Out(settings.out)
     tracker = Tracker(settings.out)

@@ -24,6 +24,7 @@ class Settings(sources.Listing):
 def main(argv: Sequence[str]) -> int:
     """Take an inventory."""
     settings, _ = entry.parse(Settings, __doc__, argv)
+    entry.reach(settings)
     with Progress() as progress:
         sources.take(settings, settings.out, progress)
     say(f"inventory: {settings.out}")

@@ -21,14 +21,15 @@ from typing import Any
 from jobs import entry, score, sources
 from jobs.tracking import Record, Tracker
 from jobs.words import Progress, say
-from ops import storage
+from ops import storage, tables
 from ops.failure import PASSING, STATUSES, BrokenPromise
 from ops.inventory import Inventory
-from ops.model import ModelCard, read_card, read_model
-from pipelines import due, lock, plan
+from ops.model import ModelCard, read_card
+from pipelines import doubles, drift, due, lock, plan
 from pipelines import run as runs
 from pipelines import score as scoring
 from pipelines.cluster import connected
+from pipelines.concerns import Limits, concerns
 from pipelines.limits import max_failures
 from pipelines.run import ScoreSettings
 from pipelines.shared import SharedModel
@@ -41,6 +42,11 @@ class Settings(score.Settings):
     retry: str = ",".join(PASSING)
     """Failures of earlier nights that are tried again, comma-separated; all others count as
     settled until the image, its product or the model changes."""
+    warn_failed: int | float | str = "1%"
+    """How many of the images scored tonight may fail, as a count or share, before a warning."""
+    warn_drift: float = 0.25
+    """How far a product's scores may move from all earlier ones before a warning, as a population
+    stability index: by custom 0.1 is a slight shift and 0.25 a marked one; .inf for never."""
     lease: float = 120.0
     """Seconds of silence after which a night on S3 is taken for dead."""
 
@@ -58,10 +64,12 @@ def main(argv: Sequence[str]) -> int:
     settings, _ = entry.parse(Settings, __doc__, argv)
     sources.check(settings.inventory, settings)
     max_failures(str(settings.max_failed), 0)
+    max_failures(str(settings.warn_failed), 0)
     runs.check_night(settings.night)
     settings.retried()
     if not settings.model:
         raise ValueError("name the model: --model FOLDER, s3://... or models:/name@alias")
+    entry.reach(settings)
     tracker = Tracker(settings.out)
     with lock.locked(tracker.out, settings.lease) as check, Progress() as progress:
         _Night(settings, tracker, check, progress).work()
@@ -178,7 +186,24 @@ class _Night:
             place, work, policy, self.settings.night, list(found.runs), everything, begin
         )
         record.metrics |= score.metrics_of(totals)
-        return told | {"totals": totals}
+        return told | {"totals": totals, "warnings": self._warn(told, totals, record)}
+
+    def _warn(self, told: dict[str, Any], totals: dict[str, Any], record: Record) -> list[str]:
+        """Compare with the nights before, and say what people should look at."""
+        run_id = told["run_id"]
+        found = drift.drift_of_run(self.out, run_id, told["model_id"])
+        location = self.out.drift(run_id)
+        tables.write(location, drift.DRIFT, [found])
+        record.files["drift.parquet"] = location
+        limits = Limits(str(self.settings.warn_failed), self.settings.warn_drift)
+        warnings = concerns(totals, found, limits)
+        for number, sentence in enumerate(warnings):
+            say(f"warning: {sentence}")
+            record.tags[f"warning_{number}"] = sentence
+        record.metrics["warnings"] = float(len(warnings))
+        if known := [psi for psi in found["psi"].to_pylist() if psi is not None]:
+            record.metrics["max_psi"] = max(known)
+        return warnings
 
     def _drop(self, left: dict[str, Any] | None, run_id: str) -> None:
         """Forget what a killed night left, unless it is what tonight goes on with."""
@@ -198,13 +223,14 @@ class _Night:
         """Score a list of images, and publish its table."""
         limit = max_failures(str(self.settings.max_failed), everything)
         with connected(self.settings.cluster):
-            model = read_model(place)
+            model = SharedModel.read(place, work.products())
             plan.check_scoring(model, self.settings.slots)
-            run = runs.prepare(work, SharedModel.put(model), self.out, policy, night, after)
+            run = runs.prepare(work, model, self.out, policy, night, after)
             begin(run)
-            totals = scoring.score(
-                run, self.settings.fetch, self.settings.slots, str(limit), self._watch
-            )
+            with doubles.known(self.out, model.card.model_id, policy) as known:
+                totals = scoring.score(
+                    run, self.settings.fetch, self.settings.slots, str(limit), self._watch, known
+                )
         say(f"run: {run.run_id}")
         score.tell(totals)
         return totals

@@ -27,6 +27,7 @@ def main(argv: Sequence[str]) -> int:
     groups = {name: kind.Settings for name, kind in METHODS.items()}
     settings, methods = entry.parse(fit.Settings, __doc__, argv, groups)
     sources.check(settings.inventory, settings)
+    entry.reach(settings)
     with (
         fit.model_to_grow(settings, Tracker(settings.out)) as grown,
         Progress() as progress,

@@ -59,6 +59,7 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"--to {settings.to} must end in one of {' '.join(_FORMATS)}")
     if settings.limit is not None and settings.limit < 1:
         raise ValueError(f"limit {settings.limit} must be at least 1")
+    entry.reach(settings)
     out = Out(settings.out)
     model_id = settings.model or str(records.finished(out)["model_id"])
     with history.opened(out, "2GB", settings.inventory) as database:

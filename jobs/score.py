@@ -18,7 +18,7 @@ from jobs.tracking import Tracker
 from jobs.words import Progress, say
 from ops.fetch import FetchSettings
 from ops.layout import Out
-from ops.model import ModelCard
+from ops.model import ModelCard, read_card
 from pipelines import plan, score
 from pipelines import run as runs
 from pipelines.cluster import Slots, connected
@@ -57,13 +57,14 @@ def main(argv: Sequence[str]) -> int:
     policy = ScoreSettings(settings.maps, settings.overlays, settings.part_rows)
     if not settings.model:
         raise ValueError("name the model: --model FOLDER, s3://... or models:/name@alias")
-    with tracker.opened(settings.model) as model:
-        check(model.card, settings)
+    with tracker.located(settings.model) as place:
+        check(read_card(place), settings)
+        entry.reach(settings)
         with Progress() as progress, connected(settings.cluster):
             inventory = sources.inventory_of(settings.inventory, settings, out, progress)
+            model = SharedModel.read(place, inventory.products())
             plan.check_scoring(model, settings.slots)
-            shared = SharedModel.put(model)
-            run = runs.prepare(inventory, shared, out, policy, settings.night)
+            run = runs.prepare(inventory, model, out, policy, settings.night)
             if totals := runs.finished(run):
                 say(f"run {run.run_id} is finished; nothing to do")
                 tell(totals)
@@ -102,8 +103,12 @@ def tell(totals: dict[str, Any]) -> None:
         f"{totals['images']} images: {counts}; {totals['anomalous']} anomalous; "
         f"{totals['images_per_second']:g} images/s"
     )
+    if totals.get("copied"):  # runs of old have no such figure
+        say(f"{totals['copied']} of them were scored before under another name, and not again")
     if totals["maps_beyond_scale"]:
         say(f"{totals['maps_beyond_scale']} maps reach beyond the model's scale; scores do not")
+    if totals.get("retries"):
+        say(f"{totals['retries']} reads were repeated before the store answered")
     say(f"table: {totals['table']}")
 
 

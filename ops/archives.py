@@ -83,6 +83,15 @@ def is_damage(error: Exception) -> bool:
     return isinstance(error, (*damage, pa.ArrowException, ValueError))
 
 
+def raise_unless_damage(error: Exception) -> None:
+    """Let an error of a reader of archives pass, unless it says that data are damaged."""
+    below = error.__context__
+    if isinstance(below, OSError) and not is_damage(below):
+        raise below  # zipfile and tarfile take a file that fails for one that is damaged
+    if not is_damage(error):
+        raise error
+
+
 def _members(location: str, item: storage.Stored, prefix: str) -> Iterator[Entry]:
     """The members of one container; damage ends the list with an entry that says so."""
     lower = location.lower()
@@ -91,8 +100,7 @@ def _members(location: str, item: storage.Stored, prefix: str) -> Iterator[Entry
         for entry in read(location, item):
             yield entry._replace(name=prefix + entry.name)
     except Exception as error:
-        if not is_damage(error):
-            raise
+        raise_unless_damage(error)
         problem = f"the archive is damaged ({error}); what was listed before it is still scored"
         yield Entry(item.name, uris.make(location), item.bytes, item.version, None, problem)
 

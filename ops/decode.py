@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,12 +13,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ops import jpeg
 from ops.failure import Failure
 
 #: Formats that are pictures; Pillow's others are documents, video, or need outside programs.
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF")
 #: TIFF tag that says how large samples can get (TIFF 6.0, section 19): a declared depth.
 _MAX_SAMPLE_VALUE = 281
+#: A JPEG codes each block of 8 x 8 pixels in one bit at least (ITU-T T.81, F.1.2 and G.1.2).
+_JPEG_PIXELS_PER_BYTE = 8 * 64
 
 #: Pillow's own limit would hide `max_pixels`, which is asked before any pixel is decoded.
 Image.MAX_IMAGE_PIXELS = None
@@ -59,11 +63,16 @@ class Picture(NamedTuple):
         return int(self.pixels.shape[0])
 
 
-def decode(data: bytes, settings: DecodeSettings = DecodeSettings()) -> Picture:
+def decode(
+    data: bytes,
+    settings: DecodeSettings = DecodeSettings(),
+    admit: Callable[[int], object] = lambda _: None,
+) -> Picture:
     """Decode one image file by its content; its name is never asked.
 
     CMYK and palette become RGB, transparency is laid over black, EXIF rotation is applied,
     16-bit grey and 16-bit RGB PNG keep their bits (Pillow keeps 8 of the latter).
+    `admit` is called with the number of pixels before memory is taken for them, and may wait.
     Raises Failure (unreadable, unsupported, too_large).
     """
     if not data:
@@ -71,7 +80,7 @@ def decode(data: bytes, settings: DecodeSettings = DecodeSettings()) -> Picture:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings about odd metadata, and of bombs: see below
-            return _decode(data, settings)
+            return _decode(data, settings, admit)
     except Failure:
         raise
     except UnidentifiedImageError:
@@ -84,7 +93,7 @@ def decode(data: bytes, settings: DecodeSettings = DecodeSettings()) -> Picture:
         ) from None
 
 
-def _decode(data: bytes, settings: DecodeSettings) -> Picture:
+def _decode(data: bytes, settings: DecodeSettings, admit: Callable[[int], object]) -> Picture:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         width, height = image.size
         if not width or not height:
@@ -97,8 +106,11 @@ def _decode(data: bytes, settings: DecodeSettings) -> Picture:
         if frames > 1 and image.format != "MPO":  # MPO is a photograph with previews behind it
             message = f"it holds {frames} frames or pages; a file must hold one picture"
             raise Failure("unsupported", message)
-        if image.format == "PNG" and _is_deep_colour_png(data):
-            return _deep_colour_png(data, image, settings)
+        admit(width * height)
+        if image.format == "PNG":
+            return _png(data, image, settings)
+        if image.format == "JPEG":
+            return _jpeg(data, image, settings)
         if image.format == "TIFF" and image.mode[:1] in {"R", "L"} and _bits(image) > 8:
             # Pillow would hand out the upper 8 bits, which of 12 in 16 leaves next to nothing.
             message = "a colour TIFF of 16 bits cannot be read without loss; PNG can"
@@ -114,7 +126,7 @@ def _bits(image: Image.Image) -> int:
 def _from_pillow(image: Image.Image, settings: DecodeSettings) -> Picture:
     declared = _declared_depth(image)
     image.load()
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "F":
         raise Failure(
             "unsupported", "its pixels are floating point, so black and white are unknown"
@@ -160,21 +172,39 @@ def _deep_grey(values: npt.NDArray[np.generic], declared: int | None, s: DecodeS
     return Picture(np.ascontiguousarray(values, np.uint16), depth)
 
 
-def _is_deep_colour_png(data: bytes) -> bool:
+def _jpeg(data: bytes, image: Image.Image, settings: DecodeSettings) -> Picture:
+    if image.width * image.height > _JPEG_PIXELS_PER_BYTE * len(data):
+        message = f"{len(data)} bytes cannot hold {image.width} x {image.height} pixels of a JPEG"
+        raise Failure("unreadable", message)
+    if (whole := jpeg.endless(data)) is None:
+        return _from_pillow(image, settings)
+    with Image.open(io.BytesIO(whole), formats=["JPEG"]) as again:
+        return _from_pillow(again, settings)
+
+
+def _png(data: bytes, image: Image.Image, settings: DecodeSettings) -> Picture:
     depth, colour = struct.unpack_from(">BB", data, 24)  # IHDR is always the first chunk
-    return depth == 16 and colour in {2, 4, 6}
+    if colour == 3 and image.palette is None:
+        raise Failure("unreadable", "damaged (its palette is missing)")
+    # Every checksum, and that the end is there. Decoders stop at the last row; where the file was
+    # overwritten with zeros, rows have been made of these.
+    image.verify()
+    if depth == 16 and colour in {2, 4, 6}:
+        return _deep_colour_png(data, settings)
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as again:  # the first is used up
+        return _from_pillow(again, settings)
 
 
-def _deep_colour_png(data: bytes, image: Image.Image, settings: DecodeSettings) -> Picture:
+def _deep_colour_png(data: bytes, settings: DecodeSettings) -> Picture:
     # Processes that only read images need not spend seconds on importing these for one rare kind.
     import torch  # noqa: PLC0415
     from torchvision.io import ImageReadMode, decode_image  # noqa: PLC0415
 
-    image.verify()  # checks every chunk, which libpng as called here does not
     raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     values = decode_image(raw, ImageReadMode.UNCHANGED, apply_exif_orientation=True).numpy()
     if len(values) in {2, 4}:  # alpha last: lay it over black
-        alpha = values[-1].astype(np.float64) / 65535
-        values = np.rint(values[:-1] * alpha).astype(np.uint16)
+        alpha, values = values[-1].astype(np.uint32), values[:-1]
+        for plane in values:  # rounded; the product and half of the divisor just fit
+            plane[:] = (plane * alpha + 32767) // 65535
     pixels = values[0] if len(values) == 1 else values.transpose(1, 2, 0)
     return Picture(np.ascontiguousarray(pixels), settings.bit_depth or 16)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from collections import OrderedDict
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -42,10 +43,18 @@ class Tensors(Protocol):
 
 
 class Detect:
-    """Scores rows that have pixels. Holds one backbone, and the detectors it has met."""
+    """Scores rows that have pixels. Holds one backbone, and detectors of up to `memory` bytes.
+
+    Of the detectors it has met, those used longest ago leave first; one is always held.
+    """
 
     def __init__(
-        self, tensors: Tensors, device: str = "cpu", threads: int = 1, keep: bool = False
+        self,
+        tensors: Tensors,
+        device: str = "cpu",
+        threads: int = 1,
+        memory: int = 2**32,
+        keep: bool = False,
     ) -> None:
         """`keep` passes pixels on, for overlays."""
         torch.set_num_threads(threads)
@@ -54,7 +63,8 @@ class Detect:
         self._keep = keep
         self._device = device
         self._backbone = self._card.new_backbone(tensors.of_backbone(), device)
-        self._detectors: dict[str, Method] = {}
+        self._memory = memory
+        self._detectors: OrderedDict[str, _Held] = OrderedDict()
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """One row out for every row in, in the same order."""
@@ -100,8 +110,21 @@ class Detect:
         file = self._card.products[product].file  # which products may share
         if file not in self._detectors:
             state = self._tensors.of_product(product)
-            self._detectors[file] = self._card.new_detector(state, self._backbone)
-        return self._detectors[file]
+            size = sum(t.numel() * t.element_size() for t in state.values())
+            while self._detectors and size + self._held > self._memory:
+                self._detectors.popitem(last=False)
+            self._detectors[file] = _Held(self._card.new_detector(state, self._backbone), size)
+        self._detectors.move_to_end(file)
+        return self._detectors[file].detector
+
+    @property
+    def _held(self) -> int:
+        return sum(held.bytes for held in self._detectors.values())
+
+
+class _Held(NamedTuple):
+    detector: Method
+    bytes: int
 
 
 def to_images(rows: pa.Table, settings: InputSettings, device: str) -> Tensor:

@@ -8,20 +8,18 @@ import tarfile
 import tempfile
 import threading
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tenacity
-from aiohttp import ClientError
 from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 
 from ops import archives, storage, uris
 from ops.failure import Failure
-
-#: Cut and refused connections that s3fs passes on as they are; they are no OSErrors.
-_BELOW_S3FS = (BotoCoreError, ClientError)
+from ops.patience import BELOW_S3FS, Patience, Unavailable, patient
 
 
 @dataclass(frozen=True)
@@ -41,31 +39,36 @@ class _Container(Protocol):
 
 
 def fetch(
-    uri: str, position: int | None, size: int | None, settings: FetchSettings = FetchSettings()
+    uri: str,
+    position: int | None,
+    size: int | None,
+    settings: FetchSettings = FetchSettings(),
+    again: Callable[[], None] = lambda: None,
 ) -> bytes:
     """All bytes of one file or member.
 
     `position` and `size` are what the inventory knows of it; a member is found by name without.
+    `again` is called before each attempt but the first, of whatever the read needs.
     Raises Failure (missing, forbidden, unavailable, unreadable, too_large).
     """
     if size is not None and size > settings.max_bytes:
         _too_large(size, settings.max_bytes)
-    retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(_is_passing),
-        stop=tenacity.stop_after_attempt(settings.attempts),
-        wait=tenacity.wait_exponential_jitter(settings.patience, 20, jitter=settings.patience),
-        reraise=True,
-    )
+    patience = Patience(settings.attempts, settings.patience, again)
     try:
-        data = retrying(_read, uri, position, size, settings.max_bytes)
+        with patient(patience):
+            # Requests to S3 are repeated further below; here are disks, and reads that came short.
+            data = tenacity.Retrying(**patience.asked())(
+                _read, uri, position, size, settings.max_bytes
+            )
     except FileNotFoundError:
         raise Failure("missing", "it was listed, but is gone") from None
     except PermissionError:
         raise Failure("forbidden", "the store denies access to it") from None
-    except (OSError, *_BELOW_S3FS) as error:
+    except Unavailable as error:
+        raise Failure("unavailable", str(error)) from None
+    except (OSError, BotoCoreError, *BELOW_S3FS) as error:
         what = f"{type(error).__name__}: {str(error)[:200]}"
-        message = f"the store failed {settings.attempts} times in a row ({what})"
-        raise Failure("unavailable", message) from None
+        raise Failure("unavailable", f"the store failed for good ({what})") from None
     if len(data) > settings.max_bytes:
         _too_large(len(data), settings.max_bytes)
     return data
@@ -74,11 +77,6 @@ def fetch(
 def _too_large(size: int, limit: int) -> None:
     message = f"{size} bytes are more than the limit of {limit}; --fetch.max_bytes raises it"
     raise Failure("too_large", message)
-
-
-def _is_passing(error: BaseException) -> bool:
-    lasting = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-    return isinstance(error, (OSError, *_BELOW_S3FS)) and not isinstance(error, lasting)
 
 
 def _read(uri: str, position: int | None, size: int | None, limit: int) -> bytes:
@@ -107,8 +105,7 @@ def _read(uri: str, position: int | None, size: int | None, limit: int) -> bytes
     except (RuntimeError, NotImplementedError) as error:  # encrypted, or an unknown compression
         raise Failure("unsupported", f"its archive cannot be unpacked ({error})") from None
     except Exception as error:
-        if not archives.is_damage(error):
-            raise
+        archives.raise_unless_damage(error)
         raise Failure("unreadable", f"damaged in its archive ({error})") from None
 
 
@@ -170,7 +167,7 @@ class _Tar:
     def read(self, member: str, position: int | None, limit: int) -> bytes:
         with self._lock:
             if not self._members:
-                self._scan()
+                self._members = self._scan()
             start, size = self._members[member if position is None else position]
             if size > limit:
                 _too_large(size, limit)
@@ -180,16 +177,18 @@ class _Tar:
             raise EOFError(f"the archive ends after {len(data)} of its {size} bytes")
         return data
 
-    def _scan(self) -> None:
+    def _scan(self) -> dict[str | int, tuple[int, int]]:
+        members: dict[str | int, tuple[int, int]] = {}
         self._file.seek(0)
         with tarfile.open(fileobj=self._file, mode="r:") as tar:
             try:
                 while (member := tar.next()) is not None:
                     if member.isreg():
                         where = (member.offset_data, member.size)
-                        self._members[member.name] = self._members[member.offset_data] = where
+                        members[member.name] = members[member.offset_data] = where
             except tarfile.ReadError:
                 pass  # the inventory has a row for the damage
+        return members
 
 
 class _Parquet:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ops import archives, storage, uris
@@ -148,6 +149,14 @@ class Inventory:
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """All rows, for inventories that are small or of which few columns are wanted."""
         return self.rows(0, len(self), columns)
+
+    def products(self) -> frozenset[str]:
+        """The products of its images."""
+        found: set[str | None] = set()
+        with storage.open_read(self.location) as file, pq.ParquetFile(file) as table:
+            for batch in table.iter_batches(2**20, columns=["product"]):
+                found.update(pc.unique(batch["product"]).to_pylist())
+        return frozenset(name for name in found if name is not None)
 
     def content_hash(self) -> str:
         """A hash over what is listed (ids and products), equal for equal inventories."""

@@ -31,6 +31,11 @@ def picture_file(file: str, name: str) -> str:
     return f"{file.removesuffix('.safetensors')}.{name}.png"
 
 
+def _sharded(image_id: str) -> str:
+    # Ids are hashes, but an inventory that others wrote may hold anything.
+    return f"{file_name(image_id[:2])}/{file_name(image_id)}.png"
+
+
 class Out:
     """Paths below one output folder."""
 
@@ -56,7 +61,7 @@ class Out:
 
     def map(self, model_id: str, image_id: str) -> str:
         """The map of one image under one model."""
-        return storage.join(self.maps(model_id), image_id[:2], f"{image_id}.png")
+        return storage.join(self.maps(model_id), _sharded(image_id))
 
     def maps(self, model_id: str) -> str:
         """The folder of all maps of a model."""
@@ -64,7 +69,7 @@ class Out:
 
     def overlay(self, model_id: str, image_id: str) -> str:
         """The map of one image drawn over it, for people."""
-        return storage.join(self.root, "overlays", model_id, image_id[:2], f"{image_id}.png")
+        return storage.join(self.root, "overlays", model_id, _sharded(image_id))
 
     def model(self, model_id: str) -> str:
         """Where a fit leaves its model unless it is told another place."""
@@ -105,6 +110,10 @@ class Out:
     def picture(self, run_id: str, product: str) -> str:
         """Curves and scores of one product in a run, for people."""
         return storage.join(self.root, "evaluations", run_id, f"{file_name(product)}.png")
+
+    def drift(self, run_id: str) -> str:
+        """How a night's scores differ from those before it, one row per product."""
+        return storage.join(self.root, "drift", f"{run_id}.parquet")
 
     def comparison(self, before: str, after: str, name: str) -> str:
         """A table of the comparison of two runs."""

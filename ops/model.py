@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -89,7 +89,10 @@ class ModelCard:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> ModelCard:
-        """From the content of model.json. Raises ValueError if it is of another format."""
+        """From the content of model.json.
+
+        Raises ValueError if it is of another format, or names files elsewhere.
+        """
         if content.get("format") != FORMAT:
             raise ValueError(f"model.json is of format {content.get('format')!r}, not {FORMAT!r}")
         values = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
@@ -103,6 +106,9 @@ class ModelCard:
             )
             for name, card in values["products"].items()
         }
+        own = {layout.JOINT, *map(layout.product_file, values["products"])}
+        if foreign := {product.file for product in values["products"].values()} - own:
+            raise ValueError(f"model.json names files that are not its products': {foreign}")
         return cls(**values)
 
     def new_backbone(self, state: Mapping[str, Tensor], device: str = "cpu") -> Backbone:
@@ -185,18 +191,44 @@ def read_card(location: str) -> ModelCard:
 def read_model(location: str) -> Model:
     """A model with its tensors, each checked against its hash. Raises ValueError if one differs."""
     card = read_card(location)
+    detectors = dict(read_detectors(location, card))
+    products = {name: detectors[file_of(card, name)] for name in card.products}
+    return Model(card, read_backbone(location, card), products)
+
+
+def read_backbone(location: str, card: ModelCard) -> dict[str, Tensor]:
+    """A model's backbone, checked. Raises ValueError if it is another one."""
     backbone = load(storage.read_bytes(storage.join(location, layout.BACKBONE)))
     _check(location, layout.BACKBONE, fingerprint(backbone), card.backbone_sha256)
-    detectors: dict[str, dict[str, Tensor]] = {}
-    hashes: dict[str, str] = {}
-    for name, product in card.products.items():
-        # The file's name is worked out anew: what model.json says cannot lead out of the folder.
-        file = layout.JOINT if product.file == layout.JOINT else layout.product_file(name)
-        if file not in detectors:
-            detectors[file] = load(storage.read_bytes(storage.join(location, file)))
-            hashes[file] = fingerprint(detectors[file])
-        _check(location, product.file, hashes[file], product.sha256)
-    return Model(card, backbone, {n: detectors[p.file] for n, p in card.products.items()})
+    return backbone
+
+
+def read_detectors(
+    location: str, card: ModelCard, products: Collection[str] | None = None
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The detectors of some products, or of all, by file, one after the other, checked.
+
+    Raises ValueError if one differs from what the card says.
+    """
+    chosen = [name for name in card.products if products is None or name in products]
+    by_file: dict[str, list[str]] = {}
+    for name in chosen:
+        by_file.setdefault(file_of(card, name), []).append(name)
+    for file, names in by_file.items():
+        tensors = load(storage.read_bytes(storage.join(location, file)))
+        found = fingerprint(tensors)
+        for name in names:
+            _check(location, file, found, card.products[name].sha256)
+        yield file, tensors
+
+
+def file_of(card: ModelCard, product: str) -> str:
+    """The file of a product's detector.
+
+    Worked out anew: what model.json says cannot lead out of the folder.
+    """
+    is_joint = card.products[product].file == layout.JOINT
+    return layout.JOINT if is_joint else layout.product_file(product)
 
 
 def _check(location: str, file: str, found: str, sha256: str) -> None:

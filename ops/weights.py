@@ -18,6 +18,7 @@ def load_weights(spec: str, name: str, seed: int) -> dict[str, torch.Tensor]:
 
     `spec` is `random`, a weights name of torchvision's (fetched and hash-checked by it), or a path
     or URI of a `.safetensors` or `.pth` file, of which only tensors are read, never code.
+    Raises FileNotFoundError if it is none of these, ValueError if a file holds anything else.
     """
     if spec == "random":
         with torch.random.fork_rng(devices=[]):
@@ -32,10 +33,15 @@ def load_weights(spec: str, name: str, seed: int) -> dict[str, torch.Tensor]:
     except FileNotFoundError:
         message = f"weights {spec!r}: no such file, and not a name torchvision has for {name}"
         raise FileNotFoundError(f"{message}; known: {', '.join(known)}, random") from None
-    if spec.endswith(".safetensors"):
-        return load(data)
-    state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    return dict(state)
+    try:
+        if spec.endswith(".safetensors"):
+            return load(data)
+        return dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
+    except Exception as error:  # each form has its own
+        raise ValueError(
+            f"weights {spec!r} cannot be read as tensors ({type(error).__name__}); a state dict is "
+            "needed, as .safetensors, or as a .pth file that holds tensors and nothing else"
+        ) from None
 
 
 def fingerprint(state: Mapping[str, torch.Tensor]) -> str:

@@ -10,6 +10,7 @@ from typing import cast
 import pyarrow as pa
 from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 
+from ops.contents import Contents
 from ops.detecting import Detect
 from ops.drawing import DrawMaps, Policy
 from ops.fetch import FetchSettings
@@ -30,12 +31,14 @@ class Chain:
     draw: DrawMaps
     fetch: FetchSettings
     slots: Slots
+    known: Contents | None = None
+    """Contents whose rows leave the chain with status `KNOWN`, not scored."""
 
     @functools.cached_property
     def read(self) -> Read:
         """The reading step, which skips products that the model does not know."""
         card = self.model.card
-        return Read(card.input, card.decode, self.fetch, frozenset(card.products))
+        return Read(card.input, card.decode, self.fetch, frozenset(card.products), self.known)
 
     def stream(self, source: Dataset, take: TakeSlices | None = None) -> Dataset:
         """Score rows for rows of `CARRIED` and `offset`, or for the slices that `take` takes.
@@ -54,7 +57,7 @@ class Chain:
             )
             .map_batches(
                 Detect,
-                fn_constructor_args=(self.model, slots.device, slots.threads, self.draw.overlays),
+                fn_constructor_args=self._detect,
                 batch_size=slots.batch,
                 batch_format="pyarrow",
                 num_cpus=slots.cpus,
@@ -74,8 +77,13 @@ class Chain:
 
     def alone(self, rows: pa.Table) -> pa.Table:
         """The same steps, one after the other, in this process."""
-        detect = Detect(self.model, self.slots.device, self.slots.threads, self.draw.overlays)
-        return self.draw(detect(self.read(rows)))
+        return self.draw(Detect(*self._detect)(self.read(rows)))
+
+    @property
+    def _detect(self) -> tuple[SharedModel, str, int, int, bool]:
+        """What `Detect` takes."""
+        slots = self.slots
+        return self.model, slots.device, slots.threads, slots.memory, self.draw.overlays
 
 
 def drawing(card: ModelCard, out: Out, policy: Policy, overlays: bool = False) -> DrawMaps:

@@ -30,6 +30,9 @@ class Slots:
     """CPUs of each of them, and so its threads."""
     gpus: float = 0.0
     """GPUs of each of them. Stated here, never guessed: the head node may have none."""
+    memory: int = 2**32
+    """Bytes of fitted detectors that each of them keeps loaded; of a model with more products,
+    those used longest ago make room."""
     readers: float = 0.5
     """CPUs that one task of fetching and decoding, or of drawing maps, reserves."""
     batch: int = 16

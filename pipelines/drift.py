@@ -11,8 +11,10 @@ import pyarrow as pa
 
 from ops import drift as measures
 from ops import tables
+from ops.layout import Out
 from ops.metrics import Floats
-from pipelines.database import load, opened
+from pipelines import history
+from pipelines.database import load
 
 Measure = Literal["score", "p_value"]
 #: Scores per product and run that tests and correlations rest on, at most.
@@ -57,26 +59,41 @@ def measure_of(before: Mapping[str, Any], after: Mapping[str, Any]) -> Measure:
     return "score" if before["model_id"] == after["model_id"] else "p_value"
 
 
-def drift(before: str, after: str, measure: Measure = "score", sample: int = SAMPLE) -> pa.Table:
-    """How failures, calls and the distribution of scores differ between two score tables.
+_SIDES = "CREATE VIEW sides AS SELECT 'a' AS side, * FROM a UNION ALL SELECT 'b' AS side, * FROM b"
+_EARLIER_MODEL = """
+    SELECT model_id FROM read_parquet(getvariable('tables'), hive_partitioning = false)
+    WHERE run_id <> $run
+    GROUP BY model_id ORDER BY model_id = $model DESC, max(scored_at) DESC LIMIT 1
+"""
+_ROWS = f"SELECT {', '.join(_READ)} FROM scores_of($model) WHERE"  # noqa: S608 - columns of ours
 
-    Returns a row of `DRIFT` per product. The tables may hold different images. Of more than
-    `sample` values per product and run a sample is tested, the lowest hashes of the images' ids.
+
+def drift_of_run(out: Out, run_id: str, model_id: str, sample: int = SAMPLE) -> pa.Table:
+    """How a published run's scores differ from all that were published before it.
+
+    Returns a row of `DRIFT` per product; none for a first run. Earlier are the rows under the same
+    model; if there are none, those under the model that was used last, by p-values. Of more than
+    `sample` values per product and side a sample is tested, the lowest hashes of the images' ids.
     One test in twenty is below p = 0.05 by chance alone, so with many products go by `ks_q`; and
     with many images the slightest drift is significant, so go by the sizes `ks` and `psi` too.
     """
-    with opened() as database:
-        load_sides(database, before, after)
-        return drift_of(database, measure, sample)
+    with history.opened(out) as database:
+        asked = {"run": run_id, "model": model_id}
+        found = database.execute(_EARLIER_MODEL, asked).fetchone()
+        if found is None:
+            return DRIFT.empty_table()
+        earlier = asked | {"model": found[0]}
+        database.execute(f"CREATE TABLE a AS {_ROWS} run_id <> $run", earlier)
+        database.execute(f"CREATE TABLE b AS {_ROWS} run_id = $run", asked)
+        database.execute(_SIDES)
+        return drift_of(database, "score" if found[0] == model_id else "p_value", sample)
 
 
 def load_sides(database: duckdb.DuckDBPyConnection, before: str, after: str) -> None:
     """The score tables `a` and `b`, and both as `sides`."""
     load(database, "a", before, _READ)
     load(database, "b", after, _READ)
-    database.execute(
-        "CREATE VIEW sides AS SELECT 'a' AS side, * FROM a UNION ALL SELECT 'b' AS side, * FROM b"
-    )
+    database.execute(_SIDES)
 
 
 _COUNTS = """
@@ -103,7 +120,7 @@ _SAMPLED = """
 
 
 def drift_of(database: duckdb.DuckDBPyConnection, measure: Measure, sample: int) -> pa.Table:
-    """`drift` of the tables that `load_sides` made."""
+    """A row of `DRIFT` per product, of the tables `a` and `b` and the view `sides` of both."""
     database.execute(_SAMPLED, {"measure": measure, "sample": sample})
     rows = database.sql(_COUNTS).to_arrow_table().to_pylist()
     for number, row in enumerate(rows):

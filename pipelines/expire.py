@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -70,13 +70,19 @@ class Expired:
 
 
 def expire(
-    out: Out, keep_nights: int, retired: Sequence[str], remove: bool, memory: str = "2GB"
+    out: Out,
+    keep_nights: int,
+    retired: Sequence[str],
+    remove: bool,
+    check: Callable[[], None] = lambda: None,
+    memory: str = "2GB",
 ) -> Expired:
     """Find, and with `remove` also remove, what the newest `keep_nights` nights made superfluous.
 
     An old table is replaced by one of its rows that are still current, or removed if it has none;
     maps go that no remaining row names. Readers see each table as it was or as it will be. One that
-    was killed is finished by the next. Raises Refused.
+    was killed is finished by the next. `check` is called before things go, and may raise. Raises
+    Refused.
     """
     if keep_nights < 1:
         raise Refused(f"keep_nights {keep_nights} must be at least 1")
@@ -94,9 +100,13 @@ def expire(
             database.execute(_ORPHANED if model in retired else _CURRENT, {"model": model})
         leaving = [x for place in old if (x := _of(database, place)).staying < x.rows]
         # Maps first: were it killed behind the tables, nobody would know of their maps.
+        if remove:
+            _check(out, retired)  # again, as the questions may have taken minutes
+            check()
         maps = _maps(database, out, [x.table for x in leaving], [*new, *old], remove)
         if remove:
             for table in leaving:
+                check()
                 _remove(database, out, table)
     return Expired(tuple(leaving), maps)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import tempfile
 import threading
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -24,7 +26,7 @@ from ops.maps import LEVELS, Scale
 from ops.model import Model, ModelCard, ProductCard
 from ops.reading import Read
 from ops.weights import fingerprint
-from pipelines import plan
+from pipelines import plan, quarantine
 from pipelines.chain import Chain, batches, drawing
 from pipelines.cluster import Slots
 from pipelines.fit_worker import ROW, WholeShards, program
@@ -32,6 +34,7 @@ from pipelines.ledger import Found, Ledger
 from pipelines.limits import max_failures
 from pipelines.reading import Reading
 from pipelines.request import ALL, FitRequest, NothingToFit, Split, split
+from pipelines.rescue import rescued
 from pipelines.shared import SharedModel
 from pipelines.watch import Watch
 
@@ -131,28 +134,48 @@ def _fit_detectors(
     grown: Model | None,
 ) -> Any:
     rows = chosen.fit.append_column(ROW, pa.array(range(len(chosen.fit)), pa.int64()))
+    read = Read(request.input, request.decode, request.fetch)
+    config = {
+        "request": request,
+        "detectors": chosen.detectors,
+        "backbone": ray.put(backbone),
+        "grown": _grown(grown) if grown else {},
+        "slots": slots,
+        "limit": max_failures(request.max_failed, len(rows)),
+    }
+    try:
+        return _attempt(rows, {}, read, slots, config, watch)
+    except ray.train.TrainingFailedError:
+        if not (lethal := quarantine.lethal(read, rows, slots, watch)):
+            raise
+        log.warning("%d images kill whoever reads them; they are left out", len(lethal))
+        rows = rows.filter(pc.invert(pc.is_in(rows["uri"], pa.array(list(lethal)))))
+        return _attempt(rows, lethal, read, slots, config, watch)
+
+
+def _attempt(
+    rows: pa.Table,
+    failures: dict[str, str],
+    read: Read,
+    slots: Slots,
+    config: dict[str, Any],
+    watch: Watch,
+) -> Any:
+    """Fit on rows; returns the ledger, which knows of earlier failures. Raises NothingToFit."""
     blocks = [rows.slice(i, slots.batch) for i in range(0, len(rows), slots.batch)]
-    reading = Reading(Read(request.input, request.decode, request.fetch), slots.batch)
-    images = ray.data.from_arrow(blocks).map_batches(
-        reading,
+    images = ray.data.from_arrow(blocks or [rows]).map_batches(
+        Reading(read, slots.batch),
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=slots.readers,
         max_retries=2,
     )
     ledger: Any = Ledger.remote(len(rows))  # type: ignore[attr-defined]  # added by ray.remote
+    ray.get(ledger.extracted.remote([], failures))
     with tempfile.TemporaryDirectory(prefix="nightloupe-") as scratch, _watching(ledger, watch):
         TorchTrainer(
             program,
-            train_loop_config={
-                "request": request,
-                "detectors": chosen.detectors,
-                "backbone": ray.put(backbone),
-                "grown": _grown(grown) if grown else {},
-                "ledger": ledger,
-                "slots": slots,
-                "limit": max_failures(request.max_failed, len(rows)),
-            },
+            train_loop_config=config | {"ledger": ledger},
             torch_config=TorchConfig(backend="gloo"),
             scaling_config=ScalingConfig(
                 num_workers=slots.count(),
@@ -209,12 +232,11 @@ def _calibrated(
         return model
     draw = drawing(model.card, Out(""), "none")
     chain = Chain(SharedModel.put(model), draw, fetch, slots)
-    blocks = [held_out.slice(i, slots.batch) for i in range(0, len(held_out), slots.batch)]
     found: dict[str, list[float]] = {
         product: [] for product in set(held_out["product"].to_pylist())
     }
     done = failed = 0
-    for rows in batches(chain.stream(ray.data.from_arrow(blocks))):
+    for rows in _scored(chain, held_out):
         for product, score in zip(
             rows["product"].to_pylist(), rows["score"].to_pylist(), strict=True
         ):
@@ -228,3 +250,18 @@ def _calibrated(
         for name, p in model.card.products.items()
     }
     return replace(model, card=replace(model.card, products=products))
+
+
+def _scored(chain: Chain, rows: pa.Table) -> Iterator[pa.Table]:
+    """Rows through the chain; those that took their workers down once more by themselves."""
+    size = chain.slots.batch
+    blocks = [rows.slice(start, size) for start in range(0, len(rows), size)]
+    stream = chain.stream(ray.data.from_arrow(blocks))
+    stream.context.max_errored_blocks = -1
+    seen: set[str] = set()
+    for scored in batches(stream):
+        seen.update(scored["uri"].to_pylist())
+        yield scored
+    lost = rows.filter(pc.invert(pc.is_in(rows["uri"], pa.array(sorted(seen), pa.string()))))
+    for start in range(0, len(lost), size):
+        yield from rescued(chain, lost.slice(start, size))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import ray
@@ -13,10 +13,10 @@ import torch
 from ops.backbone import Backbone
 from ops.method import Demand, Load, Shape
 from ops.methods import method_named
-from ops.model import Model
 from ops.reading import Read
 from pipelines.cluster import Slots
 from pipelines.request import DETECTOR, FitRequest, Split
+from pipelines.shared import SharedModel
 
 #: A process that has imported everything and loaded a network, before it meets an image.
 _PROCESS = 3 * 2**28
@@ -36,6 +36,8 @@ class Plan:
     held_out: int
     demands: dict[str, Demand]
     backbone_bytes: int
+    memory: int
+    """Bytes of detectors that a worker keeps loaded."""
 
     @property
     def images(self) -> dict[str, int]:
@@ -51,7 +53,7 @@ class Plan:
     @property
     def score_bytes(self) -> int:
         """Memory of each worker that scores, once it has met every detector."""
-        own = sum(demand.score_bytes for demand in self.demands.values())
+        own = _held([demand.score_bytes for demand in self.demands.values()], 2 * self.memory)
         return _PROCESS + 2 * self.backbone_bytes + own
 
     @property
@@ -72,6 +74,7 @@ def of_fit(chosen: Split, request: FitRequest, backbone: Backbone, slots: Slots)
         held_out=len(chosen.held_out),
         demands={detector: kind.demand(request.settings, load) for detector, load in loads.items()},
         backbone_bytes=sum(t.numel() * t.element_size() for t in backbone.state().values()),
+        memory=slots.memory,
     )
 
 
@@ -86,12 +89,16 @@ def check(plan: Plan) -> None:
     _check(f"the fit of {name!r}", plan.fit_bytes, plan.workers, worst.remedy)
 
 
-def check_scoring(model: Model, slots: Slots) -> None:
-    """Refuse a model whose detectors a worker cannot hold at once. Raises DoesNotFit."""
-    tensors = [model.backbone, *model.detectors.values()]
-    own = sum(t.numel() * t.element_size() for group in tensors for t in group.values())
-    remedy = "score its products with models of their own, or fit smaller banks"
+def check_scoring(model: SharedModel, slots: Slots) -> None:
+    """Refuse a model whose detectors a worker cannot hold. Raises DoesNotFit."""
+    own = model.bytes_of_backbone + _held(model.bytes_of_detectors, slots.memory)
+    remedy = "lower --slots.memory, or fit smaller detectors"
     _check("scoring with this model", _PROCESS + 2 * own, slots.count(), remedy)
+
+
+def _held(sizes: Sequence[int], memory: int) -> int:
+    """What a worker keeps of detectors once it has met them all: one at least."""
+    return max(max(sizes, default=0), min(sum(sizes), memory))
 
 
 def _check(what: str, needed: int, workers: int, remedy: str) -> None:

@@ -88,8 +88,9 @@ class Split:
 def split(inventory: Inventory, request: FitRequest) -> Split:
     """Choose the good images: split `train` where there are splits, label 0 or unknown.
 
-    Per product the share `holdout` with the lowest ids, which are hashes, is held out, one at
-    least, for calibration; shots are drawn from the others. Raises NothingToFit.
+    Per product the share `holdout` with the lowest ids, which are hashes, is held out for
+    calibration, one image at least, though never the last; shots are drawn from the others.
+    Raises NothingToFit.
     """
     rows = inventory.read([*CARRIED, "split", "label"])
     keep = pc.and_(pc.is_valid(rows["product"]), pc.is_null(rows["problem"]))
@@ -110,9 +111,8 @@ def split(inventory: Inventory, request: FitRequest) -> Split:
     for product in np.unique(products):
         mine = np.flatnonzero(products == product)
         mine = mine[np.argsort(ids[mine])]
-        count = round(len(mine) * request.holdout)
-        if request.holdout and len(mine) > 1:
-            count = max(1, count)
+        least = 1 if request.holdout else 0
+        count = min(max(least, round(len(mine) * request.holdout)), len(mine) - 1)
         held[mine[:count]] = True
         shot[_drawn(mine[count:], ids, request.choose)] = True
     rows = rows.select(list(CARRIED))

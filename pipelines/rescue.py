@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import ray
 
 from ops import scores
-from pipelines.chain import Chain
+from pipelines.cluster import Slots
 
 _CRASH = "every process that touched it died or failed; the last one said: "
 
 
+class Steps(Protocol):
+    """What is to be done to rows, such as a `Chain`."""
+
+    @property
+    def slots(self) -> Slots:
+        """What one process of it takes."""
+
+    def alone(self, rows: pa.Table) -> pa.Table:
+        """Do it in this process; rows come out with a status."""
+
+
 @ray.remote(max_retries=0)
-def _alone(chain: Chain, rows: pa.Table) -> pa.Table:
-    return chain.alone(rows)
+def _alone(steps: Steps, rows: pa.Table) -> pa.Table:
+    return steps.alone(rows)
 
 
-def rescued(chain: Chain, rows: pa.Table) -> Iterator[pa.Table]:
-    """Score rows in processes of their own, halving what fails, until the culprits are alone."""
-    task = _alone.options(num_cpus=chain.slots.cpus, num_gpus=chain.slots.gpus)
+def rescued(steps: Steps, rows: pa.Table) -> Iterator[pa.Table]:
+    """Process rows in processes of their own, halving what fails, until the culprits are alone."""
+    task = _alone.options(num_cpus=steps.slots.cpus, num_gpus=steps.slots.gpus)
     waiting = [rows]
     while waiting:
         group = waiting.pop()
         try:
-            yield ray.get(task.remote(chain, group))
+            yield ray.get(task.remote(steps, group))
         except ray.exceptions.RayError as error:
             if len(group) > 1:
                 half = len(group) // 2
@@ -38,7 +49,8 @@ def rescued(chain: Chain, rows: pa.Table) -> Iterator[pa.Table]:
 
 def _crashed(row: pa.Table, reason: str) -> pa.Table:
     values: dict[str, list[Any]] = {name: [None] for name in scores.SCHEMA.names} | {
-        "saturated": [False]
+        "saturated": [False],
+        "retries": [0],
     }
     values |= {"status": ["crashed_worker"], "reason": [reason]}
     blank = pa.table({k: pa.array(v) for k, v in values.items() if k not in row.schema.names})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -13,8 +15,9 @@ from ops import storage
 from ops.fetch import FetchSettings
 from pipelines.chain import Chain, batches, drawing, positioned
 from pipelines.cluster import Slots
+from pipelines.doubles import Doubles
 from pipelines.limits import TooManyFailures, max_failures
-from pipelines.parts import Parts
+from pipelines.parts import ROWS, Parts
 from pipelines.publish import publish, top_maps
 from pipelines.reading import carried, slices
 from pipelines.rescue import rescued
@@ -23,11 +26,17 @@ from pipelines.watch import Watch
 
 
 def score(
-    run: Run, fetch: FetchSettings, slots: Slots, max_failed: str, watch: Watch
+    run: Run,
+    fetch: FetchSettings,
+    slots: Slots,
+    max_failed: str,
+    watch: Watch,
+    doubles: Doubles | None = None,
 ) -> dict[str, Any]:
     """Score what is missing of a run, check all of it, publish it; returns the run's totals.
 
-    A finished run is left as it is. Raises TooManyFailures, with everything scored so far kept.
+    Images whose bytes `doubles` knows get what these bytes were given before. A finished run is
+    left as it is. Raises TooManyFailures, with everything scored so far kept.
     """
     if totals := finished(run):
         return totals
@@ -40,7 +49,8 @@ def score(
     chain = Chain(run.model, draw, fetch, slots)
     parts = Parts(run.out, run.run_id, run.inventory, run.settings.part_rows)
     resumed = parts.done
-    saturated = _fill(run, chain, parts, max_failures(max_failed, len(run.inventory)), watch)
+    limit = max_failures(max_failed, len(run.inventory))
+    counts = _fill(run, chain, parts, limit, watch, doubles)
     drawn = top_maps(run, chain, parts) if run.settings.top else None
     published = publish(run, parts, drawn)
     seconds = (datetime.datetime.now(datetime.UTC) - started).total_seconds()
@@ -49,7 +59,9 @@ def score(
         "statuses": dict(sorted(parts.statuses.items())),
         "failed": parts.failed,
         "anomalous": parts.anomalous,
-        "maps_beyond_scale": saturated,
+        "maps_beyond_scale": counts["saturated"],
+        "copied": doubles.copied if doubles else 0,
+        "retries": counts["retries"],
         "resumed": resumed,
         "seconds": round(seconds, 3),
         "images_per_second": round((published - resumed) / max(seconds, 1e-9), 3),
@@ -60,9 +72,20 @@ def score(
     return totals
 
 
-def _fill(run: Run, chain: Chain, parts: Parts, limit: int, watch: Watch) -> int:
-    """Score every row that has none yet. Returns how many maps went beyond the scale."""
-    total, saturated = len(run.inventory), 0
+def _fill(
+    run: Run,
+    chain: Chain,
+    parts: Parts,
+    limit: int,
+    watch: Watch,
+    doubles: Doubles | None = None,
+) -> Counter[str]:
+    """Score every row that has none yet.
+
+    Returns how many maps went beyond the scale (`saturated`), and how often reads were repeated
+    (`retries`).
+    """
+    total, counts = len(run.inventory), Counter[str]()
 
     def judge() -> None:
         if parts.failed > limit:
@@ -73,16 +96,20 @@ def _fill(run: Run, chain: Chain, parts: Parts, limit: int, watch: Watch) -> int
             )
 
     def take(rows: pa.Table) -> None:
-        nonlocal saturated
-        saturated += pc.sum(rows["saturated"]).as_py() or 0
-        parts.add(_score_rows(run, rows))
+        counts.update({name: pc.sum(rows[name]).as_py() or 0 for name in ("saturated", "retries")})
+        rows = _score_rows(run, rows)
+        parts.add(doubles.completed(rows) if doubles else rows)
         watch("score", parts.done, total, parts.failed)
         judge()
 
     watch("score", parts.done, total, parts.failed)
     try:
-        for rows in _streamed(run, chain, parts):
-            take(rows)
+        if doubles:
+            for rows in _streamed(run, replace(chain, known=doubles.contents()), parts):
+                take(rows)
+        if not doubles or doubles.lost:
+            for rows in _streamed(run, chain, parts):
+                take(rows)
         # What fell out of the stream lost its workers; each is tried again by itself.
         for start, stop in list(parts.missing()):
             for begin in range(start, stop, chain.slots.batch):
@@ -93,7 +120,7 @@ def _fill(run: Run, chain: Chain, parts: Parts, limit: int, watch: Watch) -> int
     except BaseException:
         parts.keep()
         raise
-    return saturated
+    return counts
 
 
 def _worst(parts: Parts) -> str:
@@ -118,4 +145,5 @@ def _score_rows(run: Run, rows: pa.Table) -> pa.Table:
     rows = positioned(rows)
     rows = rows.append_column("model_id", pa.array([run.model.card.model_id] * count))
     rows = rows.append_column("run_id", pa.array([run.run_id] * count))
-    return rows.append_column("scored_at", pa.array([now] * count, pa.timestamp("ms", "UTC")))
+    rows = rows.append_column("scored_at", pa.array([now] * count, pa.timestamp("ms", "UTC")))
+    return rows.select(ROWS.names).cast(ROWS)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from torch import Tensor
 
-from ops.model import Model, ModelCard
+from ops.model import Model, ModelCard, file_of, read_backbone, read_card, read_detectors
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,36 @@ class SharedModel:
     card: ModelCard
     backbone: Any  # ray.ObjectRef of a dict of tensors
     detectors: dict[str, Any]  # by file
+    bytes_of_backbone: int = 0
+    bytes_of_detectors: tuple[int, ...] = ()
 
     @classmethod
     def put(cls, model: Model) -> SharedModel:
         """Store a model's tensors, one object for the backbone and one per detector."""
-        detectors = {file: ray.put(tensors) for file, tensors in model.detectors.items()}
-        return cls(model.card, ray.put(model.backbone), detectors)
+        return cls._put(model.card, model.backbone, model.detectors.items())
+
+    @classmethod
+    def read(cls, location: str, products: Collection[str]) -> SharedModel:
+        """Store what a model folder holds for some products; one detector in memory at a time.
+
+        Raises ValueError if tensors are not those that the card names.
+        """
+        card = read_card(location)
+        detectors = read_detectors(location, card, products)
+        return cls._put(card, read_backbone(location, card), detectors)
+
+    @classmethod
+    def _put(
+        cls,
+        card: ModelCard,
+        backbone: dict[str, Tensor],
+        detectors: Iterable[tuple[str, dict[str, Tensor]]],
+    ) -> SharedModel:
+        references, sizes = {}, []
+        for file, tensors in detectors:
+            references[file] = ray.put(tensors)
+            sizes.append(_bytes(tensors))
+        return cls(card, ray.put(backbone), references, _bytes(backbone), tuple(sizes))
 
     def of_backbone(self) -> dict[str, Tensor]:
         """The backbone's tensors."""
@@ -31,7 +56,11 @@ class SharedModel:
 
     def of_product(self, product: str) -> dict[str, Tensor]:
         """One detector's tensors."""
-        return _owned(self.detectors[self.card.products[product].file])
+        return _owned(self.detectors[file_of(self.card, product)])
+
+
+def _bytes(tensors: dict[str, Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
 def _owned(reference: Any) -> dict[str, Tensor]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import pytest
 from PIL import Image
 
-from jobs import entry, nightly, sources
-from ops import scores, specimens, storage, tables
+from jobs import check, entry, nightly, sources
+from ops import scores, specimens, storage, tables, uris
 from ops.layout import Out
 from ops.model import read_card, write_model
 from pipelines import history, lock
@@ -188,3 +188,30 @@ def test_nights_score_what_is_due_and_nothing_else(warehouse, monkeypatch, capsy
     assert night.counts() == (0, 1, 0)
     assert night.current(1)["1.png"]["status"] == "ok"
     assert not os.listdir(night.out.work())
+
+    # The eighth finds a copy of an image, of another day, beside a new image.
+    place = night.root / "parts" / "washer"
+    (place / "copy.png").write_bytes((place / "2.png").read_bytes())
+    night.draw("washer/9.png", 9)
+    assert night.work(1) == 0
+    assert night.counts() == (2, 0, 0)
+    assert night.records[-1]["totals"]["copied"] == 1
+    copied, first = (night.current(1)[name] for name in ("copy.png", "2.png"))
+    own = ("image_id", "uri", "map_uri", "run_id", "scored_at")
+    assert {k for k in copied if copied[k] != first[k]} == set(own)
+    maps = [uris.parse(each["map_uri"]).location for each in (copied, first)]
+    assert storage.read_bytes(maps[0]) == storage.read_bytes(maps[1])
+    assert check.main([copied["run_id"], "--out", night.out.root]) == 0
+
+    # The ninth: two of two images are broken, which is worth a warning, and no reason to fail.
+    assert night.records[-1]["warnings"] == []
+    for name in ("10.png", "11.png"):
+        (place / name).write_bytes(b"no image")
+    capsys.readouterr()
+    assert night.work(1, "--warn-failed", "50%") == 0
+    said = "2 of 2 images failed (2 unreadable), more than --warn-failed 50% allows"
+    assert f"warning: {said}\n" in capsys.readouterr().out
+    assert night.records[-1]["warnings"] == [said]
+    drifted = tables.read(night.out.drift(night.records[-1]["run_id"]))
+    found = zip(*(drifted[name].to_pylist() for name in ("product", "failed_b")), strict=True)
+    assert dict(found) == {"nut": 0, "washer": 2}

@@ -60,6 +60,28 @@ def test_what_is_no_image_is_unreadable(data):
     assert status_of(data) == "unreadable"
 
 
+def test_a_png_whose_tail_was_never_written_is_unreadable():
+    data = pictures.encoded(COLOUR)
+    for start in range(200, len(data) - 1, 37):  # zeros may well be codes
+        assert status_of(data[:start] + bytes(len(data) - start)) == "unreadable"
+
+
+def test_a_png_without_its_end_is_unreadable():
+    for data in (pictures.encoded(GREY), pictures.deep_png(DEEP)):
+        assert status_of(data[:-12]) == status_of(data[:-5]) == "unreadable"
+
+
+def test_a_palette_that_is_missing_or_comes_too_late_is_not_made_up():
+    image = Image.new("P", (4, 3), 1)
+    image.putpalette([9, 9, 9, 200, 100, 50])
+    data = pictures.encoded(image)
+    start, end = data.index(b"PLTE") - 4, data.index(b"IDAT") - 4
+    palette, iend = data[start:end], data.index(b"IEND") - 4
+    assert status_of(data[:start] + data[end:]) == "unreadable"
+    late = data[:start] + data[end:iend] + palette + data[iend:]
+    assert status_of(late) == "unreadable"
+
+
 def test_an_image_without_pixels_is_unreadable():
     for width, height in ((0, 0), (0, 5), (5, 0)):
         assert status_of(pictures.png_by_hand(width, height, 8, 0, b"")) == "unreadable"
@@ -68,6 +90,16 @@ def test_an_image_without_pixels_is_unreadable():
 def test_a_decompression_bomb_is_too_large_before_it_is_decoded():
     assert status_of(pictures.png_by_hand(60_000, 60_000, 8, 2, b"")) == "too_large"
     assert status_of(pictures.png_by_hand(12_000, 12_000, 8, 0, b"")) == "too_large"
+
+
+def test_whoever_decodes_is_asked_for_room_first_and_may_refuse():
+    asked = []
+    decode(pictures.encoded(GREY), admit=asked.append)
+    decode(pictures.deep_png(DEEP), admit=asked.append)
+    assert asked == [640, 35]
+    with pytest.raises(Failure):
+        decode(pictures.png_by_hand(60_000, 60_000, 8, 2, b""), admit=asked.append)
+    assert len(asked) == 2
 
 
 def test_the_limit_of_pixels_holds_to_the_pixel():

@@ -103,6 +103,13 @@ def test_the_content_hash_tells_lists_apart_and_not_files(stored, tmp_path):
     assert hash_of(table.slice(1), 25) != stored.content_hash()
 
 
+def test_products_are_those_of_its_images(tmp_path):
+    rows = [{"image_id": str(n), "uri": str(n), "product": p} for n, p in enumerate("abb")]
+    location = str(tmp_path / "of.parquet")
+    tables.write(location, SCHEMA, [pa.RecordBatch.from_pylist([*rows, {}], SCHEMA)], rows=2)
+    assert Inventory(location).products() == {"a", "b"}
+
+
 def test_a_table_that_is_no_inventory_is_refused(tmp_path):
     pq.write_table(pa.table({"uri": ["a"]}), tmp_path / "t.parquet")
     with pytest.raises(ValueError, match="lacks the columns"):

@@ -58,6 +58,16 @@ def test_paths_of_a_run_are_those_of_the_design():
     assert out.work() == "s3://b/out/_work"
 
 
+@pytest.mark.parametrize("image_id", [*PRODUCTS, "../../../x", "/x/y", "..", "a/../../../b"])
+def test_no_image_id_leaves_the_folders_of_maps(image_id):
+    out = layout.Out("out")
+    for place, root in ((out.map, "out/maps/m"), (out.overlay, "out/overlays/m")):
+        found = place("m", image_id)
+        folder, _, _ = os.path.normpath(found).rpartition("/")
+        assert os.path.dirname(folder) == root or not image_id
+        assert "\0" not in found
+
+
 @pytest.mark.parametrize("product", PRODUCTS)
 def test_a_picture_lies_in_its_runs_own_folder(product):
     folder, _, name = layout.Out("out").picture("2026-11-20-abc", product).rpartition("/")

@@ -188,6 +188,17 @@ def test_a_setting_that_this_version_does_not_know_is_refused_with_the_known(fol
         read_card(folder)
 
 
+@pytest.mark.parametrize("file", ["../nut.safetensors", "/etc/passwd", "model.json", "x", ""])
+def test_a_card_that_names_files_of_others_is_refused_even_under_its_own_id(folder, file):
+    place = storage.join(folder, layout.MODEL_CARD)
+    content = storage.read_json(place)
+    content["products"][PRODUCTS[0]]["file"] = file
+    content["model_id"] = identity(content)
+    storage.write_json(place, content)
+    with pytest.raises(ValueError, match="names files that are not its products'"):
+        read_model(folder)
+
+
 def test_another_format_is_refused(folder):
     file = storage.join(folder, layout.MODEL_CARD)
     storage.write_json(file, storage.read_json(file) | {"format": "nightloupe model 9"})

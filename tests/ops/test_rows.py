@@ -10,6 +10,7 @@ import torch
 
 from ops import maps, storage, uris
 from ops.calibration import Calibration
+from ops.contents import Contents, key
 from ops.decode import DecodeSettings
 from ops.detecting import Detect, to_images
 from ops.drawing import DrawMaps
@@ -20,7 +21,7 @@ from ops.maps import Scale
 from ops.method import Notes
 from ops.model import ModelCard, ProductCard
 from ops.patchcore import PatchCore, PatchCoreSettings
-from ops.reading import Read
+from ops.reading import KNOWN, Read
 from ops.resize import InputSettings
 from tests import pictures
 from tests.ops.conftest import TINY
@@ -116,6 +117,18 @@ def test_lost_images_and_unknown_products_are_never_read(rows):
     assert "'nut'" in other[0]["reason"]
 
 
+def test_known_contents_are_told_by_their_hash_and_not_decoded(rows):
+    keys = [
+        key(hashlib.sha256(FILES[name]).hexdigest(), "nut") for name in ("good.png", "text.png")
+    ]
+    known = Contents(np.sort(np.array(keys, np.uint64)))
+    found = Read(INPUT, DecodeSettings(), FetchSettings(), ("nut",), known)(rows).to_pylist()
+    assert [row["status"] for row in found] == [KNOWN, *STATUSES[1:3], KNOWN, *STATUSES[4:]]
+    for row in (found[0], found[3]):
+        assert (row["pixels"], row["width"], row["reason"]) == (None, None, None)
+        assert len(row["content_sha256"]) == 64
+
+
 def test_images_lie_between_zero_and_one_in_three_channels_whatever_their_depth(rows):
     found = read(rows).take([0, 2])
     eight, sixteen = to_images(found, INPUT, "cpu")
@@ -133,6 +146,41 @@ def test_detecting_scores_what_was_read_and_passes_failures_on(rows, tensors):
     assert scores[2] == pytest.approx(scores[0], rel=1e-5)  # the same picture in 16 bits
     assert found["is_anomalous"].to_pylist()[4] is True
     assert "pixels" not in found.schema.names
+
+
+def test_detectors_used_longest_ago_leave_when_memory_ends(rows, tensors):
+    """Any bound gives the same scores; only how often tensors are fetched differs."""
+    good = read(rows).take([0, 2, 4])
+    size = sum(t.numel() * t.element_size() for t in tensors.of_product("nut").values())
+    (card,) = tensors.card.products.values()
+    names = ("a", "b", "c")
+    cards = {name: dataclasses.replace(card, file=f"{name}.safetensors") for name in names}
+    fetched = []
+
+    class Many:
+        card = dataclasses.replace(tensors.card, products=cards)
+        of_backbone = tensors.of_backbone
+
+        def of_product(self, product):
+            fetched.append(product)
+            return tensors.of_product(product)
+
+    def scored(memory):
+        fetched.clear()
+        detect = Detect(Many(), memory=memory)
+        where = good.schema.get_field_index("product")
+        found = []
+        for asked in ("aba", "cbb", "aaa"):
+            batch = good.set_column(where, "product", pa.array(list(asked)))
+            found += detect(batch)["score"].to_pylist()
+        return found, "".join(fetched)
+
+    everything, order = scored(3 * size)
+    assert order == "abc"
+    assert scored(2 * size) == (everything, "abca")  # b was used after a, when c came
+    assert scored(size) == (everything, "abcba")
+    assert scored(0) == (everything, "abcba")
+    assert None not in everything
 
 
 def test_a_row_scores_the_same_alone_and_among_others(rows, tensors):

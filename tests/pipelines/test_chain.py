@@ -24,10 +24,9 @@ from ops.layout import Out
 from ops.model import Model, read_model, write_model
 from ops.naming import LAYOUTS, Namer
 from ops.patchcore import PatchCoreSettings
-from ops.reading import Read
 from ops.resize import InputSettings
 from pipelines import check, evaluate, fit, fit_worker, inventory, plan, score
-from pipelines.chain import Chain, drawing
+from pipelines.chain import drawing
 from pipelines.cluster import Slots
 from pipelines.findings import Subject
 from pipelines.ledger import DetectorNotes
@@ -37,6 +36,7 @@ from pipelines.request import FitRequest, NothingToFit, split
 from pipelines.run import Run, ScoreSettings, prepare
 from pipelines.shared import SharedModel
 from tests.conftest import draw_archive
+from tests.pipelines.deadly import DeadlyChain
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 SLOTS = Slots(workers=2, cpus=1, readers=0.5, batch=4)
@@ -240,31 +240,15 @@ def test_too_many_failures_end_the_run_keep_its_rows_and_can_be_continued(world,
     assert comparable(tables.read(totals["table"])).equals(comparable(world.table))
 
 
-class Deadly(Read):
-    """A reader whose process dies of one image, as decoders have done."""
-
-    def __call__(self, rows):
-        if any(uri.endswith("washer/test/good/011.png") for uri in rows["uri"].to_pylist()):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().__call__(rows)
-
-
-class DeadlyChain(Chain):
-    """A chain with that reader."""
-
-    @property
-    def read(self):
-        card = self.model.card
-        return Deadly(card.input, card.decode, self.fetch, frozenset(card.products))
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_an_image_that_kills_its_workers_becomes_a_row_and_the_others_are_scored(world, tmp_path):
     out = Out(str(tmp_path))
     run = prepare(world.inventory, world.model, out, ScoreSettings("none", False, 10), None)
     draw = drawing(world.model.card, out, "none")
-    chain = DeadlyChain(world.model, draw, FetchSettings(patience=0.01), SLOTS)
+    victims = ("washer/test/good/011.png",)
+    fetch = FetchSettings(patience=0.01)
+    chain = DeadlyChain(world.model, draw, fetch, SLOTS, victims=victims)
     parts = Parts(out, run.run_id, world.inventory, 10)
     score._fill(run, chain, parts, 39, nothing)
     found = pa.concat_tables(parts.tables())

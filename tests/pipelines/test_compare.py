@@ -11,10 +11,8 @@ from scipy import stats
 
 from ops import storage, tables
 from ops.layout import Out
-from ops.scores import SCHEMA
 from pipelines import compare, records
 from pipelines.compare import CompareSettings
-from pipelines.drift import DRIFT, drift
 from pipelines.run import ScoreSettings
 from tests.runs import Part, finish, list_parts, model_of
 
@@ -205,28 +203,6 @@ def test_by_image_id_other_versions_are_other_images(nights):
     assert found.pictures == {}
     # Distributions need no pairs.
     assert [row["ks"] for row in rows] == [row["ks"] for row in nights[-1].products.to_pylist()]
-
-
-def test_the_drift_of_two_tables_is_that_of_the_comparison(nights):
-    out, runs, *_, found = nights
-    tables_of = [out.table(run.night, run.run_id) for run in runs]
-    alone = drift(*tables_of)
-    assert alone.schema.equals(DRIFT, check_metadata=True)
-    assert alone.equals(found.products.select(alone.schema.names).cast(DRIFT))
-    still = drift(tables_of[0], tables_of[0]).to_pylist()
-    assert {(row["ks"], row["psi"], row["wasserstein"]) for row in still} == {(0, 0, 0)}
-
-
-def test_a_sample_is_drawn_by_ids_alone_and_its_size_is_told(nights, tmp_path):
-    out, runs, *_ = nights
-    rows = tables.read(out.table(runs[0].night, runs[0].run_id))
-    order = np.random.default_rng(0).permutation(len(rows))
-    tables.write(str(tmp_path / "t.parquet"), SCHEMA, [rows.take(order)])
-    second = out.table(runs[1].night, runs[1].run_id)
-    found = drift(str(tmp_path / "t.parquet"), second, sample=20)
-    again = drift(out.table(runs[0].night, runs[0].run_id), second, sample=20)
-    assert set(found["tested_a"].to_pylist()) == set(found["tested_b"].to_pylist()) == {20}
-    assert found.equals(again)
 
 
 def test_of_different_models_p_values_and_ranks_are_compared_not_scores(tmp_path):

@@ -12,6 +12,7 @@ from ops.inventory import image_id
 from ops.layout import Out
 from pipelines import history
 from pipelines.expire import Refused, expire
+from pipelines.lock import LostLock
 from tests.pipelines.test_history import MODELS, drawn, publish, row
 
 
@@ -147,3 +148,34 @@ def test_the_failure_that_keeps_an_older_score_current_stays_with_it(out):
     for _ in range(2):
         expire(out, 1, [], remove=True)
         assert history.current(out, MODELS[0]).to_pylist() == before
+
+
+def test_nothing_goes_once_the_lock_is_lost(out):
+    nightly(out, 0, [row("u/1")])
+    nightly(out, 1, [row("u/1")])
+    before = history.published(out)
+
+    def lost():
+        raise LostLock("lost")
+
+    expire(out, 1, [], remove=False, check=lost)
+    with pytest.raises(LostLock):
+        expire(out, 1, [], remove=True, check=lost)
+    assert history.published(out) == before
+    assert expire(out, 1, [], remove=True).tables
+
+
+def test_what_is_begun_while_tables_are_searched_is_seen(out, monkeypatch):
+    nightly(out, 0, [row("u/1")])
+    nightly(out, 1, [row("u/1")])
+    before = history.published(out)
+    opened = history.opened
+
+    def begun(*asked):
+        storage.write_bytes(f"{out.work('2026-11-22-ab')}/started", b"")
+        return opened(*asked)
+
+    monkeypatch.setattr(history, "opened", begun)
+    with pytest.raises(Refused, match=r"2026-11-22-ab under .* are unfinished"):
+        expire(out, 1, [], remove=True)
+    assert history.published(out) == before

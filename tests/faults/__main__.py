@@ -1,0 +1,25 @@
+"""Runs one part and prints what it found: `python -m tests.faults mutations`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+#: What is asked for -> the module whose `main` takes the words behind it.
+PARTS = {
+    "mutations": "tests.faults.reading",
+    "memory": "tests.faults.memory",
+    "due": "tests.faults.due",
+}
+
+
+def main(words: list[str]) -> int:
+    """Run the part that the first word names."""
+    if not words or words[0] not in PARTS:
+        print(f"name one of: {', '.join(PARTS)}", file=sys.stderr)
+        return 2
+    return int(importlib.import_module(PARTS[words[0]]).main(words[1:]) or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,86 @@
+"""What a job and all processes that it started hold of memory, second by second."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+_KINDS = (
+    (re.compile(r"^ray::.*Detect"), "detectors"),
+    (re.compile(r"^ray::"), "other workers"),
+    (re.compile(r"/raylet "), "raylet, object store"),
+    (re.compile(r"gcs_server"), "gcs"),
+    (re.compile(r"jobs\.score"), "driver"),
+    (re.compile(r""), "agents"),
+)
+
+
+class Sample(NamedTuple):
+    """Proportional set sizes in bytes by kind of process, at a moment, with so many images done."""
+
+    seconds: float
+    done: int
+    held: dict[str, int]
+    largest: dict[str, int]
+
+
+def _children(pid: int) -> Iterator[int]:
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        yield from map(int, task.read_text().split())
+
+
+def tree(pid: int) -> list[int]:
+    """A process and its descendants."""
+    found = [pid]
+    for one in found:
+        try:
+            found += _children(one)
+        except OSError:  # gone meanwhile
+            continue
+    return found
+
+
+def _held(pid: int) -> tuple[str, int]:
+    """Kind and proportional set size: what is shared counts once, in parts."""
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    size = next(int(line.split()[1]) for line in rollup if line.startswith("Pss:"))
+    return next(kind for pattern, kind in _KINDS if pattern.search(words)), size * 1024
+
+
+class Sampler(threading.Thread):
+    """Looks at a process and its descendants every second, until it is stopped."""
+
+    def __init__(self, pid: int, done: Callable[[], int]) -> None:
+        super().__init__(daemon=True)
+        self._pid, self._done = pid, done
+        self._over = threading.Event()
+        self.samples: list[Sample] = []
+
+    def run(self) -> None:
+        """Sample."""
+        begun = time.monotonic()
+        while not self._over.wait(1):
+            held: dict[str, int] = defaultdict(int)
+            largest: dict[str, int] = defaultdict(int)
+            for pid in tree(self._pid):
+                try:
+                    kind, size = _held(pid)
+                except (OSError, StopIteration):
+                    continue
+                held[kind] += size
+                largest[kind] = max(largest[kind], size)
+            if held:
+                now = Sample(time.monotonic() - begun, self._done(), dict(held), dict(largest))
+                self.samples.append(now)
+
+    def stop(self) -> list[Sample]:
+        """What was seen."""
+        self._over.set()
+        self.join()
+        return self.samples

@@ -1,0 +1,124 @@
+"""On a real S3 server, which checks signatures: storage, the lock, a night, and wrong keys."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobs import check, inventory, nightly, query, score
+from ops import storage
+from ops.layout import Out
+from ops.model import write_model
+from pipelines import lock, records
+from tests.conftest import forget_s3, new_bucket, tiny_model
+from tests.faults import radosgw
+from tests.faults.proxy import ONE_IN_TEN, Proxy, running
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def gateway(free_port):
+    """A real server, with the usual AWS environment for it."""
+    with radosgw.running(free_port) as address, pytest.MonkeyPatch.context() as patch:
+        for name, value in radosgw.KEYS.items():
+            patch.setenv(name, value)
+        patch.setenv("AWS_ENDPOINT_URL", address)
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        forget_s3()
+        yield address
+    forget_s3()
+
+
+@pytest.fixture
+def bucket(gateway):
+    """The URI of an empty bucket."""
+    return new_bucket()
+
+
+def names(place):
+    return [item.name for item in storage.listing(place)]
+
+
+def test_files_come_and_go(bucket, monkeypatch):
+    monkeypatch.setattr("s3fs.core.calculate_chunksize", lambda size, chunksize=None: 5 * 2**20)
+    storage.write_bytes(f"{bucket}/a #1?%ü.bin", bytes(range(100)))
+    with storage.staged(f"{bucket}/b/large.bin") as path, open(path, "wb") as file:
+        file.write(bytes(11 * 2**20))
+    assert names(bucket) == ["a #1?%ü.bin", "b/large.bin"]
+    assert storage.read_bytes(f"{bucket}/a #1?%ü.bin", 97) == bytes([97, 98, 99])
+    assert storage.read_bytes(f"{bucket}/b/large.bin") == bytes(11 * 2**20)
+    assert storage.exists(f"{bucket}/b/large.bin")
+    assert not storage.exists(f"{bucket}/b")
+    storage.remove_folder(f"{bucket}/b")
+    storage.remove_file(f"{bucket}/gone")
+    assert names(bucket) == ["a #1?%ü.bin"]
+
+
+def test_a_key_is_created_once(bucket):
+    assert storage.create(f"{bucket}/key", b"mine")
+    assert not storage.create(f"{bucket}/key", b"theirs")
+    assert storage.read_bytes(f"{bucket}/key") == b"mine"
+
+
+def test_one_of_two_gets_the_lock(bucket):
+    out = Out(f"{bucket}/out")
+    with lock.locked(out, lease=3) as held:
+        with pytest.raises(lock.Locked), lock.locked(out, lease=3):
+            pass
+        held()
+    with lock.locked(out, lease=3) as held:
+        held()
+
+
+def test_it_takes_a_proxy_before_it_for_itself(gateway, bucket, monkeypatch):
+    """Signatures cover the Host header, which the proxy leaves as it came."""
+    with running(Proxy(gateway, seed=3, shares=ONE_IN_TEN)) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
+        forget_s3()
+        for number in range(30):
+            storage.write_bytes(f"{bucket}/{number:02d}", bytes([number]))
+        assert [storage.read_bytes(f"{bucket}/{name}") for name in names(bucket)] == [
+            bytes([number]) for number in range(30)
+        ]
+        assert proxy.failures() >= 3
+    monkeypatch.undo()
+    forget_s3()
+
+
+WRONG = {
+    "secret": {"AWS_SECRET_ACCESS_KEY": "another-secret"},
+    "key": {"AWS_ACCESS_KEY_ID": "AKIDOFNOBODY"},
+    "stranger": {"AWS_ACCESS_KEY_ID": "AKIDSTRANGER", "AWS_SECRET_ACCESS_KEY": "of-a-stranger"},
+}
+JOBS = {
+    "inventory": ["--archive", "{}/parts"],
+    "plan": ["--archive", "{}/parts"],
+    "fit": ["--archive", "{}/parts", "--out", "{}/out"],
+    "score": ["--archive", "{}/parts", "--model", "model", "--out", "{}/out"],
+    "nightly": ["--archive", "{}/parts", "--model", "model", "--out", "{}/out"],
+    "evaluate": ["--out", "{}/out"],
+    "check": ["--out", "{}/out"],
+    "compare": ["--out", "{}/out"],
+    "query": ["--out", "{}/out"],
+    "expire": ["--out", "{}/out", "--keep-nights", "3"],
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("job", JOBS)
+def test_wrong_keys_end_every_job_at_its_start(
+    bucket, leave, monkeypatch, request, tmp_path, job, wrong
+):
+    request.addfinalizer(forget_s3)
+    for name, value in WRONG[wrong].items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("ray.init", None)
+    write_model(str(tmp_path / "model"), tiny_model("washer"))
+    forget_s3()
+    code, out, err = leave(job, *(word.format(bucket) for word in JOBS[job]))
+    assert code == 1
+    assert err.startswith(f"error: {bucket}/")
+    assert "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, must name keys" in err
+    assert err.count("\n") == 1
+    assert "secret" not in out + err.replace("AWS_SECRET", "").lower()
+    assert "stranger" not in out + err.lower()

@@ -1,0 +1,341 @@
+"""Every operation on a store that fails: each kind of fault is survived, or told."""
+
+from __future__ import annotations
+
+import errno
+import io
+import random
+import socket
+import tarfile
+import time
+import zipfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ops import fetch as fetching
+from ops import patience, storage, tables, uris
+from ops.archives import entries
+from ops.failure import Failure
+from ops.fetch import FetchSettings, fetch
+from ops.layout import Out
+from ops.patience import Patience, Unavailable
+from pipelines import lock
+from tests.conftest import forget_s3, new_bucket
+from tests.faults.proxy import HARMLESS, KINDS, ONE_IN_TEN, UNHEARD
+
+pytestmark = pytest.mark.slow
+
+DATA = random.Random(0).randbytes(10_000)
+TABLE = pa.table({"number": list(range(5000))})
+HASTY = FetchSettings(attempts=4, patience=0.01)
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch):
+    """Attempts follow each other at once; archives are opened anew."""
+    monkeypatch.setattr(patience, "_DEFAULT", Patience(attempts=4, first=0.01))
+    fetching._container.cache_clear()
+
+
+def filled(bucket: str) -> str:
+    """A prefix with three files, one of them a table."""
+    storage.write_bytes(f"{bucket}/a/1.bin", DATA)
+    storage.write_bytes(f"{bucket}/a/b/2.bin", b"two")
+    with storage.staged(f"{bucket}/a/3.parquet") as path:
+        pq.write_table(TABLE, path, row_group_size=1000)
+    return f"{bucket}/a"
+
+
+@pytest.fixture
+def place(bucket):
+    """A prefix with files, to change."""
+    return filled(bucket)
+
+
+@pytest.fixture(scope="module")
+def standing(faulty_server):
+    """A prefix with files, to read."""
+    return filled(new_bucket())
+
+
+def names(place: str) -> list[str]:
+    return [item.name for item in storage.listing(place)]
+
+
+def _from_open_file(place):
+    with storage.open_read(f"{place}/1.bin") as file:
+        file.seek(9000)
+        return file.read(500)
+
+
+def _copied(place, folder):
+    storage.fetch_folder(place, str(folder / "copy"))
+    return (folder / "copy" / "1.bin").read_bytes(), (folder / "copy" / "b" / "2.bin").read_bytes()
+
+
+#: What is asked, and what must be the answer.
+READS = {
+    "read": (lambda place, _: storage.read_bytes(f"{place}/1.bin"), DATA),
+    "slice": (lambda place, _: storage.read_bytes(f"{place}/1.bin", 10, 20), DATA[10:20]),
+    "open": (lambda place, _: _from_open_file(place), DATA[9000:9500]),
+    "table": (lambda place, _: tables.read(f"{place}/3.parquet"), TABLE),
+    "exists": (lambda place, _: storage.exists(f"{place}/1.bin"), True),
+    "absent": (lambda place, _: storage.exists(f"{place}/2.bin"), False),
+    "describe": (lambda place, _: storage.describe(f"{place}/1.bin").bytes, len(DATA)),
+    "listing": (lambda place, _: names(place), ["1.bin", "3.parquet", "b/2.bin"]),
+    "folder": (lambda place, _: storage.is_folder(f"{place}/b"), True),
+    "copy": (_copied, (DATA, b"two")),
+    "reach": (lambda place, _: storage.reach(place), None),
+    "fetch": (
+        lambda place, _: fetch(uris.make(f"{place}/1.bin"), None, len(DATA), HASTY),
+        DATA,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("operation", READS)
+def test_what_is_read_is_what_is_there(proxy, standing, tmp_path, operation, kind):
+    ask, expected = READS[operation]
+    proxy.plan(kind, times=2)
+    found = ask(standing, tmp_path)
+    assert found.equals(expected) if isinstance(expected, pa.Table) else found == expected
+    assert proxy.counts.total() == 2 - len(proxy.planned) >= 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_written_lies_there_once_and_whole(proxy, place, kind):
+    proxy.plan(kind, "PUT", times=2)
+    storage.write_bytes(f"{place}/new.bin", DATA)
+    storage.write_json(f"{place}/new.json", {"a": 1})
+    assert proxy.counts == {kind: 2}
+    assert storage.read_bytes(f"{place}/new.bin") == DATA
+    assert storage.read_json(f"{place}/new.json") == {"a": 1}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_removed_is_gone_and_nothing_else(proxy, place, kind):
+    proxy.plan(kind, "DELETE|POST", times=3)
+    storage.remove_file(f"{place}/1.bin")
+    assert names(place) == ["3.parquet", "b/2.bin"]
+    storage.remove_folder(f"{place}/b")
+    assert names(place) == ["3.parquet"]
+    assert proxy.counts[kind] == 3 - len(proxy.planned) >= 2 - (kind in HARMLESS)
+
+
+def test_what_the_store_keeps_of_a_folder_is_told(place, monkeypatch):
+    call = storage.s3().call_s3
+    kept = [{"Key": "a/1.bin", "Code": "InternalError", "Message": "try again"}]
+
+    def and_keep_one(method, **request):
+        answer = call(method, **request)
+        return answer | {"Errors": kept} if method == "delete_objects" else answer
+
+    monkeypatch.setattr(storage.s3(), "call_s3", and_keep_one)
+    with pytest.raises(OSError, match=r"/a/1.bin cannot be removed: InternalError, try again"):
+        storage.remove_folder(place)
+
+
+@pytest.mark.parametrize("kind", ["internal_error", "lost_answer", "cut_answer"])
+@pytest.mark.parametrize("step", ["POST .*uploads", "PUT .*partNumber=2", "POST .*uploadId"])
+def test_an_upload_in_parts_arrives_whole(proxy, bucket, monkeypatch, step, kind):
+    small_parts(monkeypatch)
+    data = random.Random(1).randbytes(11 * 2**20 + 5)
+    proxy.plan(kind, step)
+    with storage.staged(f"{bucket}/large.bin") as path, open(path, "wb") as file:
+        file.write(data)
+    assert proxy.counts == {kind: 1}
+    assert storage.read_bytes(f"{bucket}/large.bin") == data
+    assert names(bucket) == ["large.bin"]
+
+
+def small_parts(monkeypatch):
+    """Uploads in parts begin at ten MiB instead of a hundred."""
+    monkeypatch.setattr("s3fs.core.calculate_chunksize", lambda size, chunksize=None: 5 * 2**20)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_listings_of_many_pages_are_whole(proxy, bucket, monkeypatch, kind):
+    expected = [f"{number:02d}" for number in range(12)]
+    for name in expected:
+        storage.write_bytes(f"{bucket}/{name}", b"x")
+    call = storage.s3().call_s3
+    pages = lambda method, **request: call(method, **request, MaxKeys=5)  # noqa: E731
+    monkeypatch.setattr(storage.s3(), "call_s3", pages)
+    proxy.plan(kind, "continuation-token", times=3)
+    assert names(bucket) == expected
+    assert proxy.counts == {kind: 3 if kind not in HARMLESS else 2}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_key_is_created_once_and_a_lost_answer_hides_nothing(proxy, bucket, kind):
+    """A repeated request finds the key of its own first attempt: its content says whose it is."""
+    proxy.plan(kind, "PUT")
+    created = storage.create(f"{bucket}/key", b"mine")
+    carried_out = kind in {"lost_answer", "cut_answer", "wrong_length"}
+    assert created or carried_out
+    assert storage.read_bytes(f"{bucket}/key") == b"mine"
+    proxy.plan(kind, "PUT")
+    assert not storage.create(f"{bucket}/key", b"theirs")
+    assert storage.read_bytes(f"{bucket}/key") == b"mine"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_of_two_gets_the_lock_whatever_fails(proxy, bucket, kind):
+    proxy.shares = {kind: 0.3}
+    out = Out(f"{bucket}/out")
+    for _ in range(2):
+        with lock.locked(out, lease=1.5) as check:
+            check()
+            with pytest.raises(lock.Locked), lock.locked(out, lease=1.5):
+                pass
+            check()
+    proxy.shares = {}
+    assert len(names(out.lock())) == 1
+
+
+def packed(kind: str) -> bytes:
+    """An archive of three members in which a few kilobytes lie between what is read."""
+    out = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(out, "w") as archive:
+            for number in range(3):
+                archive.writestr(f"{number}.png", DATA)
+    elif kind == "parquet":
+        rows = {"path": [f"{n}.png" for n in range(3)], "image": [DATA] * 3}
+        pq.write_table(pa.table(rows), out, row_group_size=1)
+    else:
+        mode = {"tar": "w", "tar.gz": "w:gz", "tar.bz2": "w:bz2"}[kind]
+        with tarfile.open(fileobj=out, mode=mode) as archive:
+            for number in range(3):
+                member = tarfile.TarInfo(f"{number}.png")
+                member.size = len(DATA)
+                archive.addfile(member, io.BytesIO(DATA))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("archive", ["tar", "tar.gz", "tar.bz2", "zip", "parquet"])
+def test_an_archive_whose_store_fails_is_not_taken_for_damaged(proxy, bucket, archive, kind):
+    storage.write_bytes(f"{bucket}/parts.{archive}", packed(archive))
+    proxy.plan(kind, "GET", times=2)
+    found = list(entries(f"{bucket}/parts.{archive}"))
+    assert [entry.problem for entry in found] == [None] * 3
+    proxy.plan(kind, "GET", times=2)
+    assert {fetch(e.uri, e.position, e.bytes, HASTY) for e in found} == {DATA}
+    fetching._container.cache_clear()
+    assert {fetch(e.uri, None, e.bytes, HASTY) for e in found} == {DATA}
+
+
+@pytest.mark.parametrize("archive", ["tar.gz", "tar.bz2", "zip", "parquet"])
+def test_an_archive_whose_store_stays_down_is_unavailable(proxy, bucket, archive):
+    storage.write_bytes(f"{bucket}/parts.{archive}", packed(archive))
+    found = list(entries(f"{bucket}/parts.{archive}"))
+    proxy.shares = {"slow_down": 1.0}
+    with pytest.raises(OSError, match="the store failed 4 times in a row"):
+        list(entries(f"{bucket}/parts.{archive}"))
+    proxy.shares = {}
+    proxy.plan("slow_down", "GET", times=99)
+    with pytest.raises(Failure) as failure:
+        fetch(found[0].uri, found[0].position, found[0].bytes, HASTY)
+    assert failure.value.status == "unavailable"
+    proxy.planned.clear()
+    assert fetch(found[0].uri, found[0].position, found[0].bytes, HASTY) == DATA
+
+
+def test_a_tar_whose_directory_could_not_be_read_is_read_again(bucket, monkeypatch):
+    """Half a directory must not make the members behind it missing."""
+    storage.write_bytes(f"{bucket}/parts.tar", packed("tar"))
+    tar = fetching._Tar(f"{bucket}/parts.tar")
+    following = tarfile.TarFile.next
+
+    def fail_at_the_second(self):
+        if self.offset > 0:
+            raise OSError(errno.EIO, "gone for a while")
+        return following(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile.TarFile, "next", fail_at_the_second)
+        with pytest.raises(OSError, match="gone for a while"):
+            tar.read("2.png", None, 2**20)
+    assert tar.read("2.png", None, 2**20) == DATA
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_read_tells_how_often_it_was_repeated(proxy, standing, kind):
+    proxy.plan(kind, times=3)
+    retries = []
+    uri = uris.make(f"{standing}/1.bin")
+    assert fetch(uri, None, len(DATA), HASTY, lambda: retries.append(1)) == DATA
+    assert len(retries) == (0 if kind in HARMLESS else 1 if kind in UNHEARD else 3)
+    assert proxy.counts[kind] == 3 - len(proxy.planned) == (1 if kind in HARMLESS else 3)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {*HARMLESS, *UNHEARD}))
+def test_attempts_do_not_multiply(proxy, standing, kind):
+    """Neither s3fs nor botocore repeats anything, and `fetch` nothing that was repeated."""
+    proxy.shares = {kind: 1.0}
+    with pytest.raises(Unavailable, match=r"1\.bin: the store failed 4 times in a row"):
+        storage.read_bytes(f"{standing}/1.bin")
+    assert proxy.counts == {kind: 4}
+    with pytest.raises(Failure, match="unavailable"):
+        fetch(uris.make(f"{standing}/1.bin"), None, len(DATA), HASTY)
+    assert proxy.counts == {kind: 8}
+
+
+def test_a_key_that_is_gone_since_it_was_listed_is_missing_at_once(proxy, standing):
+    proxy.gone = r"1\.bin"
+    assert "1.bin" in names(standing)
+    retries = []
+    with pytest.raises(Failure, match="missing"):
+        fetch(uris.make(f"{standing}/1.bin"), None, None, HASTY, lambda: retries.append(1))
+    assert not retries
+
+
+def test_one_failure_in_ten_changes_nothing(proxy, bucket):
+    proxy.shares, proxy.seed = ONE_IN_TEN, 1
+    written = {f"{number:03d}": random.Random(number).randbytes(500) for number in range(100)}
+    for name, data in written.items():
+        storage.write_bytes(f"{bucket}/{name}", data)
+    assert {name: storage.read_bytes(f"{bucket}/{name}") for name in names(bucket)} == written
+    storage.remove_folder(bucket)
+    assert names(bucket) == []
+    assert 10 <= proxy.counts.total() <= 40
+    assert len(proxy.counts) >= 5
+
+
+def test_a_store_that_never_answers_is_given_up(monkeypatch):
+    """Three times the read timeout, not as often as a store that refuses at once."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(20)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(storage, "_S3_CLIENT", storage._S3_CLIENT | {"read_timeout": 0.5})
+        monkeypatch.setattr(patience, "_DEFAULT", Patience(attempts=3, first=0.01))
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "any")
+        forget_s3()
+        start = time.monotonic()
+        with pytest.raises(Unavailable, match=r"s3://bucket/a: .* 3 times .*ReadTimeout"):
+            storage.read_bytes("s3://bucket/a")
+        assert time.monotonic() - start < 10
+    forget_s3()
+
+
+def test_patience_by_default_ends_within_two_minutes():
+    """A silent store: attempts of a read timeout each, until both bounds are reached."""
+    elapsed, attempts = 0.0, 0
+    timeout = storage._S3_CLIENT["read_timeout"]
+    asked = Patience().asked()
+    state = type("State", (), {})()
+    while True:
+        attempts += 1
+        elapsed += timeout
+        state.attempt_number, state.seconds_since_start = attempts, elapsed
+        if asked["stop"](state):
+            break
+        elapsed += asked["wait"](state)
+    assert attempts == 3
+    assert elapsed < 120

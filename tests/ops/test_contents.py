@@ -1,0 +1,30 @@
+"""What stands for a content is the same in Python and in SQL, and is found again."""
+
+from __future__ import annotations
+
+import hashlib
+
+import duckdb
+import numpy as np
+
+from ops.contents import KEY, Contents, key
+
+PAIRS = [(hashlib.sha256(bytes([n])).hexdigest(), f"nut 'ü'/{n % 3}") for n in range(200)]
+
+
+def test_sql_and_python_agree_on_the_key():
+    rows = ", ".join(f"('{content}', '{p.replace(chr(39), chr(39) * 2)}')" for content, p in PAIRS)
+    found = duckdb.sql(f"SELECT {KEY} FROM (VALUES {rows}) AS t(content_sha256, product)")
+    assert [row[0] for row in found.fetchall()] == [key(*pair) for pair in PAIRS]
+
+
+def test_contents_know_what_they_hold_as_a_picture_of_its_product():
+    held, others = PAIRS[:100], PAIRS[100:]
+    contents = Contents(np.sort(np.array([key(*pair) for pair in held], np.uint64)))
+    assert all(contents.has(*pair) for pair in held)
+    assert not any(contents.has(*pair) for pair in others)
+    assert not contents.has(held[0][0], held[1][1])
+
+
+def test_nothing_is_known_at_first():
+    assert not Contents(np.empty(0, np.uint64)).has(*PAIRS[0])

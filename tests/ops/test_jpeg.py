@@ -1,0 +1,79 @@
+"""A JPEG that lost bytes is not filled up with grey; every whole one keeps its pixels."""
+
+import io
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ops import jpeg
+from ops.decode import decode
+from ops.failure import Failure
+from tests import pictures
+
+COLOUR = pictures.texture(1, 120, colour=True)
+SIZES = ((1, 1), (7, 9), (8, 8), (16, 16), (17, 33), (64, 40), (120, 120))
+
+
+def plain(data: bytes) -> np.ndarray:
+    """The pixels as Pillow alone gives them."""
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image if image.mode in {"L", "RGB"} else image.convert("RGB"))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("quality", [5, 75, 100])
+def test_whole_files_keep_their_pixels(mode, quality):
+    for (w, h), sub, rst in itertools.product(SIZES, (0, 1, 2), (0, 1, 7)):
+        for pixels in (COLOUR[:h, :w], np.full((h, w, 3), 90, np.uint8)):
+            image = Image.fromarray(pixels).convert(mode)
+            options = {"subsampling": sub, "restart_marker_blocks": rst, "optimize": rst == 1}
+            data = pictures.encoded(image, "JPEG", quality=quality, **options)
+            assert jpeg.endless(data)
+            assert np.array_equal(decode(data).pixels, plain(data))
+
+
+@pytest.mark.parametrize("lost", [30, 100, 1500])
+@pytest.mark.parametrize("rst", [0, 4])
+def test_bytes_lost_before_the_end_mark_make_it_unreadable(lost, rst):
+    data = pictures.encoded(COLOUR, "JPEG", quality=90, restart_marker_blocks=rst)
+    assert plain(data[:-lost] + b"\xff\xd9").shape == COLOUR.shape  # filled up with grey
+    with pytest.raises(Failure, match=r"unreadable: damaged .*truncated"):
+        decode(data[:-lost] + b"\xff\xd9")
+
+
+def test_a_head_that_names_more_rows_than_there_are_makes_it_unreadable():
+    data = pictures.encoded(COLOUR, "JPEG")
+    at = data.index(b"\xff\xc0") + 5
+    with pytest.raises(Failure, match=r"unreadable: damaged .*truncated"):
+        decode(data[:at] + b"\x00\xa0" + data[at + 2 :])
+
+
+def test_what_cannot_be_in_so_few_bytes_takes_no_memory():
+    for options in ({}, {"progressive": True}):
+        data = pictures.encoded(COLOUR, "JPEG", **options)
+        at = data.index(b"\xff\xc2" if options else b"\xff\xc0") + 5
+        with pytest.raises(Failure, match="cannot hold 11000 x 12000 pixels"):
+            decode(data[:at] + b"\x2e\xe0\x2a\xf8" + data[at + 4 :])
+
+
+def test_progressive_files_and_what_lies_behind_the_end_are_left_alone():
+    data = pictures.encoded(COLOUR, "JPEG", progressive=True)
+    assert jpeg.endless(data) is None
+    assert np.array_equal(decode(data).pixels, plain(data))
+    whole = pictures.encoded(COLOUR, "JPEG")
+    assert np.array_equal(decode(whole + whole[50:]).pixels, plain(whole))
+
+
+def test_a_preview_within_is_not_taken_for_the_picture():
+    exif = Image.Exif()
+    exif[0x927C] = pictures.encoded(COLOUR[:30, :40], "JPEG")  # as makers' notes hold them
+    data = pictures.encoded(COLOUR, "JPEG", exif=exif)
+    assert data.count(b"\xff\xd9") == 2
+    assert np.array_equal(decode(data).pixels, plain(data))
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"\xff\xd8\xff\xda\0\0", b"\xff\xd8" * 40])
+def test_what_is_no_jpeg_has_no_scan(data):
+    assert jpeg.endless(data) is None

@@ -1,0 +1,50 @@
+"""How much memory the threads of one reader take at once."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+
+from ops import reading, uris
+from ops.decode import DecodeSettings
+from ops.fetch import FetchSettings
+from ops.reading import Read, Room
+from ops.resize import InputSettings
+from tests import pictures
+
+
+def test_pictures_share_the_room_and_the_largest_has_it_to_itself():
+    room, lock, held, seen = Room(100), threading.Lock(), [], []
+
+    def take(pixels):
+        with room.held(pixels):
+            with lock:
+                held.append(pixels)
+                seen.append(list(held))
+            threading.Event().wait(0.002)
+            with lock:
+                held.remove(pixels)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(take, [30, 40, 500, 20, 100, 60, 30, 30, 101, 10] * 4))
+    assert len(seen) == 40
+    assert all(sum(now) <= 100 or len(now) == 1 for now in seen)
+    assert any(len(now) > 1 for now in seen)
+
+
+def test_room_is_given_back_whatever_happens(tmp_path, monkeypatch):
+    room = Room(64 * 64)
+    monkeypatch.setattr(reading, "_ROOM", room)
+    whole = pictures.encoded(pictures.texture(0))
+    files = [whole, whole[:-40], b"none", pictures.png_by_hand(60_000, 60_000, 8, 2, b"")]
+    rows = []
+    for number, data in enumerate(files * 4):
+        (tmp_path / f"{number}.png").write_bytes(data)
+        uri = uris.make(str(tmp_path / f"{number}.png"))
+        rows.append({"uri": uri, "position": None, "bytes": None, "product": "p", "problem": None})
+    kinds = {"position": pa.int64(), "bytes": pa.int64(), "problem": pa.string()}
+    table = pa.Table.from_pylist(rows, pa.schema([(n, kinds.get(n, pa.string())) for n in rows[0]]))
+    found = Read(InputSettings(size=32), DecodeSettings(), FetchSettings())(table)
+    assert found["status"].to_pylist() == ["ok", "unreadable", "unreadable", "too_large"] * 4
+    with room.held(2**40):  # which waits until nothing is held
+        pass

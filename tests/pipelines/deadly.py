@@ -1,0 +1,32 @@
+"""Readers whose process dies of certain images, as decoders have done."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+
+from ops.reading import Read
+from pipelines.chain import Chain
+
+
+@dataclass(frozen=True)
+class Deadly(Read):
+    victims: tuple[str, ...] = ()
+    """Ends of addresses."""
+
+    def __call__(self, rows):
+        if any(uri.endswith(self.victims) for uri in rows["uri"].to_pylist()):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(rows)
+
+
+@dataclass(frozen=True)
+class DeadlyChain(Chain):
+    victims: tuple[str, ...] = ()
+
+    @property
+    def read(self):
+        card = self.model.card
+        products = frozenset(card.products)
+        return Deadly(card.input, card.decode, self.fetch, products, victims=self.victims)

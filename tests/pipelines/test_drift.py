@@ -1,0 +1,125 @@
+"""A run's scores against all earlier ones, in drawn nights without Ray."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ops import tables
+from ops.layout import Out
+from ops.scores import SCHEMA
+from pipelines import compare, records
+from pipelines.compare import CompareSettings
+from pipelines.concerns import Limits, concerns
+from pipelines.drift import DRIFT, drift_of_run
+from pipelines.run import ScoreSettings
+from tests.runs import Part, finish, model_of
+
+NONE = ScoreSettings("none", False, 100)
+PRODUCTS = ("bolt", "nut")
+
+
+def parts(seed, count=80, shift=0.0, failed=0):
+    """Parts of a night; only bolts are shifted."""
+    rng = np.random.default_rng(seed)
+    drawn = [
+        Part(
+            f"{seed}/{product}/{i}.png",
+            product,
+            float(rng.normal(1.6, 0.4)) + shift * (product == "bolt"),
+        )
+        for product in PRODUCTS
+        for i in range(count)
+    ]
+    return [replace(part, score=None) for part in drawn[:failed]] + drawn[failed:]
+
+
+def night(root, day, drawn, seed=0):
+    return finish(str(root), drawn, model_of(PRODUCTS, seed), f"2026-11-{day}", NONE)
+
+
+def drift(root, run, **sample):
+    return drift_of_run(Out(str(root)), run.run_id, run.model.card.model_id, **sample)
+
+
+def test_a_first_night_has_nothing_to_differ_from(tmp_path):
+    assert len(drift(tmp_path, night(tmp_path, 20, parts(0)))) == 0
+
+
+def test_of_two_nights_it_is_the_drift_of_their_comparison(tmp_path):
+    night(tmp_path, 20, parts(0))
+    run = night(tmp_path, 21, parts(1, shift=1.0, failed=3))
+    found = drift(tmp_path, run)
+    assert found.schema.equals(DRIFT, check_metadata=True)
+    out = Out(str(tmp_path))
+    both = compare.compare(out, *records.latest(out, 2), "", CompareSettings(), lambda *_: None)
+    assert found.equals(both.products.select(DRIFT.names).cast(DRIFT))
+
+
+def test_earlier_is_every_night_under_the_model_and_no_other(tmp_path):
+    night(tmp_path, 17, parts(0))
+    night(tmp_path, 18, parts(1))
+    night(tmp_path, 19, parts(2), seed=1)
+    run = night(tmp_path, 20, parts(3))
+    bolt, nut = drift(tmp_path, run).to_pylist()
+    assert (bolt["images_a"], nut["images_a"], bolt["images_b"]) == (160, 160, 80)
+    assert {bolt["measure"], nut["measure"]} == {"score"}
+
+
+def test_under_a_new_model_it_is_that_of_p_values(tmp_path):
+    night(tmp_path, 19, parts(0))
+    run = night(tmp_path, 20, [replace(p, score=p.score * 1000) for p in parts(1)], seed=1)
+    (bolt, _) = drift(tmp_path, run).to_pylist()
+    assert bolt["measure"] == "p_value"
+    assert bolt["images_a"] == 80
+    assert bolt["median_a"] <= 1
+
+
+def test_a_sample_is_drawn_by_ids_alone_and_its_size_is_told(tmp_path):
+    first = night(tmp_path, 19, parts(0))
+    run = night(tmp_path, 20, parts(1))
+    found = drift(tmp_path, run, sample=20)
+    assert set(found["tested_a"].to_pylist()) == set(found["tested_b"].to_pylist()) == {20}
+    place = Out(str(tmp_path)).table(first.night, first.run_id)
+    rows = tables.read(place)
+    order = np.random.default_rng(0).permutation(len(rows))
+    tables.write(place, SCHEMA, [rows.take(order)])
+    assert drift(tmp_path, run, sample=20).equals(found)
+
+
+@pytest.mark.parametrize(
+    ("shift", "failed", "limits", "expected"),
+    [
+        (0.0, 0, Limits("1%", 0.25), []),
+        (1.0, 0, Limits("1%", 0.25), ["scores of 'bolt' drifted: PSI "]),
+        (1.0, 0, Limits("1%", float("inf")), []),
+        (0.0, 2, Limits("1%", 0.25), ["2 of 160 images failed (2 unreadable), more than --warn-f"]),
+        (0.0, 2, Limits("2%", 0.25), []),
+        (
+            1.0,
+            2,
+            Limits("1", 0.25),
+            ["2 of 160 images failed (2 unreadable), ", "scores of 'bolt'"],
+        ),
+    ],
+)
+def test_what_passes_a_limit_is_said(tmp_path, shift, failed, limits, expected):
+    night(tmp_path, 19, parts(0))
+    run = night(tmp_path, 20, parts(1, shift=shift, failed=failed))
+    totals = records.finished(Out(str(tmp_path)), run.run_id)["totals"]
+    said = concerns(totals, drift(tmp_path, run), limits)
+    assert len(said) == len(expected)
+    for sentence, beginning in zip(said, expected, strict=True):
+        assert sentence.startswith(beginning)
+
+
+def test_a_large_shift_that_chance_explains_is_none(tmp_path):
+    """Of four images the index is large, whatever they are."""
+    night(tmp_path, 19, parts(0))
+    run = night(tmp_path, 20, parts(1, count=4))
+    found = drift(tmp_path, run)
+    assert max(found["psi"].to_pylist()) > 0.25
+    totals = records.finished(Out(str(tmp_path)), run.run_id)["totals"]
+    assert concerns(totals, found, Limits("1%", 0.25)) == []

@@ -1,0 +1,58 @@
+"""A fit over images that kill whoever reads them: it leaves them out, and says so."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+
+from ops.reading import Read
+from pipelines import fit
+from pipelines.quarantine import lethal
+from pipelines.request import split
+from tests.pipelines.deadly import Deadly, DeadlyChain
+from tests.pipelines.test_chain import SLOTS, nothing, request, take
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def inventory(cluster, archive, tmp_path_factory):
+    return take(archive, tmp_path_factory.mktemp("inventory") / "inventory.parquet")
+
+
+def reader(kind, **more):
+    return kind(request().input, request().decode, request().fetch, **more)
+
+
+def test_the_culprits_are_found_among_the_others(inventory):
+    rows = split(inventory, request()).fit
+    uris = rows["uri"].to_pylist()
+    victims = (uris[1], uris[2], uris[-1])
+    seen = []
+    found = lethal(reader(Deadly, victims=victims), rows, SLOTS, lambda *said: seen.append(said))
+    assert set(found) == set(victims)
+    assert all("every process that touched it died" in reason for reason in found.values())
+    assert {said[0] for said in seen} == {"quarantine"}
+    assert lethal(reader(Read), rows, SLOTS, nothing) == {}
+
+
+def test_a_fit_and_its_calibration_do_without_them(inventory, monkeypatch):
+    chosen = split(inventory, request())
+    fitted, held_out = (
+        next(uri for uri in rows["uri"].to_pylist() if "washer" in uri)
+        for rows in (chosen.fit, chosen.held_out)
+    )
+    victims = (fitted, held_out)
+    monkeypatch.setattr(fit, "Read", functools.partial(Deadly, victims=victims))
+    monkeypatch.setattr(fit, "Chain", functools.partial(DeadlyChain, victims=victims))
+    card = fit.fit(inventory, request(max_failed="1"), SLOTS, nothing).card
+    assert card.fit["failed"] == 1
+    (failure,) = card.fit["failures"]
+    assert failure.startswith(f"{fitted}: every process that touched it died")
+    counts = {name: product.figures["images"] for name, product in card.products.items()}
+    of_all = {name: chosen.fit["product"].to_pylist().count(name) for name in card.products}
+    assert counts == of_all | {"washer": of_all["washer"] - 1}
+    held = {name: len(product.calibration.scores) for name, product in card.products.items()}
+    of_all = {name: chosen.held_out["product"].to_pylist().count(name) for name in card.products}
+    assert held == of_all | {"washer": of_all["washer"] - 1}

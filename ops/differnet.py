@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,16 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from ops.backbone import Backbone
 from ops.flows import NegativeLogLikelihood, VectorFlow
 from ops.group import Group
-from ops.method import Demand, Load, Rehearsal, Scores
-from ops.training import Trained, TrainingSettings
+from ops.method import Demand, Load, Rehearsal
+from ops.training import Trained, TrainingSettings, from_sixteen, to_sixteen
 
 #: Turned views that go through the network at once when gradients are kept.
 _VIEWS = 8
-#: Images whose maps say what maps of good images look like.
-_PROBES = 4
 #: Maps are blurred, so one pixel in so many is enough.
 _STRIDE = 4
 
@@ -82,12 +78,6 @@ class DifferNet(Trained):
     Settings = DifferNetSettings
     settings: DifferNetSettings
     network: NegativeLogLikelihood | None
-
-    def __init__(self, settings: DifferNetSettings, backbone: Backbone) -> None:
-        """Untrained."""
-        super().__init__(settings, backbone)
-        self._probes: dict[int, Tensor] = {}
-        self._ceiling = torch.zeros(())
 
     @classmethod
     def demand(cls, settings: DifferNetSettings, load: Load) -> Demand:
@@ -156,9 +146,6 @@ class DifferNet(Trained):
     @torch.inference_mode()
     def sample(self, image: Tensor, row: int) -> Tensor:
         """Features (views, width) of turned views; or the image in 16 bits."""
-        if torch.isfinite(image).all() and (len(self._probes) < _PROBES or row < max(self._probes)):
-            self._probes[row] = image.cpu()
-            self._probes = dict(sorted(self._probes.items())[:_PROBES])
         if self.settings.features == "online":
             return to_sixteen(image)
         return self._turned(image, self.settings.views, self.generator("views", row)).cpu()
@@ -198,27 +185,8 @@ class DifferNet(Trained):
             views = views * (1 + s.brightness * bright[:, None, None, None])
         return self._features(views.clamp(0, 1), s.scales)
 
-    def finish(self, group: Group) -> None:
-        """How large maps of some of the good images get, for the scale of PNG maps."""
-        rows = torch.cat(group.all_gather(torch.tensor(sorted(self._probes), dtype=torch.int64)))
-        chosen = set(rows.sort().values[:_PROBES].tolist())
-        found = torch.zeros(1)
-        for row, image in self._probes.items():
-            if row in chosen:
-                drawn = self.score(image[None].to(self.backbone.device)).map
-                found = found.maximum(drawn.max().cpu())
-        self._ceiling = group.all_reduce(found, "max")[0]
-        self._probes.clear()
-
-    def score(self, images: Tensor) -> Scores:
-        """Section 3.3; images one by one, as sums over a batch depend on its size."""
-        if self.network is None:
-            raise ValueError("this detector is not fitted")
-        found = [self._score(image) for image in images]
-        return Scores(torch.stack([s for s, _ in found]), torch.stack([m for _, m in found]))
-
-    def _score(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Score (), and map (h, w)."""
+    def score_one(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Section 3.3."""
         assert self.network is not None
         count, drawn = self.settings.score_transforms, self.settings.maps == "gradient"
         angles = torch.arange(count, device=image.device) * (2 * math.pi / count)
@@ -247,22 +215,6 @@ class DifferNet(Trained):
         kernel = 2 * math.ceil(4 * sigma) + 1
         return torch.as_tensor(gaussian_blur(gradient, kernel, sigma))
 
-    def map_ceiling(self) -> float:
-        """The largest map value of some good images, or a score like theirs without maps."""
-        return float(self._ceiling)
-
-    def state(self) -> dict[str, Tensor]:
-        """The network's weights, and the largest map value of some good images."""
-        assert self.network is not None
-        return {"ceiling": self._ceiling, **self.network.state_dict()}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take the weights over."""
-        self._ceiling = state["ceiling"].cpu()
-        network = self.new_network()
-        network.load_state_dict({k: v for k, v in state.items() if k != "ceiling"})
-        self.network = network.eval().requires_grad_(False).to(self.backbone.device)
-
 
 def rotated(images: Tensor, angles: Tensor) -> Tensor:
     """Images (B, C, H, W) turned by angles (B,) in radians about their middle; black corners.
@@ -281,14 +233,3 @@ def rotated(images: Tensor, angles: Tensor) -> Tensor:
     )
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode="nearest", align_corners=False)
-
-
-def to_sixteen(image: Tensor) -> Tensor:
-    """An image (3, H, W) in [0, 1] as 16-bit integers, of one channel if all are equal."""
-    grey = bool((image == image[:1]).all())
-    return (image[:1] if grey else image).mul(65535).round().cpu().to(torch.uint16)
-
-
-def from_sixteen(sample: Tensor) -> Tensor:
-    """Undo `to_sixteen`: (3, H, W) in [0, 1]."""
-    return (sample.float() / 65535).expand(3, -1, -1)

@@ -1,4 +1,4 @@
-"""Normalizing flows: invertible networks with a known volume change, built with FrEIA."""
+"""Normalizing flows on vectors: invertible networks with a known volume change, by FrEIA."""
 
 from __future__ import annotations
 
@@ -17,11 +17,19 @@ _GENERATORS = threading.Lock()
 
 
 @contextlib.contextmanager
-def _as_they_were() -> Iterator[None]:
-    kept: Any = np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=[]):
-        yield
-    np.random.set_state(kept)  # noqa: NPY002
+def seeded(seed: int) -> Iterator[None]:
+    """Build a network whose weights and permutations follow from a seed.
+
+    Global generators are then as they were.
+    """
+    with _GENERATORS, torch.random.fork_rng(devices=[]):
+        kept: Any = np.random.get_state()  # noqa: NPY002
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            np.random.set_state(kept)  # noqa: NPY002
 
 
 def soft_clamp(u: Tensor) -> Tensor:
@@ -59,8 +67,7 @@ class VectorFlow(nn.Module):
                 layers += [nn.Linear(before, after), nn.ReLU()]
             return nn.Sequential(*layers, nn.Linear(hidden, outputs))
 
-        with _GENERATORS, _as_they_were():
-            torch.manual_seed(seed)
+        with seeded(seed):
             self._flow = SequenceINN(width)
             for block in range(blocks):
                 self._flow.append(PermuteRandom, seed=block)

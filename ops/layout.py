@@ -26,6 +26,11 @@ def product_file(product: str) -> str:
     return f"{file_name(product)}.safetensors"
 
 
+def picture_file(file: str, name: str) -> str:
+    """The file of a picture that belongs to the tensors of `file`."""
+    return f"{file.removesuffix('.safetensors')}.{name}.png"
+
+
 def _sharded(image_id: str) -> str:
     # Ids are hashes, but an inventory that others wrote may hold anything.
     return f"{file_name(image_id[:2])}/{file_name(image_id)}.png"

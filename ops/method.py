@@ -96,6 +96,8 @@ class Fitted(NamedTuple):
     figures: dict[str, float]
     curves: dict[str, list[float]] = {}  # noqa: RUF012 - read only
     """Values per epoch."""
+    pictures: dict[str, bytes] = {}  # noqa: RUF012 - read only
+    """PNG files by name, for people."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,8 @@ class Method(ABC):
     drift: ClassVar[float] = 0.0
     #: Whether workers must `share` after every round of batches.
     shares: ClassVar[bool] = False
+    #: What is fitted, for methods that know some products by name; a fit sets it.
+    product: str = ""
 
     def __init__(self, settings: Any, backbone: Backbone) -> None:
         """Unfitted; `settings` is an instance of `Settings`."""

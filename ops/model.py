@@ -125,11 +125,15 @@ class ModelCard:
 
 @dataclass(frozen=True)
 class Model:
-    """A model with its tensors: the backbone's, and each product's, which products may share."""
+    """A model with its tensors: the backbone's, and each product's, which products may share.
+
+    Pictures of the fit, PNG by file name, are written with it for people, and never read.
+    """
 
     card: ModelCard
     backbone: dict[str, Tensor]
     products: dict[str, dict[str, Tensor]]
+    pictures: dict[str, bytes] = field(default_factory=dict)
 
     @property
     def detectors(self) -> dict[str, dict[str, Tensor]]:
@@ -165,6 +169,8 @@ def write_model(location: str, model: Model) -> None:
     for file, tensors in model.detectors.items():
         data = save({k: v.contiguous() for k, v in tensors.items()})
         storage.write_bytes(storage.join(location, file), data)
+    for file, picture in model.pictures.items():
+        storage.write_bytes(storage.join(location, file), picture)
     content = {"model_id": model.card.model_id, **model.card.to_json()}
     storage.write_json(card_file, content)
 

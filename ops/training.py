@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,10 @@ from torch import Tensor, nn
 
 from ops.backbone import Backbone
 from ops.group import Group
-from ops.method import Fitted, MapSettings, Method, Notes, Watch
+from ops.method import Fitted, MapSettings, Method, Notes, Scores, Watch
+
+#: Images whose maps say what maps of good images look like.
+_PROBES = 4
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,8 @@ class Trained(Method):
     """A method that trains a network, over epochs, on samples that it keeps of the good images.
 
     Which images make a step follows from the seed, the epoch and the images' numbers alone; each
-    worker takes those it holds, and losses are weighted so that the gradient is the mean over the
-    step, on any number of workers. An image's transformations follow from its number and the epoch.
+    worker takes those it holds, and losses are weighted so that the gradient is that of the step's
+    loss, on any number of workers. An image's transformations follow from its number and the epoch.
     So workers change nothing but the order of sums; a fit that goes on after a lost worker takes
     the same steps again.
     """
@@ -52,6 +55,9 @@ class Trained(Method):
         super().__init__(settings, backbone)
         self.network: nn.Module | None = None
         self._samples: dict[int, Tensor] = {}
+        self._probes: dict[int, Tensor] = {}
+        self._ceiling = torch.zeros(())
+        self._size = (0, 0)
         self._images = self._dropped = 0
 
     @abstractmethod
@@ -63,15 +69,29 @@ class Trained(Method):
         """What is kept of one good image (3, H, W) for training."""
 
     @abstractmethod
-    def inputs(self, samples: list[tuple[int, Tensor]], epoch: int) -> Tensor:
+    def inputs(self, samples: list[tuple[int, Tensor]], epoch: int) -> Any:
         """The network's inputs of some rows' samples, as many of each; (0, ...) of none."""
+
+    @abstractmethod
+    def score_one(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Score () and map (h, w) of one image (3, H, W)."""
 
     def prepare(self, network: nn.Module, group: Group) -> None:
         """Collective: what an untrained network must know of all samples."""
 
-    @abstractmethod
-    def finish(self, group: Group) -> None:
-        """Collective: what is left to do with the trained network."""
+    def begin(self, epoch: int, rows: list[int]) -> None:
+        """An epoch begins, which takes this rank's images in this order."""
+
+    def rate(self, epoch: int) -> float:  # noqa: ARG002 - constant unless a method has a schedule
+        """The learning rate of an epoch."""
+        return self.settings.lr
+
+    def weights(self, losses: Tensor, share: float, group: Group) -> Tensor:  # noqa: ARG002
+        """Collective: what each of this rank's losses (n,) counts in the step's loss, their sum.
+
+        This rank holds `share` of the step's images. Here the loss is the mean over the step.
+        """
+        return losses.new_full((len(losses),), share / max(1, len(losses)))
 
     def optimiser(self, network: nn.Module) -> torch.optim.Optimizer:
         """Over the weights that need gradients."""
@@ -79,15 +99,24 @@ class Trained(Method):
         settings = self.settings
         return torch.optim.Adam(weights, lr=settings.lr, weight_decay=settings.weight_decay)
 
+    def step(self, optimiser: torch.optim.Optimizer) -> None:
+        """Move the weights along their gradients, which are the same on every rank."""
+        optimiser.step()
+
     def gather(self, images: Tensor, rows: Tensor) -> None:
         """Keep a sample of every image."""
         for image, row in zip(images, rows.tolist(), strict=True):
             self._images += 1
-            sample = self.sample(image, row) if torch.isfinite(image).all() else None
-            if sample is not None and torch.isfinite(sample.float()).all():
-                self._samples[row] = sample
-            else:
+            finite = bool(torch.isfinite(image).all())
+            sample = self.sample(image, row) if finite else None
+            if sample is None or not torch.isfinite(sample.float()).all():
                 self._dropped += 1
+                continue
+            self._samples[row] = sample
+            self._size = (image.shape[1], image.shape[2])
+            if len(self._probes) < _PROBES or row < max(self._probes):
+                self._probes[row] = image.cpu()
+                self._probes = dict(sorted(self._probes.items())[:_PROBES])
 
     def fit(self, group: Group, watch: Watch, notes: Notes) -> Fitted:
         """Train for all epochs; the last one counts, as nothing says which is best."""
@@ -96,6 +125,8 @@ class Trained(Method):
         if not len(rows):
             raise ValueError("there is no good image with finite features to fit on")
         counts = group.all_reduce(torch.tensor([self._images, self._dropped])).tolist()
+        height, width = group.all_reduce(torch.tensor(self._size), "max").tolist()
+        self._size = (height, width)  # a rank without images must know it too
         self.network = self.new_network().to(self.backbone.device)
         self.prepare(self.network, group)
         optimiser = self.optimiser(self.network)
@@ -122,21 +153,59 @@ class Trained(Method):
     ) -> float:
         """One pass over all images; the mean loss, which is the same on every rank."""
         total = torch.zeros(1, dtype=torch.float64)
-        for batch in self.batches(rows, epoch):
+        for parameters in optimiser.param_groups:
+            parameters["lr"] = self.rate(epoch)
+        batches = list(self.batches(rows, epoch))
+        self.begin(epoch, [row for batch in batches for row in batch if row in self._samples])
+        for batch in batches:
             mine = [(row, self._samples[row]) for row in batch if row in self._samples]
             losses = model(self.inputs(mine, epoch))
-            each = len(losses) // max(1, len(mine))
-            # Gradients are averaged over ranks: what each holds of the step counts by its share.
-            share = losses.sum() * (group.size / (len(batch) * max(1, each)))
+            weights = self.weights(losses.detach(), len(mine) / len(batch), group)
+            loss = (losses * weights).sum()
             optimiser.zero_grad(set_to_none=True)
-            share.backward()
-            optimiser.step()
-            total += float(share.detach()) * len(batch) / group.size
+            (loss * group.size).backward()  # gradients are averaged over ranks, losses add up
+            self.step(optimiser)
+            total += float(loss.detach()) * len(batch)
         mean = float(group.all_reduce(total)) / len(rows)
         if not math.isfinite(mean):
             told = f"the loss of epoch {epoch + 1} is {mean}"
             raise ValueError(f"{told}; lower the method's lr, which is {self.settings.lr}")
         return mean
+
+    def finish(self, group: Group) -> None:
+        """Collective: how large maps of some of the good images get."""
+        rows = torch.cat(group.all_gather(torch.tensor(sorted(self._probes), dtype=torch.int64)))
+        chosen = set(rows.sort().values[:_PROBES].tolist())
+        found = torch.zeros(1)
+        for row, image in self._probes.items():
+            if row in chosen:
+                drawn = self.score(image[None].to(self.backbone.device)).map
+                found = found.maximum(drawn.max().cpu())
+        self._ceiling = group.all_reduce(found, "max")[0]
+        self._probes.clear()
+
+    def score(self, images: Tensor) -> Scores:
+        """Images one by one, as sums over a batch depend on its size."""
+        if self.network is None:
+            raise ValueError("this detector is not fitted")
+        found = [self.score_one(image) for image in images]
+        return Scores(torch.stack([s for s, _ in found]), torch.stack([m for _, m in found]))
+
+    def map_ceiling(self) -> float:
+        """The largest map value of some of the good images."""
+        return float(self._ceiling)
+
+    def state(self) -> dict[str, Tensor]:
+        """The network's weights, and the largest map value of some good images."""
+        assert self.network is not None
+        return {"ceiling": self._ceiling, **self.network.state_dict()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take the weights over."""
+        self._ceiling = state["ceiling"].cpu()
+        network = self.new_network()
+        network.load_state_dict({k: v for k, v in state.items() if k != "ceiling"})
+        self.network = network.eval().requires_grad_(False).to(self.backbone.device)
 
     def batches(self, rows: Tensor, epoch: int) -> Iterator[list[int]]:
         """The steps of an epoch: row numbers, shuffled; the last may be smaller."""
@@ -144,11 +213,26 @@ class Trained(Method):
         for part in torch.split(rows[order], self.settings.batch):
             yield part.tolist()
 
-    def generator(self, *key: object) -> torch.Generator:
-        """Randomness that follows from the seed and a key alone."""
+    def key(self, *key: object) -> int:
+        """A number of 64 bits that follows from the seed and a key alone."""
         text = repr((self.settings.seed, *key)).encode()
-        seed = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big", signed=True)
-        return torch.Generator().manual_seed(seed)
+        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+
+    def generator(self, *key: object, device: str | torch.device = "cpu") -> torch.Generator:
+        """Randomness that follows from the seed and a key alone."""
+        signed = (self.key(*key) + 2**63) % 2**64 - 2**63
+        return torch.Generator(device).manual_seed(signed)
+
+
+def to_sixteen(image: Tensor) -> Tensor:
+    """An image (3, H, W) in [0, 1] as 16-bit integers, of one channel if all are equal."""
+    grey = bool((image == image[:1]).all())
+    return (image[:1] if grey else image).mul(65535).round().cpu().to(torch.uint16)
+
+
+def from_sixteen(sample: Tensor) -> Tensor:
+    """Undo `to_sixteen`: (3, H, W) in [0, 1]."""
+    return (sample.float() / 65535).expand(3, -1, -1)
 
 
 def _noted(curve: list[float], network: nn.Module, optimiser: torch.optim.Optimizer) -> Any:

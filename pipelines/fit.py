@@ -21,7 +21,7 @@ from ops.backbone import Backbone
 from ops.calibration import Calibration
 from ops.fetch import FetchSettings
 from ops.inventory import Inventory
-from ops.layout import JOINT, Out, product_file
+from ops.layout import JOINT, Out, picture_file, product_file
 from ops.maps import LEVELS, Scale
 from ops.model import Model, ModelCard, ProductCard
 from ops.reading import Read
@@ -86,7 +86,12 @@ def fit(
         }
         | (_lineage(grown) if grown else {}),
     )
-    model = Model(card, backbone, tensors)
+    pictures = {
+        picture_file(cards[name].file, kind): picture
+        for name in chosen.products
+        for kind, picture in found[ALL if request.joint else name].pictures.items()
+    }
+    model = Model(card, backbone, tensors, pictures)
     return _calibrated(model, chosen.held_out, request.fetch, slots, watch)
 
 
@@ -244,7 +249,7 @@ def _calibrated(
         name: replace(p, calibration=Calibration.of(found[name])) if name in found else p
         for name, p in model.card.products.items()
     }
-    return Model(replace(model.card, products=products), model.backbone, model.products)
+    return replace(model, card=replace(model.card, products=products))
 
 
 def _scored(chain: Chain, rows: pa.Table) -> Iterator[pa.Table]:

@@ -68,6 +68,7 @@ def program(config: dict[str, Any]) -> None:
     group = Distributed()
     for name in waiting:
         detector = method_named(request.method)(request.settings, backbone)
+        detector.product = name
         if group.rank == 0 and name in config["grown"]:
             state, figures = config["grown"][name]
             tensors = {key: tensor.clone() for key, tensor in ray.get(state).items()}
@@ -115,7 +116,7 @@ def _fit(name: str, detector: Method, ledger: Any, group: Group) -> bool:
     if group.rank == 0:
         figures = said.figures | {"map_ceiling": detector.map_ceiling()}
         tensors = {key: tensor.cpu() for key, tensor in detector.state().items()}
-        ray.get(ledger.finish.remote(name, Found(figures, said.curves, tensors)))
+        ray.get(ledger.finish.remote(name, Found(figures, said.curves, tensors, said.pictures)))
     return True
 
 

@@ -15,6 +15,7 @@ class Found(NamedTuple):
     figures: dict[str, float]
     curves: dict[str, list[float]]
     tensors: dict[str, Any]
+    pictures: dict[str, bytes]
 
 
 @ray.remote(num_cpus=0)

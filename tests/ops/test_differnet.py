@@ -12,9 +12,10 @@ from PIL import Image, ImageDraw
 from sklearn.metrics import roc_auc_score
 from torchvision.transforms.functional import rotate
 
-from ops.differnet import DifferNet, DifferNetSettings, from_sixteen, rotated, to_sixteen
+from ops.differnet import DifferNet, DifferNetSettings, rotated
 from ops.group import Alone
 from ops.method import Load, Notes
+from ops.training import to_sixteen
 
 SMALL = {"blocks": 2, "hidden": 16, "scales": 2, "views": 6, "epochs": 2, "score_transforms": 6}
 
@@ -116,15 +117,6 @@ def test_brightness_and_contrast_vary_when_asked_to(backbone, images):
     )
     assert plain.shape == varied.shape
     assert not torch.allclose(plain, varied, rtol=1e-3)
-
-
-@pytest.mark.parametrize("levels", [255, 65535])
-def test_images_are_kept_without_loss(levels):
-    values = torch.randint(0, levels + 1, (3, 8, 8)).float() / levels
-    for image, channels in ((values, 3), (values[:1].expand(3, -1, -1), 1)):
-        kept = to_sixteen(image)
-        assert len(kept) == channels
-        torch.testing.assert_close(from_sixteen(kept), image, rtol=0, atol=1e-7)
 
 
 def test_its_demand_is_what_a_fit_then_takes(backbone, images):

@@ -36,8 +36,11 @@ SMALL = {
         "batch": 3,
         "lr": 3e-3,
     },
+    "fastflow": {"blocks": 2, "hidden": 0.1, "epochs": 2, "batch": 4},
+    "csflow": {"scales": 2, "blocks": 1, "hidden": 2, "epochs": 1, "batch": 4},
     "padim": {"dim": 24},
     "spade": {"retrieved": 3},
+    "ssnf": {"blocks": 2, "hidden": 4, "heads": 1, "epochs": 1, "batch": 4, "cut": 1e9},
 }
 BLOBS = [(20, 40), (45, 18), (32, 32)]
 GOOD = 7

@@ -127,6 +127,16 @@ def test_writing_it_again_changes_nothing_and_another_one_is_refused(model, fold
     assert {item.name: item.version for item in storage.listing(folder)} == before
 
 
+def test_pictures_lie_beside_the_tensors_and_change_neither_model_nor_id(model, tmp_path):
+    file = layout.picture_file(model.card.products["../bolt #1%"].file, "synthetic")
+    location = str(tmp_path / "model")
+    write_model(location, dataclasses.replace(model, pictures={file: b"PNG"}))
+    assert (tmp_path / "model" / "%2E.%2Fbolt %231%25.synthetic.png").read_bytes() == b"PNG"
+    read = read_model(location)
+    assert read.card == model.card
+    assert read.card.model_id == model.card.model_id
+
+
 def test_model_json_is_written_last(model, tmp_path, monkeypatch):
     written, write = [], storage.write_bytes
     monkeypatch.setattr(

@@ -5,22 +5,45 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ops.differnet import DifferNet, DifferNetSettings
+from ops.csflow import CsFlow
+from ops.differnet import DifferNet
+from ops.fastflow import FastFlow
 from ops.group import Alone, Group
 from ops.method import Notes
+from ops.ssnf import Ssnf
+from ops.training import from_sixteen, to_sixteen
 from tests.ops.threads import together
 
 SMALL = {
-    "blocks": 2,
-    "hidden": 16,
-    "scales": 1,
-    "views": 4,
-    "transforms": 2,
-    "epochs": 5,
-    "batch": 3,
-    "score_transforms": 2,
-    "maps": "none",
+    DifferNet: {
+        "blocks": 2,
+        "hidden": 16,
+        "scales": 1,
+        "views": 4,
+        "transforms": 2,
+        "epochs": 5,
+        "batch": 3,
+        "score_transforms": 2,
+        "maps": "none",
+    },
+    CsFlow: {"scales": 2, "blocks": 1, "hidden": 2, "epochs": 5, "batch": 4},
+    FastFlow: {"blocks": 1, "hidden": 0.1, "epochs": 5, "batch": 4},
+    Ssnf: {
+        "blocks": 1,
+        "hidden": 4,
+        "heads": 1,
+        "stack": "conv",
+        "epochs": 5,
+        "batch": 4,
+        "cut": 1e9,
+    },
 }
+
+every_kind = pytest.mark.parametrize("kind", SMALL, ids=lambda kind: kind.name)
+#: CS-Flow's training has nothing that FastFlow's has not, and takes longer.
+kinds_of_training = pytest.mark.parametrize(
+    "kind", [DifferNet, FastFlow, Ssnf], ids=lambda kind: kind.name
+)
 
 
 class Kept(Notes):
@@ -41,8 +64,8 @@ def images():
     return torch.rand(7, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
-def gathered(backbone, images, rows=range(7), **settings):
-    detector = DifferNet(DifferNetSettings(**SMALL | settings), backbone)
+def gathered(backbone, images, rows=range(7), kind=DifferNet, **settings):
+    detector = kind(kind.Settings(**SMALL[kind] | settings), backbone)
     rows = list(rows)
     if rows:
         detector.gather(images[rows], torch.tensor(rows))
@@ -76,13 +99,14 @@ def test_the_first_loss_is_the_mean_over_all_views_of_all_images(backbone, image
     network = detector.new_network()
     samples = [(row, detector._samples[row]) for row in range(7)]
     detector.network = network
-    expected = float(network(detector.inputs(samples, 0)).mean())
+    expected = float(network(detector.inputs(samples, 0)).mean().detach())
     curve = detector.fit(Alone(), nobody, Notes()).curves["loss"]
     assert curve == [pytest.approx(expected, rel=1e-6)]
 
 
-def test_a_fit_that_was_broken_off_ends_as_if_it_had_not_been(backbone, images):
-    whole = gathered(backbone, images)
+@kinds_of_training
+def test_a_fit_that_was_broken_off_ends_as_if_it_had_not_been(kind, backbone, images):
+    whole = gathered(backbone, images, kind=kind)
     curve = whole.fit(Alone(), nobody, Notes()).curves["loss"]
 
     def break_off(stage, done, of):
@@ -91,21 +115,22 @@ def test_a_fit_that_was_broken_off_ends_as_if_it_had_not_been(backbone, images):
 
     notes = Kept()
     with pytest.raises(InterruptedError):
-        gathered(backbone, images).fit(Alone(), break_off, notes)
+        gathered(backbone, images, kind=kind).fit(Alone(), break_off, notes)
     assert len(notes.found) == 2
-    again = gathered(backbone, images)
+    again = gathered(backbone, images, kind=kind)
     assert again.fit(Alone(), nobody, notes).curves["loss"] == curve
     assert len(notes.found) == 5
     for key, value in whole.state().items():
         assert torch.equal(again.state()[key], value)
 
 
-def test_a_broken_fit_may_go_on_with_other_workers(backbone, images):
-    curve = gathered(backbone, images).fit(Alone(), nobody, Notes()).curves["loss"]
+@kinds_of_training
+def test_a_broken_fit_may_go_on_with_other_workers(kind, backbone, images):
+    curve = gathered(backbone, images, kind=kind).fit(Alone(), nobody, Notes()).curves["loss"]
     notes = Kept()
     with pytest.raises(InterruptedError):
-        gathered(backbone, images).fit(Alone(), _broken_at(2), notes)
-    halves = [gathered(backbone, images, rows) for rows in (range(0, 7, 2), range(1, 7, 2))]
+        gathered(backbone, images, kind=kind).fit(Alone(), _broken_at(2), notes)
+    halves = [gathered(backbone, images, rows, kind) for rows in (range(0, 7, 2), range(1, 7, 2))]
 
     def program(group: Group):
         return halves[group.rank].fit(group, nobody, notes).curves["loss"]
@@ -122,11 +147,18 @@ def _broken_at(epoch):
     return watch
 
 
-def test_gradients_reach_every_weight(backbone, images):
-    detector = gathered(backbone, images)
-    network = detector.new_network()
+@every_kind
+def test_gradients_reach_every_weight(kind, backbone, images):
+    detector = gathered(backbone, images, kind=kind)
+    network = detector.new_network().train()
     detector.network = network
+    detector.prepare(network, Alone())
+    detector.begin(0, list(range(7)))
     samples = [(row, detector._samples[row]) for row in range(7)]
+    with torch.no_grad():
+        for weight in network.parameters():
+            if not weight.any():
+                weight.fill_(0.1)  # a factor of zero holds back what lies behind it
     network(detector.inputs(samples, 0)).mean().backward()
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
     assert trained
@@ -138,3 +170,12 @@ def test_gradients_reach_every_weight(backbone, images):
 def test_a_loss_that_is_no_number_ends_the_fit_and_names_the_setting(backbone, images):
     with pytest.raises(ValueError, match=r"the loss of epoch \d+ is (nan|inf); lower .* lr"):
         gathered(backbone, images, lr=1e12, epochs=20).fit(Alone(), nobody, Notes())
+
+
+@pytest.mark.parametrize("levels", [255, 65535])
+def test_images_are_kept_without_loss(levels):
+    values = torch.randint(0, levels + 1, (3, 8, 8)).float() / levels
+    for image, channels in ((values, 3), (values[:1].expand(3, -1, -1), 1)):
+        kept = to_sixteen(image)
+        assert len(kept) == channels
+        torch.testing.assert_close(from_sixteen(kept), image, rtol=0, atol=1e-7)

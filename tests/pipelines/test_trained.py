@@ -10,13 +10,15 @@ import torch
 
 from ops.backbone import Backbone, BackboneSettings
 from ops.detecting import to_images
-from ops.differnet import DifferNet, DifferNetSettings
+from ops.differnet import DifferNetSettings
 from ops.group import Alone
 from ops.layout import JOINT
 from ops.method import Notes
+from ops.methods import method_named
 from ops.model import read_model, write_model
 from ops.reading import Read
 from ops.resize import InputSettings
+from ops.ssnf import SsnfSettings
 from pipelines import fit, fit_worker, plan
 from pipelines.cluster import Slots
 from pipelines.ledger import DetectorNotes
@@ -82,21 +84,18 @@ def _deadly(config):
         fit_worker.program(config)
 
 
-def alone(inventory):
+def alone(inventory, asked):
     """The same fit in one process that nobody disturbs."""
-    chosen = split(inventory, request())
-    backbone = Backbone(request().backbone)
-    detector = DifferNet(SETTINGS, backbone)
-    images = to_images(
-        Read(request().input, request().decode, request().fetch)(chosen.fit), request().input, "cpu"
-    )
+    chosen = split(inventory, asked)
+    detector = method_named(asked.method)(asked.settings, Backbone(asked.backbone))
+    images = to_images(Read(asked.input, asked.decode, asked.fetch)(chosen.fit), asked.input, "cpu")
     detector.gather(images, torch.arange(len(images)))
     said = detector.fit(Alone(), nothing, Notes())
     return detector, said
 
 
 def test_two_workers_of_which_one_died_train_what_one_process_trains(model, inventory):
-    detector, said = alone(inventory)
+    detector, said = alone(inventory, request())
     card = model.card.products["washer"]
     assert card.curves["loss"] == pytest.approx(said.curves["loss"], rel=1e-3)
     assert len(card.curves["loss"]) == 6
@@ -104,6 +103,22 @@ def test_two_workers_of_which_one_died_train_what_one_process_trains(model, inve
     for name, tensor in detector.state().items():
         found = model.products["washer"][name]
         torch.testing.assert_close(found, tensor, rtol=1e-3, atol=1e-3 * float(tensor.abs().max()))
+
+
+def test_synthetic_defects_are_the_same_whichever_worker_makes_them(inventory, tmp_path):
+    settings = SsnfSettings(blocks=2, hidden=4, heads=1, epochs=3, batch=4, cut=1e9)
+    asked = request(method="ssnf", settings=settings, holdout=0.0)
+    found = fit.fit(inventory, asked, SLOTS, nothing)
+    detector, said = alone(inventory, asked)
+    card = found.card.products["washer"]
+    assert card.curves["loss"] == pytest.approx(said.curves["loss"], rel=1e-3)
+    assert card.figures["pushed"] == said.figures["pushed"] > 0
+    for name, tensor in detector.state().items():
+        bound = 1e-3 * float(tensor.abs().max())
+        torch.testing.assert_close(found.products["washer"][name], tensor, rtol=1e-3, atol=bound)
+    write_model(str(tmp_path / "model"), found)
+    sheet = tmp_path / "model" / "_joint.synthetic.png"
+    assert sheet.read_bytes() == said.pictures["synthetic"]
 
 
 def test_products_share_one_detector_and_have_calibrations_of_their_own(model):

@@ -1,0 +1,156 @@
+"""CS-Flow (Rudolph et al., WACV 2022): likelihood of a feature map at several scales at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ops.backbone import Backbone
+from ops.method import Demand, Load, Rehearsal, Shape
+from ops.scale_flow import ScaleFlow
+from ops.training import Trained, TrainingSettings, from_sixteen, to_sixteen
+
+#: Numbers that a coupling keeps of each that passes it, beside those of its subnets.
+_KEPT = 7
+#: Unseen good images lie farther out than those that a flow was trained on, defects farther still.
+_ROOM = 8
+
+
+@dataclass(frozen=True)
+class CsFlowSettings(TrainingSettings):
+    """Settings of CS-Flow."""
+
+    epochs: int = 240
+    """How often training goes over all images."""
+    batch: int = 16
+    """Images of a step, over all workers together."""
+    scales: int = 3
+    """Each scale sees the image at half the size of the one before."""
+    blocks: int = 4
+    """Couplings of the flow."""
+    hidden: int = 1024
+    """Channels within a subnet."""
+    clip: float = 1.0
+    """Longer gradients are shortened to so much."""
+    sigma: float = 0.0
+    """Standard deviation in input pixels of a Gaussian over maps; 0 = none, as in the paper."""
+
+
+class CsFlow(Trained):
+    """A flow from a feature map at several scales to a normal distribution.
+
+    The image score is the mean of z^2 / 2 over everything, the map that over the channels of the
+    finest scale; the volume change is no part of either. Of several layers the coarser are resized
+    to the first and laid upon each other (our choice; the paper has one).
+    """
+
+    name = "csflow"
+    Settings = CsFlowSettings
+    settings: CsFlowSettings
+    network: ScaleFlow | None
+
+    def __init__(self, settings: CsFlowSettings, backbone: Backbone) -> None:
+        """Untrained."""
+        super().__init__(settings, backbone)
+        self._shapes: list[Shape] = []
+
+    @classmethod
+    def demand(cls, settings: CsFlowSettings, load: Load) -> Demand:
+        """What the flow takes; what a step keeps is most of it."""
+        shapes = _shapes(settings, load)
+        weights = 4 * ScaleFlow.parameters_of(shapes, settings.blocks, settings.hidden)
+        elements = sum(math.prod(shape) for shape in shapes)
+        within = 2 * settings.hidden * elements / load.channels
+        step = int(4 * settings.blocks * (_KEPT * elements + 2 * within))
+        return Demand(
+            vectors=load.images * sum(h * w for _, h, w in shapes),
+            kept=0,
+            fit_bytes=6 * weights
+            + load.share * 2 * 3 * load.size**2
+            + min(settings.batch, load.share) * step,
+            score_bytes=2 * weights + step,
+            model_bytes=weights,
+            remedy="lower --csflow.batch, --csflow.hidden or --csflow.blocks",
+        )
+
+    @classmethod
+    def rehearsal(cls, settings: CsFlowSettings, load: Load) -> Rehearsal:
+        """A step of one image, behind the backbone."""
+        shapes = _shapes(settings, load)
+        network = ScaleFlow(shapes, settings.blocks, settings.hidden, 0)
+        maps = [torch.zeros(1, *shape) for shape in shapes]
+        times = settings.epochs * load.images / load.workers
+        return Rehearsal(lambda: network(maps).sum().backward(), times)
+
+    def new_network(self) -> ScaleFlow:
+        """As wide as all layers together."""
+        if not self._shapes:
+            maps = self.features(torch.zeros(1, 3, *self._size, device=self.backbone.device))
+            self._shapes = [(m.shape[1], m.shape[2], m.shape[3]) for m in maps]
+        s = self.settings
+        return ScaleFlow(self._shapes, s.blocks, s.hidden, s.seed)
+
+    def optimiser(self, network: nn.Module) -> torch.optim.Optimizer:
+        """As the authors set it."""
+        s = self.settings
+        return torch.optim.Adam(network.parameters(), s.lr, eps=1e-4, weight_decay=s.weight_decay)
+
+    def step(self, optimiser: torch.optim.Optimizer) -> None:
+        """With bounded gradients."""
+        assert self.network is not None
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
+        optimiser.step()
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> list[Tensor]:
+        """(n, 3, H, W) -> (n, C, h, w) of each scale; smaller images by leaving pixels out."""
+        found = []
+        for scale in range(self.settings.scales):
+            size = (images.shape[2] >> scale, images.shape[3] >> scale)
+            small = F.interpolate(images, size=size, mode="nearest") if scale else images
+            layers = self.backbone(small)
+            fine = layers[0].shape[2:]
+            same = [F.interpolate(x, size=fine, mode="bilinear") for x in layers[1:]]
+            found.append(torch.cat([layers[0], *same], dim=1))
+        return found
+
+    def sample(self, image: Tensor, row: int) -> Tensor:  # noqa: ARG002 - nothing is drawn
+        """The image: smaller than its features."""
+        return to_sixteen(image)
+
+    def inputs(self, samples: list[tuple[int, Tensor]], epoch: int) -> list[Tensor]:  # noqa: ARG002
+        """Feature maps; the same in each epoch."""
+        none = torch.empty(0, 3, *self._size)
+        images = torch.cat([none, *(from_sixteen(sample)[None] for _, sample in samples)])
+        return self.features(images.to(self.backbone.device))
+
+    @torch.inference_mode()
+    def score_one(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Section 3.4; the map (h, w) is as large as the finest scale."""
+        assert self.network is not None
+        latents, _ = self.network.latents(self.features(image[None]))
+        squares = [latent[0].square() / 2 for latent in latents]
+        return torch.cat([s.flatten() for s in squares]).mean(), squares[0].mean(dim=0)
+
+    def map_ceiling(self) -> float:
+        """Of some of the good images, with room."""
+        return _ROOM * super().map_ceiling()
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take the weights over, and the shapes that they are for."""
+        self._shapes = [(c, h, w) for c, h, w in state["shapes"].tolist()]
+        super().load_state(state)
+
+
+def _shapes(settings: CsFlowSettings, load: Load) -> list[Shape]:
+    """Of each scale, if sizes halve exactly."""
+    _, height, width = load.layers[0]
+    return [
+        (load.channels, max(1, height >> scale), max(1, width >> scale))
+        for scale in range(settings.scales)
+    ]

@@ -1,0 +1,72 @@
+"""CS-Flow against its definition."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ops.csflow import CsFlow, CsFlowSettings
+from ops.group import Alone
+from ops.method import Load, Notes
+from tests.ops.test_fastflow import kept_bytes
+
+SMALL = {"scales": 2, "blocks": 2, "hidden": 6, "epochs": 2, "batch": 3}
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def fitted(backbone, images):
+    detector = CsFlow(CsFlowSettings(**SMALL), backbone)
+    detector.gather(images, torch.arange(len(images)))
+    detector.fit(Alone(), lambda *_: None, Notes())
+    return detector
+
+
+def test_features_are_of_each_scale_layers_laid_upon_each_other(fitted, backbone, images):
+    whole, half = fitted.features(images)
+    assert torch.equal(whole[:, :128], backbone(images)[0])
+    small = backbone(images[:, :, ::2, ::2].contiguous())
+    assert torch.equal(half[:, :128], small[0])
+    coarse = F.interpolate(small[1], size=small[0].shape[2:], mode="bilinear")
+    assert torch.equal(half[:, 128:], coarse)
+
+
+def test_the_score_is_over_all_scales_and_the_map_over_the_finest(fitted, images):
+    found = fitted.score(images[:1])
+    with torch.no_grad():
+        latents, _ = fitted.network.latents(fitted.features(images[:1]))
+    squares = torch.cat([latent.flatten() for latent in latents]).square()
+    assert float(found.image[0]) == pytest.approx(float(squares.mean()) / 2, rel=1e-6)
+    torch.testing.assert_close(found.map[0], latents[0][0].square().mean(dim=0) / 2)
+
+
+def test_a_step_is_no_longer_than_it_may_be(fitted, monkeypatch):
+    monkeypatch.setattr(fitted, "network", fitted.new_network())
+    weights = list(fitted.network.parameters())
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    optimiser = torch.optim.SGD(weights, lr=1.0)
+    before = torch.cat([weight.detach().flatten() for weight in weights])
+    fitted.step(optimiser)
+    after = torch.cat([weight.detach().flatten() for weight in weights])
+    assert float((after - before).norm()) == pytest.approx(1.0, rel=1e-3)
+
+
+def test_its_demand_is_what_a_fit_then_takes(backbone, images):
+    shapes = [tuple(layer.shape[1:]) for layer in backbone(images[:1])]
+    detector = CsFlow(CsFlowSettings(**SMALL | {"hidden": 64}), backbone)
+    detector.gather(images, torch.arange(3))
+    demand = CsFlow.demand(detector.settings, Load(64, shapes, 3, 1))
+    kept = kept_bytes(detector, images)
+    trained = sum(4 * p.numel() for p in detector.new_network().parameters())
+    assert demand.model_bytes == trained
+    activations = demand.fit_bytes - 6 * trained - 3 * 2 * 3 * 64 * 64
+    assert kept <= activations <= 1.6 * kept
+    rehearsal = CsFlow.rehearsal(detector.settings, Load(64, shapes, 48, 2))
+    rehearsal.work()
+    assert rehearsal.times == 2 * 48 / 2

@@ -1,0 +1,105 @@
+"""FastFlow against its definition."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ops.fastflow import FastFlow, FastFlowSettings
+from ops.group import Alone
+from ops.map_flows import MapFlows
+from ops.method import Load, Notes
+
+SMALL = {"blocks": 3, "hidden": 0.1, "epochs": 2, "batch": 3}
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def fitted(backbone, images):
+    detector = FastFlow(FastFlowSettings(**SMALL), backbone)
+    detector.gather(images, torch.arange(len(images)))
+    detector.fit(Alone(), lambda *_: None, Notes())
+    return detector
+
+
+def test_a_map_has_the_order_of_the_papers_and_the_score_is_its_maximum(fitted, backbone, images):
+    found = fitted.score(images[:1])
+    with torch.no_grad():
+        latents = [latent for latent, _ in fitted.network.latents(backbone(images[:1]))]
+        layers = [-torch.exp(-z.square().mean(dim=1, keepdim=True).double() / 2) for z in latents]
+        large = [F.interpolate(m, size=(64, 64), mode="bilinear") for m in layers]
+    papers = (sum(large) / len(large))[0, 0]
+    assert found.map.shape == (1, 64, 64)
+    torch.testing.assert_close(-(-found.map[0].double()).exp(), papers, rtol=1e-5, atol=0)
+    assert float(found.image[0]) == float(found.map.max())
+
+
+def test_kernels_alternate_unless_told_otherwise(backbone):
+    def kernels(kind):
+        settings = FastFlowSettings(blocks=3, kernels=kind)
+        built = [subnet(4, 4) for subnet in FastFlow(settings, backbone).subnets()]
+        convolutions = [[p for p in net if isinstance(p, nn.Conv2d)] for net in built]
+        return [{c.kernel_size[0] for c in net} for net in convolutions]
+
+    assert kernels("alternating") == [{3}, {1}, {3}]
+    assert kernels("3x3") == [{3}, {3}, {3}]
+
+
+def test_the_size_of_the_authors_flow_on_resnet18(backbone):
+    """8 couplings with as many hidden channels as come in, 3 x 3, on 64 channels at 64 x 64."""
+    subnets = FastFlow(FastFlowSettings(kernels="3x3"), backbone).subnets()
+    subnet = (32 * 32 * 9 + 32) + (32 * 64 * 9 + 64)
+    expected = 8 * (subnet + 2 * 64) + 2 * 64**3
+    assert MapFlows.trained_of([(64, 64, 64)], subnets, "trained") == expected
+
+
+def test_its_demand_is_what_a_fit_then_takes(fitted, backbone, images):
+    shapes = [tuple(layer.shape[1:]) for layer in backbone(images[:1])]
+    demand = FastFlow.demand(fitted.settings, Load(64, shapes, 4, 1))
+    weights = list(fitted.network.parameters())
+    assert demand.model_bytes == sum(4 * p.numel() for p in weights)
+    assert demand.vectors == 4 * (15 * 15 + 7 * 7)
+    kept = kept_bytes(fitted, images[:3])
+    trained = sum(4 * p.numel() for p in weights if p.requires_grad)
+    activations = demand.fit_bytes - 6 * trained - 2 * (demand.model_bytes - trained)
+    activations -= 4 * 2 * 3 * 64 * 64
+    assert kept <= activations <= 1.6 * kept
+
+
+def kept_bytes(detector, images):
+    """What autograd keeps of a step on these images, beside weights."""
+    network = detector.new_network()
+    weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        losses = network(detector.features(images))
+    assert torch.isfinite(losses).all()
+    return sum(size for size, _ in kept.values())
+
+
+def test_a_rehearsal_is_a_step_of_one_image(backbone, images):
+    shapes = [tuple(layer.shape[1:]) for layer in backbone(images[:1])]
+    rehearsal = FastFlow.rehearsal(FastFlowSettings(**SMALL), Load(64, shapes, 48, 2))
+    rehearsal.work()
+    assert rehearsal.times == 2 * 48 / 2
+
+
+def test_maps_of_defects_have_room(fitted, images):
+    largest = max(float(drawn.max()) for drawn in fitted.score(images).map)
+    assert fitted.map_ceiling() == pytest.approx(8 * largest)
+    assert math.isfinite(largest)

@@ -1,0 +1,130 @@
+"""Flows on maps against independent computations, in float64."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.stats import norm
+from torch import Tensor
+
+from ops.map_flows import MapFlows, surprise
+from ops.subnets import convolutions
+
+SHAPES = [(4, 3, 3), (3, 2, 2)]
+SUBNETS = [convolutions(3, 1.0), convolutions(1, 0.5), convolutions(3, 1.0)]
+
+
+@pytest.fixture
+def flows() -> MapFlows:
+    """With scales and shifts that have moved."""
+    flows = MapFlows(SHAPES, SUBNETS, 2.0, "plain", seed=1).double()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, weight in flows.named_parameters():
+            if weight.requires_grad:
+                far = 3.0 if "subnet" in name else 0.3
+                weight.add_(far * torch.randn(weight.shape, generator=generator).double())
+    return flows
+
+
+def maps(count: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    drawn = [torch.randn(count, *shape, generator=generator).double() * 3 + 1 for shape in SHAPES]
+    return [(m - m.mean((1, 2, 3), True)) / m.std((1, 2, 3), False, keepdim=True) for m in drawn]
+
+
+def test_the_inverse_undoes_it(flows):
+    given = maps(5)
+    latents = [latent for latent, _ in flows.latents(given)]
+    assert all(not torch.allclose(a, b, atol=0.1) for a, b in zip(latents, given, strict=True))
+    for back, layer in zip(flows.inverse(latents), given, strict=True):
+        torch.testing.assert_close(back, layer, rtol=0, atol=1e-4)  # a norm has its epsilon
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_the_volume_change_is_the_determinant_of_the_jacobian(flows, layer):
+    flow, given = flows._flows[layer], maps(3)[layer]
+    _, volume = flow(given)
+    for image, found in zip(given, volume, strict=True):
+        jacobian = torch.autograd.functional.jacobian(lambda x: flow(x[None])[0][0], image)
+        square = jacobian.reshape(image.numel(), image.numel())
+        assert abs(float(found.detach())) > 0.1
+        expected = float(torch.linalg.slogdet(square)[1])
+        assert float(found.detach()) == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_loss_is_minus_the_log_likelihood_of_each_image_constants_included(flows):
+    given = maps(4)
+    expected = np.zeros(4)
+    for latent, volume in flows.latents(given):
+        logs = norm.logpdf(latent.detach().numpy()).sum(axis=(1, 2, 3))
+        expected -= logs + volume.detach().numpy()
+    np.testing.assert_allclose(flows(given).detach().numpy(), expected, rtol=1e-12)
+
+
+def test_of_no_image_there_is_no_loss_and_the_gradients_are_zero(flows):
+    losses = flows([layer[:0] for layer in maps(1)])
+    assert losses.shape == (0,)
+    losses.sum().backward()
+    for name, weight in flows.named_parameters():
+        if weight.requires_grad:
+            assert weight.grad is not None, name
+            assert not weight.grad.any(), name
+
+
+def test_maps_are_normalised_over_all_their_values_first():
+    flows = MapFlows(SHAPES, [], 2.0, "trained", seed=0).double()
+    for (latent, volume), layer in zip(flows.latents(maps(2)), maps(2), strict=True):
+        torch.testing.assert_close(
+            latent, F.layer_norm(layer * 7 + 3, layer.shape[1:]), atol=1e-4, rtol=0
+        )
+        assert not volume.any() if torch.is_tensor(volume) else volume == 0
+
+
+@pytest.mark.parametrize("kind", ["trained", "plain"])
+def test_weights_are_counted_beforehand(kind):
+    flows = MapFlows(SHAPES, SUBNETS, 2.0, kind, seed=0)
+    trained = sum(p.numel() for p in flows.parameters() if p.requires_grad)
+    fixed = sum(p.numel() for p in flows.parameters() if not p.requires_grad)
+    assert MapFlows.trained_of(SHAPES, SUBNETS, kind) == trained
+    assert MapFlows.fixed_of(SHAPES, len(SUBNETS)) == fixed
+
+
+def test_a_seed_decides_weights_and_permutations_and_global_generators_stay():
+    numpys, torchs = np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
+    one, same, other = (
+        MapFlows([(8, 2, 2)], SUBNETS, 2.0, "plain", seed).state_dict() for seed in (5, 5, 6)
+    )
+    assert (np.random.get_state()[1] == numpys).all()  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), torchs)
+    assert all(torch.equal(one[key], same[key]) for key in one)
+    permutations = [key for key in one if key.endswith("w_perm")]
+    assert len(permutations) == 3
+    assert any(not torch.equal(one[key], other[key]) for key in permutations)
+
+
+def test_surprise_is_ordered_as_the_negative_mean_of_up_sampled_densities():
+    generator = torch.Generator().manual_seed(0)
+    densities = [torch.rand(4, 4, generator=generator), torch.rand(2, 2, generator=generator)]
+    large = [
+        F.interpolate(d[None, None], size=(8, 8), mode="bilinear", align_corners=False)[0, 0]
+        for d in densities
+    ]
+    papers = -sum(large) / 2
+    found = surprise(densities, torch.Size((8, 8)))
+    assert torch.equal(found.flatten().argsort(), papers.flatten().argsort())
+    assert float(found.min()) >= 0
+
+
+def test_surprise_tells_apart_what_float32_would_not_and_is_never_infinite():
+    unlikely = torch.tensor([[1.0, 1e-30, 1e-300, 0.0]], dtype=torch.float64)
+    found = surprise([unlikely], torch.Size((1, 4)))
+    assert float(found[0, 0]) == 0
+    assert found[0].diff().min() > 10
+    assert float(found[0, 2]) == pytest.approx(300 * math.log(10))
+    assert torch.isfinite(found).all()
+    assert torch.isnan(surprise([unlikely * torch.nan], torch.Size((1, 4)))).all()

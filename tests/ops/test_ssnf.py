@@ -1,0 +1,229 @@
+"""SSNF: the gate, its synthetic images, and what both have to do with workers: nothing."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from ops.group import Alone
+from ops.method import Load, Notes
+from ops.ssnf import Ssnf, SsnfSettings, ahead, gate, shared
+from ops.training import to_sixteen
+from tests.ops.test_fastflow import kept_bytes
+from tests.ops.threads import together
+
+SMALL = {"blocks": 2, "hidden": 4, "heads": 1, "epochs": 2, "batch": 3, "cut": 1e9}
+INFINITE = float("inf")
+
+
+@pytest.fixture(scope="module")
+def images():
+    """The last one is grey."""
+    drawn = torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    drawn[4] = drawn[4, :1]
+    return drawn
+
+
+def new(backbone, images, **settings):
+    detector = Ssnf(SsnfSettings(**SMALL | settings), backbone)
+    detector.gather(images, torch.arange(len(images)))
+    return detector
+
+
+def loss(good, synthetic, cut=INFINITE, changed=None):
+    good, synthetic = torch.tensor(good), torch.tensor(synthetic)
+    changed = torch.ones(len(synthetic), dtype=torch.bool) if changed is None else changed
+    found = gate(good, synthetic, torch.as_tensor(changed), cut, Alone())
+    return float((found.weights * torch.cat([good, synthetic])).sum()), found.pushed
+
+
+def test_the_gate_lets_no_synthetic_image_through_that_is_unlikelier_than_all_good_ones():
+    assert loss([1.0, 3.0], [3.0, 9.0]) == (2.0, 0)
+
+
+def test_the_gate_lets_through_what_is_likelier_than_the_worst_good_one():
+    assert loss([1.0, 3.0], [2.5, 9.0]) == (0.5 * 2.0 - 0.5 * 2.5, 1)
+    assert loss([1.0, 3.0], [2.5, 0.5]) == (0.5 * 2.0 - 0.5 * 1.5, 2)
+
+
+def test_the_gate_is_shut_beyond_the_cut():
+    assert loss([1.0, 3.0], [2.5, 0.5], cut=2.0) == (0.5 * 2.0 - 0.5 * 0.5, 1)
+    assert loss([1.0, 3.0], [2.5, 2.1], cut=2.0) == (2.0, 0)
+
+
+def test_an_image_that_stayed_good_is_not_pushed_away():
+    assert loss([1.0, 3.0], [1.0, 2.0], changed=[False, True]) == (0.0, 1)
+
+
+@pytest.mark.parametrize("synthetic", [[2.5, 0.2, 9.0, 5.9, 6.0, 1.0], [7.0] * 6])
+@pytest.mark.parametrize("split", [[6], [3, 3], [1, 5], [6, 0], [0, 2, 4], [1, 1, 1, 1, 1, 1]])
+def test_the_gate_is_the_same_for_any_split_of_a_step_over_ranks(split, synthetic):
+    good = torch.tensor([1.0, 6.0, 3.0, 2.0, 4.0, 5.0])
+    synthetic, changed = torch.tensor(synthetic), torch.tensor([True] * 5 + [False])
+    whole = gate(good, synthetic, changed, 1e5, Alone())
+    parts = [part.split(split) for part in (good, synthetic, changed)]
+
+    def program(group):
+        return gate(*(part[group.rank] for part in parts), 1e5, group)
+
+    found = together(len(split), program)
+    assert {part.pushed for part in found} == {whole.pushed}
+    of_good, of_synthetic = zip(
+        *(part.weights.chunk(2) for part in found if len(part.weights)), strict=True
+    )
+    torch.testing.assert_close(torch.cat([*of_good, *of_synthetic]), whole.weights)
+
+
+def test_every_synthetic_image_follows_from_seed_epoch_and_number_alone(backbone, images):
+    whole = new(backbone, images)
+    whole.prepare(torch.nn.Identity(), Alone())
+
+    def program(group):
+        mine = [row for row in range(5) if row % 2 == group.rank]
+        half = Ssnf(SsnfSettings(**SMALL), backbone)
+        half.gather(images[mine], torch.tensor(mine))
+        half.prepare(torch.nn.Identity(), group)
+        return {row: half.synthetic(half._samples[row], row, 1) for row in mine}
+
+    for made in together(2, program):
+        for row, found in made.items():
+            expected = whole.synthetic(whole._samples[row], row, 1)
+            assert (found.picture == expected.picture).all()
+            assert (found.mask == expected.mask).all()
+    one, next_ = (whole.synthetic(whole._samples[0], 0, epoch) for epoch in (1, 2))
+    assert (one.picture != next_.picture).any()
+
+
+def test_patches_come_from_another_image_unless_there_is_none(backbone):
+    plain = torch.zeros(2, 3, 64, 64)
+    plain[1, :, ::2] = 1
+    detector = new(backbone, plain)
+    detector.prepare(torch.nn.Identity(), Alone())
+    striped = detector.synthetic(detector._samples[0], 0, 0)
+    assert np.ptp(striped.picture) > 0.2  # stripes of the other one
+    single = new(backbone, plain[1:])
+    single.prepare(torch.nn.Identity(), Alone())
+    assert single.synthetic(single._samples[0], 0, 0).mask.any()
+
+
+def test_fewer_sources_can_be_held_and_are_the_same_on_every_rank(backbone, images):
+    def program(group):
+        mine = [row for row in range(5) if row % 2 == group.rank]
+        half = Ssnf(SsnfSettings(**SMALL, sources=2), backbone)
+        half.gather(images[mine], torch.tensor(mine))
+        half.prepare(torch.nn.Identity(), group)
+        return list(half._sources)
+
+    one, other = together(2, program)
+    assert one == other
+    assert len(one) == 2
+
+
+def test_shared_samples_arrive_whole_on_every_rank(images):
+    samples = {row: to_sixteen(image) for row, image in enumerate(images)}
+
+    def program(group):
+        mine = {row: s for row, s in samples.items() if row % 2 == group.rank}
+        return shared(mine, [0, 1, 4], group)
+
+    for found in together(3, program):  # the third has none
+        assert list(found) == [0, 1, 4]
+        for row, sample in found.items():
+            assert (sample.int() == samples[row].int()).all()
+
+
+def test_the_cosine_is_that_of_torchs_scheduler(backbone):
+    detector = Ssnf(SsnfSettings(turn=4, lr=1.0, lowest_lr=0.2), backbone)
+    optimiser = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 4, 0.2)
+    for epoch in range(10):
+        assert detector.rate(epoch) == pytest.approx(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        schedule.step()
+
+
+def test_a_map_is_the_mean_of_densities_and_the_score_its_maximum(backbone, images):
+    detector = new(backbone, images)
+    detector.fit(Alone(), lambda *_: None, Notes())
+    found = detector.score(images[:1])
+    with torch.no_grad():
+        latents = [latent for latent, _ in detector.network.latents(backbone(images[:1]))]
+    normal = torch.distributions.Normal(0.0, 1.0)
+    layers = [-normal.log_prob(z.double()).exp().mean(dim=1, keepdim=True) for z in latents]
+    large = [torch.nn.functional.interpolate(m, size=(64, 64), mode="bilinear") for m in layers]
+    papers = (sum(large) / len(large))[0, 0]
+    highest = 1 / np.sqrt(2 * np.pi)
+    torch.testing.assert_close(-(-found.map[0].double()).exp() * highest, papers, rtol=1e-5, atol=0)
+    assert float(found.image[0]) == float(found.map.max())
+
+
+def test_a_fit_says_how_many_were_pushed_and_shows_what(backbone, images):
+    said = new(backbone, images).fit(Alone(), lambda *_: None, Notes())
+    assert 0 < said.figures["pushed"] <= 5
+    assert said.pictures["synthetic"].startswith(b"\x89PNG")
+    said = new(backbone, images, synthetic=False).fit(Alone(), lambda *_: None, Notes())
+    assert not said.pictures
+    assert "pushed" not in said.figures
+
+
+def test_threads_change_nothing_but_the_time():
+    def make(key):
+        return key, threading.get_ident()
+
+    for threads in (0, 1, 3):
+        made = list(ahead(make, range(20), threads, 4))
+        assert [key for key, _ in made] == list(range(20))
+        assert (threading.get_ident() in {by for _, by in made}) is (threads == 0)
+
+
+def test_no_more_is_made_ahead_than_asked_for():
+    made = []
+    stream = ahead(made.append, range(20), 2, 5)
+    for taken in range(1, 6):
+        next(stream)
+        assert len(made) < taken + 5
+    stream.close()
+    assert len(made) < 20
+
+
+def test_an_error_of_a_maker_reaches_the_fit():
+    with pytest.raises(ZeroDivisionError):
+        list(ahead(lambda key: 1 / key, [1, 0], 1, 2))
+
+
+def test_its_demand_is_what_a_fit_then_takes(backbone, images):
+    shapes = [tuple(layer.shape[1:]) for layer in backbone(images[:1])]
+    for dropout in (0.0, 0.2):
+        detector = new(backbone, images[:3], dropout=dropout, hidden=8)
+        demand = Ssnf.demand(detector.settings, Load(64, shapes, 3, 1))
+        detector._draws.generators = [torch.Generator() for _ in range(6)]
+        kept = kept_bytes(detector, torch.cat([images[:3], images[:3]]))
+        weights = list(detector.new_network().parameters())
+        assert demand.model_bytes == sum(4 * p.numel() for p in weights)
+        trained = sum(4 * p.numel() for p in weights if p.requires_grad)
+        activations = demand.fit_bytes - 6 * trained - 2 * (demand.model_bytes - trained)
+        activations -= 2 * 3 * 2 * 3 * 64 * 64  # the images, and as many sources
+        assert kept <= activations <= 1.6 * kept
+
+
+def test_layers_of_a_subnet_are_a_list(backbone):
+    assert SsnfSettings(stack="attn, conv,attn").layers == ["attn", "conv", "attn"]
+    with pytest.raises(ValueError, match="unknown layers"):
+        SsnfSettings(stack="conv,mlp")
+
+
+def test_defects_are_those_of_the_product_unless_told_otherwise(backbone, images, monkeypatch):
+    asked = []
+    rules_for = Ssnf.synthetic.__globals__["rules_for"]
+    monkeypatch.setitem(
+        Ssnf.synthetic.__globals__, "rules_for", lambda name: asked.append(name) or rules_for(name)
+    )
+    for category in ("", "grid"):
+        detector = new(backbone, images, category=category)
+        detector.product = "carpet"
+        detector.prepare(torch.nn.Identity(), Alone())
+        detector.synthetic(detector._samples[0], 0, 0)
+    assert asked == ["carpet", "grid"]

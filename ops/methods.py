@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from ops.differnet import DifferNet
+from ops.glance import Glance
 from ops.method import Method
 from ops.padim import PaDiM
 from ops.patchcore import PatchCore
 from ops.spade import Spade
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (PatchCore, Spade, PaDiM, DifferNet)
+    method.name: method for method in (PatchCore, Spade, PaDiM, DifferNet, Glance)
 }
 
 

@@ -1,0 +1,381 @@
+"""Glancing at the Patch (Wang et al., CVPR 2021): patches against what surrounds them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ops.backbone import Backbone
+from ops.differnet import from_sixteen, to_sixteen
+from ops.distillation import Correlation, Distillation, Lesson, LocalNet, initialise
+from ops.group import Alone, Group
+from ops.method import Demand, Load, Rehearsal, Scores
+from ops.refining import refined
+from ops.stains import stained
+from ops.surroundings import GlobalNet, Head, Scene, Surroundings, inconsistency
+from ops.training import Stage, Trained, TrainingSettings
+
+#: Snippets of good images that stains are made of.
+_SNIPPETS = 64
+#: Of s_IAD on probes, what counts as 1.
+_QUANTILE = 0.99
+#: What a step keeps of a hidden window for its gradient, for each pixel of the picture: measured
+#: with ResNet-18, whose maps are large; other networks keep less.
+_BYTES = 2048
+
+
+@dataclass(frozen=True)
+class GlanceSettings(TrainingSettings):
+    """Settings of Glance.
+
+    Its paper gives the losses and the score, but none of these numbers; where nothing else is
+    said, no source decides them.
+    """
+
+    epochs: int = 200
+    """How often Global-Net goes over all images."""
+    local_epochs: int = 200
+    """How often Local-Net has gone over them before."""
+    batch: int = 64
+    lr: float = 1e-4
+    patch: int = 64
+    """Side of a patch in pixels of the input; results depend on it."""
+    stride: int = 16
+    """Pixels between windows that are scored; divides `patch` and the input's size."""
+    patches: int = 1
+    """Patches of an image in each epoch."""
+    width: int = 128
+    """Channels of Local-Net's first layers."""
+    dim: int = 128
+    """Length of descriptors."""
+    distillation: float = 1.0
+    """lambda_k, the weight of Local-Net's distance to its teacher, the backbone."""
+    compactness: float = 1.0
+    """lambda_c, the weight of correlations among Local-Net's descriptors."""
+    correlation: Correlation = "features"
+    """features: between dimensions, squared; samples: between descriptors, squared; raw: between
+    dimensions as they are, signs included."""
+    distortion: float = 1.0
+    """lambda_t, the weight of telling stained patches from clean ones."""
+    inconsistency: float = 0.5
+    """lambda_s, the weight of s_IAD in the score; that of s_DAD is the rest."""
+    scale: Literal["quantile", "raw"] = "quantile"
+    """quantile: s_IAD is divided by its 99th percentile on good images kept out of training."""
+    probes: int = 8
+    """Good images kept out of training, at most a tenth of them; below ten, some are both."""
+    tolerance: float = 0.0
+    """A window's pass may be left out where those around it foretell scores, to be 1 at that
+    percentile, as well as this; 0: every window gets its pass."""
+
+    def __post_init__(self) -> None:
+        """Refuse what does not go together."""
+        if self.patch % self.stride:
+            raise ValueError(f"stride {self.stride} must divide patch {self.patch}")
+
+
+class Glance(Trained):
+    """Local-Net describes a patch, Global-Net foretells the description from all around it.
+
+    A patch is anomalous if the two disagree (s_IAD), or if a head that has learned to tell stained
+    patches from clean ones says so (s_DAD). A pixel's value is the mean over all windows that hold
+    it; the image score is the largest of the map. Global-Net begins as a copy of the backbone,
+    which also teaches Local-Net; the paper's is a ResNet-18.
+    """
+
+    name = "glance"
+    Settings = GlanceSettings
+    settings: GlanceSettings
+
+    def __init__(self, settings: GlanceSettings, backbone: Backbone) -> None:
+        """Untrained."""
+        super().__init__(settings, backbone)
+        self._probes: set[int] = set()
+        self._pool: dict[int, Tensor] = {}
+        self._ceiling = torch.zeros(())
+
+    @classmethod
+    def demand(cls, settings: GlanceSettings, load: Load) -> Demand:
+        """Weights, gradients, Adam's moments and a copy on its way, images, and a step's maps."""
+        assert load.backbone
+        windows = _grid(settings, load.size) ** 2
+        copied = sum(4 * t.numel() for t in load.backbone.state().values())
+        weights = copied + _bytes(_parts(settings, load.channels))
+        step = -(-settings.batch // load.workers) * settings.patches * _BYTES * load.size**2
+        return Demand(
+            vectors=load.images * windows,
+            kept=0,
+            fit_bytes=6 * weights + load.share * 2 * 3 * load.size**2 + step,
+            score_bytes=2 * weights + 32 * _BYTES * load.size**2,
+            model_bytes=weights,
+            remedy="lower --glance.batch, --glance.patches or --input.size",
+        )
+
+    @classmethod
+    def rehearsal(cls, settings: GlanceSettings, load: Load) -> Rehearsal:
+        """A lesson and a scene of one image, forward and backward, as often as the longer stage."""
+        assert load.backbone
+        detector = cls(settings, load.backbone)
+        detector.gather(torch.rand(1, 3, load.size, load.size), torch.zeros(1, dtype=torch.int64))
+
+        def work() -> None:
+            for stage in detector.stages():
+                detector.network = stage.network
+                detector.prepare(stage.network, Alone())
+                losses = stage.network(detector.inputs(list(detector._samples.items()), 0))
+                losses.mean().backward()
+
+        epochs = max(settings.epochs, settings.local_epochs)
+        return Rehearsal(work, epochs * load.images / load.workers)
+
+    def new_network(self) -> Surroundings:
+        """All that scores rest on."""
+        with torch.inference_mode():
+            size = 2 * self.settings.patch
+            maps = self.backbone(torch.zeros(1, 3, size, size, device=self.backbone.device))
+        local, linear, head = _parts(self.settings, sum(layer.shape[1] for layer in maps))
+        for part in (local, linear, head):
+            initialise(part, self.generator("weights", type(part).__name__))
+        around = GlobalNet(self.backbone.copied(), linear)
+        return Surroundings(local, around, head, self.settings.distortion)
+
+    def stages(self) -> Iterator[Stage]:
+        """First Local-Net, then, with it as it is by then, Global-Net and the head."""
+        whole, s = self.new_network(), self.settings
+        whole.local.requires_grad_(True)
+        taught = whole.around.linear.in_features
+        weights = (s.distillation, s.compactness)
+        lessons = Distillation(whole.local, s.dim, taught, weights, s.correlation)
+        initialise(lessons.decoder, self.generator("weights", "decoder"))
+        yield Stage("local", lessons, s.local_epochs)
+        whole.local.requires_grad_(False)
+        yield Stage("train", whole, s.epochs)
+
+    def sample(self, image: Tensor, row: int) -> Tensor:  # noqa: ARG002 - as in the base
+        """The image in 16 bits."""
+        _grid(self.settings, *image.shape[1:])
+        return to_sixteen(image)
+
+    def training_rows(self, rows: Tensor) -> Tensor:
+        """All but the probes."""
+        order = rows[torch.randperm(len(rows), generator=self.generator("probes"))]
+        count = min(self.settings.probes, len(rows) // 10)
+        self._probes = set(order[: count or self.settings.probes].tolist())
+        return order[count:].sort().values
+
+    def prepare(self, network: nn.Module, group: Group) -> None:
+        """The teacher's mean and spread; snippets for stains, the same on every worker."""
+        if isinstance(network, Distillation):
+            network.group = group
+            self._standardise(network, group)
+        else:
+            self._collect(group)
+
+    def _standardise(self, network: Distillation, group: Group) -> None:
+        """By one patch of each image."""
+        found = torch.empty(0, len(network.mean))
+        for row, sample in sorted(self._samples.items()):
+            patch = self._patch(from_sixteen(sample), self.generator("teacher", row))[0]
+            found = torch.cat([found, self._taught(patch[None]).cpu()])
+        count = group.all_reduce(torch.tensor([len(found)]))
+        mean = group.all_reduce(found.double().sum(dim=0)) / count
+        spread = group.all_reduce((found.double() - mean).square().sum(dim=0)) / count
+        network.mean.copy_(mean)
+        # Something that never varies teaches nothing; it must not become infinite either.
+        largest = float(spread.max().sqrt()) or 1.0
+        network.std.copy_(spread.sqrt().clamp(min=1e-3 * largest))
+
+    def _collect(self, group: Group) -> None:
+        rows = torch.tensor(sorted(self._samples), dtype=torch.int64)
+        everyone = torch.cat(group.all_gather(rows)).sort().values
+        order = torch.randperm(len(everyone), generator=self.generator("snippets"))
+        chosen = everyone[order[:_SNIPPETS]].tolist()
+        mine = [row for row in chosen if row in self._samples]
+        patch = self.settings.patch
+        found = torch.empty(0, 3, patch, patch)
+        for row in mine:
+            snippet = self._patch(from_sixteen(self._samples[row]), self.generator("snippet", row))
+            found = torch.cat([found, snippet[0][None]])
+        rows = torch.cat(group.all_gather(torch.tensor(mine, dtype=torch.int64)))
+        snippets = torch.cat(group.all_gather(found))
+        self._pool = dict(sorted(zip(rows.tolist(), snippets, strict=True)))
+
+    def _patch(self, image: Tensor, generator: torch.Generator) -> tuple[Tensor, int, int]:
+        """A patch (3, patch, patch) anywhere in an image, its top and its left."""
+        patch = self.settings.patch
+        top, left = (
+            int(torch.randint(side - patch + 1, (), generator=generator))
+            for side in image.shape[1:]
+        )
+        return image[:, top : top + patch, left : left + patch], top, left
+
+    @torch.no_grad()
+    def _taught(self, patches: Tensor) -> Tensor:
+        """(n, 3, patch, patch) -> the backbone's layers, averaged over space (n, D)."""
+        layers = self.backbone(patches.to(self.backbone.device))
+        return torch.cat([layer.mean(dim=(2, 3)) for layer in layers], dim=1)
+
+    def inputs(self, samples: list[tuple[int, Tensor]], epoch: int) -> Lesson | Scene:
+        """This epoch's patches, as many of each image, for the stage that is trained."""
+        device, s = self.backbone.device, self.settings
+        images, masks, clean, dirty = [], [], [], []
+        scenes = isinstance(self.network, Surroundings)
+        for row, sample in samples:
+            image = from_sixteen(sample)
+            generator = self.generator("scene" if scenes else "lesson", epoch, row)
+            for _ in range(s.patches):
+                patch, top, left = self._patch(image, generator)
+                clean.append(patch)
+                if scenes:
+                    images.append(image)
+                    masks.append(torch.ones(1, *image.shape[1:]))
+                    masks[-1][:, top : top + s.patch, left : left + s.patch] = 0
+                    dirty.append(stained(patch, self._snippets(row), generator))
+        patches = _stacked(clean, s.patch, device)
+        if not scenes:
+            return Lesson(self.backbone.normalised(patches), self._taught(patches))
+        side = 2 * s.patch
+        return Scene(
+            self.backbone.normalised(_stacked(images, side, device)),
+            _stacked(masks, side, device)[:, :1],
+            self.backbone.normalised(patches),
+            self.backbone.normalised(_stacked(dirty, s.patch, device)),
+        )
+
+    def _snippets(self, row: int) -> list[Tensor]:
+        """Of other images, where there are any."""
+        others = [snippet for other, snippet in self._pool.items() if other != row]
+        return others or list(self._pool.values())
+
+    def finish(self, group: Group) -> None:
+        """What s_IAD is divided by, and how large maps of good images get."""
+        assert isinstance(self.network, Surroundings)
+        device = self.backbone.device
+        probes = [
+            from_sixteen(self._samples[row]).to(device)
+            for row in sorted(self._probes & set(self._samples))
+        ]
+        values = [torch.empty(0), *(self._inconsistencies(probe) for probe in probes)]
+        everyone = torch.cat(group.all_gather(torch.cat(values)))
+        if self.settings.scale == "quantile":
+            self.network.scale.copy_(everyone.quantile(_QUANTILE).clamp(min=1e-12))
+        found = [torch.zeros(()), *(self._score(probe).max().cpu() for probe in probes)]
+        self._ceiling = group.all_reduce(torch.stack(found).max()[None], "max")[0]
+        self._pool.clear()
+
+    @torch.inference_mode()
+    def _inconsistencies(self, image: Tensor) -> Tensor:
+        """s_IAD of windows a quarter of a patch apart."""
+        assert isinstance(self.network, Surroundings)
+        pixels, patch = self._pixels(image), self.settings.patch
+        stride = max(1, patch // 4)
+        local = self.network.local.dense(pixels, stride)[0]
+        top, left = _corners(torch.arange(local[0].numel()), local.shape[2], stride)
+        around = self.network.around
+        found = around.around(around.whole(pixels), top.to(image.device), left.to(image.device), patch)
+        return inconsistency(local.flatten(1).T, found).cpu()
+
+    def _pixels(self, image: Tensor) -> Tensor:
+        return self.backbone.normalised(image[None]).contiguous(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def score(self, images: Tensor) -> Scores:
+        """Images one by one, as sums over a batch depend on its size."""
+        if self.network is None:
+            raise ValueError("this detector is not fitted")
+        maps = torch.stack([self._score(image) for image in images])
+        return Scores(maps.amax(dim=(1, 2)), maps)
+
+    @torch.inference_mode()
+    def _score(self, image: Tensor) -> Tensor:
+        """The map (H / stride, W / stride)."""
+        s, network = self.settings, self.network
+        assert isinstance(network, Surroundings)
+        _grid(s, *image.shape[1:])
+        pixels, device = self._pixels(image), image.device
+        local = network.local.dense(pixels, s.stride)[0]
+        shape = (local.shape[1], local.shape[2])
+        local = local.flatten(1).T
+        whole = network.around.whole(pixels)
+
+        def compute(numbers: Tensor) -> Tensor:
+            top, left = _corners(numbers.to(device), shape[1], s.stride)
+            return network.around.around(whole, top, left, s.patch)
+
+        def judge(numbers: Tensor, around: Tensor) -> Tensor:
+            mine = local[numbers.to(device)]
+            distorted = torch.sigmoid(-network.head(mine, around))
+            disagreeing = inconsistency(mine, around) / network.scale
+            return s.inconsistency * disagreeing + (1 - s.inconsistency) * distorted
+
+        around = refined(shape, s.patch // s.stride, s.tolerance, compute, judge)
+        scores = judge(torch.arange(shape[0] * shape[1]), around)
+        return _spread(scores.view(shape), s.patch // s.stride)
+
+    def map_ceiling(self) -> float:
+        """The largest map value of the probes."""
+        return float(self._ceiling)
+
+    def state(self) -> dict[str, Tensor]:
+        """The networks' weights, and the largest map value of the probes."""
+        assert self.network is not None
+        return {"ceiling": self._ceiling, **self.network.state_dict()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take the weights over."""
+        self._ceiling = state["ceiling"].cpu()
+        network = self.new_network()
+        network.load_state_dict({k: v for k, v in state.items() if k != "ceiling"})
+        self.network = network.eval().requires_grad_(False).to(self.backbone.device)
+
+
+def _parts(settings: GlanceSettings, channels: int) -> tuple[LocalNet, nn.Linear, Head]:
+    """What does not come from the backbone, without weights yet."""
+    return (
+        LocalNet(settings.patch, settings.width, settings.dim),
+        nn.utils.skip_init(nn.Linear, channels, settings.dim),
+        Head(settings.dim),
+    )
+
+
+def _grid(settings: GlanceSettings, *sides: int) -> int:
+    """Windows along the last side. Raises ValueError if they do not cover every side."""
+    patch, stride = settings.patch, settings.stride
+    for side in sides:
+        if side < patch or side % stride:
+            raise ValueError(
+                f"patches of {patch} pixels, {stride} apart, do not cover an input of {side} "
+                "pixels; choose a larger --input.size that --glance.stride divides"
+            )
+    return (sides[-1] - patch) // stride + 1
+
+
+def _corners(numbers: Tensor, columns: int, stride: int) -> tuple[Tensor, Tensor]:
+    """Top and left in pixels of windows by their numbers, row by row."""
+    return numbers // columns * stride, numbers % columns * stride
+
+
+def _spread(scores: Tensor, cells: int) -> Tensor:
+    """Scores of windows (h, w) to means over the windows that hold a cell, of which one has `cells`
+    along each side: (h + cells - 1, w + cells - 1).
+
+    That windows overlap is the paper's, that their mean is taken is not.
+    """
+    down, across = (_covering(length, cells).to(scores) for length in scores.shape)
+    return (down @ scores @ across.T) / (down.sum(dim=1)[:, None] * across.sum(dim=1)[None, :])
+
+
+def _covering(windows: int, cells: int) -> Tensor:
+    """(windows + cells - 1, windows): 1 where a window holds a cell."""
+    offset = torch.arange(windows + cells - 1)[:, None] - torch.arange(windows)[None, :]
+    return ((offset >= 0) & (offset < cells)).float()
+
+
+def _stacked(parts: list[Tensor], side: int, device: torch.device) -> Tensor:
+    """Pictures as one batch, also of none; in the order of memory that convolutions like."""
+    batch = torch.stack(parts) if parts else torch.zeros(0, 3, side, side)
+    return batch.to(device, memory_format=torch.channels_last)

@@ -98,7 +98,8 @@ class Backbone(nn.Module):
 
     def copied(self) -> fx.GraphModule:
         """The network up to its last layer, with weights of its own; wants `normalised` images."""
-        return copy.deepcopy(self._network).requires_grad_(True)
+        network: fx.GraphModule = copy.deepcopy(self._network)
+        return network.requires_grad_(True)
 
     def normalised(self, images: Tensor) -> Tensor:
         """Images in [0, 1] as the network was trained on them."""

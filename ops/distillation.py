@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Literal, NamedTuple
 
@@ -32,7 +33,7 @@ class LocalNet(nn.Module):
         while sizes[-1] >= _LEAST:
             sizes.append((sizes[-1] - 4) // 2)
             channels.append(width if len(sizes) < 4 else 2 * width)
-        pairs = zip(channels[:-1], channels[1:], strict=True)
+        pairs = itertools.pairwise(channels)
         self.blocks = nn.ModuleList(_convolution(a, b, 5) for a, b in pairs)
         self.last = _convolution(channels[-1], 2 * width, sizes[-1])
         self.linear = _convolution(2 * width, dim, 1)
@@ -64,7 +65,14 @@ class LocalNet(nn.Module):
 
 
 def _convolution(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
-    return nn.utils.skip_init(nn.Conv2d, inputs, outputs, kernel)
+    made: nn.Conv2d = nn.utils.skip_init(nn.Conv2d, inputs, outputs, kernel)  # type: ignore[no-untyped-call]
+    return made
+
+
+def linear(inputs: int, outputs: int) -> nn.Linear:
+    """Without weights, for `initialise` to draw."""
+    made: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs)  # type: ignore[no-untyped-call]
+    return made
 
 
 def _convolved(convolution: nn.Module, x: Tensor, spread: int) -> Tensor:
@@ -96,12 +104,17 @@ class Distillation(nn.Module):
     """
 
     def __init__(
-        self, local: LocalNet, dim: int, taught: int, weights: tuple[float, float], kind: Correlation
+        self,
+        local: LocalNet,
+        dim: int,
+        taught: int,
+        weights: tuple[float, float],
+        kind: Correlation,
     ) -> None:
         """`weights` are those of distillation and compactness, lambda_k and lambda_c."""
         super().__init__()
         self.local = local
-        self.decoder = nn.utils.skip_init(nn.Linear, dim, taught)
+        self.decoder = linear(dim, taught)
         self.group: Group = Alone()
         self._weights, self._kind = weights, kind
         self.mean: Tensor

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from ops.backbone import Backbone
 from ops.differnet import from_sixteen, to_sixteen
-from ops.distillation import Correlation, Distillation, Lesson, LocalNet, initialise
+from ops.distillation import Correlation, Distillation, Lesson, LocalNet, initialise, linear
+from ops.glancing import Grid, inconsistencies, scores, spread
 from ops.group import Alone, Group
 from ops.method import Demand, Load, Rehearsal, Scores
-from ops.refining import refined
 from ops.stains import stained
-from ops.surroundings import GlobalNet, Head, Scene, Surroundings, inconsistency
+from ops.surroundings import GlobalNet, Head, Scene, Surroundings
 from ops.training import Stage, Trained, TrainingSettings
 
 #: Snippets of good images that stains are made of.
@@ -77,6 +76,11 @@ class GlanceSettings(TrainingSettings):
         if self.patch % self.stride:
             raise ValueError(f"stride {self.stride} must divide patch {self.patch}")
 
+    @property
+    def grid(self) -> Grid:
+        """The windows of a picture."""
+        return Grid(self.patch, self.stride)
+
 
 class Glance(Trained):
     """Local-Net describes a patch, Global-Net foretells the description from all around it.
@@ -102,9 +106,10 @@ class Glance(Trained):
     def demand(cls, settings: GlanceSettings, load: Load) -> Demand:
         """Weights, gradients, Adam's moments and a copy on its way, images, and a step's maps."""
         assert load.backbone
-        windows = _grid(settings, load.size) ** 2
+        windows = settings.grid.count(load.size) ** 2
         copied = sum(4 * t.numel() for t in load.backbone.state().values())
-        weights = copied + _bytes(_parts(settings, load.channels))
+        others = nn.ModuleList(_parts(settings, load.channels)).parameters()
+        weights = copied + sum(4 * weight.numel() for weight in others)
         step = -(-settings.batch // load.workers) * settings.patches * _BYTES * load.size**2
         return Demand(
             vectors=load.images * windows,
@@ -137,10 +142,10 @@ class Glance(Trained):
         with torch.inference_mode():
             size = 2 * self.settings.patch
             maps = self.backbone(torch.zeros(1, 3, size, size, device=self.backbone.device))
-        local, linear, head = _parts(self.settings, sum(layer.shape[1] for layer in maps))
-        for part in (local, linear, head):
+        local, reader, head = _parts(self.settings, sum(layer.shape[1] for layer in maps))
+        for part in (local, reader, head):
             initialise(part, self.generator("weights", type(part).__name__))
-        around = GlobalNet(self.backbone.copied(), linear)
+        around = GlobalNet(self.backbone.copied(), reader)
         return Surroundings(local, around, head, self.settings.distortion)
 
     def stages(self) -> Iterator[Stage]:
@@ -155,9 +160,18 @@ class Glance(Trained):
         whole.local.requires_grad_(False)
         yield Stage("train", whole, s.epochs)
 
+    def optimiser(self, network: nn.Module) -> torch.optim.Optimizer:
+        """Adam, for which gradients that are nothing but rounding stay next to nothing."""
+        weights = [weight for weight in network.parameters() if weight.requires_grad]
+        settings = self.settings
+        return torch.optim.Adam(
+            weights, lr=settings.lr, eps=1e-6, weight_decay=settings.weight_decay
+        )
+
     def sample(self, image: Tensor, row: int) -> Tensor:  # noqa: ARG002 - as in the base
         """The image in 16 bits."""
-        _grid(self.settings, *image.shape[1:])
+        for side in image.shape[1:]:
+            self.settings.grid.count(side)
         return to_sixteen(image)
 
     def training_rows(self, rows: Tensor) -> Tensor:
@@ -251,33 +265,21 @@ class Glance(Trained):
         others = [snippet for other, snippet in self._pool.items() if other != row]
         return others or list(self._pool.values())
 
+    @torch.inference_mode()
     def finish(self, group: Group) -> None:
         """What s_IAD is divided by, and how large maps of good images get."""
-        assert isinstance(self.network, Surroundings)
-        device = self.backbone.device
-        probes = [
-            from_sixteen(self._samples[row]).to(device)
-            for row in sorted(self._probes & set(self._samples))
-        ]
-        values = [torch.empty(0), *(self._inconsistencies(probe) for probe in probes)]
-        everyone = torch.cat(group.all_gather(torch.cat(values)))
-        if self.settings.scale == "quantile":
-            self.network.scale.copy_(everyone.quantile(_QUANTILE).clamp(min=1e-12))
-        found = [torch.zeros(()), *(self._score(probe).max().cpu() for probe in probes)]
-        self._ceiling = group.all_reduce(torch.stack(found).max()[None], "max")[0]
+        network, s = self.network, self.settings
+        assert isinstance(network, Surroundings)
+        mine = sorted(self._probes & set(self._samples))
+        probes = [from_sixteen(self._samples[row]).to(self.backbone.device) for row in mine]
+        if s.scale == "quantile":
+            grid = Grid(s.patch, max(1, s.patch // 4))
+            found = [inconsistencies(network, self._pixels(probe), grid) for probe in probes]
+            everyone = torch.cat(group.all_gather(torch.cat([torch.empty(0), *found])))
+            network.scale.copy_(everyone.quantile(_QUANTILE).clamp(min=1e-12))
+        largest = [torch.zeros(()), *(self._map(probe).max().cpu() for probe in probes)]
+        self._ceiling = group.all_reduce(torch.stack(largest).max()[None], "max")[0]
         self._pool.clear()
-
-    @torch.inference_mode()
-    def _inconsistencies(self, image: Tensor) -> Tensor:
-        """s_IAD of windows a quarter of a patch apart."""
-        assert isinstance(self.network, Surroundings)
-        pixels, patch = self._pixels(image), self.settings.patch
-        stride = max(1, patch // 4)
-        local = self.network.local.dense(pixels, stride)[0]
-        top, left = _corners(torch.arange(local[0].numel()), local.shape[2], stride)
-        around = self.network.around
-        found = around.around(around.whole(pixels), top.to(image.device), left.to(image.device), patch)
-        return inconsistency(local.flatten(1).T, found).cpu()
 
     def _pixels(self, image: Tensor) -> Tensor:
         return self.backbone.normalised(image[None]).contiguous(memory_format=torch.channels_last)
@@ -287,34 +289,14 @@ class Glance(Trained):
         """Images one by one, as sums over a batch depend on its size."""
         if self.network is None:
             raise ValueError("this detector is not fitted")
-        maps = torch.stack([self._score(image) for image in images])
+        maps = torch.stack([self._map(image) for image in images])
         return Scores(maps.amax(dim=(1, 2)), maps)
 
-    @torch.inference_mode()
-    def _score(self, image: Tensor) -> Tensor:
-        """The map (H / stride, W / stride)."""
-        s, network = self.settings, self.network
-        assert isinstance(network, Surroundings)
-        _grid(s, *image.shape[1:])
-        pixels, device = self._pixels(image), image.device
-        local = network.local.dense(pixels, s.stride)[0]
-        shape = (local.shape[1], local.shape[2])
-        local = local.flatten(1).T
-        whole = network.around.whole(pixels)
-
-        def compute(numbers: Tensor) -> Tensor:
-            top, left = _corners(numbers.to(device), shape[1], s.stride)
-            return network.around.around(whole, top, left, s.patch)
-
-        def judge(numbers: Tensor, around: Tensor) -> Tensor:
-            mine = local[numbers.to(device)]
-            distorted = torch.sigmoid(-network.head(mine, around))
-            disagreeing = inconsistency(mine, around) / network.scale
-            return s.inconsistency * disagreeing + (1 - s.inconsistency) * distorted
-
-        around = refined(shape, s.patch // s.stride, s.tolerance, compute, judge)
-        scores = judge(torch.arange(shape[0] * shape[1]), around)
-        return _spread(scores.view(shape), s.patch // s.stride)
+    def _map(self, image: Tensor) -> Tensor:
+        s = self.settings
+        assert isinstance(self.network, Surroundings)
+        scored = scores(self.network, self._pixels(image), s.grid, s.inconsistency, s.tolerance)
+        return spread(scored, s.grid)
 
     def map_ceiling(self) -> float:
         """The largest map value of the probes."""
@@ -337,42 +319,9 @@ def _parts(settings: GlanceSettings, channels: int) -> tuple[LocalNet, nn.Linear
     """What does not come from the backbone, without weights yet."""
     return (
         LocalNet(settings.patch, settings.width, settings.dim),
-        nn.utils.skip_init(nn.Linear, channels, settings.dim),
+        linear(channels, settings.dim),
         Head(settings.dim),
     )
-
-
-def _grid(settings: GlanceSettings, *sides: int) -> int:
-    """Windows along the last side. Raises ValueError if they do not cover every side."""
-    patch, stride = settings.patch, settings.stride
-    for side in sides:
-        if side < patch or side % stride:
-            raise ValueError(
-                f"patches of {patch} pixels, {stride} apart, do not cover an input of {side} "
-                "pixels; choose a larger --input.size that --glance.stride divides"
-            )
-    return (sides[-1] - patch) // stride + 1
-
-
-def _corners(numbers: Tensor, columns: int, stride: int) -> tuple[Tensor, Tensor]:
-    """Top and left in pixels of windows by their numbers, row by row."""
-    return numbers // columns * stride, numbers % columns * stride
-
-
-def _spread(scores: Tensor, cells: int) -> Tensor:
-    """Scores of windows (h, w) to means over the windows that hold a cell, of which one has `cells`
-    along each side: (h + cells - 1, w + cells - 1).
-
-    That windows overlap is the paper's, that their mean is taken is not.
-    """
-    down, across = (_covering(length, cells).to(scores) for length in scores.shape)
-    return (down @ scores @ across.T) / (down.sum(dim=1)[:, None] * across.sum(dim=1)[None, :])
-
-
-def _covering(windows: int, cells: int) -> Tensor:
-    """(windows + cells - 1, windows): 1 where a window holds a cell."""
-    offset = torch.arange(windows + cells - 1)[:, None] - torch.arange(windows)[None, :]
-    return ((offset >= 0) & (offset < cells)).float()
 
 
 def _stacked(parts: list[Tensor], side: int, device: torch.device) -> Tensor:

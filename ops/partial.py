@@ -69,7 +69,7 @@ class Walk(fx.Interpreter, ABC):
 
 
 class Partial(Walk):
-    """Whole pictures, of which each hides what its mask says; `maps` keeps what every node gives."""
+    """Whole pictures, of which each hides what its mask says; `maps` keeps what nodes give."""
 
     def __init__(self, network: fx.GraphModule) -> None:
         super().__init__(network)
@@ -138,7 +138,7 @@ def _cellwise(module: nn.Module, features: Tensor) -> Tensor:
 
 
 def check(network: fx.GraphModule, name: str) -> None:
-    """Whether pixels can be hidden from a network. Raises ValueError that names what prevents it."""
+    """Raises ValueError if pixels cannot be hidden from a network, and names what spreads them."""
     for node in network.graph.nodes:
         if node.op == "call_module":
             part = network.get_submodule(str(node.target))

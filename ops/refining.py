@@ -57,11 +57,11 @@ def refined(
 
 
 def _ends(length: int, step: int) -> Tensor:
-    return torch.unique(torch.cat([torch.arange(0, length, step), torch.tensor([length - 1])]))
+    return torch.tensor(sorted({*range(0, length, step), length - 1}))
 
 
 def _halved(cells: Tensor) -> Tensor:
-    return torch.unique(torch.cat([cells, (cells[1:] + cells[:-1]) // 2]))
+    return torch.tensor(sorted({*cells.tolist(), *((cells[1:] + cells[:-1]) // 2).tolist()}))
 
 
 def _numbers(rows: Tensor, columns: Tensor, width: int) -> Tensor:

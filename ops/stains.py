@@ -35,7 +35,9 @@ def stained(patch: Tensor, pool: Sequence[Tensor], generator: torch.Generator) -
     return out
 
 
-def _filled(patch: Tensor, alpha: Tensor, pool: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+def _filled(
+    patch: Tensor, alpha: Tensor, pool: Sequence[Tensor], generator: torch.Generator
+) -> Tensor:
     """The patch with something else where alpha (p, p) is 1."""
     snippet = pool[_whole(0, len(pool), generator)]
     kind = _whole(0, 3, generator)

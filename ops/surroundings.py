@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ops.distillation import LocalNet
+from ops.distillation import LocalNet, linear
 from ops.partial import Partial, Seen, check
 from ops.windows import embedded
 
@@ -45,7 +45,7 @@ class GlobalNet(nn.Module):
         Equal up to rounding, with `top` and `left` (n,) in pixels.
         """
         size = _AT_ONCE.get(top.device.type, 32)
-        parts = zip(top.split(size), left.split(size), strict=True)
+        parts = zip(torch.split(top, size), torch.split(left, size), strict=True)
         found = [self._read(embedded(self.network, whole, *part, patch)) for part in parts]
         return torch.cat(found)
 
@@ -58,8 +58,8 @@ class Head(nn.Module):
 
     def __init__(self, dim: int, width: int = 128) -> None:
         super().__init__()
-        self.first = nn.utils.skip_init(nn.Linear, 3 * dim, width)
-        self.second = nn.utils.skip_init(nn.Linear, width, 1)
+        self.first = linear(3 * dim, width)
+        self.second = linear(width, 1)
 
     def forward(self, local: Tensor, around: Tensor) -> Tensor:
         """(n, dim) twice -> (n,)."""

@@ -36,7 +36,7 @@ class Region(NamedTuple):
         rows = top[:, None, None] + torch.arange(height, device=top.device)[None, :, None]
         columns = left[:, None, None] + torch.arange(width, device=top.device)[None, None, :]
         row, column = rows - self.top[:, None, None], columns - self.left[:, None, None]
-        count, a, b, channels = self.features.shape
+        count, a, b, _ = self.features.shape
         number = torch.arange(count, device=top.device)[:, None, None]
         # One place for all that lies beyond, then the whole map, then the regions.
         inside = (rows >= 0) & (rows < self.size[0]) & (columns >= 0) & (columns < self.size[1])

@@ -10,6 +10,9 @@ from torch import Tensor
 from ops.refining import refined
 from ops.surroundings import Surroundings, inconsistency
 
+#: Windows from one to the next, before any is refined.
+_STEP = 9
+
 
 class Grid(NamedTuple):
     """Windows of `patch` pixels, `stride` apart, that begin at the corner of a picture."""
@@ -62,8 +65,7 @@ def scores(
         return weight * disagreeing + (1 - weight) * distorted
 
     height, width = shape
-    step = grid.patch // grid.stride
-    around = refined((height, width), step, tolerance, compute, judge)
+    around = refined((height, width), _STEP, tolerance, compute, judge)
     return judge(torch.arange(height * width), around).view(height, width)
 
 

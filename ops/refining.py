@@ -18,50 +18,54 @@ def refined(
 ) -> Tensor:
     """Values (h * w, d) of all cells of a grid.
 
-    Every `step`-th cell of every `step`-th row is computed, and the last ones; then those halfway
-    between. Where what is judged of these differs by more than `tolerance` from what the mean of
-    their neighbours would have given, the halves are halved again, else interpolated. So the
-    tolerance is an estimate at some cells, no bound for all. 0 computes every cell.
+    Every `step`-th cell of every `step`-th row is computed, and the two outermost on every side;
+    then those at the thirds between them, and so on. Where what is judged of these differs, on
+    the mean of a piece, by more than `tolerance` from what interpolation would have given, the
+    pieces in it are refined again; else they are interpolated. 0 computes every cell.
+
+    Thirds, as strides of networks are powers of two: halves would always meet the same phase. The
+    outermost are apart because networks see borders. Means, as that is what a map takes of its
+    windows. The tolerance is an estimate from cells that were computed, no bound for the others.
     """
     height, width = shape
-    if tolerance <= 0 or min(shape) == 1:
+    if tolerance <= 0 or min(shape) < 4:
         return compute(torch.arange(height * width))
-    rows, columns = (_ends(length, step) for length in shape)
+    rows, columns = (_coarse(length, step) for length in shape)
     values = compute(_numbers(rows, columns, width).flatten())
-    doubtful = torch.ones(len(rows) - 1, len(columns) - 1, dtype=torch.bool)
     values = values.view(len(rows), len(columns), -1)
+    doubtful = torch.ones(len(rows) - 1, len(columns) - 1, dtype=torch.bool)
     while len(rows) < height or len(columns) < width:
-        finer_rows, finer_columns = _halved(rows), _halved(columns)
-        across, down = _between(rows, finer_rows), _between(columns, finer_columns)
-        values = torch.einsum("ij,jkd,lk->ild", across.to(values), values, down.to(values))
+        finer = _thirds(rows), _thirds(columns)
+        down, across = _between(rows, finer[0]).to(values), _between(columns, finer[1]).to(values)
+        values = torch.einsum("ij,jkd,lk->ild", down, values, across)
         # Which piece of the coarser grid each piece of the finer one is of.
-        parents = _pieces(rows, finer_rows), _pieces(columns, finer_columns)
-        doubtful = doubtful[parents[0]][:, parents[1]]
-        old = torch.isin(finer_rows, rows)[:, None] & torch.isin(finer_columns, columns)[None, :]
+        piece = _pieces(rows, finer[0])[:, None] * (len(columns) - 1)
+        piece = (piece + _pieces(columns, finer[1])[None, :]).flatten()
+        doubtful = doubtful.flatten()[piece].view(len(finer[0]) - 1, -1)
+        old = torch.isin(finer[0], rows)[:, None] & torch.isin(finer[1], columns)[None, :]
         new = _touched(doubtful) & ~old
         error = torch.zeros(new.shape)
         if new.any():
-            numbers = _numbers(finer_rows, finer_columns, width)[new]
+            numbers, chosen = _numbers(*finer, width)[new], new.to(values.device)
             found = compute(numbers)
-            foretold = judge(numbers, values[new.to(values.device)])
-            error[new] = (judge(numbers, found) - foretold).abs().cpu()
-            values[new.to(values.device)] = found
-        # A whole piece of the coarser grid is in doubt if any cell of it was foretold badly.
-        worst = _largest(error)
-        coarse = torch.zeros(len(rows) - 1, len(columns) - 1)
-        place = (parents[0][:, None] * coarse.shape[1] + parents[1][None, :]).flatten()
-        coarse.view(-1).scatter_reduce_(0, place, worst.flatten(), "amax")
-        doubtful = doubtful & (coarse.view(-1)[place].view(worst.shape) > tolerance)
-        rows, columns = finer_rows, finer_columns
+            error[new] = (judge(numbers, found) - judge(numbers, values[chosen])).float().cpu()
+            values[chosen] = found
+        sums, counts = (_summed(part, piece) for part in (error, new.float()))
+        badly = (sums / counts.clamp(min=1e-6)).abs() > tolerance
+        doubtful = doubtful & badly[piece].view(doubtful.shape)
+        rows, columns = finer
     return values.flatten(0, 1)
 
 
-def _ends(length: int, step: int) -> Tensor:
-    return torch.tensor(sorted({*range(0, length, step), length - 1}))
+def _coarse(length: int, step: int) -> Tensor:
+    return torch.tensor(sorted({0, *range(1, length - 1, step), length - 2, length - 1}))
 
 
-def _halved(cells: Tensor) -> Tensor:
-    return torch.tensor(sorted({*cells.tolist(), *((cells[1:] + cells[:-1]) // 2).tolist()}))
+def _thirds(cells: Tensor) -> Tensor:
+    gaps = cells[1:] - cells[:-1]
+    # A gap of two has no thirds, but a middle.
+    share = torch.where(gaps == 2, 1, gaps // 3)
+    return torch.as_tensor(torch.unique(torch.cat([cells, cells[:-1] + share, cells[1:] - share])))
 
 
 def _numbers(rows: Tensor, columns: Tensor, width: int) -> Tensor:
@@ -75,8 +79,6 @@ def _pieces(coarse: Tensor, fine: Tensor) -> Tensor:
 
 def _between(coarse: Tensor, fine: Tensor) -> Tensor:
     """(fine, coarse): linear interpolation."""
-    if len(coarse) == 1:
-        return torch.ones(1, 1)
     piece = (torch.searchsorted(coarse, fine, right=True) - 1).clamp(max=len(coarse) - 2)
     share = (fine - coarse[piece]) / (coarse[piece + 1] - coarse[piece])
     out = torch.zeros(len(fine), len(coarse))
@@ -86,16 +88,24 @@ def _between(coarse: Tensor, fine: Tensor) -> Tensor:
     return out
 
 
+def _corners(pieces: tuple[int, int]) -> list[tuple[slice, slice]]:
+    """Where the four corners of each piece lie among cells."""
+    sides = [[slice(0, count), slice(1, count + 1)] for count in pieces]
+    return [(down, across) for down in sides[0] for across in sides[1]]
+
+
 def _touched(pieces: Tensor) -> Tensor:
     """Cells at a corner of any of the pieces."""
-    out = torch.zeros(pieces.shape[0] + 1, pieces.shape[1] + 1, dtype=torch.bool)
-    for down in (slice(None, -1), slice(1, None)):
-        for across in (slice(None, -1), slice(1, None)):
-            out[down, across] |= pieces
+    height, width = pieces.shape
+    out = torch.zeros(height + 1, width + 1, dtype=torch.bool)
+    for corner in _corners((height, width)):
+        out[corner] |= pieces
     return out
 
 
-def _largest(corners: Tensor) -> Tensor:
-    """Of the four corners of each piece."""
-    rows = corners[:-1].maximum(corners[1:])
-    return rows[:, :-1].maximum(rows[:, 1:])
+def _summed(cells: Tensor, piece: Tensor) -> Tensor:
+    """Over each coarser piece; each piece between four cells gives it theirs."""
+    height, width = (length - 1 for length in cells.shape)
+    inside = torch.stack([cells[corner] for corner in _corners((height, width))]).sum(dim=0)
+    out = cells.new_zeros(int(piece.max()) + 1)
+    return out.index_add_(0, piece, inside.flatten())

@@ -95,18 +95,21 @@ def test_a_pixels_value_is_the_mean_over_the_windows_that_hold_it(whole, images)
     assert found.image[0] == found.map.max()
 
 
-def test_from_coarse_to_fine_it_is_the_full_map_within_the_tolerance(whole, backbone, images):
+@pytest.mark.parametrize("good", [True, False])
+def test_from_coarse_to_fine_the_map_is_within_3_percent_of_its_largest_value(
+    whole, backbone, good
+):
     detector, _ = whole
-    drawn = pictures.with_blob(pictures.texture(7), 40, 24)
+    drawn = pictures.texture(8)
+    drawn = drawn if good else pictures.with_blob(drawn, 40, 24)
     image = (torch.from_numpy(drawn) / 255).expand(1, 3, -1, -1)
     maps = []
     for tolerance in (0.0, 0.03):
-        settings = replace(SMALL, stride=4, tolerance=tolerance)
-        other = Glance(settings, backbone)
+        other = Glance(replace(SMALL, stride=4, tolerance=tolerance), backbone)
         other.load_state(detector.state())
         maps.append(other.score(image).map)
     assert not torch.equal(*maps)
-    torch.testing.assert_close(*maps, rtol=0, atol=0.03)
+    torch.testing.assert_close(*maps, rtol=0, atol=0.03 * float(maps[0].max()))
 
 
 def test_a_fit_broken_off_in_either_stage_ends_as_if_it_had_not_been(whole, backbone, images):

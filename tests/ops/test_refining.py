@@ -36,20 +36,33 @@ def test_without_a_tolerance_every_cell_is_computed_once(shape):
     assert sorted(counted.asked) == list(range(len(found)))
 
 
-@pytest.mark.parametrize("shape", [(49, 49), (13, 22), (18, 5)])
+@pytest.mark.parametrize("shape", [(49, 49), (13, 22), (18, 5), (30, 4)])
 def test_a_plane_is_foretold_from_few_cells(shape):
     counted = Counted(plane(*shape))
-    found = refined(shape, 16, 1e-4, counted, judge)
+    found = refined(shape, 9, 1e-4, counted, judge)
     torch.testing.assert_close(found, counted.values, rtol=0, atol=1e-5)
-    assert len(counted.asked) == len(set(counted.asked)) < shape[0] * shape[1] / 3
+    assert len(counted.asked) == len(set(counted.asked)) < shape[0] * shape[1] * 0.9
+    if shape == (49, 49):
+        assert len(counted.asked) == 17**2 + 2 * 17 * 2 + 4
 
 
-def test_where_something_happens_every_cell_is_computed_and_elsewhere_none():
+def test_where_something_happens_every_cell_is_computed_and_elsewhere_few():
     y, x = torch.meshgrid(torch.arange(49.0), torch.arange(49.0), indexing="ij")
     bump = torch.exp(-((y - 24) ** 2 + (x - 17) ** 2) / 18)
     counted = Counted(bump)
-    found = refined((49, 49), 16, 0.02, counted, judge)
+    found = refined((49, 49), 9, 0.02, counted, judge)
     assert float((found - counted.values).abs().max()) < 0.02
     near = [int(n) for n in torch.arange(49 * 49)[(bump > 0.6).flatten()]]
     assert set(near) <= set(counted.asked)
-    assert len(counted.asked) == len(set(counted.asked)) < 49 * 49 / 3
+    assert len(counted.asked) == len(set(counted.asked)) < 49 * 49 / 2
+
+
+def test_a_network_that_sees_strides_and_borders_is_foretold_on_the_mean():
+    """What alternates from cell to cell, and the outermost cells, are no reason to refine."""
+    values = plane(49, 49)
+    values[:, ::2] += 1
+    values[0] += 10
+    counted = Counted(values)
+    found = refined((49, 49), 9, 0.7, counted, judge)
+    assert len(counted.asked) < 49 * 49 / 4
+    assert float((found - counted.values)[2 * 49 :].mean().abs()) < 0.1

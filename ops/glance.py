@@ -201,9 +201,9 @@ class Glance(Trained):
         mean = group.all_reduce(found.double().sum(dim=0)) / count
         spread = group.all_reduce((found.double() - mean).square().sum(dim=0)) / count
         network.mean.copy_(mean)
-        # Something that never varies teaches nothing; it must not become infinite either.
-        largest = float(spread.max().sqrt()) or 1.0
-        network.std.copy_(spread.sqrt().clamp(min=1e-3 * largest))
+        spread = spread.sqrt()
+        # What hardly varies teaches little; it must not become large, nor infinite.
+        network.std.copy_(spread.clamp(min=max(0.1 * float(spread.mean()), 1e-12)))
 
     def _collect(self, group: Group) -> None:
         rows = torch.tensor(sorted(self._samples), dtype=torch.int64)

@@ -47,6 +47,18 @@ class LocalNet(nn.Module):
         height, width = (1 + (side - self.patch) // stride for side in images.shape[2:])
         return self._slid(images, stride)[:, :, :height, :width]
 
+    @torch.no_grad()
+    def standardise(self, mean: Tensor, std: Tensor) -> None:
+        """Shift and divide all descriptors by these (dim,) from now on.
+
+        No source has it. Distillation leaves them any scale; so the two losses that follow, and
+        all dimensions, count alike.
+        """
+        weight, bias = self.linear.weight, self.linear.bias
+        assert bias is not None
+        weight.div_(std.to(weight).view(-1, 1, 1, 1))
+        bias.sub_(mean.to(bias)).div_(std.to(bias))
+
     def _slid(self, x: Tensor, stride: int) -> Tensor:
         # Pools keep their stride while windows stay on their grid; later ones look at every cell,
         # and what follows them looks at cells as far apart as it would have found them.
@@ -121,6 +133,11 @@ class Distillation(nn.Module):
         self.std: Tensor
         self.register_buffer("mean", torch.zeros(taught))
         self.register_buffer("std", torch.ones(taught))
+
+    def standardise(self, mean: Tensor, std: Tensor) -> None:
+        """By the teacher's features on patches of the good images (D,)."""
+        self.mean.copy_(mean)
+        self.std.copy_(std)
 
     def forward(self, lesson: Lesson) -> Tensor:
         """Losses (n,): lambda_k |D(L(p)) - R(p)|^2 + lambda_c l_c.

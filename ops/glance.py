@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -184,26 +184,33 @@ class Glance(Trained):
         return order[count:].sort().values
 
     def prepare(self, network: nn.Module, group: Group) -> None:
-        """The teacher's mean and spread; snippets for stains, the same on every worker."""
+        """What features are standardised by; snippets for stains, the same on every worker."""
         if isinstance(network, Distillation):
             network.group = group
-            self._standardise(network, group)
-        else:
-            self._collect(group)
+            network.standardise(*self._moments(self._taught, len(network.mean), group))
+            return
+        assert isinstance(network, Surroundings)
+        describe = torch.no_grad()(lambda patches: network.local(self._shown(patches)))
+        network.local.standardise(*self._moments(describe, self.settings.dim, group))
+        self._collect(group)
 
-    def _standardise(self, network: Distillation, group: Group) -> None:
-        """By one patch of each image."""
-        found = torch.empty(0, len(network.mean))
+    def _moments(
+        self, describe: Callable[[Tensor], Tensor], width: int, group: Group
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (width,) of one patch of each image."""
+        found = torch.empty(0, width)
         for row, sample in sorted(self._samples.items()):
-            patch = self._patch(from_sixteen(sample), self.generator("teacher", row))[0]
-            found = torch.cat([found, self._taught(patch[None]).cpu()])
+            patch = self._patch(from_sixteen(sample), self.generator("moments", row))[0]
+            found = torch.cat([found, describe(patch[None]).cpu()])
         count = group.all_reduce(torch.tensor([len(found)]))
         mean = group.all_reduce(found.double().sum(dim=0)) / count
         spread = group.all_reduce((found.double() - mean).square().sum(dim=0)) / count
-        network.mean.copy_(mean)
         spread = spread.sqrt()
-        # What hardly varies teaches little; it must not become large, nor infinite.
-        network.std.copy_(spread.clamp(min=max(0.1 * float(spread.mean()), 1e-12)))
+        # What hardly varies says little; it must not become large, nor infinite.
+        return mean, spread.clamp(min=max(0.1 * float(spread.mean()), 1e-12))
+
+    def _shown(self, pictures: Tensor) -> Tensor:
+        return self.backbone.normalised(pictures.to(self.backbone.device))
 
     def _collect(self, group: Group) -> None:
         rows = torch.tensor(sorted(self._samples), dtype=torch.int64)

@@ -42,6 +42,15 @@ def test_over_a_whole_picture_it_is_what_it_is_on_each_patch(patch, size, stride
             torch.testing.assert_close(found[:, row, column], expected, rtol=0, atol=1e-12)
 
 
+def test_standardised_descriptors_have_mean_zero_and_variance_one():
+    local, patches = network(16), noise(50, 3, 16, 16)
+    with torch.no_grad():
+        before = local(patches)
+        local.standardise(before.mean(dim=0), before.std(dim=0))
+        expected = (before - before.mean(dim=0)) / before.std(dim=0)
+        torch.testing.assert_close(local(patches), expected, rtol=0, atol=1e-10)
+
+
 def test_compactness_is_of_correlations_between_dimensions_or_samples():
     found = noise(20, 5) * torch.arange(1, 6) + 3
     features = np.corrcoef(found.numpy().T)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,13 +14,11 @@ from ops.differnet import from_sixteen, to_sixteen
 from ops.distillation import Correlation, Distillation, Lesson, LocalNet, initialise, linear
 from ops.glancing import Grid, inconsistencies, scores, spread
 from ops.group import Alone, Group
+from ops.lessons import moments, patch_of, scene_of, snippets_of, stacked
 from ops.method import Demand, Load, Rehearsal, Scores
-from ops.stains import stained
 from ops.surroundings import GlobalNet, Head, Scene, Surroundings
 from ops.training import Stage, Trained, TrainingSettings
 
-#: Snippets of good images that stains are made of.
-_SNIPPETS = 64
 #: Of s_IAD on probes, what counts as 1.
 _QUANTILE = 0.99
 #: What a step keeps of a hidden window for its gradient, for each pixel of the picture: 1,350 were
@@ -101,7 +99,7 @@ class Glance(Trained):
         """Untrained."""
         super().__init__(settings, backbone)
         self._probes: set[int] = set()
-        self._pool: dict[int, Tensor] = {}
+        self._snippets: dict[int, Tensor] = {}
         self._ceiling = torch.zeros(())
 
     @classmethod
@@ -183,58 +181,26 @@ class Glance(Trained):
         self._probes = set(order[: count or self.settings.probes].tolist())
         return order[count:].sort().values
 
+    @torch.no_grad()
     def prepare(self, network: nn.Module, group: Group) -> None:
         """What features are standardised by; snippets for stains, the same on every worker."""
+        size = self.settings.patch
+        patches = [
+            patch_of(from_sixteen(sample), size, self.generator("moments", row))[0]
+            for row, sample in sorted(self._samples.items())
+        ]
         if isinstance(network, Distillation):
             network.group = group
-            network.standardise(*self._moments(self._taught, len(network.mean), group))
+            network.standardise(*moments(self._taught(stacked(patches, 3, size)).cpu(), group))
             return
         assert isinstance(network, Surroundings)
-        describe = torch.no_grad()(lambda patches: network.local(self._shown(patches)))
-        network.local.standardise(*self._moments(describe, self.settings.dim, group))
-        self._collect(group)
-
-    def _moments(
-        self, describe: Callable[[Tensor], Tensor], width: int, group: Group
-    ) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (width,) of one patch of each image."""
-        found = torch.empty(0, width)
-        for row, sample in sorted(self._samples.items()):
-            patch = self._patch(from_sixteen(sample), self.generator("moments", row))[0]
-            found = torch.cat([found, describe(patch[None]).cpu()])
-        count = group.all_reduce(torch.tensor([len(found)]))
-        mean = group.all_reduce(found.double().sum(dim=0)) / count
-        spread = group.all_reduce((found.double() - mean).square().sum(dim=0)) / count
-        spread = spread.sqrt()
-        # What hardly varies says little; it must not become large, nor infinite.
-        return mean, spread.clamp(min=max(0.1 * float(spread.mean()), 1e-12))
+        described = [network.local(self._shown(patch[None])).cpu() for patch in patches]
+        found = torch.cat([torch.empty(0, self.settings.dim), *described])
+        network.local.standardise(*moments(found, group))
+        self._snippets = snippets_of(self._samples, size, self.generator, group)
 
     def _shown(self, pictures: Tensor) -> Tensor:
         return self.backbone.normalised(pictures.to(self.backbone.device))
-
-    def _collect(self, group: Group) -> None:
-        rows = torch.tensor(sorted(self._samples), dtype=torch.int64)
-        everyone = torch.cat(group.all_gather(rows)).sort().values
-        order = torch.randperm(len(everyone), generator=self.generator("snippets"))
-        chosen = everyone[order[:_SNIPPETS]].tolist()
-        mine = [row for row in chosen if row in self._samples]
-        patch = self.settings.patch
-        found = torch.empty(0, 3, patch, patch)
-        for row in mine:
-            snippet = self._patch(from_sixteen(self._samples[row]), self.generator("snippet", row))
-            found = torch.cat([found, snippet[0][None]])
-        rows = torch.cat(group.all_gather(torch.tensor(mine, dtype=torch.int64)))
-        snippets = torch.cat(group.all_gather(found))
-        self._pool = dict(sorted(zip(rows.tolist(), snippets, strict=True)))
-
-    def _patch(self, image: Tensor, generator: torch.Generator) -> tuple[Tensor, int, int]:
-        """A patch (3, patch, patch) anywhere in an image, its top and its left."""
-        patch = self.settings.patch
-        top, left = (
-            int(torch.randint(side - patch + 1, (), generator=generator))
-            for side in image.shape[1:]
-        )
-        return image[:, top : top + patch, left : left + patch], top, left
 
     @torch.no_grad()
     def _taught(self, patches: Tensor) -> Tensor:
@@ -244,35 +210,34 @@ class Glance(Trained):
 
     def inputs(self, samples: list[tuple[int, Tensor]], epoch: int) -> Lesson | Scene:
         """This epoch's patches, as many of each image, for the stage that is trained."""
-        device, s = self.backbone.device, self.settings
-        images, masks, clean, dirty = [], [], [], []
-        scenes = isinstance(self.network, Surroundings)
-        for row, sample in samples:
-            image = from_sixteen(sample)
-            generator = self.generator("scene" if scenes else "lesson", epoch, row)
-            for _ in range(s.patches):
-                patch, top, left = self._patch(image, generator)
-                clean.append(patch)
-                if scenes:
-                    images.append(image)
-                    masks.append(torch.ones(1, *image.shape[1:]))
-                    masks[-1][:, top : top + s.patch, left : left + s.patch] = 0
-                    dirty.append(stained(patch, self._snippets(row), generator))
-        patches = _stacked(clean, s.patch, device)
-        if not scenes:
-            return Lesson(self.backbone.normalised(patches), self._taught(patches))
-        side = 2 * s.patch
+        size, count = self.settings.patch, self.settings.patches
+        images = [(row, from_sixteen(sample)) for row, sample in samples]
+        if isinstance(self.network, Distillation):
+            drawn = [
+                patch_of(image, size, generator)[0]
+                for row, image in images
+                for generator in [self.generator("lesson", epoch, row)]
+                for _ in range(count)
+            ]
+            patches = stacked(drawn, 3, size)
+            return Lesson(self._shown(patches), self._taught(patches))
+        scenes = [
+            scene_of(image, size, self._snippets_beside(row), generator)
+            for row, image in images
+            for generator in [self.generator("scene", epoch, row)]
+            for _ in range(count)
+        ]
+        pictures, masks, clean, dirty = zip(*scenes, strict=True) if scenes else [()] * 4
         return Scene(
-            self.backbone.normalised(_stacked(images, side, device)),
-            _stacked(masks, side, device)[:, :1],
-            self.backbone.normalised(patches),
-            self.backbone.normalised(_stacked(dirty, s.patch, device)),
+            self._shown(stacked(pictures, 3, 2 * size)),
+            stacked(masks, 1, 2 * size).to(self.backbone.device),
+            self._shown(stacked(clean, 3, size)),
+            self._shown(stacked(dirty, 3, size)),
         )
 
-    def _snippets(self, row: int) -> list[Tensor]:
-        """Of other images, where there are any."""
-        others = [snippet for other, snippet in self._pool.items() if other != row]
-        return others or list(self._pool.values())
+    def _snippets_beside(self, row: int) -> list[Tensor]:
+        others = [snippet for other, snippet in self._snippets.items() if other != row]
+        return others or list(self._snippets.values())
 
     @torch.inference_mode()
     def finish(self, group: Group) -> None:
@@ -288,7 +253,7 @@ class Glance(Trained):
             network.scale.copy_(everyone.quantile(_QUANTILE).clamp(min=1e-12))
         largest = [torch.zeros(()), *(self._map(probe).max().cpu() for probe in probes)]
         self._ceiling = group.all_reduce(torch.stack(largest).max()[None], "max")[0]
-        self._pool.clear()
+        self._snippets.clear()
 
     def _pixels(self, image: Tensor) -> Tensor:
         return self.backbone.normalised(image[None]).contiguous(memory_format=torch.channels_last)
@@ -331,9 +296,3 @@ def _parts(settings: GlanceSettings, channels: int) -> tuple[LocalNet, nn.Linear
         linear(channels, settings.dim),
         Head(settings.dim),
     )
-
-
-def _stacked(parts: list[Tensor], side: int, device: torch.device) -> Tensor:
-    """Pictures as one batch, also of none; in the order of memory that convolutions like."""
-    batch = torch.stack(parts) if parts else torch.zeros(0, 3, side, side)
-    return batch.to(device, memory_format=torch.channels_last)

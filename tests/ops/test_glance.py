@@ -14,6 +14,7 @@ from ops.distillation import Distillation
 from ops.glance import Glance, GlanceSettings
 from ops.glancing import Grid, inconsistencies
 from ops.group import Alone, Group
+from ops.lessons import snippets_of
 from ops.method import Load, Notes
 from ops.surroundings import Surroundings
 from tests import pictures
@@ -185,6 +186,23 @@ def test_the_teacher_is_standardised_and_the_lesson_follows_from_the_seed(backbo
 def _shown(lesson, backbone):
     zero = backbone.normalised(torch.zeros(1, 3, 1, 1))
     return (lesson.patches - zero) / (backbone.normalised(torch.ones(1, 3, 1, 1)) - zero)
+
+
+def test_snippets_are_alike_on_every_rank_and_never_of_the_stained_image(backbone, images):
+    halves = [gathered(backbone, images, rows) for rows in ([1, 3], [0, 2, 4])]
+
+    def program(group: Group):
+        return snippets_of(halves[group.rank]._samples, 16, halves[0].generator, group)
+
+    one, other = together(2, program)
+    assert list(one) == list(other) == [0, 1, 2, 3, 4]
+    assert all(torch.equal(one[row], other[row]) for row in one)
+    detector = gathered(backbone, images)
+    detector._snippets = one
+    assert len(detector._snippets_beside(2)) == 4
+    assert not any(torch.equal(one[2], snippet) for snippet in detector._snippets_beside(2))
+    detector._snippets = {2: one[2]}
+    assert len(detector._snippets_beside(2)) == 1
 
 
 def test_probes_are_kept_out_of_training(backbone):

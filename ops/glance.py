@@ -247,7 +247,7 @@ class Glance(Trained):
         mine = sorted(self._probes & set(self._samples))
         probes = [from_sixteen(self._samples[row]).to(self.backbone.device) for row in mine]
         if s.scale == "quantile":
-            grid = Grid(s.patch, max(1, s.patch // 4))
+            grid = Grid(s.patch, max(s.stride, s.patch // 4))  # overlap enough
             found = [inconsistencies(network, self._pixels(probe), grid) for probe in probes]
             everyone = torch.cat(group.all_gather(torch.cat([torch.empty(0), *found])))
             network.scale.copy_(everyone.quantile(_QUANTILE).clamp(min=1e-12))

@@ -222,7 +222,7 @@ def test_the_scale_makes_the_inconsistency_of_probes_about_one(whole, backbone, 
     assert raw.network.scale == 1
     (row,) = detector._probes
     with torch.inference_mode():
-        values = inconsistencies(raw.network, raw._pixels(images[row]), Grid(16, 4))
+        values = inconsistencies(raw.network, raw._pixels(images[row]), Grid(16, 8))
     assert float(detector.network.scale) == pytest.approx(float(values.quantile(0.99)), rel=1e-3)
 
 

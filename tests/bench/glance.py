@@ -90,7 +90,7 @@ def _rows(name: str, backbone: Backbone, tolerances: tuple[float, ...]) -> Itera
     of_sample = timed(lambda: plain(detector, pixels, numbers, columns), 3)
     slow = of_sample.times(count / SAMPLE)
     expected = plain(detector, pixels, numbers, columns)
-    full = timed(lambda: ours(0.0))
+    full = timed(lambda: ours(0.0), 3)
     apart = float((found[0.0].flatten()[numbers] - expected).abs().max() / expected.max())
     yield Row(f"Glance, {name}, {count:,} windows of an image, one pass per window", "", slow)
     note = f"scores of {SAMPLE} windows differ by {apart:.0e} of the largest"

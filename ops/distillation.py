@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ops.backbone import Backbone
 from ops.group import Alone, Group
 
 Correlation = Literal["features", "samples", "raw"]
@@ -100,6 +101,24 @@ def initialise(network: nn.Module, generator: torch.Generator) -> None:
             nn.init.kaiming_uniform_(module.weight, math.sqrt(5), generator=generator)
             assert module.bias is not None
             nn.init.zeros_(module.bias)
+
+
+@torch.no_grad()
+def taught(teacher: Backbone, patches: Tensor) -> Tensor:
+    """Patches (n, 3, patch, patch) in [0, 1] -> the teacher's layers, mean over space (n, D)."""
+    layers = teacher(patches.to(teacher.device))
+    return torch.cat([layer.mean(dim=(2, 3)) for layer in layers], dim=1)
+
+
+def channels_taught(teacher: Backbone, patch: int) -> int:
+    """D. Raises ValueError if the teacher's pools leave nothing of a patch."""
+    try:
+        return taught(teacher, torch.zeros(1, 3, patch, patch)).shape[1]
+    except RuntimeError as error:
+        raise ValueError(
+            f"a patch of {patch} pixels is too small for layers {','.join(teacher.layers)} of "
+            f"{teacher.settings.name}; choose a larger --glance.patch or earlier layers"
+        ) from error
 
 
 class Lesson(NamedTuple):

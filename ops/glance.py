@@ -11,7 +11,16 @@ from torch import Tensor, nn
 
 from ops.backbone import Backbone
 from ops.differnet import from_sixteen, to_sixteen
-from ops.distillation import Correlation, Distillation, Lesson, LocalNet, initialise, linear
+from ops.distillation import (
+    Correlation,
+    Distillation,
+    Lesson,
+    LocalNet,
+    channels_taught,
+    initialise,
+    linear,
+    taught,
+)
 from ops.glancing import Grid, inconsistencies, scores, spread
 from ops.group import Alone, Group
 from ops.lessons import moments, patch_of, scene_of, snippets_of, stacked
@@ -108,7 +117,7 @@ class Glance(Trained):
         assert load.backbone
         windows = settings.grid.count(load.size) ** 2
         copied = sum(4 * t.numel() for t in load.backbone.state().values())
-        others = nn.ModuleList(_parts(settings, load.channels)).parameters()
+        others = nn.ModuleList(_parts(settings, load.backbone)).parameters()
         weights = copied + sum(4 * weight.numel() for weight in others)
         step = -(-settings.batch // load.workers) * settings.patches * _BYTES * load.size**2
         return Demand(
@@ -139,10 +148,7 @@ class Glance(Trained):
 
     def new_network(self) -> Surroundings:
         """All that scores rest on."""
-        with torch.inference_mode():
-            size = 2 * self.settings.patch
-            maps = self.backbone(torch.zeros(1, 3, size, size, device=self.backbone.device))
-        local, reader, head = _parts(self.settings, sum(layer.shape[1] for layer in maps))
+        local, reader, head = _parts(self.settings, self.backbone)
         for part in (local, reader, head):
             initialise(part, self.generator("weights", type(part).__name__))
         around = GlobalNet(self.backbone.copied(), reader)
@@ -152,9 +158,10 @@ class Glance(Trained):
         """First Local-Net, then, with it as it is by then, Global-Net and the head."""
         whole, s = self.new_network(), self.settings
         whole.local.requires_grad_(True)
-        taught = whole.around.linear.in_features
         weights = (s.distillation, s.compactness)
-        lessons = Distillation(whole.local, s.dim, taught, weights, s.correlation)
+        lessons = Distillation(
+            whole.local, s.dim, whole.around.linear.in_features, weights, s.correlation
+        )
         initialise(lessons.decoder, self.generator("weights", "decoder"))
         yield Stage("local", lessons, s.local_epochs)
         whole.local.requires_grad_(False)
@@ -162,11 +169,9 @@ class Glance(Trained):
 
     def optimiser(self, network: nn.Module) -> torch.optim.Optimizer:
         """Adam, for which gradients that are nothing but rounding stay next to nothing."""
-        weights = [weight for weight in network.parameters() if weight.requires_grad]
-        settings = self.settings
-        return torch.optim.Adam(
-            weights, lr=settings.lr, eps=1e-6, weight_decay=settings.weight_decay
-        )
+        adam = super().optimiser(network)
+        adam.param_groups[0]["eps"] = 1e-6
+        return adam
 
     def sample(self, image: Tensor, row: int) -> Tensor:  # noqa: ARG002 - as in the base
         """The image in 16 bits."""
@@ -191,7 +196,9 @@ class Glance(Trained):
         ]
         if isinstance(network, Distillation):
             network.group = group
-            network.standardise(*moments(self._taught(stacked(patches, 3, size)).cpu(), group))
+            network.standardise(
+                *moments(taught(self.backbone, stacked(patches, 3, size)).cpu(), group)
+            )
             return
         assert isinstance(network, Surroundings)
         described = [network.local(self._shown(patch[None])).cpu() for patch in patches]
@@ -201,12 +208,6 @@ class Glance(Trained):
 
     def _shown(self, pictures: Tensor) -> Tensor:
         return self.backbone.normalised(pictures.to(self.backbone.device))
-
-    @torch.no_grad()
-    def _taught(self, patches: Tensor) -> Tensor:
-        """(n, 3, patch, patch) -> the backbone's layers, averaged over space (n, D)."""
-        layers = self.backbone(patches.to(self.backbone.device))
-        return torch.cat([layer.mean(dim=(2, 3)) for layer in layers], dim=1)
 
     def inputs(self, samples: list[tuple[int, Tensor]], epoch: int) -> Lesson | Scene:
         """This epoch's patches, as many of each image, for the stage that is trained."""
@@ -220,7 +221,7 @@ class Glance(Trained):
                 for _ in range(count)
             ]
             patches = stacked(drawn, 3, size)
-            return Lesson(self._shown(patches), self._taught(patches))
+            return Lesson(self._shown(patches), taught(self.backbone, patches))
         scenes = [
             scene_of(image, size, self._snippets_beside(row), generator)
             for row, image in images
@@ -289,10 +290,11 @@ class Glance(Trained):
         self.network = network.eval().requires_grad_(False).to(self.backbone.device)
 
 
-def _parts(settings: GlanceSettings, channels: int) -> tuple[LocalNet, nn.Linear, Head]:
+def _parts(settings: GlanceSettings, backbone: Backbone) -> tuple[LocalNet, nn.Linear, Head]:
     """What does not come from the backbone, without weights yet."""
+    patch, dim = settings.patch, settings.dim
     return (
-        LocalNet(settings.patch, settings.width, settings.dim),
-        linear(channels, settings.dim),
-        Head(settings.dim),
+        LocalNet(patch, settings.width, dim),
+        linear(channels_taught(backbone, patch), dim),
+        Head(dim),
     )

@@ -236,6 +236,12 @@ def test_windows_that_cannot_cover_a_picture_are_refused(backbone, images):
         gathered(backbone, images[..., :12, :12])
 
 
+def test_a_patch_too_small_for_its_teacher_is_refused_before_a_fit(backbone):
+    load = Load(64, [(8, 15, 15)], 5, 1, backbone)
+    with pytest.raises(ValueError, match=r"4 pixels is too small .* of squeezenet1_1; choose a l"):
+        Glance.demand(replace(SMALL, patch=4, stride=4), load)
+
+
 def test_its_demand_is_what_a_fit_then_takes(whole, backbone, images):
     detector, _ = whole
     shapes = [tuple(layer.shape[1:]) for layer in backbone(images[:1])]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from ops.weights import fingerprint, load_weights
@@ -95,6 +96,15 @@ class Backbone(nn.Module):
         """SHA-256 of `state()`."""
         return fingerprint(self.state())
 
+    def copied(self) -> fx.GraphModule:
+        """The network up to its last layer, with weights of its own; wants `normalised` images."""
+        network: fx.GraphModule = copy.deepcopy(self._network)
+        return network.requires_grad_(True)
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Images in [0, 1] as the network was trained on them."""
+        return (images - self._mean) / self._std
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """Features (B, C, h, w) of each layer for images (B, 3, H, W) in [0, 1]."""
         block = 1 if images.device.type == "cpu" else self.block
@@ -105,7 +115,7 @@ class Backbone(nn.Module):
         count = len(images)
         if count < block:
             images = torch.cat([images, images.new_zeros(block - count, *images.shape[1:])])
-        images = (images - self._mean) / self._std
+        images = self.normalised(images)
         out = self._network(images.contiguous(memory_format=torch.channels_last))
         for layer in self.layers:
             if out[layer].dim() != 4:

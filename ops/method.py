@@ -47,6 +47,8 @@ class Load:
     """What each layer of the backbone gives for an image: (C, h, w)."""
     images: int
     workers: int
+    backbone: Backbone | None = None
+    """The network itself, for a method that trains a copy of it."""
 
     @property
     def channels(self) -> int:

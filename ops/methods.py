@@ -5,6 +5,7 @@ from __future__ import annotations
 from ops.csflow import CsFlow
 from ops.differnet import DifferNet
 from ops.fastflow import FastFlow
+from ops.glance import Glance
 from ops.method import Method
 from ops.padim import PaDiM
 from ops.patchcore import PatchCore
@@ -12,7 +13,8 @@ from ops.spade import Spade
 from ops.ssnf import Ssnf
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (PatchCore, Spade, PaDiM, DifferNet, FastFlow, Ssnf, CsFlow)
+    method.name: method
+    for method in (PatchCore, Spade, PaDiM, DifferNet, FastFlow, Ssnf, CsFlow, Glance)
 }
 
 

@@ -7,7 +7,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,14 @@ class TrainingSettings(MapSettings):
     """Adam's L2 penalty."""
     seed: int = 0
     """Of first weights, order, and transformations."""
+
+
+class Stage(NamedTuple):
+    """A network to train, for how many epochs; the name is for people and curves."""
+
+    name: str
+    network: nn.Module
+    epochs: int
 
 
 class Trained(Method):
@@ -64,6 +72,13 @@ class Trained(Method):
     def new_network(self) -> nn.Module:
         """An untrained network, seeded; its forward gives the losses (n,) of `inputs`."""
 
+    def stages(self) -> Iterator[Stage]:
+        """What is trained, one after the other; the last network must hold all that is needed.
+
+        The next one is asked for when the one before is trained, or lies in the notes of the next.
+        """
+        yield Stage("train", self.new_network(), self.settings.epochs)
+
     @abstractmethod
     def sample(self, image: Tensor, row: int) -> Tensor:
         """What is kept of one good image (3, H, W) for training."""
@@ -75,6 +90,10 @@ class Trained(Method):
     @abstractmethod
     def score_one(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Score () and map (h, w) of one image (3, H, W)."""
+
+    def training_rows(self, rows: Tensor) -> Tensor:
+        """Which rows to train on, of all that there are; the others are there for `finish`."""
+        return rows
 
     def prepare(self, network: nn.Module, group: Group) -> None:
         """Collective: what an untrained network must know of all samples."""
@@ -127,21 +146,46 @@ class Trained(Method):
         counts = group.all_reduce(torch.tensor([self._images, self._dropped])).tolist()
         height, width = group.all_reduce(torch.tensor(self._size), "max").tolist()
         self._size = (height, width)  # a rank without images must know it too
-        self.network = self.new_network().to(self.backbone.device)
-        self.prepare(self.network, group)
-        optimiser = self.optimiser(self.network)
-        curve = _restore(notes.read(), self.network, optimiser)
-        model = group.parallel(self.network.train())
-        for epoch in range(len(curve), self.settings.epochs):
-            curve.append(self._epoch(epoch, rows, model, optimiser, group))
-            watch("train", epoch + 1, self.settings.epochs)
-            if group.rank == 0:
-                notes.write(_noted(curve, self.network, optimiser))
+        rows = self.training_rows(rows)
+        noted = notes.read() or {}
+        curves: dict[str, list[float]] = dict(noted.get("curves", {}))
+        for stage in self.stages():
+            self.network = stage.network.to(self.backbone.device)
+            if stage.name in curves:
+                continue
+            going_on = noted if noted.get("stage") == stage.name else None
+            curves[stage.name] = self._train(stage, rows, going_on, curves, group, watch, notes)
+        assert self.network is not None
         self.network.eval()
         self.finish(group)
         self._samples.clear()
-        figures = {"images": counts[0], "dropped_images": counts[1], "loss": curve[-1]}
-        return Fitted(figures, {"loss": curve})
+        said = {"loss" if name == "train" else f"{name}_loss": c for name, c in curves.items()}
+        last = {name: curve[-1] for name, curve in said.items()}
+        return Fitted({"images": counts[0], "dropped_images": counts[1], **last}, said)
+
+    def _train(
+        self,
+        stage: Stage,
+        rows: Tensor,
+        noted: Any,
+        before: dict[str, list[float]],
+        group: Group,
+        watch: Watch,
+        notes: Notes,
+    ) -> list[float]:
+        """The losses of a stage's epochs, from what is noted of it on."""
+        network = stage.network
+        self.prepare(network, group)
+        optimiser = self.optimiser(network)
+        curve = _restore(noted, network, optimiser)
+        model = group.parallel(network.train())
+        for epoch in range(len(curve), stage.epochs):
+            curve.append(self._epoch(epoch, rows, model, optimiser, group))
+            watch(stage.name, epoch + 1, stage.epochs)
+            if group.rank == 0:
+                found = _noted(curve, network, optimiser)
+                notes.write({"stage": stage.name, "curves": dict(before), **found})
+        return curve
 
     def _epoch(
         self,

@@ -67,7 +67,9 @@ def of_fit(chosen: Split, request: FitRequest, backbone: Backbone, slots: Slots)
     counts = chosen.fit[DETECTOR].value_counts().to_pylist()
     kind, size, workers = method_named(request.method), request.input.size, slots.count()
     shapes = _shapes(backbone, size)
-    loads = {entry["values"]: Load(size, shapes, entry["counts"], workers) for entry in counts}
+    loads = {
+        entry["values"]: Load(size, shapes, entry["counts"], workers, backbone) for entry in counts
+    }
     return Plan(
         workers=workers,
         loads=loads,

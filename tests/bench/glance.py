@@ -1,0 +1,123 @@
+"""Glance at 256 px, windows of 64 px every 4 px, against one pass of both networks per window."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ops.backbone import Backbone, BackboneSettings
+from ops.decode import DecodeSettings
+from ops.detecting import to_images
+from ops.fetch import FetchSettings
+from ops.glance import Glance, GlanceSettings
+from ops.glancing import scores, spread
+from ops.group import Alone
+from ops.method import Notes
+from ops.reading import Read
+from ops.resize import InputSettings
+from ops.surroundings import inconsistency
+from tests.bench import features
+from tests.bench.measure import Row, Time, ratio, timed
+
+INPUT = InputSettings(size=256, fit="squash")
+#: A short fit: times depend on no weight, but what is foretold does.
+FIT = GlanceSettings(epochs=3, local_epochs=3, batch=8, lr=3e-4, probes=2)
+SCORE = replace(FIT, stride=4)
+IMAGES = 24
+#: Windows that the plain loop is timed on.
+SAMPLE = 24
+TOLERANCES = (0.005, 0.02)
+
+
+@functools.cache
+def images() -> Tensor:
+    """To fit on, and one more."""
+    read = Read(INPUT, DecodeSettings(), FetchSettings(), threads=1)
+    return to_images(read(features.rows_of(features.images()[: IMAGES + 1])), INPUT, "cpu")
+
+
+def fitted(backbone: Backbone) -> Glance:
+    """With windows every 4 px."""
+    detector = Glance(FIT, backbone)
+    detector.gather(images()[:IMAGES], torch.arange(IMAGES))
+    detector.fit(Alone(), lambda *_: None, Notes())
+    finer = Glance(SCORE, backbone)
+    finer.load_state(detector.state())
+    return finer
+
+
+@torch.inference_mode()
+def plain(detector: Glance, pixels: Tensor, numbers: list[int], columns: int) -> Tensor:
+    """Scores of some windows, one after the other."""
+    s, network, out = detector.settings, detector.network, []
+    for number in numbers:
+        y, x = number // columns * s.stride, number % columns * s.stride
+        mask = torch.ones(1, 1, *pixels.shape[2:])
+        mask[:, :, y : y + s.patch, x : x + s.patch] = 0
+        local = network.local(pixels[:, :, y : y + s.patch, x : x + s.patch])
+        around = network.around(pixels, mask)
+        distorted = torch.sigmoid(-network.head(local, around))
+        disagreeing = inconsistency(local, around) / network.scale
+        out.append(s.inconsistency * disagreeing + (1 - s.inconsistency) * distorted)
+    return torch.cat(out)
+
+
+def rows() -> Iterator[Row]:
+    """SqueezeNet, and the paper's ResNet-18 with random weights."""
+    yield from _rows("SqueezeNet", features.backbone("features.7,features.12"), TOLERANCES)
+    resnet = Backbone(BackboneSettings("resnet18", "layer4", "random"))
+    yield from _rows("ResNet-18, random weights", resnet, TOLERANCES[1:])
+
+
+def _rows(name: str, backbone: Backbone, tolerances: tuple[float, ...]) -> Iterator[Row]:
+    detector = fitted(backbone)
+    s, network = detector.settings, detector.network
+    pixels = detector._pixels(images()[IMAGES])
+    columns = s.grid.count(INPUT.size)
+    count = columns**2
+    numbers = list(range(0, count, count // SAMPLE))[:SAMPLE]
+    found: dict[float, Tensor] = {}
+
+    @torch.inference_mode()
+    def ours(tolerance: float) -> None:
+        found[tolerance] = scores(network, pixels, s.grid, s.inconsistency, tolerance)
+
+    plain(detector, pixels, numbers[:2], columns)
+    of_sample = timed(lambda: plain(detector, pixels, numbers, columns), 3)
+    slow = of_sample.times(count / SAMPLE)
+    expected = plain(detector, pixels, numbers, columns)
+    full = timed(lambda: ours(0.0), 3)
+    apart = float((found[0.0].flatten()[numbers] - expected).abs().max() / expected.max())
+    yield Row(f"Glance, {name}, {count:,} windows of an image, one pass per window", "", slow)
+    note = f"scores of {SAMPLE} windows differ by {apart:.0e} of the largest"
+    yield Row(
+        "  every window, computed where it changes something", ratio(slow, full), full, "", note
+    )
+    local = timed(lambda: _local(detector, pixels), 3)
+    yield Row("  of which Local-Net, over the whole image", f"{local.cpu / full.cpu:.1%}", local)
+    largest = found[0.0].max()
+    maps = {0.0: _spread(detector, found[0.0])}
+    for tolerance in tolerances:
+        part: Time = timed(lambda: ours(tolerance), 3)  # noqa: B023
+        maps[tolerance] = _spread(detector, found[tolerance])
+        window = float((found[tolerance] - found[0.0]).abs().max())
+        pixel = float((maps[tolerance] - maps[0.0]).abs().max())
+        note = (
+            f"windows differ by at most {window:.3f} of {largest:.3f}, the map by {pixel:.4f} "
+            f"of {float(maps[0.0].max()):.3f}"
+        )
+        what = f"  from coarse to fine, tolerance {tolerance}"
+        yield Row(what, ratio(slow, part), part, "8 x", note)
+
+
+@torch.inference_mode()
+def _local(detector: Glance, pixels: Tensor) -> None:
+    detector.network.local.dense(pixels, detector.settings.stride)
+
+
+def _spread(detector: Glance, scored: Tensor) -> Tensor:
+    return spread(scored, detector.settings.grid)

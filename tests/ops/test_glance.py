@@ -1,0 +1,255 @@
+"""Glance against its definition, one window at a time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from ops.backbone import Backbone
+from ops.distillation import Distillation
+from ops.glance import Glance, GlanceSettings
+from ops.glancing import Grid, inconsistencies
+from ops.group import Alone, Group
+from ops.lessons import snippets_of
+from ops.method import Load, Notes
+from ops.surroundings import Surroundings
+from ops.training import to_sixteen
+from tests import pictures
+from tests.ops.test_training import Kept, nobody
+from tests.ops.threads import together
+
+SMALL = GlanceSettings(
+    patch=16,
+    stride=8,
+    width=4,
+    dim=8,
+    epochs=2,
+    local_epochs=2,
+    batch=4,
+    lr=2e-3,
+    probes=1,
+)
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    drawn = [torch.from_numpy(pictures.texture(seed, colour=True)) for seed in range(5)]
+    return torch.stack(drawn).permute(0, 3, 1, 2).float() / 255
+
+
+def gathered(backbone: Backbone, images: Tensor, rows=range(5), **changes) -> Glance:
+    detector = Glance(replace(SMALL, **changes), backbone)
+    for row in rows:
+        detector.gather(images[[row]], torch.tensor([row]))
+    return detector
+
+
+@pytest.fixture(scope="module")
+def whole(backbone, images):
+    """Fitted, and what its fit said."""
+    detector = gathered(backbone, images)
+    return detector, detector.fit(Alone(), nobody, Notes())
+
+
+def windows(detector: Glance, image: Tensor) -> Tensor:
+    """Scores of all windows as the paper defines them, a pass of both networks for each."""
+    s, network = detector.settings, detector.network
+    pixels = detector.backbone.normalised(image[None])
+    count = (image.shape[1] - s.patch) // s.stride + 1
+    out = torch.empty(count, count)
+    with torch.inference_mode():
+        for row in range(count):
+            for column in range(count):
+                y, x = row * s.stride, column * s.stride
+                mask = torch.ones(1, 1, *image.shape[1:])
+                mask[:, :, y : y + s.patch, x : x + s.patch] = 0
+                local = network.local(pixels[:, :, y : y + s.patch, x : x + s.patch])
+                around = network.around(pixels, mask)
+                clean = torch.sigmoid(network.head(local, around))
+                inconsistent = (local - around).square().mean() / network.scale
+                out[row, column] = s.inconsistency * inconsistent + (1 - s.inconsistency) * (
+                    1 - clean
+                )
+    return out
+
+
+def mean_over_windows(scores: Tensor, cells: int) -> Tensor:
+    side = len(scores) + cells - 1
+    total, count = torch.zeros(side, side), torch.zeros(side, side)
+    for row in range(len(scores)):
+        for column in range(len(scores)):
+            held = (slice(row, row + cells), slice(column, column + cells))
+            total[held] += scores[row, column]
+            count[held] += 1
+    return total / count
+
+
+def test_a_pixels_value_is_the_mean_over_the_windows_that_hold_it(whole, images):
+    detector, _ = whole
+    found = detector.score(images[:1])
+    expected = mean_over_windows(windows(detector, images[0]), 2)
+    assert found.map.shape == (1, 8, 8)
+    torch.testing.assert_close(found.map[0], expected, rtol=1e-5, atol=1e-5)
+    assert found.image[0] == found.map.max()
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_from_coarse_to_fine_the_map_is_within_3_percent_of_its_largest_value(
+    whole, backbone, good
+):
+    detector, _ = whole
+    drawn = pictures.texture(8)
+    drawn = drawn if good else pictures.with_blob(drawn, 40, 24)
+    image = (torch.from_numpy(drawn) / 255).expand(1, 3, -1, -1)
+    maps = []
+    for tolerance in (0.0, 0.03):
+        other = Glance(replace(SMALL, stride=4, tolerance=tolerance), backbone)
+        other.load_state(detector.state())
+        maps.append(other.score(image).map)
+    assert not torch.equal(*maps)
+    torch.testing.assert_close(*maps, rtol=0, atol=0.03 * float(maps[0].max()))
+
+
+def test_a_fit_broken_off_in_either_stage_ends_as_if_it_had_not_been(whole, backbone, images):
+    detector, said = whole
+    for stage in ("local", "train"):
+        notes = Kept()
+
+        def break_off(name, done, of, stage=stage):
+            if (name, done) == (stage, 2):
+                raise InterruptedError
+
+        with pytest.raises(InterruptedError):
+            gathered(backbone, images).fit(Alone(), break_off, notes)
+        again = gathered(backbone, images)
+        assert again.fit(Alone(), nobody, notes).curves == said.curves
+        for key, value in detector.state().items():
+            assert torch.equal(again.state()[key], value), key
+
+
+def test_a_broken_fit_may_go_on_with_two_workers(whole, backbone, images):
+    detector, said = whole
+    notes = Kept()
+
+    def break_off(name, done, of):
+        if (name, done) == ("local", 2):
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        gathered(backbone, images).fit(Alone(), break_off, notes)
+    halves = [gathered(backbone, images, rows) for rows in (range(0, 5, 2), range(1, 5, 2))]
+
+    def program(group: Group):
+        return halves[group.rank].fit(group, nobody, notes)
+
+    for found in together(2, program):
+        for name, curve in said.curves.items():
+            assert found.curves[name] == pytest.approx(curve, rel=1e-4)
+    for key, value in detector.state().items():
+        torch.testing.assert_close(halves[0].state()[key], value, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_reach_what_a_stage_trains_and_nothing_else(backbone, images):
+    detector = gathered(backbone, images)
+    samples = list(detector._samples.items())
+    for stage in detector.stages():
+        detector.network = stage.network
+        detector.prepare(stage.network, Alone())
+        stage.network(detector.inputs(samples, 0)).mean().backward()
+        reached = {name for name, p in stage.network.named_parameters() if p.grad is not None}
+        trained = {name for name, p in stage.network.named_parameters() if p.requires_grad}
+        assert reached == trained
+        assert all(p.grad.abs().max() > 0 for p in stage.network.parameters() if p.requires_grad)
+        if isinstance(stage.network, Surroundings):
+            assert not [name for name in trained if name.startswith("local")]
+        stage.network.zero_grad(set_to_none=True)
+
+
+def test_the_teacher_is_standardised_and_the_lesson_follows_from_the_seed(backbone, images):
+    detector = gathered(backbone, images)
+    stage = next(detector.stages())
+    detector.network = stage.network
+    detector.prepare(stage.network, Alone())
+    assert isinstance(stage.network, Distillation)
+    assert float(stage.network.std.min()) > 0
+    samples = [(row, to_sixteen(image)) for row, image in enumerate(images)]
+    one, same, next_ = (detector.inputs(samples, epoch) for epoch in (0, 0, 1))
+    assert torch.equal(one.patches, same.patches)
+    assert not torch.equal(one.patches, next_.patches)
+    teacher = torch.cat([layer.mean(dim=(2, 3)) for layer in backbone(_shown(one, backbone))], 1)
+    torch.testing.assert_close(one.taught, teacher, rtol=1e-3, atol=1e-4)
+
+
+def _shown(lesson, backbone):
+    zero = backbone.normalised(torch.zeros(1, 3, 1, 1))
+    return (lesson.patches - zero) / (backbone.normalised(torch.ones(1, 3, 1, 1)) - zero)
+
+
+def test_snippets_are_alike_on_every_rank_and_never_of_the_stained_image(backbone, images):
+    halves = [gathered(backbone, images, rows) for rows in ([1, 3], [0, 2, 4])]
+
+    def program(group: Group):
+        return snippets_of(halves[group.rank]._samples, 16, halves[0].generator, group)
+
+    one, other = together(2, program)
+    assert list(one) == list(other) == [0, 1, 2, 3, 4]
+    assert all(torch.equal(one[row], other[row]) for row in one)
+    detector = gathered(backbone, images)
+    detector._snippets = one
+    assert len(detector._snippets_beside(2)) == 4
+    assert not any(torch.equal(one[2], snippet) for snippet in detector._snippets_beside(2))
+    detector._snippets = {2: one[2]}
+    assert len(detector._snippets_beside(2)) == 1
+
+
+def test_probes_are_kept_out_of_training(backbone):
+    detector = Glance(replace(SMALL, probes=3), backbone)
+    rows = torch.arange(100, 150)
+    trained = detector.training_rows(rows)
+    assert len(detector._aside) == 3
+    assert sorted([*trained.tolist(), *detector._aside]) == rows.tolist()
+    assert detector.training_rows(rows[:5]).tolist() == rows[:5].tolist()
+    assert len(detector._aside) == 3
+
+
+def test_the_scale_makes_the_inconsistency_of_probes_about_one(whole, backbone, images):
+    detector, _ = whole
+    raw = gathered(backbone, images, scale="raw")
+    raw.fit(Alone(), nobody, Notes())
+    assert raw.network.scale == 1
+    (row,) = detector._aside
+    with torch.inference_mode():
+        values = inconsistencies(raw.network, raw._pixels(images[row]), Grid(16, 8))
+    assert float(detector.network.scale) == pytest.approx(float(values.quantile(0.99)), rel=1e-3)
+
+
+def test_windows_that_cannot_cover_a_picture_are_refused(backbone, images):
+    with pytest.raises(ValueError, match="stride 5 must divide patch 16"):
+        replace(SMALL, stride=5)
+    load = Load(60, [(8, 15, 15)], 5, 1, backbone)
+    with pytest.raises(ValueError, match="16 pixels, 8 apart, do not cover an input of 60 pixels"):
+        Glance.demand(SMALL, load)
+    with pytest.raises(ValueError, match="do not cover an input of 12 pixels"):
+        gathered(backbone, images[..., :12, :12])
+
+
+def test_a_patch_too_small_for_its_teacher_is_refused_before_a_fit(backbone):
+    load = Load(64, [(8, 15, 15)], 5, 1, backbone)
+    with pytest.raises(ValueError, match=r"4 pixels is too small .* of squeezenet1_1; choose a l"):
+        Glance.demand(replace(SMALL, patch=4, stride=4), load)
+
+
+def test_its_demand_is_what_a_fit_then_takes(whole, backbone, images):
+    detector, _ = whole
+    shapes = [tuple(layer.shape[1:]) for layer in backbone(images[:1])]
+    load = Load(64, shapes, 6, 2, backbone)
+    demand = Glance.demand(SMALL, load)
+    tensors = detector.state().values()
+    assert demand.model_bytes == pytest.approx(sum(4 * t.numel() for t in tensors), rel=1e-3)
+    assert demand.vectors == 6 * 49
+    rehearsal = Glance.rehearsal(SMALL, load)
+    rehearsal.work()
+    assert rehearsal.times == 2 * 6 / 2

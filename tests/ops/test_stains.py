@@ -1,0 +1,32 @@
+"""Stains that can be seen, and follow from their generator."""
+
+from __future__ import annotations
+
+import torch
+
+from ops.stains import stained
+
+
+def drawn(seed: int, patch: torch.Tensor) -> torch.Tensor:
+    pool = list(torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(9)))
+    return stained(patch, pool, torch.Generator().manual_seed(seed))
+
+
+def test_enough_pixels_change_visibly_and_most_stay_as_they_were():
+    shares = []
+    for seed in range(60):
+        patch = torch.full((3, 32, 32), (seed % 3) / 2)
+        found = drawn(seed, patch)
+        assert found.min() >= 0
+        assert found.max() <= 1
+        changed = (found - patch).abs().amax(dim=0) > 8 / 255
+        shares.append(float(changed.float().mean()))
+    assert min(shares) >= 0.002
+    assert sum(shares) / len(shares) < 0.2
+    assert len(set(shares)) > 30
+
+
+def test_the_same_generator_gives_the_same_stain():
+    patch = torch.rand(3, 32, 32)
+    assert torch.equal(drawn(1, patch), drawn(1, patch))
+    assert not torch.equal(drawn(1, patch), drawn(2, patch))

@@ -13,7 +13,7 @@ import torch
 from tests.bench import features
 from tests.bench.measure import Row
 
-PARTS = ("coreset", "neighbours", "chain", "workers", "memory", "glance")
+PARTS = ("coreset", "neighbours", "chain", "workers", "memory")
 
 
 def line(row: Row) -> str:

@@ -1,4 +1,7 @@
-"""Glance at 256 px, windows of 64 px every 4 px, against one pass of both networks per window."""
+"""Glance at 256 px, windows of 64 px every 4 px, against one pass of both networks per window.
+
+`python -m tests.bench glance`; it is no part of `make bench`.
+"""
 
 from __future__ import annotations
 

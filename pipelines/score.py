@@ -14,12 +14,13 @@ from ops.fetch import FetchSettings
 from pipelines.chain import Chain, batches, drawing, positioned
 from pipelines.cluster import Slots
 from pipelines.limits import TooManyFailures, max_failures
-from pipelines.parts import Parts
+from pipelines.parts import BrokenRun, Parts
 from pipelines.publish import publish, top_maps
 from pipelines.reading import carried, slices
 from pipelines.rescue import rescued
 from pipelines.run import Run, described, finished
 from pipelines.watch import Watch
+from pipelines.watchdog import Stalled
 
 
 def score(
@@ -27,7 +28,8 @@ def score(
 ) -> dict[str, Any]:
     """Score what is missing of a run, check all of it, publish it; returns the run's totals.
 
-    A finished run is left as it is. Raises TooManyFailures, with everything scored so far kept.
+    A finished run is left as it is. Raises TooManyFailures, or Stalled if nothing was finished for
+    too long, with everything scored so far kept; BrokenRun, with nothing kept.
     """
     if totals := finished(run):
         return totals
@@ -42,7 +44,15 @@ def score(
     resumed = parts.done
     saturated = _fill(run, chain, parts, max_failures(max_failed, len(run.inventory)), watch)
     drawn = top_maps(run, chain, parts) if run.settings.top else None
-    published = publish(run, parts, drawn)
+    try:
+        published = publish(run, parts, drawn)
+    except BrokenRun as broken:
+        # Else every later start would find the same.
+        storage.remove_folder(run.out.work(run.run_id))
+        raise BrokenRun(
+            f"{broken}. What was scored of this run is dropped: start the same command again to "
+            "score its images anew"
+        ) from None
     seconds = (datetime.datetime.now(datetime.UTC) - started).total_seconds()
     totals = {
         "images": published,
@@ -90,6 +100,13 @@ def _fill(run: Run, chain: Chain, parts: Parts, limit: int, watch: Watch) -> int
                 for rows in rescued(chain, group):
                     take(rows)
         judge()  # also what an earlier attempt left complete
+    except Stalled as stalled:
+        parts.keep()
+        raise Stalled(
+            f"{total - parts.done} of {total} images have no row yet: {stalled}. The rows scored "
+            "so far are kept: mend the cluster, or raise --slots.stall, and start the same command "
+            "again"
+        ) from None
     except BaseException:
         parts.keep()
         raise

@@ -100,6 +100,7 @@ class World:
 
     def __init__(self, folder: Path, images: int, stack: contextlib.ExitStack) -> None:
         self.folder, self.images = folder, images
+        self.returning: threading.Timer | None = None
         moto, port = s3_server()
         stack.callback(moto.kill)
         self.relay = relay_to(port)
@@ -121,7 +122,7 @@ class World:
     def register(self) -> None:
         """Put the model into the registry."""
         tracker = Tracker(str(self.folder / "registering"))
-        with contextlib.redirect_stdout(None), tracker.run("fit", {}) as record:
+        with contextlib.redirect_stdout(io.StringIO()), tracker.run("fit", {}) as record:
             assert tracker.register(tiny_model("washer"), "washer", "champion", record)
 
     def warehouse(self, store: str) -> Warehouse:
@@ -178,6 +179,8 @@ def attempt(world: World, case: Case, name: str, rng: random.Random) -> Ending |
         job.kill()
         job.wait()
         witness.end()
+        if world.returning:
+            world.returning.join()
         if case.victim == "raylet" and len(world.cluster.others) < 2:
             world.cluster.join()
     judge(world, ending, out, witness, table, maps)
@@ -220,7 +223,8 @@ def strike(
             ending.killed = "way to S3" if case.victim == "s3" else "tracker"
             server = world.relay if case.victim == "s3" else world.tracker
             server.kill()
-            threading.Timer(AWAY, server.start).start()
+            world.returning = threading.Timer(AWAY, server.start)
+            world.returning.start()
             return True
     return False
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import pyarrow as pa
 from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
+from ray.data.exceptions import ExecutionTimeoutError
 
 from ops.contents import Contents
 from ops.detecting import Detect
@@ -17,10 +18,24 @@ from ops.fetch import FetchSettings
 from ops.layout import Out
 from ops.model import ModelCard
 from ops.reading import Read
-from pipelines.cluster import Slots
+from pipelines.cluster import Slots, offered
 from pipelines.parts import POSITION
 from pipelines.reading import OFFSET, Reading, TakeSlices
 from pipelines.shared import SharedModel
+from pipelines.watchdog import Limited, Stalled, limited, step_limit
+
+
+class _Detect(Detect):
+    """Detecting that must not take longer than its limit over some rows."""
+
+    def __init__(self, limit: float, *given: Any) -> None:
+        self._limit = limit
+        super().__init__(*given)
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """One row out for every row in, in the same order."""
+        with limited(self._limit):
+            return super().__call__(rows)
 
 
 @dataclass(frozen=True)
@@ -45,10 +60,10 @@ class Chain:
 
         Retries are bounded; a block whose retries are used up fails, with all of its rows.
         """
-        slots, workers = self.slots, self.slots.count()
-        return (
+        slots, workers, limit = self.slots, self.slots.count(), step_limit(self.slots.stall)
+        stream = (
             source.map_batches(
-                Reading(self.read, slots.batch, take),
+                Reading(self.read, slots.batch, take, limit),
                 batch_size=None,
                 batch_format="pyarrow",
                 num_cpus=slots.readers,
@@ -56,24 +71,28 @@ class Chain:
                 max_retries=2,
             )
             .map_batches(
-                Detect,
-                fn_constructor_args=self._detect,
+                _Detect,
+                fn_constructor_args=(limit, *self._detect),
                 batch_size=slots.batch,
                 batch_format="pyarrow",
                 num_cpus=slots.cpus,
                 num_gpus=slots.gpus,
                 compute=ActorPoolStrategy(size=workers),
-                max_restarts=3,
+                # A pool never replaces an actor that may not restart, and would wait for ever once
+                # all are gone. What kills its actor again and again, its retries bound.
+                max_restarts=-1,
                 max_task_retries=2,
             )
             .map_batches(
-                self.draw,
+                Limited(self.draw, limit),
                 batch_size=slots.batch,
                 batch_format="pyarrow",
                 num_cpus=slots.readers,
                 max_retries=2,
             )
         )
+        stream.context.execution_no_progress_timeout_s = slots.stall or -1
+        return stream
 
     def alone(self, rows: pa.Table) -> pa.Table:
         """The same steps, one after the other, in this process."""
@@ -102,9 +121,14 @@ def drawing(card: ModelCard, out: Out, policy: Policy, overlays: bool = False) -
 
 
 def batches(dataset: Dataset) -> Iterator[pa.Table]:
-    """What comes out of a stream, as it comes."""
-    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        yield cast("pa.Table", batch)
+    """What comes out of a stream, as it comes. Raises Stalled if nothing does for too long."""
+    stream = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    try:
+        for batch in stream:
+            yield cast("pa.Table", batch)
+    except ExecutionTimeoutError:
+        waited = dataset.context.execution_no_progress_timeout_s
+        raise Stalled(f"nothing was finished for {waited:g} seconds; {offered()}") from None
 
 
 def positioned(rows: pa.Table) -> pa.Table:

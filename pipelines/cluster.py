@@ -23,6 +23,18 @@ def _resources() -> dict[str, float]:
     return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]  # it has no types
 
 
+def offered() -> str:
+    """What the cluster has now, and what of it is free, for people."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    alive = sum(bool(node["Alive"]) for node in nodes)
+    free = dict(ray.available_resources())  # type: ignore[no-untyped-call]
+    there = {kind: count for kind, count in _resources().items() if kind in {"CPU", "GPU"}}
+    shares = [f"{free.get(kind, 0.0):g} of {count:g} {kind}s" for kind, count in there.items()]
+    return (
+        f"the cluster has {alive} node{'s' * (alive != 1)} alive, and {' and '.join(shares)} free"
+    )
+
+
 @dataclass(frozen=True)
 class Slots:
     """What a job takes of the cluster."""
@@ -43,6 +55,9 @@ class Slots:
     patience: float = 0.0
     """Seconds to wait for nodes that `workers` need and that have not joined yet; an autoscaler is
     asked for them."""
+    stall: float = 900.0
+    """Seconds without a finished image after which a run ends. A process that takes a sixth of
+    them for one batch is ended, and its images are tried again. 0 = wait for ever."""
 
     @property
     def device(self) -> str:

@@ -14,6 +14,7 @@ from ray.data import Dataset
 
 from ops.inventory import Inventory
 from ops.reading import Read
+from pipelines.watchdog import limited
 
 #: What travels from the inventory through the chain.
 CARRIED = ("image_id", "uri", "bytes", "position", "product", "problem")
@@ -41,17 +42,21 @@ class TakeSlices:
 
 @dataclass(frozen=True)
 class Reading:
-    """Reads rows, or the slices that `take` takes, some at a time."""
+    """Reads rows, or the slices that `take` takes, some at a time, each within `limit` seconds."""
 
     read: Read
     batch: int
     take: TakeSlices | None = None
+    limit: float = 0.0
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         """Rows with pixels, or with a status and a reason."""
-        rows = self.take(block) if self.take else block
+        with limited(self.limit):
+            rows = self.take(block) if self.take else block
         for start in range(0, len(rows), self.batch):
-            yield self.read(rows.slice(start, self.batch))
+            with limited(self.limit):
+                read = self.read(rows.slice(start, self.batch))
+            yield read
 
 
 def slices(

@@ -1,7 +1,8 @@
-"""Images that took their workers down are scored once more, by themselves."""
+"""Images that took their workers down, or held them, are scored once more, by themselves."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -9,8 +10,10 @@ import pyarrow as pa
 import ray
 
 from ops import scores
-from pipelines.cluster import Slots
+from pipelines.cluster import Slots, offered
+from pipelines.watchdog import Stalled, limited, step_limit
 
+_SLOW = "it takes longer than the {:g} seconds that a step may take, a sixth of --slots.stall"
 _CRASH = "every process that touched it died or failed; the last one said: "
 
 
@@ -27,24 +30,36 @@ class Steps(Protocol):
 
 @ray.remote(max_retries=0)
 def _alone(steps: Steps, rows: pa.Table) -> pa.Table:
-    return steps.alone(rows)
+    with limited(step_limit(steps.slots.stall)):
+        return steps.alone(rows)
 
 
 def rescued(steps: Steps, rows: pa.Table) -> Iterator[pa.Table]:
-    """Process rows in processes of their own, halving what fails, until the culprits are alone."""
+    """Process rows in processes of their own, halving what fails, until the culprits are alone.
+
+    Raises Stalled if the cluster has no room for such a process.
+    """
     task = _alone.options(num_cpus=steps.slots.cpus, num_gpus=steps.slots.gpus)
+    stall = steps.slots.stall
     waiting = [rows]
     while waiting:
         group = waiting.pop()
+        began = time.monotonic()
+        scored = task.remote(steps, group)
         try:
-            yield ray.get(task.remote(steps, group))
+            yield ray.get(scored, timeout=stall or None)
+        except ray.exceptions.GetTimeoutError:
+            ray.cancel(scored, force=True)
+            what = f"no process could be started for {stall:g} seconds; {offered()}"
+            raise Stalled(what) from None
         except ray.exceptions.RayError as error:
             if len(group) > 1:
                 half = len(group) // 2
                 waiting += [group.slice(half), group.slice(0, half)]
                 continue
             what = str(error).strip().splitlines()[-1][:200] if str(error).strip() else ""
-            yield _crashed(group, _CRASH + what)
+            slow = stall and time.monotonic() - began >= step_limit(stall)
+            yield _crashed(group, _SLOW.format(step_limit(stall)) if slow else _CRASH + what)
 
 
 def _crashed(row: pa.Table, reason: str) -> pa.Table:

@@ -17,12 +17,13 @@ from pipelines.chain import Chain, batches, drawing, positioned
 from pipelines.cluster import Slots
 from pipelines.doubles import Doubles
 from pipelines.limits import TooManyFailures, max_failures
-from pipelines.parts import ROWS, Parts
+from pipelines.parts import ROWS, BrokenRun, Parts
 from pipelines.publish import publish, top_maps
 from pipelines.reading import carried, slices
 from pipelines.rescue import rescued
 from pipelines.run import Run, described, finished
 from pipelines.watch import Watch
+from pipelines.watchdog import Stalled
 
 
 def score(
@@ -36,7 +37,8 @@ def score(
     """Score what is missing of a run, check all of it, publish it; returns the run's totals.
 
     Images whose bytes `doubles` knows get what these bytes were given before. A finished run is
-    left as it is. Raises TooManyFailures, with everything scored so far kept.
+    left as it is. Raises TooManyFailures, or Stalled if nothing was finished for too long, with
+    everything scored so far kept; BrokenRun, with nothing kept.
     """
     if totals := finished(run):
         return totals
@@ -52,7 +54,15 @@ def score(
     limit = max_failures(max_failed, len(run.inventory))
     counts = _fill(run, chain, parts, limit, watch, doubles)
     drawn = top_maps(run, chain, parts) if run.settings.top else None
-    published = publish(run, parts, drawn)
+    try:
+        published = publish(run, parts, drawn)
+    except BrokenRun as broken:
+        # Else every later start would find the same.
+        storage.remove_folder(run.out.work(run.run_id))
+        raise BrokenRun(
+            f"{broken}. What was scored of this run is dropped: start the same command again to "
+            "score its images anew"
+        ) from None
     seconds = (datetime.datetime.now(datetime.UTC) - started).total_seconds()
     totals = {
         "images": published,
@@ -117,6 +127,13 @@ def _fill(
                 for rows in rescued(chain, group):
                     take(rows)
         judge()  # also what an earlier attempt left complete
+    except Stalled as stalled:
+        parts.keep()
+        raise Stalled(
+            f"{total - parts.done} of {total} images have no row yet: {stalled}. The rows scored "
+            "so far are kept: mend the cluster, or raise --slots.stall, and start the same command "
+            "again"
+        ) from None
     except BaseException:
         parts.keep()
         raise

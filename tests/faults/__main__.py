@@ -1,4 +1,4 @@
-"""Runs one part and prints what it found: `python -m tests.faults mutations`."""
+"""What must not break a night, broken on purpose: `python -m tests.faults kills --runs 20`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 
 #: What is asked for -> the module whose `main` takes the words behind it.
 PARTS = {
+    "kills": "tests.faults.kills",
     "mutations": "tests.faults.reading",
     "memory": "tests.faults.memory",
     "due": "tests.faults.due",

@@ -215,3 +215,29 @@ def test_nights_score_what_is_due_and_nothing_else(warehouse, monkeypatch, capsy
     drifted = tables.read(night.out.drift(night.records[-1]["run_id"]))
     found = zip(*(drifted[name].to_pylist() for name in ("product", "failed_b")), strict=True)
     assert dict(found) == {"nut": 0, "washer": 2}
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_a_killed_night_whose_maps_are_gone_is_scored_anew(warehouse, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    words = [*warehouse.words, "--archive", str(tmp_path / "parts"), "--out", str(tmp_path / "out")]
+    night = Warehouse(tmp_path, words, warehouse.models, warehouse.ids)
+    for number in range(3):
+        night.draw(f"washer/{number}.png", number)
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "publish", die)
+        with pytest.raises(KeyboardInterrupt):
+            night.work()
+    gone = next(tmp_path.glob("out/maps/*/*/*.png"))
+    gone.unlink()
+    assert night.work() == 0
+    assert night.counts() == (3, 0, 0)
+    assert {row["status"] for row in night.current().values()} == {"ok"}
+    assert len(night.current()) == 3
+    assert gone.exists()
+    assert not os.listdir(night.out.work())

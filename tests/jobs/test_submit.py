@@ -1,13 +1,8 @@
 """Jobs as users start them: submitted to a running cluster, with the project's folder shipped."""
 
-import contextlib
 import json
 import os
-import shutil
-import signal
 import subprocess
-import sys
-import tempfile
 import time
 import urllib.request
 from dataclasses import dataclass
@@ -18,99 +13,48 @@ import pytest
 from ops import scores, storage, tables
 from ops.inventory import Inventory
 from ops.layout import Out
-from tests.conftest import LOOPBACK_ONLY, ROOT, draw_archive, tiny_fit
+from tests.cluster import BIN, Cluster
+from tests.conftest import ROOT, draw_archive, tiny_fit
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
-
-BIN = Path(sys.executable).parent
 
 
 @dataclass
 class Head:
     """A head node, reached through its job server alone."""
 
-    address: str
-    folder: Path
-    environment: dict[str, str]
+    cluster: Cluster
+
+    @property
+    def folder(self) -> Path:
+        return self.cluster.folder
 
     def submit(self, name: str, *words: str) -> tuple[str, str]:
         """Submit a job as the README says and wait for its end; its status and its log."""
         job = f"job-{time.monotonic_ns()}"
-        command = [BIN / "ray", "job", "submit", "--address", self.address, "--working-dir", "."]
-        command += ["--submission-id", job]
+        command = [BIN / "ray", "job", "submit", "--working-dir", "."]
+        command += ["--address", self.cluster.dashboard, "--submission-id", job]
         command += ["--", "python", "-m", f"jobs.{name}", *words]
         done = subprocess.run(
             command,
             cwd=ROOT,
-            env=self.environment,
+            env=self.cluster.environment,
             capture_output=True,
             text=True,
             timeout=300,
             check=False,
         )
-        with urllib.request.urlopen(f"{self.address}/api/jobs/{job}") as answer:
+        with urllib.request.urlopen(f"{self.cluster.dashboard}/api/jobs/{job}") as answer:
             status = json.load(answer)["status"]
         assert (done.returncode == 0) == (status == "SUCCEEDED")
         return status, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
-def head(free_port):
-    folder = Path(tempfile.mkdtemp(prefix="nl-", dir="/tmp"))  # sockets need short paths
-    environment = {
-        **{k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))},
-        **LOOPBACK_ONLY,
-        "RAY_AUTH_MODE": "disabled",
-        "PATH": f"{BIN}:{os.environ['PATH']}",
-    }
-    address = f"http://127.0.0.1:{(port := free_port())}"
-    options = {
-        "--node-ip-address": "127.0.0.1",
-        "--port": free_port(),
-        "--num-cpus": 4,
-        "--object-store-memory": 300 * 2**20,
-        "--temp-dir": folder,
-        "--include-dashboard": "true",
-        "--dashboard-host": "127.0.0.1",
-        "--dashboard-port": port,
-        "--dashboard-agent-listen-port": free_port(),
-        "--ray-client-server-port": free_port(),
-    }
-    command = [BIN / "ray", "start", "--head", "--block", "--disable-usage-stats"]
-    process = subprocess.Popen(
-        [*command, *(f"{name}={value}" for name, value in options.items())],
-        env=environment,
-        cwd=folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        wait_for(f"{address}/api/jobs/")
-        yield Head(address, folder, environment)
-    finally:
-        end(process)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def wait_for(address: str) -> None:
-    for _ in range(120):
-        try:
-            urllib.request.urlopen(address, timeout=2)
-            return
-        except OSError:
-            time.sleep(0.5)
-    pytest.fail("the head node did not start")
-
-
-def end(process: subprocess.Popen) -> None:
-    """End the head and all that it started, and nothing else."""
-    process.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(10)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait(10)
+def head():
+    cluster = Cluster(os.environ, 4)
+    yield Head(cluster)
+    cluster.end()
 
 
 @dataclass

@@ -1,0 +1,135 @@
+"""Small drawn images, on disk or on S3, with an inventory, a model, and jobs that score them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from ops import scores, specimens, storage, uris
+from ops.archives import IMAGE_SUFFIXES
+from ops.layout import Out
+from ops.model import write_model
+from ops.naming import Layout, Namer
+from pipelines import inventory
+from tests.conftest import ROOT, tiny_model
+
+SIZE = 48
+BROKEN = 7
+
+
+@dataclass(frozen=True)
+class Warehouse:
+    """Where the images, their inventory and the model lie."""
+
+    root: str
+    images: int
+    part_rows: int = 100
+
+    @property
+    def listed(self) -> str:
+        return storage.join(self.root, "inventory.parquet")
+
+    @property
+    def model(self) -> str:
+        return storage.join(self.root, "model")
+
+    def words(self, out: str, *more: str) -> list[str]:
+        """What jobs.score is told."""
+        words = ["--inventory", self.listed, "--model", self.model, "--out", out]
+        return [*words, "--part-rows", str(self.part_rows), "--slots.batch", "50", *more]
+
+
+def build(root: str, images: int) -> Warehouse:
+    """Images that all differ; one of them is broken."""
+    pictures = [Image.fromarray(specimens.draw("washer", i, SIZE).picture) for i in range(50)]
+
+    def put(i: int) -> None:
+        varied = pictures[i % 50].copy()
+        varied.putpixel((i % SIZE, i // SIZE % SIZE), (255, i % 256, i // 256))
+        file = io.BytesIO()
+        varied.save(file, "BMP")
+        content = b"broken" if i == BROKEN else file.getvalue()
+        storage.write_bytes(storage.join(root, "parts", "washer", f"{i:05d}.bmp"), content)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(put, range(images)))
+    found = Warehouse(root, images)
+    namer = Namer(Layout("{product}/{name}", ""), "")
+    parts = storage.join(root, "parts")
+    inventory.take([parts], found.listed, namer, IMAGE_SUFFIXES.split(), lambda *_: None)
+    write_model(found.model, tiny_model("washer"))
+    return found
+
+
+def start(job: str, words: list[str], log: str, changes: Mapping[str, str]) -> subprocess.Popen:
+    """A job in a process of its own, which writes what it says to a file."""
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"} | changes
+    with open(log, "ab") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", f"jobs.{job}", *words],
+            cwd=ROOT,
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def published(out: str) -> pa.Table:
+    """The one published table, without what tells one run or place from another."""
+    (name,) = storage.names(Out(out).scores())
+    with storage.open_read(storage.join(Out(out).scores(), name)) as file:
+        found = pq.read_table(file)
+    assert scores.violations(found) == []
+    where = found.schema.get_field_index("map_uri")
+    names = [uri and uri.removeprefix(uris.make(out)) for uri in found["map_uri"].to_pylist()]
+    found = found.set_column(where, "map_uri", pa.array(names, pa.string()))
+    return found.drop_columns(["scored_at", "run_id"])
+
+
+def drawn(out: str) -> dict[str, str]:
+    """A hash of each map."""
+    place = storage.join(out, "maps")
+    return {
+        name: hashlib.sha256(storage.read_bytes(storage.join(place, name))).hexdigest()
+        for name in storage.names(place)
+    }
+
+
+class Witness(threading.Thread):
+    """Reads everything under scores/ over and over, as an analyst might at any moment."""
+
+    def __init__(self, out: str, images: int) -> None:
+        super().__init__(daemon=True)
+        self.scores, self.images = Out(out).scores(), images
+        self.torn: list[str] = []
+        self.looks = 0
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        while not self._ended.wait(0.05):
+            self.looks += 1
+            for name in storage.names(self.scores):
+                try:
+                    data = storage.read_bytes(storage.join(self.scores, name))
+                    rows = pq.read_table(io.BytesIO(data)).num_rows
+                except Exception as error:
+                    self.torn.append(f"{name}: {error}")
+                    continue
+                if rows != self.images:
+                    self.torn.append(f"{name}: {rows} rows")
+
+    def end(self) -> None:
+        """Look no longer."""
+        self._ended.set()
+        self.join()

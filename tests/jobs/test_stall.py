@@ -1,0 +1,39 @@
+"""A cluster without room: the job says so, keeps what it has, and goes on later."""
+
+from __future__ import annotations
+
+import pytest
+import ray
+
+from ops import storage
+from ops.layout import Out
+from tests.faults.warehouse import build, published
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@ray.remote
+class Squatter:
+    """Holds CPUs and does nothing."""
+
+    def there(self) -> bool:
+        return True
+
+
+def test_a_run_without_room_says_what_is_missing_and_goes_on_later(cluster, leave, tmp_path):
+    warehouse, out = build(str(tmp_path), 24), str(tmp_path / "out")
+    words = warehouse.words(out, "--maps", "none", "--slots.workers", "1", "--slots.stall", "5")
+    squatter = Squatter.options(num_cpus=3.9).remote()
+    assert ray.get(squatter.there.remote())
+    code, _, told = leave("score", *words)
+    assert code == 1
+    assert told.splitlines()[-1].startswith(
+        "error: 24 of 24 images have no row yet: nothing was finished for 5 seconds; "
+        "the cluster has 1 node alive, and 0.1 of 4 CPUs free"
+    )
+    assert storage.names(Out(out).scores()) == []
+    ray.kill(squatter)
+    code, _, _ = leave("score", *words[:-1], "300")
+    assert code == 0
+    assert published(out)["status"].to_pylist().count("ok") == 23
+    assert storage.names(Out(out).work()) == []

@@ -322,20 +322,3 @@ def test_a_store_that_never_answers_is_given_up(monkeypatch):
             storage.read_bytes("s3://bucket/a")
         assert time.monotonic() - start < 10
     forget_s3()
-
-
-def test_patience_by_default_ends_within_two_minutes():
-    """A silent store: attempts of a read timeout each, until both bounds are reached."""
-    elapsed, attempts = 0.0, 0
-    timeout = storage._S3_CLIENT["read_timeout"]
-    asked = Patience().asked()
-    state = type("State", (), {})()
-    while True:
-        attempts += 1
-        elapsed += timeout
-        state.attempt_number, state.seconds_since_start = attempts, elapsed
-        if asked["stop"](state):
-            break
-        elapsed += asked["wait"](state)
-    assert attempts == 3
-    assert elapsed < 120

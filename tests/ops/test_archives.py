@@ -337,6 +337,23 @@ def test_an_archive_whose_store_fails_in_passing_is_not_called_damaged(tmp_path,
         list(entries(archive))
 
 
+@pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz", "a.tar.bz2"])
+def test_a_reader_of_archives_hides_no_failing_disk(tmp_path, monkeypatch, name):
+    """zipfile and tarfile call a file that cannot be read one that is no archive."""
+
+    class Failing(io.BytesIO):
+        def read(self, *_):
+            raise OSError(errno.EIO, "input/output error")
+
+    place(tmp_path, name, zipped(THREE) if name == "a.zip" else tar(THREE, TARS[name[1:]]))
+    (first, *_) = entries(str(tmp_path))
+    monkeypatch.setattr(storage, "open_read", lambda _: Failing(bytes(10_000)))
+    with pytest.raises(OSError, match="input/output error"):
+        list(entries(str(tmp_path)))
+    with pytest.raises(Failure, match=r"unavailable: .*input/output error"):
+        fetch(first.uri, None, None, HASTY)
+
+
 def test_bytes_that_did_not_all_come_are_asked_for_again(tmp_path, monkeypatch):
     (entry,) = entries(place(tmp_path, "a.png", b"1234"))
     answers = [b"12", b"1234"]

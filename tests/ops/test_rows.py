@@ -129,6 +129,23 @@ def test_known_contents_are_told_by_their_hash_and_not_decoded(rows):
         assert len(row["content_sha256"]) == 64
 
 
+def test_how_often_a_read_was_repeated_is_told_of_each_row(rows, monkeypatch):
+    real, left = storage.read_bytes, {"empty.png": 2, "deep.png": 1, "text.png": 99}
+
+    def read_bytes(location):
+        name = location.rpartition("/")[2]
+        if left.get(name, 0):
+            left[name] -= 1
+            raise OSError(5, "input/output error")
+        return real(location)
+
+    monkeypatch.setattr(storage, "read_bytes", read_bytes)
+    hasty = FetchSettings(attempts=4, patience=0)
+    found = Read(INPUT, DecodeSettings(), hasty, ("nut",))(rows)
+    assert found["retries"].to_pylist() == [0, 2, 1, 3, 0, 0]
+    assert found["status"].to_pylist() == [*STATUSES[:3], "unavailable", *STATUSES[4:]]
+
+
 def test_images_lie_between_zero_and_one_in_three_channels_whatever_their_depth(rows):
     found = read(rows).take([0, 2])
     eight, sixteen = to_images(found, INPUT, "cpu")

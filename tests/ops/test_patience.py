@@ -1,0 +1,114 @@
+"""What is asked again, how often, and who hears of it; without a store."""
+
+import ssl
+
+import pytest
+from aiohttp import ClientPayloadError
+from botocore.exceptions import (
+    ClientError,
+    EndpointConnectionError,
+    HTTPClientError,
+    NoCredentialsError,
+    SSLError,
+)
+from s3fs.errors import translate_boto_error
+from tenacity import Retrying
+
+from ops import storage
+from ops.patience import Patience, Unavailable, is_passing
+
+
+def answered(code: str, status: int) -> OSError:
+    """What s3fs makes of an error of the store."""
+    said = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return translate_boto_error(ClientError(said, "GetObject"))
+
+
+PASSING = {
+    "internal": answered("InternalError", 500),
+    "gateway": answered("502", 502),
+    "slow down": answered("SlowDown", 503),
+    "head": answered("503", 503),
+    "too many": answered("TooManyRequests", 429),
+    "conflict": answered("ConditionalRequestConflict", 409),
+    "idle": answered("RequestTimeout", 400),
+    "damaged on the way": answered("BadDigest", 400),
+    "refused": EndpointConnectionError(endpoint_url="http://store"),
+    "cut": HTTPClientError(error="cut"),
+    "cut in its body": ClientPayloadError(),
+    "disk": OSError(5, "input/output error"),
+}
+LASTING = {
+    "missing": answered("NoSuchKey", 404),
+    "denied": answered("AccessDenied", 403),
+    "there already": answered("PreconditionFailed", 412),
+    "beyond the end": answered("InvalidRange", 416),
+    "not made": answered("NotImplemented", 501),
+    "no credentials": NoCredentialsError(),
+    "wrong certificate": SSLError(endpoint_url="https://store", error=ssl.SSLError()),
+    "given up": Unavailable("8 times"),
+    "a bug": KeyError("a"),
+}
+
+
+@pytest.mark.parametrize("name", PASSING)
+def test_what_may_pass_is_asked_again(name):
+    assert is_passing(PASSING[name])
+
+
+@pytest.mark.parametrize("name", LASTING)
+def test_what_lasts_is_not(name):
+    assert not is_passing(LASTING[name])
+
+
+def failing(error: Exception, patience: Patience) -> list[int]:
+    """Ask what always fails; one entry per attempt."""
+    attempts = []
+
+    def ask():
+        attempts.append(1)
+        raise error
+
+    with pytest.raises(type(error) if not is_passing(error) else Unavailable):
+        Retrying(**patience.asked())(ask)
+    return attempts
+
+
+def test_each_attempt_but_the_first_is_heard_of():
+    again = []
+    patience = Patience(attempts=4, first=0, again=lambda: again.append(1))
+    assert len(failing(PASSING["internal"], patience)) == 4
+    assert len(again) == 3
+    assert len(failing(LASTING["denied"], patience)) == 1
+    assert len(again) == 3
+
+
+def test_a_single_attempt_is_one():
+    assert len(failing(PASSING["cut"], Patience(attempts=1))) == 1
+
+
+class _At:
+    """How far attempts are."""
+
+    def __init__(self, attempt: int, seconds: float) -> None:
+        self.attempt_number, self.seconds_since_start = attempt, seconds
+
+
+@pytest.mark.parametrize(
+    ("attempt", "seconds", "over"),
+    [(1, 500, False), (2, 100, False), (3, 90, True), (7, 30, False), (8, 31, True)],
+)
+def test_a_silent_store_is_given_up_sooner_than_one_that_refuses(attempt, seconds, over):
+    """One long transfer that is cut at its end does not use patience up."""
+    assert bool(Patience().asked()["stop"](_At(attempt, seconds))) == over
+
+
+@pytest.mark.parametrize("seconds", [0.0, storage._S3_CLIENT["read_timeout"]])
+def test_patience_by_default_ends_within_two_minutes(seconds):
+    """Of a store that refuses at once, and of one whose every answer never comes."""
+    asked, attempt, elapsed = Patience().asked(), 1, seconds
+    while not asked["stop"](_At(attempt, elapsed)):
+        elapsed += asked["wait"](_At(attempt, elapsed)) + seconds
+        attempt += 1
+    assert attempt == (3 if seconds else 8)
+    assert 30 < elapsed < 120

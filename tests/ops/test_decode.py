@@ -225,6 +225,21 @@ def test_deep_colour_is_read_through_every_filter(channels):
     assert np.array_equal(decode(data).pixels, expected)
 
 
+def test_a_deep_colour_that_stands_for_nothing_becomes_black():
+    clear = pictures.png_chunk(b"tRNS", DEEP[3, 2].astype(">u2").tobytes())
+    expected = DEEP.copy()
+    expected[3, 2] = 0
+    assert np.array_equal(decode(pictures.deep_png(DEEP, clear)).pixels, expected)
+
+
+def test_a_png_whose_header_does_not_come_first_is_unreadable():
+    data = pictures.encoded(GREY)
+    start, end = data.index(b"IDAT") - 4, data.index(b"IEND") - 4
+    text = pictures.png_chunk(b"tEXt", b"a\0b")
+    assert status_of(data[:8] + text + data[8:]) == "unreadable"
+    assert status_of(data[:8] + data[start:end] + data[8:start] + data[end:]) == "unreadable"
+
+
 def test_damaged_deep_colour_is_unreadable():
     data = bytearray(pictures.deep_png(DEEP))
     data[data.index(b"IDAT") + 30] ^= 0xFF

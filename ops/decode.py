@@ -115,11 +115,23 @@ def _decode(data: bytes, settings: DecodeSettings, admit: Callable[[int], object
             return _png(data, image, settings)
         if image.format == "JPEG":
             return _jpeg(data, image, settings)
+        if image.format == "TIFF":
+            _check_strips(image)
         if image.format == "TIFF" and image.mode[:1] in {"R", "L"} and _bits(image) > 8:
             # Pillow would hand out the upper 8 bits, which of 12 in 16 leaves next to nothing.
             message = "a colour TIFF of 16 bits cannot be read without loss; PNG can"
             raise Failure("unsupported", message)
         return _from_pillow(image, settings)
+
+
+def _check_strips(image: Image.Image) -> None:
+    """Refuse a TIFF whose strips or tiles leave out rows: they would be black."""
+    tiles = image.tile  # type: ignore[attr-defined]  # as for every image from a file
+    extents = [tile.extents or (0, 0, 0, 0) for tile in tiles]
+    held = sum((right - left) * (low - top) for left, top, right, low in extents)
+    if held < image.width * image.height:
+        message = f"damaged (it holds {held} of {image.width} x {image.height} pixels)"
+        raise Failure("unreadable", message)
 
 
 def _bits(image: Image.Image) -> int:

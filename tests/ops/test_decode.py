@@ -108,6 +108,28 @@ def test_the_limit_of_pixels_holds_to_the_pixel():
     assert status_of(data, DecodeSettings(max_pixels=639)) == "too_large"
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "CMYK", "I;16"])
+def test_a_tiff_whose_strips_end_before_the_picture_is_unreadable(mode):
+    image = Image.fromarray(DEEP[..., 0]) if mode == "I;16" else Image.new(mode, (20, 32), 5)
+    data = bytearray(pictures.encoded(image, "TIFF"))
+    assert decode(bytes(data)).height == image.height
+    start = struct.unpack_from("<I", data, 4)[0]
+    (entry,) = [
+        at
+        for at in range(start + 2, start + 2 + 12 * data[start], 12)
+        if struct.unpack_from("<H", data, at)[0] == 257
+    ]
+    struct.pack_into("<HII", data, entry + 2, 4, 1, 4000)
+    with pytest.raises(Failure, match="unreadable: damaged"):
+        decode(bytes(data))
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "tiff_lzw"}, {"strip_size": 128}])
+def test_a_tiff_of_many_strips_is_whole(options):
+    pixels = pictures.texture(3, 100, colour=True)[:61]
+    assert np.array_equal(decode(pictures.encoded(pixels, "TIFF", **options)).pixels, pixels)
+
+
 def test_cmyk_becomes_rgb():
     image = Image.new("CMYK", (16, 16), (255, 0, 0, 0))  # cyan
     pixels = decode(pictures.encoded(image, "JPEG", quality=95)).pixels

@@ -115,11 +115,23 @@ def _decode(data: bytes, settings: DecodeSettings, admit: Callable[[int], object
             return _png(data, image, settings)
         if image.format == "JPEG":
             return _jpeg(data, image, settings)
+        if image.format == "TIFF":
+            _check_strips(image)
         if image.format == "TIFF" and image.mode[:1] in {"R", "L"} and _bits(image) > 8:
             # Pillow would hand out the upper 8 bits, which of 12 in 16 leaves next to nothing.
             message = "a colour TIFF of 16 bits cannot be read without loss; PNG can"
             raise Failure("unsupported", message)
         return _from_pillow(image, settings)
+
+
+def _check_strips(image: Image.Image) -> None:
+    """Refuse a TIFF whose strips or tiles leave out rows: they would be black."""
+    tiles = image.tile  # type: ignore[attr-defined]  # as for every image from a file
+    extents = [tile.extents or (0, 0, 0, 0) for tile in tiles]
+    held = sum((right - left) * (low - top) for left, top, right, low in extents)
+    if held < image.width * image.height:
+        message = f"damaged (it holds {held} of {image.width} x {image.height} pixels)"
+        raise Failure("unreadable", message)
 
 
 def _bits(image: Image.Image) -> int:
@@ -184,19 +196,23 @@ def _jpeg(data: bytes, image: Image.Image, settings: DecodeSettings) -> Picture:
 
 
 def _png(data: bytes, image: Image.Image, settings: DecodeSettings) -> Picture:
-    depth, colour = struct.unpack_from(">BB", data, 24)  # IHDR is always the first chunk
+    if data[12:16] != b"IHDR":
+        raise Failure("unreadable", "damaged (its header does not come first)")
+    depth, colour = struct.unpack_from(">BB", data, 24)
     if colour == 3 and image.palette is None:
         raise Failure("unreadable", "damaged (its palette is missing)")
     # Every checksum, and that the end is there. Decoders stop at the last row; where the file was
     # overwritten with zeros, rows have been made of these.
     image.verify()
     if depth == 16 and colour in {2, 4, 6}:
-        return _deep_colour_png(data, colour, settings)
+        return _deep_colour_png(data, colour, image.info.get("transparency"), settings)
     with Image.open(io.BytesIO(data), formats=["PNG"]) as again:  # the first is used up
         return _from_pillow(again, settings)
 
 
-def _deep_colour_png(data: bytes, colour: int, settings: DecodeSettings) -> Picture:
+def _deep_colour_png(
+    data: bytes, colour: int, clear: tuple[int, ...] | None, settings: DecodeSettings
+) -> Picture:
     """All bits of a PNG of 16 bits and several channels, of which Pillow unpacks 8 at a time."""
     if colour == 4:  # four bytes a pixel: grey and alpha, the high one first
         four = _unpacked(data, "RGBA", "RGBA").astype(np.uint16)
@@ -205,6 +221,8 @@ def _deep_colour_png(data: bytes, colour: int, settings: DecodeSettings) -> Pict
         mode = "RGBA" if colour == 6 else "RGB"
         values = _unpacked(data, mode, f"{mode};16B").astype(np.uint16) << 8
         values |= _unpacked(data, mode, f"{mode};16L")  # as if these bytes were the high ones
+    if clear:  # one colour of all stands for nothing
+        values[(values == clear).all(axis=-1)] = 0
     if values.shape[2] in {2, 4}:  # alpha last: lay it over black
         alpha, values = values[..., -1].astype(np.uint32), values[..., :-1]
         for channel in range(values.shape[2]):  # rounded; product and half the divisor just fit

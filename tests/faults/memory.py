@@ -27,7 +27,7 @@ from tests.conftest import LOOPBACK_ONLY, ROOT, tiny_model
 from tests.faults.processes import Sample, Sampler
 from tests.faults.reading import listed
 
-PART, PER_TAR = 500, 10_000
+PART, PER_TAR = 100, 10_000
 #: Images until workers have what they need and every stage is full.
 WARM_UP = 2_000
 SLOTS = ("--slots.workers", "2", "--slots.cpus", "0.5", "--slots.batch", "32")

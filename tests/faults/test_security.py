@@ -139,9 +139,9 @@ def test_planted_secrets_are_found_in_nothing_that_a_night_leaves(
     for number in range(6):
         data = pictures.encoded(pictures.texture(number))
         storage.write_bytes(f"{bucket}/parts/{number}.png", data if number else b"broken")
-    fax = bytearray(pictures.encoded(pictures.texture(0) > 120, "TIFF", compression="group4"))
-    fax[len(fax) // 2 :] = fax[len(fax) // 2 :][::-1]  # libtiff has words of its own for it
-    storage.write_bytes(f"{bucket}/parts/fax.tif", bytes(fax))
+    packed = bytearray(pictures.encoded(pictures.texture(0), "TIFF", compression="tiff_lzw"))
+    packed[60:90] = b"\xff" * 30  # libtiff prints "Using code not yet in table"
+    storage.write_bytes(f"{bucket}/parts/packed.tif", bytes(packed))
     write_model(str(folder / "model"), tiny_model("parts"))
     # A tracker with a password in its address; nobody listens, so that it is spooled and told.
     tracker = f"http://ann:{PASSWORD}@127.0.0.1:{free_port()}"
@@ -153,7 +153,7 @@ def test_planted_secrets_are_found_in_nothing_that_a_night_leaves(
     said.append(job(folder, "score", *words, "--out", f"{bucket}/out"))
     assert [one.returncode for one in said] == [0, 0, 0], said[-1].stderr
     assert "tracking failed" in said[1].stderr
-    assert "Fax4" not in said[1].stderr + said[1].stdout  # it stays in the logs of the workers
+    assert "Using code" not in said[1].stderr + said[1].stdout  # it stays with the workers
     # With the tracker up, what was spooled arrives in its database.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/tracker/mlflow.db")
     again = [*words[:-1], "none", "--out", str(out)]

@@ -108,6 +108,28 @@ def test_the_limit_of_pixels_holds_to_the_pixel():
     assert status_of(data, DecodeSettings(max_pixels=639)) == "too_large"
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "CMYK", "I;16"])
+def test_a_tiff_whose_strips_end_before_the_picture_is_unreadable(mode):
+    image = Image.fromarray(DEEP[..., 0]) if mode == "I;16" else Image.new(mode, (20, 32), 5)
+    data = bytearray(pictures.encoded(image, "TIFF"))
+    assert decode(bytes(data)).height == image.height
+    start = struct.unpack_from("<I", data, 4)[0]
+    (entry,) = [
+        at
+        for at in range(start + 2, start + 2 + 12 * data[start], 12)
+        if struct.unpack_from("<H", data, at)[0] == 257
+    ]
+    struct.pack_into("<HII", data, entry + 2, 4, 1, 4000)
+    with pytest.raises(Failure, match="unreadable: damaged"):
+        decode(bytes(data))
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "tiff_lzw"}, {"strip_size": 128}])
+def test_a_tiff_of_many_strips_is_whole(options):
+    pixels = pictures.texture(3, 100, colour=True)[:61]
+    assert np.array_equal(decode(pictures.encoded(pixels, "TIFF", **options)).pixels, pixels)
+
+
 def test_cmyk_becomes_rgb():
     image = Image.new("CMYK", (16, 16), (255, 0, 0, 0))  # cyan
     pixels = decode(pictures.encoded(image, "JPEG", quality=95)).pixels
@@ -223,6 +245,21 @@ def test_deep_colour_is_read_through_every_filter(channels):
     data = pictures.png_by_hand(9, 10, 16, {2: 4, 3: 2, 4: 6}[channels], rows)
     expected = values if channels == 3 else values[..., :-1].squeeze()
     assert np.array_equal(decode(data).pixels, expected)
+
+
+def test_a_deep_colour_that_stands_for_nothing_becomes_black():
+    clear = pictures.png_chunk(b"tRNS", DEEP[3, 2].astype(">u2").tobytes())
+    expected = DEEP.copy()
+    expected[3, 2] = 0
+    assert np.array_equal(decode(pictures.deep_png(DEEP, clear)).pixels, expected)
+
+
+def test_a_png_whose_header_does_not_come_first_is_unreadable():
+    data = pictures.encoded(GREY)
+    start, end = data.index(b"IDAT") - 4, data.index(b"IEND") - 4
+    text = pictures.png_chunk(b"tEXt", b"a\0b")
+    assert status_of(data[:8] + text + data[8:]) == "unreadable"
+    assert status_of(data[:8] + data[start:end] + data[8:start] + data[end:]) == "unreadable"
 
 
 def test_damaged_deep_colour_is_unreadable():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray
 
 from ops import storage
 from ops.fetch import FetchSettings
@@ -24,6 +26,9 @@ from pipelines.rescue import rescued
 from pipelines.run import Run, described, finished
 from pipelines.watch import Watch
 from pipelines.watchdog import Stalled
+
+log = logging.getLogger(__name__)
+_STREAMS = 3  # how often a stream may begin; then what is missing is scored by itself
 
 
 def score(
@@ -146,13 +151,20 @@ def _worst(parts: Parts) -> str:
 
 
 def _streamed(run: Run, chain: Chain, parts: Parts) -> Iterator[pa.Table]:
-    source = slices(run.inventory, list(parts.missing()), max(chain.slots.batch, 32))
-    if source is None:
-        return
-    stream = chain.stream(*source)
-    # Blocks whose workers died are left out instead of failing all: `Parts` knows what is missing.
-    stream.context.max_errored_blocks = -1
-    yield from batches(stream)
+    for _ in range(_STREAMS):
+        source = slices(run.inventory, list(parts.missing()), max(chain.slots.batch, 32))
+        if source is None:
+            return
+        stream = chain.stream(*source)
+        # Blocks whose workers died are left out instead of failing all: `Parts` knows what is
+        # missing.
+        stream.context.max_errored_blocks = -1
+        try:
+            yield from batches(stream)
+            return
+        except ray.exceptions.RayError as error:
+            # A block that was done, and whose node was lost before it came here.
+            log.warning("the stream broke off, and begins anew with what is missing: %s", error)
 
 
 def _score_rows(run: Run, rows: pa.Table) -> pa.Table:

@@ -15,6 +15,7 @@ from jobs.tracking import EXPERIMENT, Record, Tracker, redact
 from ops import storage
 from ops.model import read_model
 from tests.conftest import tiny_model
+from tests.faults.servers import tracker_in
 
 pytestmark = pytest.mark.slow
 PASSWORD = "hunter2@home"
@@ -57,6 +58,21 @@ def test_params_metrics_and_tags_of_a_job_arrive(out):
     assert run.data.tags["torch"] == torch.__version__
     assert run.info.end_time >= run.info.start_time
     assert spooled(out) == []
+
+
+def test_a_tracking_server_is_told_of_a_job_and_nothing_is_printed(tmp_path, monkeypatch, capfd):
+    server = tracker_in(tmp_path / "tracker")
+    try:
+        address = server.address.replace("//", "//ann:secret@")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        capfd.readouterr()
+        with Tracker("out").run("served", {}) as record:
+            record.metrics["images"] = 1
+        (run,) = runs("out", "served")
+        assert run.data.metrics == {"images": 1.0}
+        assert capfd.readouterr() == ("", "")
+    finally:
+        server.kill()
 
 
 def test_curves_arrive_epoch_by_epoch_however_long_they_are(out):

@@ -87,7 +87,7 @@ def test_an_image_that_hangs_becomes_a_row_that_names_the_limit(warehouse, tmp_p
     out, model = Out(str(tmp_path)), SharedModel.put(tiny_model("washer"))
     listed = Inventory(warehouse.listed)
     run = prepare(listed, model, out, ScoreSettings("none", False, 10), None)
-    slots = Slots(workers=1, batch=4, stall=72.0)
+    slots = Slots(workers=1, batch=4, stall=96.0)
     chain = HangingChain(model, drawing(model.card, out, "none"), FetchSettings(), slots)
     parts = Parts(out, run.run_id, listed, 10)
     score._fill(run, chain, parts, 24, lambda *_: None)
@@ -95,6 +95,6 @@ def test_an_image_that_hangs_becomes_a_row_that_names_the_limit(warehouse, tmp_p
     rows = [row for table in parts.tables() for row in table.to_pylist()]
     (slow,) = [row for row in rows if row["status"] == "crashed_worker"]
     assert slow["uri"].endswith(f"{HANGS:05d}.bmp")
-    assert "longer than the 12 seconds" in slow["reason"]
+    assert "longer than the 16 seconds" in slow["reason"]
     assert rows.index(slow) == HANGS
     assert rows[BROKEN]["status"] == "unreadable"

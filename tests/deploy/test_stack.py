@@ -142,6 +142,7 @@ def test_the_first_night_ends_with_the_worst_images(night):
     assert "26 images: 26 new, 0 changed" in night["nightly"]
     assert "26 images: 26 ok" in night["nightly"]
     assert night["query"].count("s3://warehouse/parts/") == 5
+    assert [name for name, text in night.items() if "View run" in text or "Warning" in text] == []
 
 
 def test_the_tracker_keeps_its_runs_in_postgresql(night, stack):

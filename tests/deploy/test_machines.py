@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -214,3 +215,15 @@ def test_an_example_of_a_nights_settings_loads(file):
     assert settings.model == "models:/nightloupe@champion"
     assert isinstance(settings.slots, Slots)
     settings.namer()
+
+
+def test_the_stack_says_what_it_lacks(tmp_path):
+    asked = subprocess.run(
+        [DEPLOY / "local-stack", "true"],
+        env={"PATH": os.environ["PATH"], "PG_BIN": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert asked.returncode == 1
+    assert f"error: no initdb in '{tmp_path}'" in asked.stderr

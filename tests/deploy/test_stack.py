@@ -14,7 +14,7 @@ from pathlib import Path
 import boto3
 import pytest
 
-from tests.conftest import ROOT, draw_archive, tiny_fit
+from tests.conftest import ROOT, draw_archive, forget_s3, tiny_fit
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 OUT = "s3://warehouse/out"
@@ -120,13 +120,14 @@ def night(stack, tmp_path_factory):
     parts = tmp_path_factory.mktemp("parts")
     draw_archive(parts, train=9, test=2)
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, stack.environment[name])
-        storage._s3.cache_clear()
+        for name, value in stack.environment.items():
+            if name.startswith("AWS_"):
+                patch.setenv(name, value)
+        forget_s3()
         for file in sorted(parts.rglob("*.png")):
             place = f"s3://warehouse/parts/{file.relative_to(parts)}"
             storage.write_bytes(place, file.read_bytes())
-    storage._s3.cache_clear()
+    forget_s3()
     listed = "s3://warehouse/parts.parquet"
     given = ["--archive", "s3://warehouse/parts", "--layout", "mvtec"]
     said = {"inventory": stack.job("inventory", *given, "--out", listed)}
@@ -142,6 +143,7 @@ def test_the_first_night_ends_with_the_worst_images(night):
     assert "26 images: 26 new, 0 changed" in night["nightly"]
     assert "26 images: 26 ok" in night["nightly"]
     assert night["query"].count("s3://warehouse/parts/") == 5
+    assert [name for name, text in night.items() if "View run" in text or "Warning" in text] == []
 
 
 def test_the_tracker_keeps_its_runs_in_postgresql(night, stack):

@@ -1,4 +1,4 @@
-"""On a real S3 server, which checks signatures: storage, the lock, a night, and wrong keys."""
+"""On a real S3 server, which checks signatures: storage, the lock, and wrong keys."""
 
 from __future__ import annotations
 

@@ -14,24 +14,27 @@ from pipelines import cluster
 from pipelines.cluster import Slots
 from tests.conftest import LOOPBACK_ONLY, ROOT
 
-#: A cluster whose autoscaler starts nodes with a GPU, and what a job on it sees.
-SCALING = textwrap.dedent("""
+#: A cluster whose only node with a GPU joins when it is asked for, and what a job on it sees.
+JOINING = textwrap.dedent("""
+    import threading, time
     import ray
-    from ray.cluster_utils import AutoscalingCluster
+    from ray.cluster_utils import Cluster
+    from ray.util import placement_group_table
     from pipelines.cluster import Slots
 
-    node = {"CPU": 2, "GPU": 1, "object_store_memory": 2**27}
-    kind = {"resources": node, "node_config": {}, "min_workers": 0, "max_workers": 2}
-    nodes = AutoscalingCluster(
-        head_resources={"CPU": 0, "object_store_memory": 2**27}, worker_node_types={"gpu": kind}
-    )
-    nodes.start()
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+
+    def start_when_asked():
+        while not any(group["state"] == "PENDING" for group in placement_group_table().values()):
+            time.sleep(0.2)
+        nodes.add_node(num_cpus=2, num_gpus=1, object_store_memory=2**27)
+
     try:
-        ray.init("auto", log_to_driver=False)
+        ray.init(nodes.address, log_to_driver=False)
         assert "GPU" not in ray.cluster_resources()
+        threading.Thread(target=start_when_asked, daemon=True).start()
         print("workers", Slots(workers=1, gpus=1, patience=90).count())
-        print("nodes", sum(node["Alive"] for node in ray.nodes()))
-        print("left", ray.util.placement_group_table())
+        print("left", {group["state"] for group in placement_group_table().values()})
     finally:
         ray.shutdown()
         nodes.shutdown()
@@ -100,10 +103,10 @@ def test_patience_ends_and_leaves_nothing_asked_for(cluster):
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_an_autoscaler_is_asked_for_the_nodes(tmp_path):
+def test_a_node_that_is_asked_for_and_joins_is_worked_on(tmp_path):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     told = subprocess.run(
-        [sys.executable, "-c", SCALING],
+        [sys.executable, "-c", JOINING],
         cwd=ROOT,
         env=environment | LOOPBACK_ONLY | {"RAY_AUTH_MODE": "disabled"},
         capture_output=True,
@@ -113,4 +116,4 @@ def test_an_autoscaler_is_asked_for_the_nodes(tmp_path):
     )
     assert told.returncode == 0, told.stderr[-2000:]
     assert "workers 1" in told.stdout
-    assert "nodes 2" in told.stdout
+    assert "left {'REMOVED'}" in told.stdout

@@ -185,6 +185,27 @@ class Tracker:
                 storage.write_bytes(path, storage.read_bytes(location))
             client.log_artifacts(run_id, folder)
 
+    def page(self, run_id: str) -> str:
+        """Where a server shows the scoring of a run, or its experiment; else the tracker's address.
+
+        Empty if there is no tracker.
+        """
+        uri = redact(str(self.uri or "")).replace("***@", "")
+        if not uri.startswith(("http://", "https://")):
+            return uri
+        with _troubles() as troubles:
+            client = self._client()
+            experiment = self._experiment(client)
+            condition = f"tags.run_id = '{run_id}' AND attributes.status = 'FINISHED'"
+            # What evaluates or reports it has the same tag, and comes later.
+            oldest = ["attributes.start_time ASC"]
+            found = client.search_runs([experiment], condition, order_by=oldest, max_results=1)
+            uri = f"{uri.rstrip('/')}/#/experiments/{experiment}"
+            uri += f"/runs/{found[0].info.run_id}" if found else ""
+        for trouble in troubles:
+            log.warning("the tracker was not asked for run %s (%s)", run_id, trouble)
+        return uri
+
     def register(self, model: Model, name: str, alias: str, record: Record) -> str | None:
         """Deliver a fit's record with its model as artifact, as a version under an alias.
 

@@ -128,6 +128,10 @@ class Out:
         folder = self.comparisons(before, after)
         return storage.join(folder, "pictures", f"{file_name(product)}.png")
 
+    def report(self, name: str) -> str:
+        """The page about a run, or about a night."""
+        return storage.join(self.root, "reports", f"{name}.html")
+
     def spool(self) -> str:
         """What a tracker that was down has not heard yet."""
         return storage.join(self.root, "_spool")

@@ -103,8 +103,10 @@ def decode(data: bytes) -> Decoded:
     )
 
 
-def overlay(picture: npt.NDArray[np.uint8], values: Map, scale: Scale, low: float) -> bytes:
-    """A PNG for people: the picture (h, w[, 3]) with what exceeds `low` in colour.
+def blended(
+    picture: npt.NDArray[np.uint8], values: Map, scale: Scale, low: float
+) -> npt.NDArray[np.uint8]:
+    """For people: the picture (h, w[, 3]) in grey with what exceeds `low` in colour, (h, w, 3).
 
     Colours run from `low` to twice as high, the same for every image.
     """
@@ -115,6 +117,11 @@ def overlay(picture: npt.NDArray[np.uint8], values: Map, scale: Scale, low: floa
     colour = colormaps["inferno"](0.35 + 0.65 * strength)[..., :3]
     alpha = 0.75 * np.sqrt(strength)[..., None]
     mixed = (1 - alpha) * (grey[..., None] / 255) + alpha * colour
+    return np.asarray(np.rint(mixed * 255), dtype=np.uint8)
+
+
+def overlay(picture: npt.NDArray[np.uint8], values: Map, scale: Scale, low: float) -> bytes:
+    """What `blended` makes of a picture, as PNG."""
     out = io.BytesIO()
-    Image.fromarray(np.rint(mixed * 255).astype(np.uint8)).save(out, "PNG")
+    Image.fromarray(blended(picture, values, scale, low)).save(out, "PNG")
     return out.getvalue()

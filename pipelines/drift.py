@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import duckdb
@@ -62,10 +62,15 @@ def measure_of(before: Mapping[str, Any], after: Mapping[str, Any]) -> Measure:
 _SIDES = "CREATE VIEW sides AS SELECT 'a' AS side, * FROM a UNION ALL SELECT 'b' AS side, * FROM b"
 _EARLIER_MODEL = """
     SELECT model_id FROM read_parquet(getvariable('tables'), hive_partitioning = false)
-    WHERE run_id <> $run
+    WHERE run_id NOT IN (SELECT unnest($apart))
     GROUP BY model_id ORDER BY model_id = $model DESC, max(scored_at) DESC LIMIT 1
 """
-_ROWS = f"SELECT {', '.join(_READ)} FROM scores_of($model) WHERE"  # noqa: S608 - columns of ours
+_COLUMNS = ", ".join((*_READ, "run_id", "scored_at"))
+_ROWS = f"SELECT {_COLUMNS} FROM scores_of($model) WHERE"  # noqa: S608 - columns of ours
+#: Of an address that several runs of one night hold, the last has its say.
+_LAST = """
+    QUALIFY list_position($runs, run_id) = max(list_position($runs, run_id)) OVER (PARTITION BY uri)
+"""
 
 
 def drift_of_run(out: Out, run_id: str, model_id: str, sample: int = SAMPLE) -> pa.Table:
@@ -78,15 +83,33 @@ def drift_of_run(out: Out, run_id: str, model_id: str, sample: int = SAMPLE) -> 
     with many images the slightest drift is significant, so go by the sizes `ks` and `psi` too.
     """
     with history.opened(out) as database:
-        asked = {"run": run_id, "model": model_id}
-        found = database.execute(_EARLIER_MODEL, asked).fetchone()
-        if found is None:
-            return DRIFT.empty_table()
-        earlier = asked | {"model": found[0]}
-        database.execute(f"CREATE TABLE a AS {_ROWS} run_id <> $run", earlier)
-        database.execute(f"CREATE TABLE b AS {_ROWS} run_id = $run", asked)
-        database.execute(_SIDES)
-        return drift_of(database, "score" if found[0] == model_id else "p_value", sample)
+        measure = load_runs(database, [run_id], model_id)
+        return drift_of(database, measure, sample) if measure else DRIFT.empty_table()
+
+
+def load_runs(
+    database: duckdb.DuckDBPyConnection,
+    runs: Sequence[str],
+    model_id: str,
+    later: Sequence[str] = (),
+) -> Measure | None:
+    """Rows of runs as `b`, all that was published before them as `a`, and both as `sides`.
+
+    `database` is one that `history.opened`; `runs`, of one model, are in the order of their start,
+    and `later` are those that came after. Returns what can be compared; None without any before.
+    """
+    apart = [*runs, *later]
+    asked = {"apart": apart, "model": model_id}
+    before = database.execute(_EARLIER_MODEL, asked).fetchone()
+    last = _LAST if len(runs) > 1 else ""
+    query = f"CREATE TABLE b AS {_ROWS} run_id IN (SELECT unnest($runs)) {last}"
+    database.execute(query, {"runs": list(runs), "model": model_id})
+    asked["model"] = before[0] if before else model_id
+    database.execute(f"CREATE TABLE a AS {_ROWS} run_id NOT IN (SELECT unnest($apart))", asked)
+    database.execute(_SIDES)
+    if before is None:
+        return None
+    return "score" if before[0] == model_id else "p_value"
 
 
 def load_sides(database: duckdb.DuckDBPyConnection, before: str, after: str) -> None:

@@ -29,14 +29,35 @@ def latest(out: Out, count: int) -> list[dict[str, Any]]:
 
     Raises FileNotFoundError if there are fewer.
     """
-    found = [
-        storage.read_json(storage.join(out.runs(), name)) for name in storage.names(out.runs())
-    ]
-    done = sorted((r for r in found if r.get("totals")), key=lambda r: str(r["started"]))
+    done = _done(out)
     if len(done) < count:
         held = f"{len(done)} finished run, but {count} are needed" if done else "no finished run"
         raise FileNotFoundError(f"{out.root} holds {held}; python -m jobs.score makes one")
     return done[-count:]
+
+
+def of_night(out: Out, night: str) -> list[dict[str, Any]]:
+    """Records of the finished runs of a night, the latest at the end: those with its model.
+
+    Raises FileNotFoundError if there is none.
+    """
+    found = [record for record in _done(out) if record["night"] == night]
+    if not found:
+        raise FileNotFoundError(f"{out.root} holds no finished run of the night {night}")
+    return [record for record in found if record["model_id"] == found[-1]["model_id"]]
+
+
+def later(out: Out, record: Mapping[str, Any]) -> list[str]:
+    """Ids of the finished runs that started after one."""
+    return [str(r["run_id"]) for r in _done(out) if str(r["started"]) > str(record["started"])]
+
+
+def _done(out: Out) -> list[dict[str, Any]]:
+    """Records of all finished runs, the latest at the end."""
+    found = [
+        storage.read_json(storage.join(out.runs(), name)) for name in storage.names(out.runs())
+    ]
+    return sorted((r for r in found if r.get("totals")), key=lambda r: str(r["started"]))
 
 
 def check_whole(record: Mapping[str, Any]) -> None:

@@ -33,10 +33,13 @@ class Part:
     score: float | None
     label: int | None = None
     version: str = "v1"
+    folder: str = "/parts"
+    content: str = "c0"
+    reason: str = "the file is empty"
 
     @property
     def uri(self) -> str:
-        return uris.make(f"/parts/{self.name}")
+        return uris.make(f"{self.folder}/{self.name}")
 
     @property
     def image_id(self) -> str:
@@ -99,14 +102,14 @@ def _row(run: Run, place: int, part: Part) -> dict[str, object]:
         "scored_at": NOW,
     }
     if part.score is None:
-        return row | {"status": "unreadable", "reason": "the file is empty"}
+        return row | {"status": "unreadable", "reason": part.reason}
     card = run.model.card
     calibration = card.products[part.product].calibration
     flagged = part.score > (calibration.threshold(card.false_alarm_rate) or 0)
     policy = run.settings.policy
     drawn = policy == "all" or (policy == "flagged" and flagged)
     return row | {
-        "content_sha256": "c0",
+        "content_sha256": part.content,
         "width": 80,
         "height": 60,
         "bit_depth": 8,

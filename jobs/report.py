@@ -1,0 +1,75 @@
+"""One page about a night, whole in one HTML file: totals, the worst parts, flips, drift, cost.
+
+python -m jobs.report --out out
+python -m jobs.report 2026-11-20-6f0c2b8d1e3a4c55 --out s3://bucket/out --price-per-hour 4.2
+python -m jobs.report --night 2026-11-20 --out out --parts 200 --thumbnail 320
+
+It is written to <out>/reports/, opens in any browser, and asks no server for anything. Its pictures
+are of the parts themselves: whoever may see the page sees them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from jobs import entry
+from jobs.tracking import Tracker
+from jobs.words import Progress, say
+from ops import storage
+from ops.fetch import FetchSettings
+from ops.layout import Out
+from pipelines import records, report
+from pipelines.facts import ReportSettings
+from pipelines.run import check_night
+
+
+@dataclass(frozen=True)
+class Settings(ReportSettings):
+    """Settings of jobs.report."""
+
+    run: str = ""
+    """The run; default: the latest finished one."""
+    night: str | None = None
+    """All runs of this night together, those of the model that it used last."""
+    out: str = "out"
+    """The output folder that jobs.score wrote to."""
+    fetch: FetchSettings = field(default_factory=FetchSettings)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Make the page."""
+    settings, _ = entry.parse(Settings, __doc__, argv, words=("run",))
+    check_night(settings.night)
+    out, tracker = Out(settings.out), Tracker(settings.out)
+    runs = _runs(out, settings)
+    name = settings.night or str(runs[0]["run_id"])
+    with tracker.run("report", asdict(settings)) as told:
+        told.tags |= {"run_id": str(runs[-1]["run_id"]), "model_id": runs[-1]["model_id"]}
+        with Progress() as progress:
+            location = report.report(
+                out,
+                runs,
+                name,
+                settings,
+                settings.fetch,
+                progress,
+                tracker.page(str(runs[-1]["run_id"])),
+            )
+        told.files["report.html"] = location
+        told.metrics["bytes"] = float(storage.describe(location).bytes)
+    say(f"report: {location}")
+    return 0
+
+
+def _runs(out: Out, settings: Settings) -> list[dict[str, Any]]:
+    if settings.run and settings.night:
+        raise ValueError("name a run or a night, not both")
+    if settings.night:
+        return records.of_night(out, settings.night)
+    return [records.finished(out, settings.run)]
+
+
+if __name__ == "__main__":
+    entry.start(main)

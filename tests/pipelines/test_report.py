@@ -1,0 +1,388 @@
+"""The page about drawn nights, without Ray: its facts, and that no name in it is more than text."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ops import storage
+from ops.fetch import FetchSettings
+from ops.layout import Out
+from pipelines import facts, records, report
+from pipelines.facts import ReportSettings
+from pipelines.highlights import BINS, Histogram
+from pipelines.run import ScoreSettings
+from tests.runs import Part, finish, model_of
+
+HOSTILE = (
+    "<script>window.ran=1</script>",
+    '"><img src=x onerror=window.ran=1>.png',
+    "' onmouseover='window.ran=1.png",
+    "\u202egnp.exe",
+    "javascript:window.ran=1",
+    "..%3Cscript%3Ewindow.ran=1",
+    "{{ 7 * 7 }}{% raw %}.png",
+    "</title><svg onload=window.ran=1>.png",
+)
+EVIL = '<b onclick="window.ran=1">\u2066\x1b[2J'
+PRODUCTS = ("bolt", "nut", EVIL)
+NONE = ScoreSettings("none", False, 100)
+FLAGGED = ScoreSettings("flagged", False, 100)
+THRESHOLD = 2.0  # of the drawn model
+
+
+def nothing(*_):
+    """Nobody watches."""
+
+
+def pictured(root, part):
+    """A part with a picture where its row says, and the hash of it."""
+    path = f"{part.folder}/{part.name}"
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    pixels = np.random.default_rng(len(part.name)).integers(0, 256, (60, 80, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(path, "PNG")
+    return replace(part, content=hashlib.sha256(open(path, "rb").read()).hexdigest())
+
+
+def first_night(root):
+    """Scores around 1.6; every third name is hostile; two of each product could not be read."""
+    rng = np.random.default_rng(0)
+    parts = []
+    for number, product in enumerate(PRODUCTS):
+        for i in range(40):
+            name = f"{number}/{i}/{HOSTILE[i % len(HOSTILE)] if i % 3 == 0 else 'plain.png'}"
+            score = None if i in {3, 5} else float(rng.normal(1.6, 0.4))
+            part = Part(name, product, score, folder=f"{root}/parts", reason=f"{HOSTILE[0]} {i}")
+            parts.append(pictured(root, part))
+    return parts
+
+
+def second_night(parts):
+    """Noise; bolts drift."""
+    rng = np.random.default_rng(1)
+    return [
+        replace(p, version="v2", score=p.score + float(rng.normal(0, 0.2)) + (p.product == "bolt"))
+        if p.score is not None
+        else replace(p, version="v2")
+        for p in parts
+    ]
+
+
+@pytest.fixture(scope="module")
+def nights(tmp_path_factory):
+    """Two nights and their parts."""
+    root = str(tmp_path_factory.mktemp("out"))
+    model, before = model_of(PRODUCTS), first_night(root)
+    after = second_night(before)
+    finish(root, before, model, "2026-11-20", FLAGGED)
+    finish(root, after, model, "2026-11-21", FLAGGED)
+    return Out(root), before, after
+
+
+def gathered(out, runs=None, **settings):
+    chosen = ReportSettings(**settings)
+    return facts.gather(out, runs or records.latest(out, 1), chosen, FetchSettings(), nothing)
+
+
+@pytest.fixture(scope="module")
+def found(nights):
+    return gathered(nights[0], parts=25, thumbnail=64)
+
+
+def test_totals_are_those_of_the_table(nights, found):
+    _, _, after = nights
+    assert found.statuses == {"ok": 114, "unreadable": 6}
+    assert (found.images, found.failures) == (120, 6)
+    assert found.anomalous == sum(p.score is not None and p.score > THRESHOLD for p in after)
+
+
+def test_histograms_hold_every_score_once(nights, found):
+    _, before, after = nights
+    for product in PRODUCTS:
+        drawn = found.histograms[product]
+        for parts, counts in ((after, drawn.normal + drawn.anomalous), (before, drawn.before)):
+            scores = [p.score for p in parts if p.product == product and p.score is not None]
+            assert counts.sum() == len(scores)
+            if parts is after:
+                assert drawn.low <= np.median(scores) <= drawn.high
+        high = [p.score > THRESHOLD for p in after if p.product == product and p.score is not None]
+        assert drawn.anomalous.sum() == sum(high)
+        # Bins lie in order: what is anomalous is above the threshold.
+        edge = (THRESHOLD - drawn.low) / (drawn.high - drawn.low) * BINS
+        assert not drawn.anomalous[: int(max(edge, 0))].any()
+        assert not drawn.normal[int(max(edge, 0)) + 1 :].any()
+
+
+def test_one_huge_score_leaves_the_histogram_readable(tmp_path):
+    rng = np.random.default_rng(0)
+    parts = [Part(f"{i}.png", "bolt", float(rng.normal(1.5, 0.1))) for i in range(500)]
+    finish(str(tmp_path), [*parts, Part("x.png", "bolt", 1e9)], model_of(["bolt"]), settings=NONE)
+    drawn = gathered(Out(str(tmp_path)), parts=0).histograms["bolt"]
+    assert drawn.high < 3
+    assert (drawn.normal > 0).sum() > 10
+    assert drawn.anomalous[-1] == 1
+
+
+def test_the_worst_of_each_product_come_in_turn(nights, found):
+    _, _, after = nights
+    turns = []
+    for product in PRODUCTS:
+        high = [p.score for p in after if p.product == product and (p.score or 0) > THRESHOLD]
+        turns += [(turn, -score) for turn, score in enumerate(sorted(high, reverse=True))]
+    expected = sorted((-score for _, score in sorted(turns)[:25]), reverse=True)
+    assert [part.row["score"] for part in found.parts] == expected
+    assert {part.row["product"] for part in found.parts} == set(PRODUCTS)
+
+
+def test_failures_of_every_kind_are_named_within_the_bound(nights, found):
+    assert [row["status"] for row in found.failed] == ["unreadable"] * 6
+    assert len(gathered(nights[0], parts=2).failed) == 2
+
+
+def test_flips_are_those_of_the_same_addresses(nights, found):
+    _, before, after = nights
+    crossed = {"up": set(), "down": set()}
+    for was, now in zip(before, after, strict=True):
+        if was.score is not None and (was.score > THRESHOLD) != (now.score > THRESHOLD):
+            crossed["up" if now.score > THRESHOLD else "down"].add(now.uri)
+    flips = gathered(nights[0], parts=1000).flips
+    assert flips.compared == 114
+    assert flips.became_anomalous == len(crossed["up"]) > 0
+    assert flips.became_normal == len(crossed["down"]) > 0
+    assert {r["uri"] for r in flips.rows if r["is_anomalous"]} == crossed["up"]
+    assert {r["uri"] for r in flips.rows if not r["is_anomalous"]} == crossed["down"]
+    assert len(found.flips.rows) == 25
+    assert found.flips[:3] == flips[:3]
+
+
+def test_only_what_drifted_drifts(found):
+    drift = {row["product"]: row for row in found.products}
+    assert drift["bolt"]["psi"] > 0.25
+    assert drift["bolt"]["ks_q"] < 0.01 < drift["nut"]["ks_q"]
+
+
+def test_an_earlier_night_is_not_compared_with_later_ones(nights):
+    out = nights[0]
+    first = gathered(out, records.latest(out, 2)[:1], parts=5)
+    assert not first.has_earlier
+    assert first.flips == (0, 0, 0, [])
+    assert {row["ks"] for row in first.products} == {None}
+    assert b"There is no earlier night" in report.render(out, first)
+
+
+def test_runs_of_one_night_are_one_and_the_last_word_counts(tmp_path):
+    model, out = model_of(["bolt"]), Out(str(tmp_path))
+    parts = [Part(f"{i}.png", "bolt", 1.0 + i / 10) for i in range(10)]
+    changed = [replace(parts[0], version="v2", score=9.0), Part("new.png", "bolt", 1.2)]
+    first = finish(str(tmp_path), parts, model, settings=NONE)
+    second = finish(str(tmp_path), changed, model, settings=NONE)
+    other = finish(str(tmp_path), parts, model_of(["bolt"], seed=1), settings=NONE)
+    for hour, run in ((1, other), (2, first), (3, second)):
+        record = storage.read_json(out.run(run.run_id))
+        record["started"] = f"2026-11-20T0{hour}:00:00+00:00"
+        storage.write_json(out.run(run.run_id), record)
+    runs = records.of_night(out, "2026-11-20")
+    assert [run["run_id"] for run in runs] == [first.run_id, second.run_id]
+    night = gathered(out, runs)
+    assert night.images == 11
+    assert {part.row["uri"]: part.row["score"] for part in night.parts}[parts[0].uri] == 9.0
+    with pytest.raises(FileNotFoundError, match="no finished run of the night 2026-11-19"):
+        records.of_night(out, "2026-11-19")
+
+
+def test_of_another_model_calls_and_p_values_are_compared_but_no_scores(tmp_path):
+    parts = [Part(f"{i}.png", "bolt", i / 10) for i in range(40)]
+    out = Out(str(tmp_path))
+    finish(str(tmp_path), parts, model_of(["bolt"]), "2026-11-20", NONE)
+    lower = [replace(part, score=part.score - 1) for part in parts]
+    finish(str(tmp_path), lower, model_of(["bolt"], seed=1), "2026-11-21", NONE)
+    night = gathered(out)
+    assert (night.has_earlier, night.same_unit) == (True, False)
+    assert night.products[0]["measure"] == "p_value"
+    assert not night.histograms["bolt"].before.any()
+    assert night.flips.became_normal == 10
+
+
+def test_what_is_left_of_an_expired_run_is_no_report(nights):
+    record = records.latest(nights[0], 1)[0] | {"expired": {"rows": 3, "at": "2026-12-01"}}
+    with pytest.raises(ValueError, match=r"jobs\.expire left 3 rows"):
+        gathered(nights[0], [record])
+
+
+def test_pictures_are_shown_as_they_were_scored_or_a_sentence_says_why_not(tmp_path):
+    root = str(tmp_path)
+    names = ("there", "gone", "replaced", "no_map", "quiet")
+    parts = [
+        pictured(root, Part(f"{name}.png", "bolt", 9.0 - i * 2, folder=f"{root}/parts"))
+        for i, name in enumerate(names)
+    ]
+    run = finish(root, parts, model_of(["bolt"]))
+    os.remove(f"{root}/parts/gone.png")
+    Image.new("L", (80, 60)).save(f"{root}/parts/replaced.png")
+    os.remove(run.out.map(run.model.card.model_id, parts[3].image_id))
+    shown = [part.pictures for part in gathered(run.out).parts]
+    whole, overlay = ([bool(getattr(s, kind)) for s in shown] for kind in ("whole", "overlay"))
+    assert whole == [True, False, False, True, True]
+    assert overlay == [True, False, False, False, False]
+    assert [s.note for s in shown] == [
+        "",
+        "No picture: it was listed, but is gone.",
+        "No picture: what lies there now is not what was scored.",
+        "Its map cannot be read any more.",
+        "No map was drawn of it.",
+    ]
+    assert not any(s.close_up for s in shown)
+    assert all(part.pictures.close_up for part in gathered(run.out, parts=1, thumbnail=32).parts)
+
+
+def test_time_and_cost_are_those_on_record(nights):
+    out = nights[0]
+    record = records.latest(out, 1)[0]
+    assert gathered(out, parts=0, price_per_hour=3.0).cost is None  # no seconds are on record
+    timed = record | {"totals": record["totals"] | {"seconds": 1800.0, "resumed": 30}}
+    told = gathered(out, [timed], parts=0, price_per_hour=3.0, currency="EUR")
+    assert told.cost == pytest.approx(1.5)
+    assert told.images_per_second == pytest.approx(90 / 1800)
+    page = report.render(out, told).decode()
+    assert "1.50 <small>EUR</small>" in page
+    assert "in 30 min, without the 30 of earlier attempts" in page
+    free = gathered(out, [timed], parts=0)
+    assert free.cost is None
+    assert "Cost" not in report.render(out, free).decode()
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"parts": -1}, {"parts": 1001}, {"thumbnail": 8}, {"thumbnail": 4096}]
+    + [{"price_per_hour": price} for price in (-1.0, float("nan"), float("inf"))],
+)
+def test_settings_without_bounds_are_refused(setting):
+    with pytest.raises(ValueError, match="must"):
+        ReportSettings(**setting)
+
+
+class Elements(HTMLParser):
+    """Tags with their attributes, and the text between them."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def of(self, *names):
+        return [attrs for tag, attrs in self.tags if tag in names]
+
+
+@pytest.fixture(scope="module")
+def page(nights, found):
+    return Elements(report.render(nights[0], found).decode())
+
+
+def test_hostile_names_are_text_and_nothing_else(page):
+    assert len(page.of("script")) == 1
+    assert not page.of("b", "iframe", "object", "form") or page.of("form")[0]["class"] == "filters"
+    assert not page.of("b")
+    for tag, attrs in page.tags:
+        assert not [name for name in attrs if name.startswith("on") or name == "style"], tag
+    text = "".join(page.text)
+    for name in HOSTILE:
+        last = name.rsplit("/", 1)[-1].replace("\u202e", "\\u202e").replace("%", "%25")
+        assert last in text
+    assert '<b onclick="window.ran=1">\\u2066\\x1b[2J' in text
+    assert all(c.isprintable() or c == "\n" for c in text)
+
+
+def test_links_lead_to_the_table_and_the_tracker_alone(nights, page, found):
+    out = nights[0]
+    run = records.latest(out, 1)[0]
+    below = f"../scores/night=2026-11-21/run={run['run_id']}/part-00000.parquet"
+    assert [attrs["href"] for attrs in page.of("a")] == ["#parts", below]
+    for tracker, linked in (
+        ("https://tracker:5000/#/experiments/1/runs/2", True),
+        ("javascript:window.ran=1", False),
+        ("sqlite:////tmp/mlflow.db", False),
+    ):
+        told = Elements(report.render(out, found._replace(tracker=tracker)).decode())
+        assert (tracker in [attrs["href"] for attrs in told.of("a")]) == linked
+        assert tracker in "".join(told.text)
+
+
+def test_nothing_is_loaded_from_anywhere(page):
+    assert {attrs["src"].partition(",")[0] for attrs in page.of("img")} == {
+        "data:image/jpeg;base64"
+    }
+    assert [attrs["href"] for attrs in page.of("link")] == ["data:,"]
+    assert not any("src" in attrs for attrs in page.of("script"))
+    policy = page.of("meta")[1]["content"]
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
+    assert "unsafe" not in policy
+
+
+def test_everything_has_a_name_for_those_who_do_not_see_it(page):
+    assert all(attrs["alt"] for attrs in page.of("img"))
+    assert len(page.of("caption")) == len(page.of("table")) == 4
+    assert all(attrs["scope"] in {"row", "col"} for attrs in page.of("th"))
+    assert len(page.of("label")) == len(page.of("select", "input")) == 4
+    assert len(page.of("title")) == 1 + len(PRODUCTS)  # the page's and one per histogram
+    assert len(page.of("h1")) == 1
+
+
+def test_the_page_is_bounded_in_number_and_size(nights, found):
+    out = nights[0]
+    small = found.settings
+    page = report.render(out, found)
+    pictures = Elements(page.decode()).of("img")
+    assert len(pictures) <= 3 * 25
+    longest = max(len(attrs["src"]) for attrs in pictures)
+    assert longest <= small.bytes_each * 4 / 3 + 100
+    many = gathered(out, parts=1, thumbnail=32)
+    assert len(report.render(out, many)) < len(page) / 3
+    rows = [dict(found.products[0], product=f"p{i}") for i in range(1000)]
+    told = report.render(out, found._replace(products=rows, histograms={})).decode()
+    assert "900 more products" in told
+    assert told.count("no scores") == 100
+
+
+def test_the_page_is_written_whole_below_the_output_folder(nights):
+    out = nights[0]
+    runs = records.latest(out, 1)
+    settings = ReportSettings(parts=3)
+    location = report.report(out, runs, "a", settings, FetchSettings(), nothing)
+    assert location == f"{out.root}/reports/a.html"
+    assert storage.names(f"{out.root}/reports") == ["a.html"]
+    data = storage.read_bytes(location)
+    assert data.startswith(b"<!DOCTYPE html>")
+    assert data.rstrip().endswith(b"</html>")
+    # The same night gives the same page.
+    assert data == report.render(out, gathered(out, parts=3))
+
+
+def test_bars_stand_on_the_ground_and_one_among_millions_is_seen():
+    normal, anomalous, before = (np.zeros(BINS, np.int64) for _ in range(3))
+    normal[4], normal[5], anomalous[5], anomalous[40], before[3] = 4_000_000, 500_000, 500_000, 1, 9
+    drawn = report.draw(Histogram(0.0, 4.8, normal, anomalous, before), 2.4)
+    bars = {(bar.x, kind): bar for kind in ("normal", "anomalous") for bar in getattr(drawn, kind)}
+    assert set(bars) == {(32, "normal"), (40, "normal"), (40, "anomalous"), (320, "anomalous")}
+    tall, part, rest = bars[32, "normal"], bars[40, "anomalous"], bars[40, "normal"]
+    assert part.height + rest.height == pytest.approx(tall.height / 2)
+    assert part.height == pytest.approx(rest.height)
+    assert part.y + part.height == pytest.approx(rest.y)
+    assert rest.y + rest.height == tall.y + tall.height == pytest.approx(72)
+    assert bars[320, "anomalous"].height == 2
+    assert drawn.threshold == 192
+    high = [point for point in drawn.before.split() if not point.endswith(",72")]
+    assert high == ["24,2", "32,2"]
+    nothing_before = Histogram(0.0, 4.8, normal, anomalous, before * 0)
+    assert report.draw(nothing_before, 9.0)[2:] == ("", None)

@@ -25,11 +25,12 @@ from ops import storage, tables
 from ops.failure import PASSING, STATUSES, BrokenPromise
 from ops.inventory import Inventory
 from ops.model import ModelCard, read_card
-from pipelines import doubles, drift, due, lock, plan
+from pipelines import doubles, drift, due, lock, plan, records, report
 from pipelines import run as runs
 from pipelines import score as scoring
 from pipelines.cluster import connected
 from pipelines.concerns import Limits, concerns
+from pipelines.facts import ReportSettings
 from pipelines.limits import max_failures
 from pipelines.run import ScoreSettings
 from pipelines.shared import SharedModel
@@ -47,6 +48,8 @@ class Settings(score.Settings):
     warn_drift: float = 0.25
     """How far a product's scores may move from all earlier ones before a warning, as a population
     stability index: by custom 0.1 is a slight shift and 0.25 a marked one; .inf for never."""
+    report: bool = True
+    """Also make the page of jobs.report about the night."""
     lease: float = 120.0
     """Seconds of silence after which a night on S3 is taken for dead."""
 
@@ -186,7 +189,10 @@ class _Night:
             place, work, policy, self.settings.night, list(found.runs), everything, begin
         )
         record.metrics |= score.metrics_of(totals)
-        return told | {"totals": totals, "warnings": self._warn(told, totals, record)}
+        told |= {"totals": totals, "warnings": self._warn(told, totals, record)}
+        if self.settings.report:
+            self._report(str(told["run_id"]), record)
+        return told
 
     def _warn(self, told: dict[str, Any], totals: dict[str, Any], record: Record) -> list[str]:
         """Compare with the nights before, and say what people should look at."""
@@ -209,6 +215,21 @@ class _Night:
         """Forget what a killed night left, unless it is what tonight goes on with."""
         if left and left["run_id"] != run_id:
             storage.remove_folder(self.out.work(left["run_id"]))
+
+    def _report(self, run_id: str, record: Record) -> None:
+        """Make the page about tonight; without it a night is as good."""
+        finished, page = records.finished(self.out, run_id), self.tracker.page(run_id)
+        fetch, settings = self.settings.fetch, ReportSettings()
+        try:
+            made = report.report(
+                self.out, [finished], run_id, settings, fetch, self._progress, page
+            )
+        except Exception as error:  # whatever it is, the night is published
+            remedy = f"python -m jobs.report {run_id} --out {self.out.root} makes it"
+            say(f"warning: there is no report ({type(error).__name__}: {error}); {remedy}")
+            return
+        record.files["report.html"] = made
+        say(f"report: {made}")
 
     def _score(
         self,

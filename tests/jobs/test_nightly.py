@@ -213,6 +213,8 @@ def test_nights_score_what_is_due_and_nothing_else(warehouse, monkeypatch, capsy
     assert f"warning: {said}\n" in capsys.readouterr().out
     assert night.records[-1]["warnings"] == [said]
     drifted = tables.read(night.out.drift(night.records[-1]["run_id"]))
+    page = storage.read_bytes(night.out.report(night.records[-1]["run_id"])).decode()
+    assert "10.png" in page
     found = zip(*(drifted[name].to_pylist() for name in ("product", "failed_b")), strict=True)
     assert dict(found) == {"nut": 0, "washer": 2}
 

@@ -19,9 +19,9 @@ demo: $(READY)
 	$(BIN)/python -m jobs.demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-# Everything, also what starts Ray clusters and servers; about a quarter of an hour on two cores.
+# Everything, also what starts Ray clusters and servers; about three quarters of an hour on two cores.
 test-all: $(READY)
 	$(BIN)/python -m pytest -m "" --durations=15
 

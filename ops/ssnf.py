@@ -85,8 +85,8 @@ class Ssnf(FlowDetector):
 
     Subnets stack convolution and self-attention. A position's density is the mean over channels of
     each one's own. The paper has one layer; of several, likelihoods are multiplied and densities
-    averaged, as FastFlow does, which is our choice. A synthetic image follows from the seed, the epoch and the number of its good
-    image alone, whichever worker makes it.
+    averaged, as FastFlow does, which is our choice. A synthetic image follows from the seed, the
+    epoch and the number of its good image alone, whichever worker makes it.
     """
 
     name = "ssnf"

@@ -163,7 +163,7 @@ def _attempt(
 ) -> Any:
     """Fit on rows; returns the ledger, which knows of earlier failures. Raises NothingToFit."""
     blocks = [rows.slice(i, slots.batch) for i in range(0, len(rows), slots.batch)]
-    images = ray.data.from_arrow(blocks or [rows]).map_batches(
+    images = ray.data.from_blocks(blocks or [rows]).map_batches(
         Reading(read, slots.batch),
         batch_size=None,
         batch_format="pyarrow",
@@ -256,7 +256,7 @@ def _scored(chain: Chain, rows: pa.Table) -> Iterator[pa.Table]:
     """Rows through the chain; those that took their workers down once more by themselves."""
     size = chain.slots.batch
     blocks = [rows.slice(start, size) for start in range(0, len(rows), size)]
-    stream = chain.stream(ray.data.from_arrow(blocks))
+    stream = chain.stream(ray.data.from_blocks(blocks))
     stream.context.max_errored_blocks = -1
     seen: set[str] = set()
     for scored in batches(stream):

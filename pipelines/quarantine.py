@@ -22,7 +22,7 @@ def lethal(read: Read, rows: pa.Table, slots: Slots, watch: Watch) -> dict[str, 
     """
     alone = ReadAlone(read, replace(slots, cpus=slots.readers, gpus=0.0))
     blocks = [rows.slice(start, slots.batch) for start in range(0, len(rows), slots.batch)]
-    stream = ray.data.from_arrow(blocks).map_batches(
+    stream = ray.data.from_blocks(blocks).map_batches(
         alone.survivors,
         batch_size=None,
         batch_format="pyarrow",

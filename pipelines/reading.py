@@ -73,6 +73,6 @@ def slices(
         for start, stop in spans
         for begin in range(start, stop, rows)
     ]
-    # Blocks at hand, not a range to read: a read task would wait for a whole CPU, for ever if the
-    # detectors have left less.
-    return (ray.data.from_arrow(blocks), TakeSlices(inventory)) if blocks else None
+    # Blocks at hand, not a range to read nor tables to look at: tasks for these would wait for a
+    # whole CPU, for ever if others have left less.
+    return (ray.data.from_blocks(blocks), TakeSlices(inventory)) if blocks else None

@@ -107,7 +107,7 @@ class Slots:
         bundles = [worker] * self.workers + [{"CPU": self.readers}] * 2
         asked = [{name: n for name, n in bundle.items() if n} for bundle in bundles]
         group = placement_group([bundle for bundle in asked if bundle])
-        group.wait(self.patience)
+        group.wait(math.ceil(self.patience))  # it takes whole seconds
         remove_placement_group(group)
 
     def reading(self, workers: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import ipaddress
 import os
 import shutil
 import signal
@@ -175,6 +176,15 @@ def test_without_the_token_nobody_works_there(night, stack):
     assert "oken" in asked.stderr
 
 
+def is_loopback(host: str) -> bool:
+    """Of an address as `ss` prints it, such as 127.0.0.1, * or [::ffff:127.0.0.1]."""
+    try:
+        found = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return (getattr(found, "ipv4_mapped", None) or found).is_loopback
+
+
 def test_it_listens_on_loopback_alone_and_leaves_nothing(night, stack):
     """The last one: it ends the stack."""
     mine = processes(stack.folder)
@@ -184,7 +194,7 @@ def test_it_listens_on_loopback_alone_and_leaves_nothing(night, stack):
     ).stdout.splitlines()
     held = [line for line in sockets if any(f"pid={pid}," in line for pid in mine)]
     assert held
-    assert [line for line in held if line.split()[3].rsplit(":", 1)[0] != "127.0.0.1"] == []
+    assert [line for line in held if not is_loopback(line.split()[3].rpartition(":")[0])] == []
     stack.script.send_signal(signal.SIGTERM)
     assert stack.script.wait(60) == 143
     assert processes(stack.folder) == []

@@ -36,6 +36,13 @@ def status(world, job: str) -> str:
         return json.load(answer)["status"]
 
 
+def stop(world, job: str) -> None:
+    """What `ray job stop` asks for, without the seconds that its start takes."""
+    address = f"{world.cluster.dashboard}/api/jobs/{job}/stop"
+    with urllib.request.urlopen(urllib.request.Request(address, method="POST")) as answer:
+        assert json.load(answer)["stopped"]
+
+
 def files(out: str) -> dict[str, str]:
     return {item.name: item.version for item in storage.listing(out) if "mlflow" not in item.name}
 
@@ -59,7 +66,7 @@ def test_a_stopped_job_writes_no_more_and_is_finished_by_the_same_command(world)
         assert status(world, "first") in {"PENDING", "RUNNING"}
         time.sleep(0.05)
     assert at_work(world)
-    ray_job(world, "stop", "first")
+    stop(world, "first")
     while status(world, "first") != "STOPPED":
         assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -192,7 +192,7 @@ def read_model(location: str) -> Model:
     """A model with its tensors, each checked against its hash. Raises ValueError if one differs."""
     card = read_card(location)
     detectors = dict(read_detectors(location, card))
-    products = {name: detectors[file_of(card, name)] for name in card.products}
+    products = {name: detectors[product.file] for name, product in card.products.items()}
     return Model(card, read_backbone(location, card), products)
 
 
@@ -213,22 +213,13 @@ def read_detectors(
     chosen = [name for name in card.products if products is None or name in products]
     by_file: dict[str, list[str]] = {}
     for name in chosen:
-        by_file.setdefault(file_of(card, name), []).append(name)
+        by_file.setdefault(card.products[name].file, []).append(name)
     for file, names in by_file.items():
         tensors = load(storage.read_bytes(storage.join(location, file)))
         found = fingerprint(tensors)
         for name in names:
             _check(location, file, found, card.products[name].sha256)
         yield file, tensors
-
-
-def file_of(card: ModelCard, product: str) -> str:
-    """The file of a product's detector.
-
-    Worked out anew: what model.json says cannot lead out of the folder.
-    """
-    is_joint = card.products[product].file == layout.JOINT
-    return layout.JOINT if is_joint else layout.product_file(product)
 
 
 def _check(location: str, file: str, found: str, sha256: str) -> None:

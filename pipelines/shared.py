@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from torch import Tensor
 
-from ops.model import Model, ModelCard, file_of, read_backbone, read_card, read_detectors
+from ops.model import Model, ModelCard, read_backbone, read_card, read_detectors
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class SharedModel:
 
     def of_product(self, product: str) -> dict[str, Tensor]:
         """One detector's tensors."""
-        return _owned(self.detectors[file_of(self.card, product)])
+        return _owned(self.detectors[self.card.products[product].file])
 
 
 def _bytes(tensors: dict[str, Tensor]) -> int:

@@ -70,6 +70,17 @@ class Warehouse:
         self.records.append(storage.read_json(storage.join(place, last)))
         return code
 
+    def work_and_die(self, monkeypatch):
+        """It is killed before it publishes."""
+
+        def die(*_):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(scoring, "publish", die)
+            with pytest.raises(KeyboardInterrupt):
+                self.work()
+
     def current(self, model=0):
         rows = history.current(self.out, self.ids[model]).to_pylist()
         return {row["uri"].rsplit("/", 1)[-1]: row for row in rows}
@@ -142,13 +153,7 @@ def test_nights_score_what_is_due_and_nothing_else(warehouse, monkeypatch, capsy
     night.draw("washer/7.png", 7)
     night.draw("washer/0.png", 17)
 
-    def die(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(scoring, "publish", die)
-        with pytest.raises(KeyboardInterrupt):
-            night.work()
+    night.work_and_die(monkeypatch)
     assert history.published(night.out) == before
     assert night.current() == second
 
@@ -228,13 +233,7 @@ def test_a_killed_night_whose_maps_are_gone_is_scored_anew(warehouse, tmp_path, 
     for number in range(3):
         night.draw(f"washer/{number}.png", number)
 
-    def die(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(scoring, "publish", die)
-        with pytest.raises(KeyboardInterrupt):
-            night.work()
+    night.work_and_die(monkeypatch)
     gone = next(tmp_path.glob("out/maps/*/*/*.png"))
     gone.unlink()
     assert night.work() == 0

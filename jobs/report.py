@@ -42,6 +42,7 @@ def main(argv: Sequence[str]) -> int:
     """Make the page."""
     settings, _ = entry.parse(Settings, __doc__, argv, words=("run",))
     check_night(settings.night)
+    entry.reach(settings)
     out, tracker = Out(settings.out), Tracker(settings.out)
     runs = _runs(out, settings)
     name = settings.night or str(runs[0]["run_id"])

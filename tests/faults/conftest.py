@@ -26,6 +26,7 @@ JOBS = {
     "check": ["--out", "{}/out"],
     "compare": ["--out", "{}/out"],
     "query": ["--out", "{}/out"],
+    "report": ["--out", "{}/out"],
     "expire": ["--out", "{}/out", "--keep-nights", "3"],
 }
 REMEDY = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, must name keys"

@@ -6,15 +6,12 @@ import pytest
 
 from ops.model import write_model
 from tests.conftest import SECRET, forget_s3, new_bucket, tiny_model
-from tests.faults.kills import world_of
 from tests.faults.proxy import Proxy, running
 from tests.jobs.conftest import leave
 
 __all__ = ["leave"]
 
 
-#: Small images of the world.
-IMAGES = 800
 #: What each job is asked for in a bucket.
 JOBS = {
     "inventory": ["--archive", "{}/parts"],
@@ -83,10 +80,3 @@ def told(leave, model, monkeypatch, request):
         return err
 
     return run
-
-
-@pytest.fixture(scope="package")
-def world():
-    """Three nodes, an S3 server, a tracker, and small images, for all tests of this folder."""
-    with world_of(IMAGES) as found:
-        yield found

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ops.backbone import Backbone
+from ops.feature_training import TrainedOnFeatures
 from ops.method import Demand, Load, Rehearsal, Shape
 from ops.scale_flow import ScaleFlow
-from ops.training import Trained, TrainingSettings, from_sixteen, to_sixteen
+from ops.training import TrainingSettings
 
 #: Numbers that a coupling keeps of each that passes it, beside those of its subnets.
 _KEPT = 7
-#: Unseen good images lie farther out than those that a flow was trained on, defects farther still.
-_ROOM = 8
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class CsFlowSettings(TrainingSettings):
     """Standard deviation in input pixels of a Gaussian over maps; 0 = none, as in the paper."""
 
 
-class CsFlow(Trained):
+class CsFlow(TrainedOnFeatures):
     """A flow from a feature map at several scales to a normal distribution.
 
     The image score is the mean of z^2 / 2 over everything, the map that over the channels of the
@@ -53,11 +50,6 @@ class CsFlow(Trained):
     Settings = CsFlowSettings
     settings: CsFlowSettings
     network: ScaleFlow | None
-
-    def __init__(self, settings: CsFlowSettings, backbone: Backbone) -> None:
-        """Untrained."""
-        super().__init__(settings, backbone)
-        self._shapes: list[Shape] = []
 
     @classmethod
     def demand(cls, settings: CsFlowSettings, load: Load) -> Demand:
@@ -87,13 +79,10 @@ class CsFlow(Trained):
         times = settings.epochs * load.images / load.workers
         return Rehearsal(lambda: network(maps).sum().backward(), times)
 
-    def new_network(self) -> ScaleFlow:
+    def network_for(self, shapes: list[Shape]) -> ScaleFlow:
         """As wide as all layers together."""
-        if not self._shapes:
-            maps = self.features(torch.zeros(1, 3, *self._size, device=self.backbone.device))
-            self._shapes = [(m.shape[1], m.shape[2], m.shape[3]) for m in maps]
         s = self.settings
-        return ScaleFlow(self._shapes, s.blocks, s.hidden, s.seed)
+        return ScaleFlow(shapes, s.blocks, s.hidden, s.seed)
 
     def optimiser(self, network: nn.Module) -> torch.optim.Optimizer:
         """As the authors set it."""
@@ -109,6 +98,7 @@ class CsFlow(Trained):
     @torch.no_grad()
     def features(self, images: Tensor) -> list[Tensor]:
         """(n, 3, H, W) -> (n, C, h, w) of each scale; smaller images by leaving pixels out."""
+        images = images.to(self.backbone.device)
         found = []
         for scale in range(self.settings.scales):
             size = (images.shape[2] >> scale, images.shape[3] >> scale)
@@ -119,16 +109,6 @@ class CsFlow(Trained):
             found.append(torch.cat([layers[0], *same], dim=1))
         return found
 
-    def sample(self, image: Tensor, row: int) -> Tensor:  # noqa: ARG002 - nothing is drawn
-        """The image: smaller than its features."""
-        return to_sixteen(image)
-
-    def inputs(self, samples: list[tuple[int, Tensor]], epoch: int) -> list[Tensor]:  # noqa: ARG002
-        """Feature maps; the same in each epoch."""
-        none = torch.empty(0, 3, *self._size)
-        images = torch.cat([none, *(from_sixteen(sample)[None] for _, sample in samples)])
-        return self.features(images.to(self.backbone.device))
-
     @torch.inference_mode()
     def score_one(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Section 3.4; the map (h, w) is as large as the finest scale."""
@@ -136,15 +116,6 @@ class CsFlow(Trained):
         latents, _ = self.network.latents(self.features(image[None]))
         squares = [latent[0].square() / 2 for latent in latents]
         return torch.cat([s.flatten() for s in squares]).mean(), squares[0].mean(dim=0)
-
-    def map_ceiling(self) -> float:
-        """Of some of the good images, with room."""
-        return _ROOM * super().map_ceiling()
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take the weights over, and the shapes that they are for."""
-        self._shapes = [(c, h, w) for c, h, w in state["shapes"].tolist()]
-        super().load_state(state)
 
 
 def _shapes(settings: CsFlowSettings, load: Load) -> list[Shape]:

@@ -14,6 +14,7 @@ from torchvision.transforms.functional import gaussian_blur
 from ops.flows import NegativeLogLikelihood, VectorFlow
 from ops.group import Group
 from ops.method import Demand, Load, Rehearsal
+from ops.rotation import rotated
 from ops.training import Trained, TrainingSettings, from_sixteen, to_sixteen
 
 #: Turned views that go through the network at once when gradients are kept.
@@ -214,22 +215,3 @@ class DifferNet(Trained):
             return gradient
         kernel = 2 * math.ceil(4 * sigma) + 1
         return torch.as_tensor(gaussian_blur(gradient, kernel, sigma))
-
-
-def rotated(images: Tensor, angles: Tensor) -> Tensor:
-    """Images (B, C, H, W) turned by angles (B,) in radians about their middle; black corners.
-
-    The nearest pixel is taken. Squares keep their shape; other pictures are cut.
-    """
-    cos, sin = angles.cos(), angles.sin()
-    height, width = images.shape[2:]
-    # The grid runs from -1 to 1 along both sides, whatever their lengths.
-    theta = torch.stack(
-        [
-            torch.stack([cos, -sin * height / width, torch.zeros_like(cos)], dim=1),
-            torch.stack([sin * width / height, cos, torch.zeros_like(cos)], dim=1),
-        ],
-        dim=1,
-    )
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, mode="nearest", align_corners=False)

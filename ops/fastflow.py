@@ -66,10 +66,6 @@ class FastFlow(FlowDetector):
         """Section 3.3: convolutions 3 x 3 and 1 x 1 in turn."""
         return _subnets(self.settings)
 
-    def inputs(self, samples: list[tuple[int, Tensor]], epoch: int) -> list[Tensor]:  # noqa: ARG002
-        """Feature maps; the same in each epoch."""
-        return self.features(self.images([sample for _, sample in samples]))
-
     def density(self, latent: Tensor) -> Tensor:
         """Of the mean over channels."""
         return (-latent.square().mean(dim=0) / 2).exp()

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ops.backbone import Backbone
+from ops.feature_training import TrainedOnFeatures
 from ops.map_flows import MapFlows, Norm, surprise
 from ops.method import Load, Rehearsal, Shape
 from ops.subnets import Subnet
-from ops.training import Trained, TrainingSettings, from_sixteen, to_sixteen
-
-#: Unseen good images lie farther out than those that a flow was trained on, and defects farther
-#: still: maps get so many times the room that the latter need.
-_ROOM = 8
+from ops.training import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -34,21 +30,15 @@ class FlowSettings(TrainingSettings):
     """Standard deviation in input pixels of a Gaussian over maps; 0 = none, as in the papers."""
 
 
-class FlowDetector(Trained):
+class FlowDetector(TrainedOnFeatures):
     """Trains flows from feature maps to a normal distribution, which keep the place of everything.
 
     A map is -log of the mean over layers of densities of the latent maps, in the order of the
-    papers'; the image score is its maximum. Of images the pixels are kept: they are smaller than
-    their features.
+    papers'; the image score is its maximum.
     """
 
     settings: FlowSettings
     network: MapFlows | None
-
-    def __init__(self, settings: FlowSettings, backbone: Backbone) -> None:
-        """Untrained."""
-        super().__init__(settings, backbone)
-        self._shapes: list[Shape] = []
 
     @abstractmethod
     def subnets(self) -> list[Subnet]:
@@ -58,27 +48,10 @@ class FlowDetector(Trained):
     def density(self, latent: Tensor) -> Tensor:
         """(C, h, w) -> how likely each position is (h, w), 1 at most."""
 
-    def new_network(self) -> MapFlows:
-        """As many flows as the backbone has layers."""
-        if not self._shapes:
-            maps = self.features(torch.zeros(1, 3, *self._size))
-            self._shapes = [(m.shape[1], m.shape[2], m.shape[3]) for m in maps]
+    def network_for(self, shapes: list[Shape]) -> MapFlows:
+        """A flow for each map."""
         s = self.settings
-        return MapFlows(self._shapes, self.subnets(), s.clamp, s.norm, s.seed)
-
-    def sample(self, image: Tensor, row: int) -> Tensor:  # noqa: ARG002 - nothing is drawn
-        """The image."""
-        return to_sixteen(image)
-
-    def images(self, samples: Sequence[Tensor]) -> Tensor:
-        """(n, 3, H, W) of samples, on the device."""
-        none = torch.empty(0, 3, *self._size)
-        return torch.cat([none, *(from_sixteen(s)[None] for s in samples)]).to(self.backbone.device)
-
-    @torch.no_grad()
-    def features(self, images: Tensor) -> list[Tensor]:
-        """Layers of images (n, 3, H, W)."""
-        return list(self.backbone(images.to(self.backbone.device)))
+        return MapFlows(shapes, self.subnets(), s.clamp, s.norm, s.seed)
 
     @torch.inference_mode()
     def score_one(self, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,15 +60,6 @@ class FlowDetector(Trained):
         latents = self.network.latents(self.backbone(image[None]))
         drawn = surprise([self.density(z[0].double()) for z, _ in latents], image.shape[1:]).float()
         return drawn.max(), drawn
-
-    def map_ceiling(self) -> float:
-        """Of some of the good images, with room."""
-        return _ROOM * super().map_ceiling()
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take the weights over, and the shapes that they are for."""
-        self._shapes = [(c, h, w) for c, h, w in state["shapes"].tolist()]
-        super().load_state(state)
 
 
 @dataclass(frozen=True)

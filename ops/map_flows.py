@@ -101,8 +101,8 @@ def surprise(densities: list[Tensor], size: torch.Size) -> Tensor:
     """-log of the mean of layers' densities (h, w), relative to the highest, at an input's `size`.
 
     FastFlow and SSNF take the negative mean itself, up-sampled bilinearly (no aligned corners) to
-    the input. The logarithm keeps its order, and tells the very unlikely apart, down to 1e-308,
-    where doubles end; it is 0 where nothing could be likelier.
+    the input; CFLOW-AD the negative sum. The logarithm keeps their order, and tells the very
+    unlikely apart, down to 1e-308, where doubles end; it is 0 where nothing could be likelier.
     """
     mean = torch.stack([_upsampled(density.double(), size) for density in densities]).mean(dim=0)
     return -mean.clamp(min=torch.finfo(torch.float64).tiny).log()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ops.cflow import CFlow
 from ops.csflow import CsFlow
 from ops.differnet import DifferNet
 from ops.fastflow import FastFlow
@@ -14,7 +15,7 @@ from ops.ssnf import Ssnf
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
-    for method in (PatchCore, Spade, PaDiM, DifferNet, FastFlow, Ssnf, CsFlow, Glance)
+    for method in (PatchCore, Spade, PaDiM, DifferNet, FastFlow, CFlow, CsFlow, Ssnf, Glance)
 }
 
 

@@ -87,6 +87,10 @@ class Trained(Method):
     def inputs(self, samples: list[tuple[int, Tensor]], epoch: int) -> Any:
         """The network's inputs of some rows' samples, as many of each; (0, ...) of none."""
 
+    def steps(self, samples: list[tuple[int, Tensor]], epoch: int) -> Iterator[Any]:
+        """The network's inputs of each step that a batch makes: as many steps on every rank."""
+        yield self.inputs(samples, epoch)
+
     @abstractmethod
     def score_one(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Score () and map (h, w) of one image (3, H, W)."""
@@ -203,13 +207,16 @@ class Trained(Method):
         self.begin(epoch, [row for batch in batches for row in batch if row in self._samples])
         for batch in batches:
             mine = [(row, self._samples[row]) for row in batch if row in self._samples]
-            losses = model(self.inputs(mine, epoch))
-            weights = self.weights(losses.detach(), len(mine) / len(batch), group)
-            loss = (losses * weights).sum()
-            optimiser.zero_grad(set_to_none=True)
-            (loss * group.size).backward()  # gradients are averaged over ranks, losses add up
-            self.step(optimiser)
-            total += float(loss.detach()) * len(batch)
+            found = []
+            for inputs in self.steps(mine, epoch):
+                losses = model(inputs)
+                weights = self.weights(losses.detach(), len(mine) / len(batch), group)
+                loss = (losses * weights).sum()
+                optimiser.zero_grad(set_to_none=True)
+                (loss * group.size).backward()  # gradients are averaged over ranks, losses add up
+                self.step(optimiser)
+                found.append(float(loss.detach()))
+            total += sum(found) / len(found) * len(batch)
         mean = float(group.all_reduce(total)) / len(rows)
         if not math.isfinite(mean):
             told = f"the loss of epoch {epoch + 1} is {mean}"

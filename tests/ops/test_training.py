@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ops.cflow import CFlow
 from ops.csflow import CsFlow
 from ops.differnet import DifferNet
 from ops.fastflow import FastFlow
@@ -26,6 +27,15 @@ SMALL = {
         "score_transforms": 2,
         "maps": "none",
     },
+    CFlow: {
+        "blocks": 1,
+        "condition": 8,
+        "mixing": "hard",
+        "epochs": 5,
+        "batch": 4,
+        "fibers": 64,
+        "warmup": 2,
+    },
     CsFlow: {"scales": 2, "blocks": 1, "hidden": 2, "epochs": 5, "batch": 4},
     FastFlow: {"blocks": 1, "hidden": 0.1, "epochs": 5, "batch": 4},
     Ssnf: {
@@ -42,7 +52,7 @@ SMALL = {
 every_kind = pytest.mark.parametrize("kind", SMALL, ids=lambda kind: kind.name)
 #: CS-Flow's training has nothing that FastFlow's has not, and takes longer.
 kinds_of_training = pytest.mark.parametrize(
-    "kind", [DifferNet, FastFlow, Ssnf], ids=lambda kind: kind.name
+    "kind", [DifferNet, FastFlow, CFlow, Ssnf], ids=lambda kind: kind.name
 )
 
 
@@ -159,7 +169,7 @@ def test_gradients_reach_every_weight(kind, backbone, images):
         for weight in network.parameters():
             if not weight.any():
                 weight.fill_(0.1)  # a factor of zero holds back what lies behind it
-    network(detector.inputs(samples, 0)).mean().backward()
+    sum(network(part).mean() for part in detector.steps(samples, 0)).backward()
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
     assert trained
     for name, weight in trained.items():

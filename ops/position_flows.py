@@ -1,0 +1,149 @@
+"""Normalizing flows on the vectors of single positions, which are told where they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ops.flows import seeded
+from ops.method import Shape
+
+#: How a coupling mixes channels first. soft: by a random rotation, which takes long to draw above
+#: 512 channels; hard: by a random permutation.
+Mixing = Literal["soft", "hard"]
+
+
+class Positions(NamedTuple):
+    """Vectors (n, k, C) of a layer of n images, and the places (n, k) that they come from."""
+
+    vectors: Tensor
+    places: Tensor
+
+
+class PositionFlows(nn.Module):
+    """A conditional flow for each layer, of FrEIA's one-sided affine couplings.
+
+    The condition is a position's code of `condition` numbers (CFLOW-AD, Gudovskiy et al., WACV
+    2022, section 4.2). Forward gives an image's loss: the mean over positions of
+    -log sigmoid(log p / C), summed over layers. Weights and mixing are drawn from `seed`.
+
+    `peaks` (layers,) is the largest log p / C of good images, 0 before it is set.
+    """
+
+    def __init__(
+        self,
+        shapes: Sequence[Shape],
+        blocks: int,
+        clamp: float,
+        condition: int,
+        mixing: Mixing,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        # Imported here: it takes three seconds, and most detectors have no flow.
+        from FrEIA.framework import SequenceINN  # noqa: PLC0415
+        from FrEIA.modules import AllInOneBlock  # noqa: PLC0415
+
+        self.shapes: Tensor
+        self.peaks: Tensor
+        self.register_buffer("shapes", torch.tensor(shapes))
+        self.register_buffer("peaks", torch.zeros(len(shapes), dtype=torch.float64))
+        self._flows = nn.ModuleList()
+        with seeded(seed):
+            for number, (channels, height, width) in enumerate(shapes):
+                codes = position_codes(condition, height, width)
+                self.register_buffer(f"_codes_{number}", codes, persistent=False)
+                flow = SequenceINN(channels)
+                for _ in range(blocks):
+                    flow.append(
+                        AllInOneBlock,
+                        cond=0,
+                        cond_shape=(condition,),
+                        subnet_constructor=perceptron,
+                        affine_clamping=clamp,
+                        global_affine_type="SOFTPLUS",
+                        permute_soft=mixing == "soft",
+                    )
+                self._flows.append(flow)
+
+    def forward(self, layers: list[Positions]) -> Tensor:
+        """Some positions of each layer of n images -> (n,)."""
+        if not len(layers[0].vectors):  # gradients of no image are zeros
+            one = [
+                Positions(p.vectors.new_zeros(1, 1, p.vectors.shape[2]), p.places.new_zeros(1, 1))
+                for p in layers
+            ]
+            return torch.as_tensor(self(one)[:0])
+        found = [self.likelihoods(number, part) for number, part in enumerate(layers)]
+        losses = [-nn.functional.logsigmoid(logs).mean(dim=1) for logs in found]
+        return torch.stack(losses).sum(dim=0)
+
+    def likelihoods(self, layer: int, positions: Positions) -> Tensor:
+        """Log p of each position (n, k), divided by the number of channels."""
+        latent, volume = self.latents(layer, positions)
+        channels = latent.shape[2]
+        constant = channels / 2 * math.log(2 * math.pi)
+        squares = latent.square().sum(dim=2, dtype=torch.float64)
+        return torch.as_tensor((volume - squares / 2 - constant) / channels)
+
+    def latents(self, layer: int, positions: Positions) -> tuple[Tensor, Tensor]:
+        """What should be normal (n, k, C), and the log of the volume change (n, k)."""
+        count, k, channels = positions.vectors.shape
+        given = positions.vectors.reshape(-1, channels)
+        latent, volume = self._flows[layer](given, c=[self._codes(layer, positions.places)])
+        return latent.view(count, k, channels), volume.view(count, k)
+
+    def inverse(self, layer: int, latent: Tensor, places: Tensor) -> Tensor:
+        """What `latents` gives (n, k, C) of positions (n, k) -> their vectors."""
+        flat = latent.reshape(-1, latent.shape[2])
+        vectors, _ = self._flows[layer](flat, c=[self._codes(layer, places)], rev=True)
+        return torch.as_tensor(vectors.view(latent.shape))
+
+    def _codes(self, layer: int, places: Tensor) -> Tensor:
+        codes = self.get_buffer(f"_codes_{layer}")
+        return codes[places.flatten()]
+
+    @staticmethod
+    def fixed_of(shapes: Sequence[Shape], blocks: int) -> int:
+        """How many numbers its rotations, which are matrices both ways, have."""
+        return sum(2 * blocks * channels**2 for channels, _, _ in shapes)
+
+    @staticmethod
+    def trained_of(shapes: Sequence[Shape], blocks: int, condition: int) -> int:
+        """How many weights it has."""
+        count = 0
+        for channels, _, _ in shapes:
+            inputs, outputs = channels - channels // 2 + condition, 2 * (channels // 2)
+            count += (inputs + 1) * 2 * inputs + (2 * inputs + 1) * outputs + 2 * channels
+        return blocks * count
+
+
+def perceptron(inputs: int, outputs: int) -> nn.Module:
+    """What predicts scale and shift: one hidden layer, twice as wide as what comes in."""
+    return nn.Sequential(nn.Linear(inputs, 2 * inputs), nn.ReLU(), nn.Linear(2 * inputs, outputs))
+
+
+def position_codes(size: int, height: int, width: int) -> Tensor:
+    """Sines and cosines of column, then of row, at falling frequencies: (height * width, size).
+
+    The code of Vaswani et al. 2017 for either coordinate, side by side. Raises ValueError unless
+    four divide `size`.
+    """
+    if size % 4:
+        raise ValueError(
+            f"a position code of {size} numbers cannot be halved twice; give a multiple of 4"
+        )
+    half = size // 2
+    frequencies = 1e4 ** (-torch.arange(0, half, 2) / half)
+
+    def code(count: int) -> Tensor:
+        angles = torch.arange(count)[:, None] * frequencies
+        return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)
+
+    columns = code(width)[None].expand(height, -1, -1)
+    rows = code(height)[:, None].expand(-1, width, -1)
+    return torch.cat([columns, rows], dim=2).flatten(0, 1)

@@ -1,0 +1,109 @@
+"""Conditional flows on positions against independent computations, in float64."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import norm
+
+from ops.position_flows import PositionFlows, Positions, position_codes
+
+SHAPES = [(4, 3, 2), (5, 2, 2)]
+CONDITION = 8
+
+
+@pytest.fixture(params=["soft", "hard"])
+def flows(request) -> PositionFlows:
+    """With scales and shifts that have moved."""
+    flows = PositionFlows(SHAPES, 3, 1.9, CONDITION, request.param, seed=1).double()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, weight in flows.named_parameters():
+            if weight.requires_grad:
+                far = 0.5 if "subnet" in name else 0.3
+                weight.add_(far * torch.randn(weight.shape, generator=generator).double())
+    return flows
+
+
+def positions(layer: int, images: int = 2, count: int = 3) -> Positions:
+    generator = torch.Generator().manual_seed(layer)
+    channels, height, width = SHAPES[layer]
+    vectors = torch.randn(images, count, channels, generator=generator).double()
+    return Positions(vectors, torch.randint(height * width, (images, count), generator=generator))
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_the_inverse_undoes_it(flows, layer):
+    given = positions(layer)
+    latent, _ = flows.latents(layer, given)
+    assert not torch.allclose(latent, given.vectors, atol=0.1)
+    # Rotations are drawn as float32.
+    back = flows.inverse(layer, latent, given.places)
+    torch.testing.assert_close(back, given.vectors, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_the_volume_change_is_the_determinant_of_the_jacobian(flows, layer):
+    given = positions(layer, images=1, count=1)
+
+    def latent_of(vector):
+        return flows.latents(layer, Positions(vector[None, None], given.places))[0][0, 0]
+
+    jacobian = torch.autograd.functional.jacobian(latent_of, given.vectors[0, 0])
+    volume = float(flows.latents(layer, given)[1].detach())
+    assert abs(volume) > 0.01
+    assert volume == pytest.approx(float(torch.linalg.slogdet(jacobian)[1]), abs=1e-5)
+
+
+def test_the_loss_is_of_each_images_mean_log_sigmoid_summed_over_layers(flows):
+    given = [positions(layer) for layer in range(2)]
+    expected = np.zeros(2)
+    for layer, part in enumerate(given):
+        latent, volume = (found.detach().numpy() for found in flows.latents(layer, part))
+        logs = (norm.logpdf(latent).sum(axis=2) + volume) / SHAPES[layer][0]
+        expected += np.logaddexp(0, -logs).mean(axis=1)
+    np.testing.assert_allclose(flows(given).detach().numpy(), expected, rtol=1e-12)
+
+
+def test_the_same_vector_is_as_likely_as_its_place_makes_it(flows):
+    vector = positions(0, 1, 1).vectors.expand(1, 6, -1)
+    logs = flows.likelihoods(0, Positions(vector, torch.arange(6)[None]))[0]
+    assert len(set(logs.tolist())) == 6
+
+
+def test_of_no_image_there_is_no_loss_and_the_gradients_are_zero(flows):
+    none = [Positions(p.vectors[:0], p.places[:0]) for p in map(positions, range(2))]
+    losses = flows(none)
+    assert losses.shape == (0,)
+    losses.sum().backward()
+    for name, weight in flows.named_parameters():
+        if weight.requires_grad:
+            assert weight.grad is not None, name
+            assert not weight.grad.any(), name
+
+
+def test_weights_are_counted_beforehand(flows):
+    trained = sum(p.numel() for p in flows.parameters() if p.requires_grad)
+    fixed = sum(p.numel() for p in flows.parameters() if not p.requires_grad)
+    assert PositionFlows.trained_of(SHAPES, 3, CONDITION) == trained
+    assert PositionFlows.fixed_of(SHAPES, 3) == fixed
+
+
+def test_codes_are_sines_and_cosines_of_column_then_row():
+    height, width, size = 3, 5, 12
+    found = position_codes(size, height, width)
+    assert found.shape == (15, 12)
+    for row in range(height):
+        for column in range(width):
+            expected = []
+            for at in (column, row):
+                for pair in range(3):
+                    angle = at / 10000 ** (2 * pair / 6)
+                    expected += [math.sin(angle), math.cos(angle)]
+            code = found[row * width + column].tolist()
+            assert code == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(ValueError, match="multiple of 4"):
+        position_codes(10, 2, 2)

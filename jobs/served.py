@@ -19,6 +19,7 @@ from ops import uris
 from ops.detecting import Detect
 from ops.fetch import FetchSettings
 from ops.inventory import SCHEMA
+from ops.layout import PICTURES, kind_of
 from ops.model import Model, ModelCard, read_model
 from ops.reading import Read
 
@@ -82,8 +83,9 @@ def describe(folder: str) -> None:
     described.save(os.path.join(folder, "MLmodel"))
 
 
-def page(card: ModelCard) -> str:
+def page(model: Model) -> str:
     """What people read of a model in the registry, as Markdown."""
+    card = model.card
     lines = [
         f"Detector `{card.method}` on `{card.backbone.name}` ({card.backbone.layers}), "
         f"weights `{card.backbone.weights}`, pictures of {card.input.size} px; "
@@ -100,4 +102,7 @@ def page(card: ModelCard) -> str:
         told = ["-" if value is None else f"{value:.4g}" for value in (threshold, promised)]
         shown = name.replace("|", "\\|")
         lines.append(f"| {shown} | {len(known.scores)} | {told[0]} | {told[1]} |")
+    if model.pictures:
+        lines += ["", "Pictures below `model/` in the artifacts of the run that fitted it:", ""]
+        lines += [f"* `{file}`: {PICTURES[kind_of(file)]}" for file in sorted(model.pictures)]
     return "\n".join(lines)

@@ -225,7 +225,7 @@ class Tracker:
             source = f"{client.get_run(run_id).info.artifact_uri}/model"
             tags = {"model_id": model.card.model_id, "method": model.card.method}
             version = client.create_model_version(
-                name, source, run_id, tags=tags, description=redact(served.page(model.card))
+                name, source, run_id, tags=tags, description=redact(served.page(model))
             )
             client.set_registered_model_alias(name, alias, version.version)
         for trouble in troubles:

@@ -26,9 +26,22 @@ def product_file(product: str) -> str:
     return f"{file_name(product)}.safetensors"
 
 
+#: Kinds of pictures that lie in a model folder for people, and what they show.
+HELD_OUT, SYNTHETIC = "held-out", "synthetic"
+PICTURES = {
+    HELD_OUT: "the good images held out of the fit that score highest, with their maps below",
+    SYNTHETIC: "good images, and below what synthetic defects made of them",
+}
+
+
 def picture_file(file: str, name: str) -> str:
     """The file of a picture that belongs to the tensors of `file`."""
     return f"{file.removesuffix('.safetensors')}.{name}.png"
+
+
+def kind_of(picture: str) -> str:
+    """What `picture_file` was told to name the picture of that file."""
+    return picture.removesuffix(".png").rpartition(".")[2]
 
 
 def _sharded(image_id: str) -> str:

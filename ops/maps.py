@@ -118,10 +118,3 @@ def blended(
     alpha = 0.75 * np.sqrt(strength)[..., None]
     mixed = (1 - alpha) * (grey[..., None] / 255) + alpha * colour
     return np.asarray(np.rint(mixed * 255), dtype=np.uint8)
-
-
-def overlay(picture: npt.NDArray[np.uint8], values: Map, scale: Scale, low: float) -> bytes:
-    """What `blended` makes of a picture, as PNG."""
-    out = io.BytesIO()
-    Image.fromarray(blended(picture, values, scale, low)).save(out, "PNG")
-    return out.getvalue()

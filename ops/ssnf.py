@@ -19,6 +19,7 @@ from ops.backbone import Backbone
 from ops.defects import Defective, Picture, rules_for
 from ops.flow_detector import Cost, FlowDetector, FlowSettings, rehearsal
 from ops.group import Group
+from ops.layout import SYNTHETIC
 from ops.method import Demand, Fitted, Load, Notes, Rehearsal, Watch
 from ops.subnets import Draws, Subnet, stack
 from ops.training import from_sixteen
@@ -226,7 +227,7 @@ class Ssnf(FlowDetector):
             self._sources.clear()
             said = said._replace(
                 figures=said.figures | {"pushed": self._pushed},
-                pictures={"synthetic": defects.contact_sheet(pairs)},
+                pictures={SYNTHETIC: defects.contact_sheet(pairs)},
             )
         return said
 

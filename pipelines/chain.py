@@ -105,10 +105,16 @@ class Chain:
         return self.model, slots.device, slots.threads, slots.memory, self.draw.overlays
 
 
-def drawing(card: ModelCard, out: Out, policy: Policy, overlays: bool = False) -> DrawMaps:
+def drawing(
+    card: ModelCard,
+    out: Out,
+    policy: Policy,
+    overlays: bool = False,
+    kind: type[DrawMaps] = DrawMaps,
+) -> DrawMaps:
     """The last step for a model."""
     rate = card.false_alarm_rate
-    return DrawMaps(
+    return kind(
         model_id=card.model_id,
         input=card.input,
         scale=card.map_scale,

@@ -7,7 +7,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,9 +19,10 @@ from torch import Tensor
 
 from ops.backbone import Backbone
 from ops.calibration import Calibration
+from ops.drawing import Sketched, sheet
 from ops.fetch import FetchSettings
 from ops.inventory import Inventory
-from ops.layout import JOINT, Out, picture_file, product_file
+from ops.layout import HELD_OUT, JOINT, Out, picture_file, product_file
 from ops.maps import LEVELS, Scale
 from ops.model import Model, ModelCard, ProductCard
 from ops.reading import Read
@@ -39,6 +40,8 @@ from pipelines.shared import SharedModel
 from pipelines.watch import Watch
 
 log = logging.getLogger(__name__)
+#: How many held-out images of a product people are shown, and of how many products.
+_SKETCHES, _SHEETS = 6, 100
 
 
 def fit(
@@ -230,26 +233,45 @@ def _calibrated(
     """The model with the scores of its held-out images, which the scoring chain gives."""
     if not len(held_out):
         return model
-    draw = drawing(model.card, Out(""), "none")
+    draw = drawing(model.card, Out(""), "none", overlays=True, kind=Sketched)
     chain = Chain(SharedModel.put(model), draw, fetch, slots)
-    found: dict[str, list[float]] = {
-        product: [] for product in set(held_out["product"].to_pylist())
-    }
+    products = sorted(set(held_out["product"].to_pylist()))
+    found = {product: _HeldOut([], []) for product in products}
     done = failed = 0
     for rows in _scored(chain, held_out):
-        for product, score in zip(
-            rows["product"].to_pylist(), rows["score"].to_pylist(), strict=True
-        ):
+        for row in rows.to_pylist():
             done += 1
-            failed += score is None
-            if score is not None:
-                found[product].append(score)
+            failed += row["score"] is None
+            if row["score"] is not None:
+                found[row["product"]].add(row)
         watch("calibrate", done, len(held_out), failed)
-    products = {
-        name: replace(p, calibration=Calibration.of(found[name])) if name in found else p
+    cards = {
+        name: replace(p, calibration=Calibration.of(found[name].scores)) if name in found else p
         for name, p in model.card.products.items()
     }
-    return replace(model, card=replace(model.card, products=products))
+    sheets = {
+        picture_file(product_file(name), HELD_OUT): sheet(found[name].worst)
+        for name in products[:_SHEETS]
+    }
+    card = replace(model.card, products=cards)
+    return replace(model, card=card, pictures=model.pictures | sheets)
+
+
+class _HeldOut(NamedTuple):
+    """What is kept of a product's held-out images: all scores, and sketches of the highest."""
+
+    scores: list[float]
+    highest: list[tuple[float, str, bytes]]
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.scores.append(row["score"])
+        self.highest.append((-row["score"], row["image_id"], row["sketch"]))
+        self.highest.sort()
+        del self.highest[_SKETCHES:]
+
+    @property
+    def worst(self) -> list[bytes]:
+        return [sketch for _, _, sketch in self.highest]
 
 
 def _scored(chain: Chain, rows: pa.Table) -> Iterator[pa.Table]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mlflow
 import pandas as pd
 import pyarrow as pa
@@ -73,6 +75,14 @@ def test_it_scores_as_a_night_does_and_failures_are_rows(registered, loaded, tmp
 def test_rows_that_lack_a_column_are_refused(loaded):
     with pytest.raises(mlflow.exceptions.MlflowException, match="product"):
         loaded.predict(pd.DataFrame({"location": ["a.png"]}))
+
+
+def test_its_page_names_its_pictures_and_what_they_show():
+    pictures = {"a%2Fb.held-out.png": b"", "_joint.synthetic.png": b""}
+    told = served.page(replace(tiny_model("a/b"), pictures=pictures)).splitlines()
+    assert told[-2].startswith("* `_joint.synthetic.png`: good images, and below")
+    assert told[-1].startswith("* `a%2Fb.held-out.png`: the good images held out")
+    assert "Pictures" not in served.page(tiny_model("a/b"))
 
 
 def test_its_page_tells_products_counts_and_thresholds(registered):

@@ -2,18 +2,20 @@
 
 import dataclasses
 import hashlib
+import io
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
 
 from ops import maps, storage, uris
 from ops.calibration import Calibration
 from ops.contents import Contents, key
 from ops.decode import DecodeSettings
 from ops.detecting import Detect, to_images
-from ops.drawing import DrawMaps
+from ops.drawing import DrawMaps, Sketched, sheet
 from ops.fetch import FetchSettings
 from ops.group import Alone
 from ops.layout import Out
@@ -238,3 +240,21 @@ def test_maps_are_drawn_as_asked_for_and_point_at_the_blob(rows, tensors, tmp_pa
             assert decoded.levels.shape == (64, 64)
             assert storage.exists(out.overlay("m1", row["image_id"]))
     assert not {"pixels", "patch_scores"} & drawn[0].keys()
+
+
+def test_sketches_show_each_picture_above_and_its_map_below(rows, tensors, tmp_path):
+    detected = Detect(tensors, keep=True)(read(rows))
+    where, scale = Out(str(tmp_path / "out")), tensors.card.map_scale
+    draw = Sketched("m1", INPUT, scale, 2.0, {"nut": None}, where, "none", overlays=True)
+    drawn = draw(detected)
+    sketches = drawn["sketch"].to_pylist()
+    assert [sketch is not None for sketch in sketches] == [s == "ok" for s in STATUSES]
+    with Image.open(io.BytesIO(sketches[4])) as pair:
+        above, below = (np.asarray(pair.crop((0, y, 128, y + 128)), int) for y in (0, 128))
+    assert np.ptp(above, axis=2).max() == 0
+    coloured = np.argwhere(np.ptp(below, axis=2) > 30)  # at twice the pixels of the input
+    assert np.hypot(*(np.median(coloured, axis=0)[::-1] / 2 - (20, 40))) <= 8
+    with Image.open(io.BytesIO(sheet([sketches[4], sketches[0]]))) as both:
+        assert both.size == (256, 256)
+        assert np.array_equal(np.asarray(both)[:128, :128], above)
+    assert not (tmp_path / "out").exists()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ops.backbone import Backbone, BackboneSettings
 from ops.detecting import to_images
@@ -68,14 +70,19 @@ class DeadlyNotes(DetectorNotes):
 
 
 @pytest.fixture(scope="module")
-def model(inventory, tmp_path_factory):
-    """Fitted by two workers of which the first is killed after three epochs."""
+def folder(inventory, tmp_path_factory):
+    """A model fitted by two workers of which the first is killed after three epochs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fit, "program", _deadly)
         fitted = fit.fit(inventory, request(), SLOTS, nothing)
-    location = str(tmp_path_factory.mktemp("models") / "model")
-    write_model(location, fitted)
-    return read_model(location)
+    location = tmp_path_factory.mktemp("models") / "model"
+    write_model(str(location), fitted)
+    return location
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return read_model(str(folder))
 
 
 def _deadly(config):
@@ -129,6 +136,15 @@ def test_products_share_one_detector_and_have_calibrations_of_their_own(model):
     assert cards["fabric"].calibration != cards["washer"].calibration
     assert all(len(card.calibration.scores) == 2 for card in cards.values())
     assert all(min(card.calibration.scores) > 0 for card in cards.values())
+
+
+@pytest.mark.parametrize("product", ["fabric", "washer"])
+def test_the_held_out_images_of_each_product_lie_with_the_model_as_a_picture(folder, product):
+    with Image.open(folder / f"{product}.held-out.png") as sheet:
+        assert sheet.size == (2 * 128, 2 * 128)
+        columns = [np.asarray(sheet.crop((x, 0, x + 128, 128))) for x in (0, 128)]
+    assert all(column.std() > 5 for column in columns)
+    assert not np.array_equal(*columns)
 
 
 def test_a_plan_of_a_joint_fit_counts_one_detector(inventory):

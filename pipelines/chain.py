@@ -77,7 +77,9 @@ class Chain:
                 batch_format="pyarrow",
                 num_cpus=slots.cpus,
                 num_gpus=slots.gpus,
-                compute=ActorPoolStrategy(size=workers),
+                compute=ActorPoolStrategy(
+                    min_size=workers, max_size=max(workers, slots.most), initial_size=workers
+                ),
                 # A pool never replaces an actor that may not restart, and would wait for ever once
                 # all are gone. What kills its actor again and again, its retries bound.
                 max_restarts=-1,

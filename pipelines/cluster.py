@@ -45,6 +45,9 @@ class Slots:
     """CPUs of each of them, and so its threads."""
     gpus: float = 0.0
     """GPUs of each of them. Stated here, never guessed: the head node may have none."""
+    most: int = 0
+    """Detectors that a run may grow to while images wait, as far as the cluster has room, also on
+    nodes that join meanwhile; 0 = as many as at its start."""
     memory: int = 2**32
     """Bytes of fitted detectors that each of them keeps loaded; of a model with more products,
     those used longest ago make room."""
@@ -111,9 +114,12 @@ class Slots:
         remove_placement_group(group)
 
     def reading(self, workers: int) -> int:
-        """How many reading tasks run at once, such that drawing maps finds room beside them."""
+        """How many reading tasks run at once, such that drawing maps finds room beside them.
+
+        Where detectors may become more, so may these.
+        """
         free = _resources().get("CPU", 0.0) - workers * self.cpus
-        return max(1, math.floor(free / self.readers) - 1)
+        return max(1, math.floor(free / self.readers) - 1) * -(-max(self.most, workers) // workers)
 
 
 @contextlib.contextmanager

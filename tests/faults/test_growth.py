@@ -1,0 +1,69 @@
+"""Detectors become more on nodes that join in mid-run, and what they publish stays the same."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ops.model import write_model
+from ops.resize import InputSettings
+from tests.cluster import Cluster
+from tests.conftest import tiny_model
+from tests.faults.warehouse import Warehouse, build, published, start
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+IMAGES = 150
+
+
+@pytest.fixture
+def nodes():
+    """A cluster of one node."""
+    found = Cluster(os.environ | {"OMP_NUM_THREADS": "1"}, 2)
+    yield found
+    found.end()
+
+
+@pytest.fixture(scope="module")
+def warehouse(tmp_path_factory) -> Warehouse:
+    return build(str(tmp_path_factory.mktemp("warehouse")), IMAGES)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    """It takes far longer over an image than those who read it."""
+    place = str(tmp_path_factory.mktemp("model") / "model")
+    small = tiny_model("washer")
+    write_model(place, replace(small, card=replace(small.card, input=InputSettings(320))))
+    return place
+
+
+def detectors(node) -> set[int]:
+    return {process for process, name in node.workers() if "Detect" in name}
+
+
+def test_detectors_join_on_a_node_that_joins(warehouse, model, nodes, tmp_path):
+    def score(out, *more):
+        words = ["--model", model, "--slots.batch", "5", "--slots.workers", "1", *more]
+        return start("score", warehouse.words(out, *words), log, {"RAY_ADDRESS": nodes.address})
+
+    log, out = str(tmp_path / "log"), str(tmp_path / "out")
+    job = score(out, "--slots.most", "3")
+    deadline = time.monotonic() + 120
+    while not detectors(nodes.head):
+        assert job.poll() is None, Path(log).read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    joined = nodes.join()
+    grown = set()
+    while job.poll() is None:
+        grown |= detectors(joined)
+        time.sleep(0.1)
+    assert job.returncode == 0, Path(log).read_text()
+    assert grown
+    alone = str(tmp_path / "alone")
+    assert score(alone).wait(300) == 0
+    assert published(out).equals(published(alone))

@@ -38,6 +38,8 @@ class Record:
     status: str = "FINISHED"
     started_ms: int = field(default_factory=lambda: int(time.time() * 1000))
     ended_ms: int = 0
+    delivery: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Its run's tag of that name: what was delivered is known even if the answer was lost."""
 
 
 def redact(text: str) -> str:
@@ -98,7 +100,7 @@ class Tracker:
         with _troubles() as troubles:
             run_id = self._log(record)
         if troubles:
-            location = storage.join(self.out.spool(), f"{uuid.uuid4().hex}.json")
+            location = storage.join(self.out.spool(), f"{record.delivery}.json")
             storage.write_json(location, asdict(record))
             log.warning("tracking failed (%s); kept in %s", *troubles, location)
             return None
@@ -111,8 +113,20 @@ class Tracker:
     def _deliver_spooled(self) -> None:
         spool = self.out.spool()
         for name in storage.names(spool):
-            self._log(Record(**storage.read_json(storage.join(spool, name))))
+            record = Record(**storage.read_json(storage.join(spool, name)))
+            if not self._delivered(record):
+                self._log(record)
             storage.remove_file(storage.join(spool, name))
+
+    def _delivered(self, record: Record) -> bool:
+        """Whether its run was ended; one that was only begun is removed."""
+        client = self._client()
+        tag = f"tags.delivery = '{record.delivery}'"
+        for run in client.search_runs([self._experiment(client)], tag):
+            if run.info.status != "RUNNING":
+                return True
+            client.delete_run(run.info.run_id)
+        return False
 
     def _client(self) -> Any:
         if self.uri is None:
@@ -149,7 +163,10 @@ class Tracker:
         from mlflow.entities import Metric, Param, RunTag  # noqa: PLC0415
 
         run = client.create_run(
-            self._experiment(client), start_time=record.started_ms, run_name=record.job
+            self._experiment(client),
+            start_time=record.started_ms,
+            tags={"delivery": record.delivery},
+            run_name=record.job,
         )
         run_id = str(run.info.run_id)
         now = record.ended_ms
@@ -263,9 +280,11 @@ class Tracker:
         except MlflowException as error:
             told = redact(f"{uri} is not in the registry at {self.uri}: {error}")
             raise FileNotFoundError(told) from None
-        return str(
-            download_artifacts(artifact_uri=version.source, dst_path=folder, tracking_uri=self.uri)
-        )
+        try:
+            return str(download_artifacts(version.source, dst_path=folder, tracking_uri=self.uri))
+        except (MlflowException, OSError) as error:  # the tracker may die meanwhile
+            told = redact(f"{uri} is in the registry at {self.uri}, but not to be had: {error}")
+            raise FileNotFoundError(told) from None
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

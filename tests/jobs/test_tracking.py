@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import sqlite3
 import time
 
@@ -105,6 +106,27 @@ def test_files_of_a_job_arrive_as_artifacts_and_lost_ones_fail_nothing(out, tmp_
     assert spooled(out) == []
 
 
+@pytest.mark.parametrize("call", ["create_run", "log_batch", "set_terminated"])
+def test_a_job_arrives_once_whichever_answer_is_lost(out, call):
+    answered = getattr(MlflowClient, call)
+
+    def lost(*given, **named):
+        answered(*given, **named)
+        raise ConnectionError("no answer")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MlflowClient, call, lost)
+        with Tracker(out).run(f"lost-{call}", {}) as record:
+            record.metrics["images"] = 1
+    assert len(spooled(out)) == 1
+    with Tracker(out).run("next", {}):
+        pass
+    (run,) = runs(out, f"lost-{call}")
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics == {"images": 1.0}
+    assert spooled(out) == []
+
+
 def test_a_job_that_fails_is_recorded_as_failed_and_still_fails(out):
     def job():
         with Tracker(out).run("fails", {}) as record:
@@ -139,6 +161,15 @@ def test_an_alias_moves_to_the_newest_version(out):
             tracker.register(model, "nuts", "champion", record)
     version = MlflowClient(tracker.uri).get_model_version_by_alias("nuts", "champion")
     assert version.version in {2, "2"}
+
+
+def test_a_registered_model_whose_files_are_gone_is_said_so(out, tmp_path):
+    tracker = Tracker(out)
+    tracker.register(tiny_model("bolt"), "rivets", "champion", Record("fit"))
+    version = MlflowClient(tracker.uri, tracker.uri).get_model_version("rivets", "1")
+    shutil.rmtree(version.source)
+    with pytest.raises(FileNotFoundError, match=r"rivets/1 is in the registry at .* not to be had"):
+        tracker.fetch_model("models:/rivets/1", str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,10 @@ unpickled, and tensors are safetensors.
 
 from __future__ import annotations
 
+import html
 import os
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -20,7 +22,7 @@ from ops.detecting import Detect
 from ops.fetch import FetchSettings
 from ops.inventory import SCHEMA
 from ops.layout import PICTURES, kind_of
-from ops.model import Model, ModelCard, read_model
+from ops.model import Model, ModelCard, ProductCard, read_model
 from ops.reading import Read
 
 if TYPE_CHECKING:
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 
 #: Columns that come back for each image.
 ANSWER = ("uri", "product", "status", "reason", "score", "p_value", "is_anomalous")
+#: Characters of a page; a database refuses more than 5,000.
+_LONGEST = 4900
+_MORE = "\n... and {} more products, whose cards are in model.json"
 
 
 @dataclass(frozen=True)
@@ -85,24 +90,32 @@ def describe(folder: str) -> None:
 
 def page(model: Model) -> str:
     """What people read of a model in the registry, as Markdown."""
-    card = model.card
-    lines = [
+    card, rate = model.card, model.card.false_alarm_rate
+    head = [
         f"Detector `{card.method}` on `{card.backbone.name}` ({card.backbone.layers}), "
         f"weights `{card.backbone.weights}`, pictures of {card.input.size} px; "
         f"model `{card.model_id}`.",
         "",
-        f"| product | held out | threshold at a false-alarm rate of {card.false_alarm_rate:g} "
+    ]
+    if model.pictures:
+        kinds = sorted({kind_of(file) for file in model.pictures})
+        head += ["Pictures below `model/` in the artifacts of the run that fitted it:", ""]
+        head += [f"* `*.{kind}.png`: {PICTURES[kind]}" for kind in kinds] + [""]
+    head += [
+        f"| product | held out | threshold at a false-alarm rate of {rate:g} "
         "| rate it can promise |",
         "|---|---|---|---|",
     ]
-    for name, product in sorted(card.products.items()):
-        known = product.calibration
-        threshold = known.threshold(card.false_alarm_rate)
-        promised = known.promised_rate(card.false_alarm_rate)
-        told = ["-" if value is None else f"{value:.4g}" for value in (threshold, promised)]
-        shown = name.replace("|", "\\|")
-        lines.append(f"| {shown} | {len(known.scores)} | {told[0]} | {told[1]} |")
-    if model.pictures:
-        lines += ["", "Pictures below `model/` in the artifacts of the run that fitted it:", ""]
-        lines += [f"* `{file}`: {PICTURES[kind_of(file)]}" for file in sorted(model.pictures)]
-    return "\n".join(lines)
+    lines = [_line(name, product, rate) for name, product in sorted(card.products.items())]
+    room = _LONGEST - len("\n".join(head)) - len(_MORE)
+    fitting = sum(length <= room for length in accumulate(len(line) + 1 for line in lines))
+    rest = [_MORE.format(len(lines) - fitting)] if fitting < len(lines) else []
+    return "\n".join(head + lines[:fitting] + rest)
+
+
+def _line(name: str, product: ProductCard, rate: float) -> str:
+    known = product.calibration
+    told = (known.threshold(rate), known.promised_rate(rate))
+    cells = ["-" if value is None else f"{value:.4g}" for value in told]
+    shown = " ".join(html.escape(name).replace("|", "&#124;").split())
+    return f"| {shown} | {len(known.scores)} | {cells[0]} | {cells[1]} |"

@@ -114,19 +114,23 @@ class Tracker:
         spool = self.out.spool()
         for name in storage.names(spool):
             record = Record(**storage.read_json(storage.join(spool, name)))
-            if not self._delivered(record):
+            client = self._client()
+            if run_id := self._ended(client, record):
+                self._log_files(client, run_id, record)
+            else:
                 self._log(record)
             storage.remove_file(storage.join(spool, name))
 
-    def _delivered(self, record: Record) -> bool:
-        """Whether its run was ended; one that was only begun is removed."""
-        client = self._client()
+    def _ended(self, client: Any, record: Record) -> str | None:
+        """The run that was ended for a record; those that were only begun are removed."""
+        found: str | None = None
         tag = f"tags.delivery = '{record.delivery}'"
         for run in client.search_runs([self._experiment(client)], tag):
-            if run.info.status != "RUNNING":
-                return True
-            client.delete_run(run.info.run_id)
-        return False
+            if run.info.status == "RUNNING":
+                client.delete_run(run.info.run_id)
+            else:
+                found = str(run.info.run_id)
+        return found
 
     def _client(self) -> Any:
         if self.uri is None:
@@ -184,23 +188,21 @@ class Tracker:
         for start in range(0, len(points), 1000):  # more are refused
             client.log_batch(run_id, metrics=points[start : start + 1000])
         client.set_terminated(run_id, record.status, end_time=record.ended_ms)
-        # Were this to fail the delivery, the rest would arrive twice; files stay where they lie.
-        with _troubles() as troubles:
-            self._log_files(client, run_id, record.files)
-        for trouble in troubles:
-            log.warning("files of %s were not delivered (%s)", record.job, trouble)
+        self._log_files(client, run_id, record)
         return run_id
 
-    @staticmethod
-    def _log_files(client: Any, run_id: str, files: Mapping[str, str]) -> None:
-        if not files:
-            return
-        with tempfile.TemporaryDirectory(prefix="nightloupe-") as folder:
-            for name, location in files.items():
+    def _log_files(self, client: Any, run_id: str, record: Record) -> None:
+        """The last step of a delivery, which does not fail it: files stay where they lie."""
+        with _troubles() as troubles, tempfile.TemporaryDirectory(prefix="nightloupe-") as folder:
+            self._ended(client, record)  # where a lost answer made MLflow ask for a run again
+            for name, location in record.files.items():
                 path = os.path.join(folder, name)
                 os.makedirs(os.path.dirname(path), exist_ok=True)
                 storage.write_bytes(path, storage.read_bytes(location))
-            client.log_artifacts(run_id, folder)
+            if record.files:
+                client.log_artifacts(run_id, folder)
+        for trouble in troubles:
+            log.warning("files of %s were not delivered (%s)", record.job, trouble)
 
     def page(self, run_id: str) -> str:
         """Where a server shows the scoring of a run, or its experiment; else the tracker's address.

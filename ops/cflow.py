@@ -28,11 +28,13 @@ class CFlowSettings(TrainingSettings):
     epochs: int = 200
     """How often training goes over all images; in the paper 25 times 8."""
     batch: int = 32
-    """Images whose features are there at once, over all workers together."""
+    """Images that share steps, over all workers together."""
     fibers: int = 256
-    """Positions of a layer's step, over all images of a batch."""
+    """Positions of the largest layer in a step, over all images of a batch; more where the
+    smallest would run out of positions."""
     warmup: int = 16
-    """Epochs until the learning rate, which begins with a tenth, is whole."""
+    """Epochs until the learning rate, which begins with a tenth, is whole; a tenth of all at
+    most."""
     weight_decay: float = 0.0
     """Adam's L2 penalty."""
     blocks: int = 8
@@ -42,8 +44,7 @@ class CFlowSettings(TrainingSettings):
     condition: int = 128
     """Numbers that say where a position is; a multiple of 4."""
     mixing: Mixing = "soft"
-    """How couplings mix channels: soft by a rotation, slow to draw above 512 channels; hard by a
-    permutation."""
+    """How couplings mix channels: soft by a rotation, hard by a permutation."""
     angle: float = 5.0
     """Images are turned by up to so many degrees in training."""
     sigma: float = 0.0
@@ -57,10 +58,11 @@ class CFlow(TrainedOnFeatures):
     together (our choice: in the paper's code each takes steps of its own, and incomplete ones are
     dropped), so that a step's gradient is the same on any number of workers.
 
-    The map is -log of the mean over layers of exp(log p / C - peak), in the order of the paper's.
-    Peaks are the largest of the good images fitted on, where the paper takes those of the test set;
-    maps are enlarged about the middles of their positions, where its code pulls the outermost to
-    the border, which moves defects by up to half a position.
+    The map is -log of the mean over layers of exp(log p / C - peak), in the order of the paper's;
+    it is negative where nothing fitted on was as likely. Peaks are the largest of the good images
+    fitted on, where the paper takes those of the test set. Maps are enlarged about the middles of
+    their positions, where its code pulls the outermost to the border, which moves defects by up to
+    half a position.
     The image score is the map's maximum.
     """
 
@@ -77,7 +79,7 @@ class CFlow(TrainedOnFeatures):
         fixed = 4 * PositionFlows.fixed_of(load.layers, s.blocks)
         batch = min(s.batch, load.share)
         step = s.blocks * sum(
-            _width(shape, s) * batch * -(-shape[1] * shape[2] // _steps(load.layers, s))
+            _width(shape, s) * batch * -(-shape[1] * shape[2] // _steps(load.layers, s, batch))
             for shape in load.layers
         )
         maps = sum(math.prod(shape) for shape in load.layers)
@@ -91,48 +93,59 @@ class CFlow(TrainedOnFeatures):
             + 4 * int(step + 2 * batch * maps + whole),
             score_bytes=2 * (trained + fixed) + 4 * int(maps + whole),
             model_bytes=trained + fixed,
-            remedy="lower --cflow.blocks or --cflow.fibers, or name layers with fewer channels",
+            remedy="lower --cflow.blocks or --cflow.batch, or name layers with fewer channels",
         )
 
     @classmethod
     def rehearsal(cls, settings: CFlowSettings, load: Load) -> Rehearsal:
-        """A step on the positions of one image, behind the backbone."""
-        network = _network(settings, load.layers)
-        steps = _steps(load.layers, settings)
+        """A step of a worker, behind the backbone; how channels are mixed takes equally long."""
+        network = _network(settings, load.layers, "hard")
+        batch = min(settings.batch, load.images)
+        steps, mine = _steps(load.layers, settings, batch), -(-batch // load.workers)
         part = [
-            Positions(torch.zeros(1, k, c), torch.zeros(1, k, dtype=torch.int64))
+            Positions(torch.zeros(mine, k, c), torch.zeros(mine, k, dtype=torch.int64))
             for c, k in ((c, -(-h * w // steps)) for c, h, w in load.layers)
         ]
-        times = settings.epochs * steps * load.images / load.workers
-        return Rehearsal(lambda: network(part).sum().backward(), times)
+        optimiser = torch.optim.Adam(p for p in network.parameters() if p.requires_grad)
+
+        def step() -> None:
+            network(part).sum().backward()
+            optimiser.step()
+
+        return Rehearsal(step, settings.epochs * steps * load.images / batch)
 
     def network_for(self, shapes: list[Shape]) -> PositionFlows:
         """A flow for each layer."""
-        return _network(self.settings, shapes)
+        return _network(self.settings, shapes, self.settings.mixing)
+
+    def empty_network(self) -> PositionFlows:
+        """With permutations, as rotations take long to draw, and are about to be loaded."""
+        return _network(self.settings, self._shapes, "hard")
 
     def rate(self, epoch: int) -> float:
         """From a tenth, linearly; then along a cosine down to a thousandth."""
         s = self.settings
+        warmup = min(s.warmup, s.epochs // 10)
 
         def falling(at: int) -> float:
             return s.lr * (1e-3 + (1 - 1e-3) * (1 + math.cos(math.pi * at / s.epochs)) / 2)
 
-        if epoch >= s.warmup:
+        if epoch >= warmup:
             return falling(epoch)
-        return s.lr / 10 + (falling(s.warmup) - s.lr / 10) * epoch / s.warmup
+        return s.lr / 10 + (falling(warmup) - s.lr / 10) * epoch / warmup
 
     def inputs(self, samples: list[tuple[int, Tensor]], epoch: int) -> list[Tensor]:
-        """Feature maps of images that are turned a little."""
+        """Feature maps of images that are turned a little; `steps` take their positions."""
         images = self.images([sample for _, sample in samples])
         angles = [self._angle(row, epoch) for row, _ in samples]
-        turned = rotated(images, torch.tensor(angles, device=images.device)) if angles else images
-        return self.features(turned)
+        return self.features(rotated(images, torch.tensor(angles)) if angles else images)
 
-    def steps(self, samples: list[tuple[int, Tensor]], epoch: int) -> Iterator[list[Positions]]:
+    def steps(
+        self, samples: list[tuple[int, Tensor]], epoch: int, of: int
+    ) -> Iterator[list[Positions]]:
         """Every position of every image once, in an order of its own."""
-        maps = self.inputs(samples, epoch)
-        vectors = [_vectors(layer) for layer in maps]
-        count = _steps(self._shapes, self.settings)
+        vectors = [_vectors(layer) for layer in self.inputs(samples, epoch)]
+        count = _steps(self._shapes, self.settings, of)
         orders = [
             self._order(number, v.shape[1], samples, epoch).to(v.device).tensor_split(count, dim=1)
             for number, v in enumerate(vectors)
@@ -190,15 +203,15 @@ class CFlow(TrainedOnFeatures):
         return found
 
 
-def _network(settings: CFlowSettings, shapes: list[Shape]) -> PositionFlows:
+def _network(settings: CFlowSettings, shapes: list[Shape], mixing: Mixing) -> PositionFlows:
     s = settings
-    return PositionFlows(shapes, s.blocks, s.clamp, s.condition, s.mixing, s.seed)
+    return PositionFlows(shapes, s.blocks, s.clamp, s.condition, mixing, s.seed)
 
 
-def _steps(shapes: list[Shape], settings: CFlowSettings) -> int:
+def _steps(shapes: list[Shape], settings: CFlowSettings, images: int) -> int:
     """Steps of a batch: so many that `fibers` of the largest layer make one, if all have some."""
     sizes = [height * width for _, height, width in shapes]
-    return max(1, min(max(sizes) * settings.batch // settings.fibers, *sizes))
+    return max(1, min(max(sizes) * images // settings.fibers, *sizes))
 
 
 def _vectors(maps: Tensor) -> Tensor:

@@ -98,7 +98,10 @@ class DrawMaps:
 
 
 class Sketched(DrawMaps):
-    """Also adds a column `sketch`: a small PNG of each picture, with its map laid over it below."""
+    """Also adds a column `sketch`: a small PNG of each picture, with its map laid over it below.
+
+    Without a threshold, colours show where each picture scores highest, however low that is.
+    """
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """One row out for every row in, in the same order."""

@@ -44,9 +44,9 @@ class TrainedOnFeatures(Trained):
         return to_sixteen(image)
 
     def images(self, samples: Sequence[Tensor]) -> Tensor:
-        """(n, 3, H, W) of samples, on the device."""
+        """(n, 3, H, W) of samples, on the CPU."""
         none = torch.empty(0, 3, *self._size)
-        return torch.cat([none, *(from_sixteen(s)[None] for s in samples)]).to(self.backbone.device)
+        return torch.cat([none, *(from_sixteen(s)[None] for s in samples)])
 
     @torch.no_grad()
     def features(self, images: Tensor) -> list[Tensor]:

@@ -29,7 +29,7 @@ def product_file(product: str) -> str:
 #: Kinds of pictures that lie in a model folder for people, and what they show.
 HELD_OUT, SYNTHETIC = "held-out", "synthetic"
 PICTURES = {
-    HELD_OUT: "the good images held out of the fit that score highest, with their maps below",
+    HELD_OUT: "the good images held out of the fit that score highest; below, where in each",
     SYNTHETIC: "good images, and below what synthetic defects made of them",
 }
 

@@ -102,7 +102,7 @@ def surprise(densities: list[Tensor], size: torch.Size) -> Tensor:
 
     FastFlow and SSNF take the negative mean itself, up-sampled bilinearly (no aligned corners) to
     the input; CFLOW-AD the negative sum. The logarithm keeps their order, and tells the very
-    unlikely apart, down to 1e-308, where doubles end; it is 0 where nothing could be likelier.
+    unlikely apart, down to 1e-308, where doubles end; it is 0 where the density is 1.
     """
     mean = torch.stack([_upsampled(density.double(), size) for density in densities]).mean(dim=0)
     return -mean.clamp(min=torch.finfo(torch.float64).tiny).log()

@@ -70,7 +70,11 @@ class Trained(Method):
 
     @abstractmethod
     def new_network(self) -> nn.Module:
-        """An untrained network, seeded; its forward gives the losses (n,) of `inputs`."""
+        """An untrained network, seeded; its forward gives the losses (n,) of each of `steps`."""
+
+    def empty_network(self) -> nn.Module:
+        """A network whose weights are about to be replaced."""
+        return self.new_network()
 
     def stages(self) -> Iterator[Stage]:
         """What is trained, one after the other; the last network must hold all that is needed.
@@ -87,8 +91,11 @@ class Trained(Method):
     def inputs(self, samples: list[tuple[int, Tensor]], epoch: int) -> Any:
         """The network's inputs of some rows' samples, as many of each; (0, ...) of none."""
 
-    def steps(self, samples: list[tuple[int, Tensor]], epoch: int) -> Iterator[Any]:
-        """The network's inputs of each step that a batch makes: as many steps on every rank."""
+    def steps(self, samples: list[tuple[int, Tensor]], epoch: int, of: int) -> Iterator[Any]:  # noqa: ARG002
+        """What the network gets in each step that a batch makes: as many steps on every rank.
+
+        `samples` are this rank's, `of` as many as all ranks hold.
+        """
         yield self.inputs(samples, epoch)
 
     @abstractmethod
@@ -208,7 +215,7 @@ class Trained(Method):
         for batch in batches:
             mine = [(row, self._samples[row]) for row in batch if row in self._samples]
             found = []
-            for inputs in self.steps(mine, epoch):
+            for inputs in self.steps(mine, epoch, len(batch)):
                 losses = model(inputs)
                 weights = self.weights(losses.detach(), len(mine) / len(batch), group)
                 loss = (losses * weights).sum()
@@ -254,7 +261,7 @@ class Trained(Method):
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take the weights over."""
         self._ceiling = state["ceiling"].cpu()
-        network = self.new_network()
+        network = self.empty_network()
         network.load_state_dict({k: v for k, v in state.items() if k != "ceiling"})
         self.network = network.eval().requires_grad_(False).to(self.backbone.device)
 

@@ -90,6 +90,10 @@ class Slots:
             )
         return wanted
 
+    def at_most(self) -> int:
+        """How many detectors a run may grow to on the nodes that are there."""
+        return max(self.count(), min(self.most, self._fitting()[2]))
+
     def _fitting(self) -> tuple[float, float, int]:
         """CPUs and GPUs of the cluster as it is, and how many workers these hold."""
         resources = _resources()
@@ -116,7 +120,7 @@ class Slots:
     def reading(self, workers: int) -> int:
         """How many reading tasks run at once, such that drawing maps finds room beside them.
 
-        Where detectors may become more, so may these.
+        Where detectors may become more, so may these; Ray Data's budgets then keep that room.
         """
         free = _resources().get("CPU", 0.0) - workers * self.cpus
         return max(1, math.floor(free / self.readers) - 1) * -(-max(self.most, workers) // workers)

@@ -54,7 +54,7 @@ class Due:
 
 
 def due(
-    out: Out, listed: str, model_id: str, retry: Sequence[str], to: str, memory: str = "2GB"
+    out: Out, listed: str, model_id: str, retry: Sequence[str], to: str, memory: str = "500MB"
 ) -> Due:
     """Write the images of the inventory `listed` that have no valid row under a model to `to`.
 

@@ -236,22 +236,24 @@ def _calibrated(
     draw = drawing(model.card, Out(""), "none", overlays=True, kind=Sketched)
     chain = Chain(SharedModel.put(model), draw, fetch, slots)
     products = sorted(set(held_out["product"].to_pylist()))
-    found = {product: _HeldOut([], []) for product in products}
+    found = {name: _HeldOut([], []) for name in products}
+    shown = set(products[:_SHEETS])
     done = failed = 0
     for rows in _scored(chain, held_out):
         for row in rows.to_pylist():
             done += 1
             failed += row["score"] is None
             if row["score"] is not None:
-                found[row["product"]].add(row)
+                found[row["product"]].add(row, row["product"] in shown)
         watch("calibrate", done, len(held_out), failed)
     cards = {
         name: replace(p, calibration=Calibration.of(found[name].scores)) if name in found else p
         for name, p in model.card.products.items()
     }
     sheets = {
-        picture_file(product_file(name), HELD_OUT): sheet(found[name].worst)
-        for name in products[:_SHEETS]
+        picture_file(product_file(name), HELD_OUT): sheet(kept.worst)
+        for name, kept in found.items()
+        if kept.highest
     }
     card = replace(model.card, products=cards)
     return replace(model, card=card, pictures=model.pictures | sheets)
@@ -263,8 +265,10 @@ class _HeldOut(NamedTuple):
     scores: list[float]
     highest: list[tuple[float, str, bytes]]
 
-    def add(self, row: dict[str, Any]) -> None:
+    def add(self, row: dict[str, Any], shown: bool) -> None:
         self.scores.append(row["score"])
+        if not shown:
+            return
         self.highest.append((-row["score"], row["image_id"], row["sketch"]))
         self.highest.sort()
         del self.highest[_SKETCHES:]

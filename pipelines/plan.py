@@ -94,8 +94,8 @@ def check(plan: Plan) -> None:
 def check_scoring(model: SharedModel, slots: Slots) -> None:
     """Refuse a model whose detectors a worker cannot hold. Raises DoesNotFit."""
     own = model.bytes_of_backbone + _held(model.bytes_of_detectors, slots.memory)
-    remedy = "lower --slots.memory, or fit smaller detectors"
-    _check("scoring with this model", _PROCESS + 2 * own, slots.count(), remedy)
+    remedy = "lower --slots.memory or --slots.most, or fit smaller detectors"
+    _check("scoring with this model", _PROCESS + 2 * own, slots.at_most(), remedy)
 
 
 def _held(sizes: Sequence[int], memory: int) -> int:
@@ -146,11 +146,12 @@ def minutes(
         + _seconds(lambda: [method.gather(image, torch.tensor([n])) for n in range(1, _IMAGES + 1)])
         / _IMAGES
     )
-    rehearsals = [kind.rehearsal(request.settings, load) for load in plan.loads.values()]
-    fit = 0.0
-    if any(rehearsals):
-        each = _seconds(next(r.work for r in rehearsals if r))
-        fit = each * sum(r.times for r in rehearsals if r)
+    work, times = None, 0.0
+    for load in plan.loads.values():
+        if rehearsal := kind.rehearsal(request.settings, load):
+            work = work or rehearsal.work  # one network at a time, as each may be large
+            times += rehearsal.times
+    fit = _seconds(work) * times if work else 0.0
     images = sum(plan.images.values())
     return Minutes(
         extract=images * per_image / plan.workers / 60,

@@ -78,11 +78,26 @@ def test_rows_that_lack_a_column_are_refused(loaded):
 
 
 def test_its_page_names_its_pictures_and_what_they_show():
-    pictures = {"a%2Fb.held-out.png": b"", "_joint.synthetic.png": b""}
+    pictures = {"a%2Fb.held-out.png": b"", "c.held-out.png": b"", "_joint.synthetic.png": b""}
     told = served.page(replace(tiny_model("a/b"), pictures=pictures)).splitlines()
-    assert told[-2].startswith("* `_joint.synthetic.png`: good images, and below")
-    assert told[-1].startswith("* `a%2Fb.held-out.png`: the good images held out")
+    shown = [line.split(",")[0].split(";")[0] for line in told if line.startswith("* ")]
+    assert shown == [
+        "* `*.held-out.png`: the good images held out of the fit that score highest",
+        "* `*.synthetic.png`: good images",
+    ]
     assert "Pictures" not in served.page(tiny_model("a/b"))
+
+
+def test_its_page_escapes_names_and_is_no_longer_than_a_database_takes():
+    model = tiny_model("bolt")
+    (card,) = model.card.products.values()
+    names = ["<b>|\nrow", *(f"product-{number:03d}" for number in range(500))]
+    many = replace(model, card=replace(model.card, products=dict.fromkeys(names, card)))
+    told = served.page(many)
+    assert 4700 < len(told) <= 4900
+    rows = [line for line in told.splitlines() if line.startswith("| ")][1:]
+    assert rows[0].startswith("| &lt;b&gt;&#124; row | 2 | ")
+    assert told.endswith(f"... and {501 - len(rows)} more products, whose cards are in model.json")
 
 
 def test_its_page_tells_products_counts_and_thresholds(registered):

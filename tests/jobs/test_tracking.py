@@ -107,8 +107,9 @@ def test_files_of_a_job_arrive_as_artifacts_and_lost_ones_fail_nothing(out, tmp_
 
 
 @pytest.mark.parametrize("call", ["create_run", "log_batch", "set_terminated"])
-def test_a_job_arrives_once_whichever_answer_is_lost(out, call):
+def test_a_job_arrives_once_whichever_answer_is_lost(out, call, tmp_path):
     answered = getattr(MlflowClient, call)
+    (tmp_path / "a.png").write_bytes(b"a picture")
 
     def lost(*given, **named):
         answered(*given, **named)
@@ -118,13 +119,32 @@ def test_a_job_arrives_once_whichever_answer_is_lost(out, call):
         patch.setattr(MlflowClient, call, lost)
         with Tracker(out).run(f"lost-{call}", {}) as record:
             record.metrics["images"] = 1
+            record.files["a.png"] = str(tmp_path / "a.png")
     assert len(spooled(out)) == 1
     with Tracker(out).run("next", {}):
         pass
     (run,) = runs(out, f"lost-{call}")
     assert run.info.status == "FINISHED"
     assert run.data.metrics == {"images": 1.0}
+    assert [f.path for f in MlflowClient(Tracker(out).uri).list_artifacts(run.info.run_id)] == [
+        "a.png"
+    ]
     assert spooled(out) == []
+
+
+def test_a_run_that_was_begun_twice_is_there_once(out):
+    begin = MlflowClient.create_run
+
+    def twice(*given, **named):
+        begin(*given, **named)  # as if its answer had been lost, and MLflow had asked again
+        return begin(*given, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MlflowClient, "create_run", twice)
+        with Tracker(out).run("twice", {}):
+            pass
+    (run,) = runs(out, "twice")
+    assert run.info.status == "FINISHED"
 
 
 def test_a_job_that_fails_is_recorded_as_failed_and_still_fails(out):

@@ -36,7 +36,7 @@ def samples(detector, images):
 
 
 def test_an_epoch_meets_every_position_of_every_layer_once(fitted, images):
-    steps = list(fitted.steps(samples(fitted, images[:3]), 0))
+    steps = list(fitted.steps(samples(fitted, images[:3]), 0, 3))
     assert len(steps) == 225 * 3 // 90
     for layer, cells in enumerate(CELLS):
         places = torch.cat([step[layer].places for step in steps], dim=1)
@@ -46,10 +46,18 @@ def test_an_epoch_meets_every_position_of_every_layer_once(fitted, images):
         assert counts <= {cells // 7, cells // 7 + 1}
 
 
+def test_a_smaller_batch_makes_fewer_steps_whoever_holds_its_images(fitted, images):
+    counts = [
+        len(list(fitted.steps(samples(fitted, images[:mine]), 0, of)))
+        for mine, of in ((0, 3), (1, 3), (1, 1), (0, 1))
+    ]
+    assert counts == [225 * 3 // 90, 225 * 3 // 90, 225 // 90, 225 // 90]
+
+
 def test_a_position_brings_its_own_vector_of_the_turned_image(fitted, images):
     given = samples(fitted, images[:3])
     maps = fitted.inputs(given, 4)
-    for step in fitted.steps(given, 4):
+    for step in fitted.steps(given, 4, 3):
         for layer, part in zip(maps, step, strict=True):
             for image in range(3):
                 expected = layer[image].flatten(1)[:, part.places[image]].T
@@ -72,6 +80,9 @@ def test_the_learning_rate_warms_up_and_falls_along_a_cosine(backbone):
     for epoch in (16, 100, 199):
         cosine = low + (high - low) * (1 + math.cos(math.pi * epoch / 200)) / 2
         assert rate(epoch) == pytest.approx(cosine)
+    for epochs in (1, 4, 16, 30):
+        short = CFlow(CFlowSettings(epochs=epochs), backbone)
+        assert max(map(short.rate, range(epochs))) > 0.9 * high
 
 
 def test_a_map_has_the_order_of_the_papers_and_the_score_is_its_maximum(fitted, backbone, images):
@@ -95,9 +106,11 @@ def test_peaks_are_the_largest_of_the_good_images(fitted, backbone, images):
     expected = torch.full((2,), -math.inf, dtype=torch.float64)
     with torch.no_grad():
         for image in images:
-            maps = backbone((image[None] * 65535).round() / 65535)
-            logs = torch.stack([layer.max() for layer in fitted._likelihoods(maps)])
-            expected = expected.maximum(logs)
+            for number, layer in enumerate(backbone((image[None] * 65535).round() / 65535)):
+                vectors = layer.flatten(2).transpose(1, 2)
+                places = torch.arange(vectors.shape[1])[None]
+                logs = fitted.network.likelihoods(number, Positions(vectors, places))
+                expected[number] = expected[number].maximum(logs.max())
     torch.testing.assert_close(fitted.network.peaks, expected)
 
 
@@ -117,7 +130,7 @@ def test_its_demand_is_what_a_fit_then_takes(fitted, backbone, images):
             kept[storage.data_ptr()] = (storage.nbytes(), tensor)
         return tensor
 
-    step = next(fitted.steps(samples(fitted, images[:3]), 0))
+    step = next(fitted.steps(samples(fitted, images[:3]), 0, 3))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         network(step)
     kept = sum(size for size, _ in kept.values())
@@ -132,4 +145,14 @@ def test_a_rehearsal_is_a_step_of_one_image(backbone, images):
     shapes = [tuple(layer.shape[1:]) for layer in backbone(images[:1])]
     rehearsal = CFlow.rehearsal(CFlowSettings(**SMALL), Load(64, shapes, 48, 2))
     rehearsal.work()
-    assert rehearsal.times == 2 * 7 * 48 / 2
+    assert rehearsal.times == 2 * 7 * 48 / 3
+
+
+def test_rotations_are_loaded_and_not_drawn_again(backbone, images, monkeypatch):
+    drawn = CFlow(CFlowSettings(**SMALL | {"mixing": "soft", "epochs": 1}), backbone)
+    drawn.gather(images, torch.arange(len(images)))
+    drawn.fit(Alone(), lambda *_: None, Notes())
+    loaded = CFlow(drawn.settings, backbone)
+    monkeypatch.setattr("scipy.stats.special_ortho_group.rvs", None)
+    loaded.load_state(drawn.state())
+    assert torch.equal(loaded.score(images).map, drawn.score(images).map)

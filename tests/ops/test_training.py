@@ -169,7 +169,7 @@ def test_gradients_reach_every_weight(kind, backbone, images):
         for weight in network.parameters():
             if not weight.any():
                 weight.fill_(0.1)  # a factor of zero holds back what lies behind it
-    sum(network(part).mean() for part in detector.steps(samples, 0)).backward()
+    sum(network(part).mean() for part in detector.steps(samples, 0, 7)).backward()
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
     assert trained
     for name, weight in trained.items():

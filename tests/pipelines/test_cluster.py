@@ -75,6 +75,16 @@ def test_workers_leave_room_for_those_who_read_and_draw(has, slots, resources, w
     assert slots.count() == workers
 
 
+@pytest.mark.parametrize(
+    ("most", "detectors", "readers"), [(0, 2, 11), (2, 2, 11), (3, 3, 22), (20, 7, 110)]
+)
+def test_a_run_may_grow_as_far_as_there_is_room(has, most, detectors, readers):
+    has({"CPU": 8.0})
+    slots = Slots(workers=2, most=most)
+    assert slots.at_most() == detectors
+    assert slots.reading(2) == readers
+
+
 def test_what_does_not_fit_is_told_with_what_would(has):
     has({"CPU": 4.0})
     with pytest.raises(ValueError, match=r"4 workers of 1 CPUs .* into 4 CPUs .* to 3 or"):

@@ -175,3 +175,15 @@ def test_shots_are_drawn_by_a_seed_and_never_held_out(inventory):
 def test_what_cannot_grow_is_refused_with_a_sentence(model, inventory):
     with pytest.raises(NothingToFit, match="differnet cannot grow a model; fit a new one"):
         fit.fit(inventory, request(), SLOTS, nothing, model)
+
+
+def test_the_sketches_of_the_highest_scores_are_kept():
+    kept = fit._HeldOut([], [])
+    for number in (3, 1, 7, 5, 2, 6, 4, 0):
+        kept.add({"score": number / 10, "image_id": "a", "sketch": bytes([number])}, shown=True)
+    kept.add({"score": 0.7, "image_id": "b", "sketch": b"b"}, shown=True)
+    assert kept.worst == [bytes([7]), b"b", *(bytes([n]) for n in (6, 5, 4, 3))]
+    assert len(kept.scores) == 9
+    unseen = fit._HeldOut([], [])
+    unseen.add({"score": 1.0, "image_id": "a", "sketch": b"a"}, shown=False)
+    assert (unseen.scores, unseen.worst) == ([1.0], [])

@@ -109,6 +109,11 @@ def tell(found: Compared) -> None:
     )
     for row in rows:
         say(_line(row))
+    if rows and not any(row["both"] for row in rows):
+        say(
+            "The runs share no image, as nights that score only what is new: only distributions are"
+        )
+        say("compared. Name two runs that do, or join by address: --join uri")
     say("failed: in A and B; flips: + called anomalous by B alone, - by A alone")
     changed, moved = (sum(row[name] for row in rows) for name in ("status", "moved"))
     say(f"{changed} images changed their status, {moved} their product")

@@ -35,6 +35,10 @@ MENDABLE = (
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
+class _Help(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
+    """Examples as they stand, and every setting with its default."""
+
+
 class _Parser(jsonargparse.ArgumentParser):
     """Names the known settings when it meets an unknown one."""
 
@@ -75,7 +79,7 @@ def parse(
     """
     parser = _Parser(
         description=doc,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
         parser_mode="toml",
         allow_abbrev=False,
         prog=f"python -m {doc.split('python -m ', 1)[-1].split(maxsplit=1)[0]}",

@@ -1,4 +1,4 @@
-"""Every night: list the archive, score what is new, changed or failed last time, publish.
+r"""Every night: list the archive, score what is new, changed or failed last time, publish.
 
 python -m jobs.nightly --config night.toml
 python -m jobs.nightly --archive s3://bucket/parts --pattern "{product}/{name}" \

@@ -18,7 +18,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from jobs import entry
-from jobs.words import say
+from jobs.words import say, shown
 from ops import scores, storage, tables
 from ops.layout import Out
 from pipelines import history, records
@@ -96,8 +96,22 @@ def _labels(settings: Settings, out: Out, model_id: str) -> dict[str, Label]:
         return {product: Label(threshold=value) for product, value in threshold.items()}
     held_out = _held_out(out, model_id)
     if rate is not None:
+        _warn(rate, held_out)
         return {product: Label.at_rate(rate, count) for product, count in held_out.items()}
     return {product: Label(threshold=threshold) for product in held_out}
+
+
+def _warn(rate: float, held_out: dict[str, int]) -> None:
+    """Say for which products no p-value can be as low as a rate."""
+    promised = {product: 1 / (1 + count) for product, count in held_out.items()}
+    short = sorted((p for p in promised if promised[p] > rate), key=lambda p: -promised[p])
+    if short:
+        worst = short[0]
+        say(
+            f"warning: {len(short)} of {len(held_out)} products had too few good images held out "
+            f"for a false alarm rate of {rate:g}, such as {shown(worst)}: {held_out[worst]} "
+            f"promise {promised[worst]:.3g}, and that is taken"
+        )
 
 
 def _held_out(out: Out, model_id: str) -> dict[str, int]:
@@ -125,16 +139,16 @@ def _write(location: str, rows: Iterator[pa.RecordBatch]) -> int:
 
 
 def _show(rows: Iterator[pa.RecordBatch]) -> int:
-    shown = list(itertools.chain.from_iterable(batch.to_pylist() for batch in rows))
-    if shown:
+    found = list(itertools.chain.from_iterable(batch.to_pylist() for batch in rows))
+    if found:
         say(f"{'score':>12} {'p':>7} {'bad':>3} {'status':12} {'product':16} address")
-    for row in shown:
+    for row in found:
         score = "-" if row["score"] is None else f"{row['score']:.6g}"
         p_value = "-" if row["p_value"] is None else f"{row['p_value']:.3g}"
         bad = {True: "yes", False: "no", None: "-"}[row["is_anomalous"]]
         product = str(row["product"] or "-")[:16]
         say(f"{score:>12} {p_value:>7} {bad:>3} {row['status']:12} {product:16} {row['uri']}")
-    return len(shown)
+    return len(found)
 
 
 if __name__ == "__main__":

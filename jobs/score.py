@@ -1,4 +1,4 @@
-"""Score every image of an inventory: a Parquet table with one row each, and maps as 16-bit PNG.
+r"""Score every image of an inventory: a Parquet table with one row each, and maps as 16-bit PNG.
 
 python -m jobs.score --inventory parts.parquet --model out/models/4f2a --out out --maps all
 python -m jobs.score --archive s3://bucket/parts --pattern "{product}/{name}" \

@@ -19,6 +19,8 @@ import uuid
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple, cast
 
+from botocore.exceptions import NoCredentialsError  # type: ignore[import-untyped]
+
 from ops.patience import PatientS3, Unavailable
 
 #: Stores other than Amazon's reject newer checksum headers, so they are sent only where required.
@@ -122,6 +124,8 @@ def reach(location: str) -> None:
     try:
         with _naming(location):
             s3().call_s3("list_objects_v2", Bucket=bucket, Prefix=key, MaxKeys=1)
+    except NoCredentialsError:
+        raise PermissionError(f"{location}: no credentials were found") from None
     except PermissionError:
         if key:  # some may read a file, but not list
             with contextlib.suppress(OSError):

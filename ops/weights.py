@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Mapping
+from urllib.error import URLError
 
 import torch
 import torchvision
@@ -18,7 +19,8 @@ def load_weights(spec: str, name: str, seed: int) -> dict[str, torch.Tensor]:
 
     `spec` is `random`, a weights name of torchvision's (fetched and hash-checked by it), or a path
     or URI of a `.safetensors` or `.pth` file, of which only tensors are read, never code.
-    Raises FileNotFoundError if it is none of these, ValueError if a file holds anything else.
+    Raises FileNotFoundError if it is none of these, ConnectionError if torchvision cannot fetch
+    them, ValueError if a file holds anything else.
     """
     if spec == "random":
         with torch.random.fork_rng(devices=[]):
@@ -27,7 +29,14 @@ def load_weights(spec: str, name: str, seed: int) -> dict[str, torch.Tensor]:
     known = [entry.name for entry in torchvision.models.get_model_weights(name)]
     if spec in known:
         entry = torchvision.models.get_model_weights(name)[spec]
-        return dict(entry.get_state_dict(progress=False, check_hash=True))
+        try:
+            return dict(entry.get_state_dict(progress=False, check_hash=True))
+        except URLError as error:
+            raise ConnectionError(
+                f"weights {spec} of {name} could not be fetched from {entry.url}: {error.reason}; "
+                "--backbone.weights also takes a .safetensors or .pth file, a path or s3:// URI, "
+                "or `random` for a trial"
+            ) from None
     try:
         data = storage.read_bytes(spec)
     except FileNotFoundError:

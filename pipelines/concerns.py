@@ -40,19 +40,20 @@ def concerns(totals: Mapping[str, Any], drift: pa.Table, limits: Limits) -> list
             f"{totals['failed']} of {totals['images']} images failed ({counts}), more than "
             f"--warn-failed {limits.failed} allows"
         )
-    drifted = [row for row in drift.to_pylist() if _drifted(row, limits.drift)]
-    drifted.sort(key=lambda row: -row["psi"])
-    for row in drifted[:_NAMED]:
+    moved = [row for row in drift.to_pylist() if drifted(row, limits.drift)]
+    moved.sort(key=lambda row: -row["psi"])
+    for row in moved[:_NAMED]:
         said.append(
             f"scores of {row['product']!r} drifted: PSI {row['psi']:.2f} is more than "
             f"--warn-drift {limits.drift:g}; the median {row['measure']} went from "
             f"{row['median_a']:.4g} ({row['tested_a']} images) to {row['median_b']:.4g} "
             f"({row['tested_b']})"
         )
-    if len(drifted) > _NAMED:
-        said.append(f"{len(drifted) - _NAMED} more products drifted by more than that")
+    if len(moved) > _NAMED:
+        said.append(f"{len(moved) - _NAMED} more products drifted by more than that")
     return said
 
 
-def _drifted(row: Mapping[str, Any], limit: float) -> bool:
+def drifted(row: Mapping[str, Any], limit: float) -> bool:
+    """Whether a product's scores moved by more than a limit, and not by chance."""
     return row["psi"] is not None and row["psi"] > limit and row["ks_q"] < _SIGNIFICANT

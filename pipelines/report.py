@@ -22,6 +22,7 @@ from ops import storage
 from ops.failure import STATUSES
 from ops.fetch import FetchSettings
 from ops.layout import Out
+from pipelines.concerns import drifted
 from pipelines.facts import Facts, ReportSettings, gather
 from pipelines.highlights import BINS, Histogram
 from pipelines.watch import Watch
@@ -85,6 +86,7 @@ def render(out: Out, facts: Facts) -> bytes:
         lstrip_blocks=True,
     )
     world.filters |= {"figure": figure, "count": count, "duration": duration, "name": name}
+    world.globals["drifted"] = drifted
     world.globals["value"] = lambda number: "" if number is None else number
     rows = [*(part.row for part in facts.parts), *facts.failed]
     text = world.get_template("report.html.j2").render(

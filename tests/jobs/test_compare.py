@@ -38,6 +38,7 @@ def test_the_last_two_runs_are_compared_told_and_tracked(out, leave):
     code, told, err = leave("compare", "--out", out, "--movers", "2")
     assert code == 0, err
     assert "\x1b" not in told
+    assert "share no image" not in told
     lines = told.splitlines()
     assert max(map(len, lines[2:-1])) <= 100
     row = next(line.split() for line in lines if line.startswith("bolt"))
@@ -64,6 +65,18 @@ def test_the_last_two_runs_are_compared_told_and_tracked(out, leave):
 
 def folder_of(told: str) -> str:
     return told.splitlines()[-1].removeprefix("tables and pictures: ")
+
+
+@pytest.mark.slow
+def test_nights_that_share_no_image_are_said_to(leave, tmp_path):
+    model = model_of(["bolt"])
+    for night, name in (("2026-11-20", "a"), ("2026-11-21", "b")):
+        parts = [Part(f"{name}{i}.png", "bolt", float(i)) for i in range(9)]
+        finish(str(tmp_path / "o"), parts, model, night, NONE)
+    code, told, err = leave("compare", "--out", "o", "--pictures", "0")
+    assert code == 0, err
+    assert "The runs share no image, as nights that score only what is new" in told
+    assert max(map(len, told.splitlines()[2:-1])) <= 100
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,7 @@ def test_help_shows_commands(leave, job):
     assert code == 0
     assert out.count(f"\npython -m jobs.{job}") >= 2
     assert "--out" in out
+    assert "default: " in out.partition("\nSettings of")[2]
 
 
 BOTH = ["--inventory", "parts.parquet", "--archive", "parts"]

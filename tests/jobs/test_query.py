@@ -57,6 +57,17 @@ def test_labels_follow_a_threshold_or_a_rate_without_scoring_again(leave, nights
     assert [uri for uri, _ in shown(leave("query", *rate)[1])] == ["u/9", "u/3", "u/2"]
 
 
+def test_a_rate_that_too_few_held_out_images_can_promise_is_warned_of(leave, nights):
+    rare = ["--where", "is_anomalous", "--false-alarm-rate", "0.01"]
+    warning, *told = leave("query", *rare)[1].splitlines()
+    assert warning == (
+        "warning: 2 of 2 products had too few good images held out for a false alarm rate of 0.01, "
+        "such as bolt: 9 promise 0.1, and that is taken"
+    )
+    assert [uri for uri, _ in shown("\n".join(told))] == ["u/9"]
+    assert "warning" not in leave("query", "--false-alarm-rate", "0.1")[1]
+
+
 def test_files_hold_all_columns_and_rows(leave, nights):
     code, said, _ = leave("query", "--to", "found.parquet")
     assert (code, said) == (0, "5 images: found.parquet\n")

@@ -149,4 +149,8 @@ def test_missing_credentials_are_told_in_one_sentence(s3, leave, request, monkey
     forget_s3()
     code, _, err = leave("inventory", "--archive", f"{s3}/parts")
     assert code == 1
-    assert err == "error: Unable to locate credentials\n"
+    assert err == (
+        f"error: {s3}/parts: no credentials were found; AWS_ACCESS_KEY_ID and "
+        "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, must name keys that may list, read and write "
+        "there\n"
+    )

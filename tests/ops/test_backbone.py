@@ -1,4 +1,5 @@
 import pickle
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -121,6 +122,15 @@ def test_weights_of_another_network_are_refused(tmp_path):
 def test_unknown_weights_are_refused_with_the_known():
     with pytest.raises(FileNotFoundError, match="known: IMAGENET1K_V1, random"):
         load_weights("IMAGENET1K_V9", "squeezenet1_1", 0)
+
+
+def test_weights_that_cannot_be_fetched_are_told_with_what_else_there_is(monkeypatch):
+    def cut_off(*_, **__):
+        raise URLError("no such host")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", cut_off)
+    with pytest.raises(ConnectionError, match=r"pytorch.org.*: no such host; --backbone.weights"):
+        load_weights("IMAGENET1K_V1", "squeezenet1_1", 0)
 
 
 def test_a_fingerprint_tells_names_types_shapes_and_values_apart():

@@ -16,7 +16,7 @@ from tests.conftest import tiny_model
 from tests.faults.warehouse import Warehouse, build, published, start
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
-IMAGES = 400
+IMAGES = 1500
 
 
 @pytest.fixture

@@ -103,14 +103,14 @@ def _labels(settings: Settings, out: Out, model_id: str) -> dict[str, Label]:
 
 def _warn(rate: float, held_out: dict[str, int]) -> None:
     """Say for which products no p-value can be as low as a rate."""
-    promised = {product: 1 / (1 + count) for product, count in held_out.items()}
-    short = sorted((p for p in promised if promised[p] > rate), key=lambda p: -promised[p])
+    rates = {product: history.promised(rate, count) for product, count in held_out.items()}
+    short = {product: found for product, found in rates.items() if found > rate}
     if short:
-        worst = short[0]
+        worst = max(short, key=lambda product: short[product])
         say(
             f"warning: {len(short)} of {len(held_out)} products had too few good images held out "
             f"for a false alarm rate of {rate:g}, such as {shown(worst)}: {held_out[worst]} "
-            f"promise {promised[worst]:.3g}, and that is taken"
+            f"promise {short[worst]:.3g}, and that is taken"
         )
 
 

@@ -21,7 +21,7 @@ from ops import uris
 from ops.detecting import Detect
 from ops.fetch import FetchSettings
 from ops.inventory import SCHEMA
-from ops.layout import PICTURES, kind_of
+from ops.layout import HELD_OUT, SYNTHETIC, kind_of
 from ops.model import Model, ModelCard, ProductCard, read_model
 from ops.reading import Read
 
@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 
 #: Columns that come back for each image.
 ANSWER = ("uri", "product", "status", "reason", "score", "p_value", "is_anomalous")
+#: What pictures in a model folder show, by kind.
+_SHOWN = {
+    HELD_OUT: "the good images held out of the fit that score highest; below, where in each",
+    SYNTHETIC: "good images, and below what synthetic defects made of them",
+}
 #: Characters of a page; a database refuses more than 5,000.
 _LONGEST = 4900
 _MORE = "\n... and {} more products, whose cards are in model.json"
@@ -100,7 +105,7 @@ def page(model: Model) -> str:
     if model.pictures:
         kinds = sorted({kind_of(file) for file in model.pictures})
         head += ["Pictures below `model/` in the artifacts of the run that fitted it:", ""]
-        head += [f"* `*.{kind}.png`: {PICTURES[kind]}" for kind in kinds] + [""]
+        head += [f"* `*.{kind}.png`: {_SHOWN[kind]}" for kind in kinds] + [""]
     head += [
         f"| product | held out | threshold at a false-alarm rate of {rate:g} "
         "| rate it can promise |",

@@ -116,7 +116,7 @@ class Tracker:
             record = Record(**storage.read_json(storage.join(spool, name)))
             client = self._client()
             if run_id := self._ended(client, record):
-                self._log_files(client, run_id, record)
+                self._complete(client, run_id, record)
             else:
                 self._log(record)
             storage.remove_file(storage.join(spool, name))
@@ -188,10 +188,10 @@ class Tracker:
         for start in range(0, len(points), 1000):  # more are refused
             client.log_batch(run_id, metrics=points[start : start + 1000])
         client.set_terminated(run_id, record.status, end_time=record.ended_ms)
-        self._log_files(client, run_id, record)
+        self._complete(client, run_id, record)
         return run_id
 
-    def _log_files(self, client: Any, run_id: str, record: Record) -> None:
+    def _complete(self, client: Any, run_id: str, record: Record) -> None:
         """The last step of a delivery, which does not fail it: files stay where they lie."""
         with _troubles() as troubles, tempfile.TemporaryDirectory(prefix="nightloupe-") as folder:
             self._ended(client, record)  # where a lost answer made MLflow ask for a run again

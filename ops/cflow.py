@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ops.feature_training import TrainedOnFeatures
+from ops.flows import fixed_of
 from ops.group import Group
 from ops.map_flows import surprise
 from ops.method import Demand, Load, Rehearsal, Shape
@@ -76,7 +77,7 @@ class CFlow(TrainedOnFeatures):
         """What the flows take; weights are most of it."""
         s = settings
         trained = 4 * PositionFlows.trained_of(load.layers, s.blocks, s.condition)
-        fixed = 4 * PositionFlows.fixed_of(load.layers, s.blocks)
+        fixed = 4 * fixed_of(load.layers, s.blocks)
         batch = min(s.batch, load.share)
         step = s.blocks * sum(
             _width(shape, s) * batch * -(-shape[1] * shape[2] // _steps(load.layers, s, batch))
@@ -134,8 +135,8 @@ class CFlow(TrainedOnFeatures):
             return falling(epoch)
         return s.lr / 10 + (falling(warmup) - s.lr / 10) * epoch / warmup
 
-    def inputs(self, samples: list[tuple[int, Tensor]], epoch: int) -> list[Tensor]:
-        """Feature maps of images that are turned a little; `steps` take their positions."""
+    def turned(self, samples: list[tuple[int, Tensor]], epoch: int) -> list[Tensor]:
+        """Feature maps of images that are turned a little."""
         images = self.images([sample for _, sample in samples])
         angles = [self._angle(row, epoch) for row, _ in samples]
         return self.features(rotated(images, torch.tensor(angles)) if angles else images)
@@ -144,7 +145,7 @@ class CFlow(TrainedOnFeatures):
         self, samples: list[tuple[int, Tensor]], epoch: int, of: int
     ) -> Iterator[list[Positions]]:
         """Every position of every image once, in an order of its own."""
-        vectors = [_vectors(layer) for layer in self.inputs(samples, epoch)]
+        vectors = [_vectors(layer) for layer in self.turned(samples, epoch)]
         count = _steps(self._shapes, self.settings, of)
         orders = [
             self._order(number, v.shape[1], samples, epoch).to(v.device).tensor_split(count, dim=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +18,9 @@ from ops.maps import Scale
 from ops.resize import InputSettings, geometry, unpack
 
 Colours = npt.NDArray[np.uint8]
+Policy = Literal["none", "flagged", "all"]
 #: Pixels along a side of the pictures in a sketch.
 _SKETCH = 128
-
-Policy = Literal["none", "flagged", "all"]
 #: What drawing adds to the columns of its rows.
 DRAWN = pa.schema(
     [
@@ -48,6 +47,7 @@ class DrawMaps:
     out: Out
     policy: Policy
     overlays: bool = False
+    columns: ClassVar[pa.Schema] = DRAWN
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """One row out for every row in, in the same order; patch scores and pixels end here."""
@@ -55,15 +55,16 @@ class DrawMaps:
         rows = rows.drop_columns(
             [c for c in ("patch_scores", "grid_width", "pixels") if c in rows.schema.names]
         )
-        table = pa.Table.from_pylist(drawn, DRAWN)
-        for name in DRAWN.names:
+        table = pa.Table.from_pylist(drawn, self.columns)
+        for name in self.columns.names:
             rows = rows.append_column(name, table[name])
         return rows
 
     def _one(self, row: dict[str, Any]) -> dict[str, object]:
-        size = self.input.size
         cells = np.frombuffer(row["patch_scores"], "<f4").reshape(-1, row["grid_width"])
-        values = maps.draw(cells, size, self.sigma)
+        return self._drawn(row, maps.draw(cells, self.input.size, self.sigma))
+
+    def _drawn(self, row: dict[str, Any], values: maps.Map) -> dict[str, object]:
         where = geometry(row["width"], row["height"], self.input)
         x, y = maps.peak(values, where)
         top = self.scale.offset + self.scale.scale * (maps.LEVELS - 1)
@@ -103,19 +104,14 @@ class Sketched(DrawMaps):
     Without a threshold, colours show where each picture scores highest, however low that is.
     """
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        """One row out for every row in, in the same order."""
-        found = [self._sketch(row) if row["status"] == "ok" else None for row in rows.to_pylist()]
-        return super().__call__(rows).append_column("sketch", pa.array(found, pa.binary()))
+    columns = DRAWN.append(pa.field("sketch", pa.binary()))
 
-    def _sketch(self, row: dict[str, Any]) -> bytes:
-        cells = np.frombuffer(row["patch_scores"], "<f4").reshape(-1, row["grid_width"])
-        pair = self._blended(row, maps.draw(cells, self.input.size, self.sigma))
+    def _drawn(self, row: dict[str, Any], values: maps.Map) -> dict[str, object]:
         both = Image.new("RGB", (_SKETCH, 2 * _SKETCH))
-        for place, picture in enumerate(pair):
+        for place, picture in enumerate(self._blended(row, values)):
             small = Image.fromarray(picture).resize((_SKETCH, _SKETCH), Image.Resampling.LANCZOS)
             both.paste(small, (0, place * _SKETCH))
-        return _png(both)
+        return super()._drawn(row, values) | {"sketch": _png(both)}
 
 
 def sheet(sketches: Sequence[bytes]) -> bytes:

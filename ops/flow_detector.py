@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ops.feature_training import TrainedOnFeatures
+from ops.flows import fixed_of
 from ops.map_flows import MapFlows, Norm, surprise
 from ops.method import Load, Rehearsal, Shape
 from ops.subnets import Subnet
@@ -77,7 +78,7 @@ class Cost:
         passing = sum(size * each for size, each in zip(sizes, kept, strict=True))
         return cls(
             trained=4 * MapFlows.trained_of(load.layers, subnets, norm),
-            fixed=4 * MapFlows.fixed_of(load.layers, len(subnets)),
+            fixed=4 * fixed_of(load.layers, len(subnets)),
             image=int(4 * (2 * sum(sizes) + len(subnets) * passing)),
         )
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from ops.method import Shape
 
 #: FrEIA draws from the global generators, NumPy's too: one network at a time.
 _GENERATORS = threading.Lock()
@@ -30,6 +32,14 @@ def seeded(seed: int) -> Iterator[None]:
             yield
         finally:
             np.random.set_state(kept)  # noqa: NPY002
+
+
+def fixed_of(shapes: Sequence[Shape], blocks: int) -> int:
+    """Numbers of the permutations or rotations of FrEIA's one-sided couplings, a flow a layer.
+
+    Each is a matrix, and so is its inverse.
+    """
+    return sum(2 * blocks * channels**2 for channels, _, _ in shapes)
 
 
 def soft_clamp(u: Tensor) -> Tensor:

@@ -26,12 +26,8 @@ def product_file(product: str) -> str:
     return f"{file_name(product)}.safetensors"
 
 
-#: Kinds of pictures that lie in a model folder for people, and what they show.
+#: Kinds of pictures that lie in a model folder for people.
 HELD_OUT, SYNTHETIC = "held-out", "synthetic"
-PICTURES = {
-    HELD_OUT: "the good images held out of the fit that score highest; below, where in each",
-    SYNTHETIC: "good images, and below what synthetic defects made of them",
-}
 
 
 def picture_file(file: str, name: str) -> str:

@@ -77,11 +77,6 @@ class MapFlows(nn.Module):
         return [flow(latent, rev=True)[0] for flow, latent in parts]
 
     @staticmethod
-    def fixed_of(shapes: Sequence[Shape], blocks: int) -> int:
-        """How many numbers its permutations, which are matrices both ways, have."""
-        return sum(2 * blocks * channels**2 for channels, _, _ in shapes)
-
-    @staticmethod
     def trained_of(shapes: Sequence[Shape], subnets: Sequence[Subnet], norm: Norm) -> int:
         """How many weights it has; subnets are built, without memory for them."""
         count = 0

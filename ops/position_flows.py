@@ -108,11 +108,6 @@ class PositionFlows(nn.Module):
         return codes[places.flatten()]
 
     @staticmethod
-    def fixed_of(shapes: Sequence[Shape], blocks: int) -> int:
-        """How many numbers its rotations, which are matrices both ways, have."""
-        return sum(2 * blocks * channels**2 for channels, _, _ in shapes)
-
-    @staticmethod
     def trained_of(shapes: Sequence[Shape], blocks: int, condition: int) -> int:
         """How many weights it has."""
         count = 0

@@ -37,7 +37,12 @@ class Label:
         """The same verdicts as those of `Calibration.threshold` at this rate."""
         if not 0 < false_alarm_rate < 1:
             raise ValueError(f"false_alarm_rate {false_alarm_rate} must lie between 0 and 1")
-        return cls(p_value=max(false_alarm_rate, 1 / (1 + held_out)) + _ROUNDING)
+        return cls(p_value=promised(false_alarm_rate, held_out) + _ROUNDING)
+
+
+def promised(false_alarm_rate: float, held_out: int) -> float:
+    """The rate that so many held-out images can promise: no p-value is below 1 / (1 + them)."""
+    return max(false_alarm_rate, 1 / (1 + held_out))
 
 
 def published(out: Out) -> list[str]:

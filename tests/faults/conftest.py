@@ -11,7 +11,6 @@ from tests.jobs.conftest import leave
 
 __all__ = ["leave"]
 
-
 #: What each job is asked for in a bucket.
 JOBS = {
     "inventory": ["--archive", "{}/parts"],

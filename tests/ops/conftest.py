@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeVar
 
 import pytest
 import torch
+from torch import nn
 
 from ops.backbone import Backbone, BackboneSettings
 
+F = TypeVar("F", bound=nn.Module)
 TINY = BackboneSettings("squeezenet1_1", "features.3,features.6", "random", 0)
+
+
+def moved(flows: F, far: float) -> F:
+    """The flows with scales and shifts that are no longer those of the start."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, weight in flows.named_parameters():
+            if weight.requires_grad:
+                size = far if "subnet" in name else 0.3
+                weight.add_(size * torch.randn(weight.shape, generator=generator).double())
+    return flows
 
 
 @pytest.fixture(autouse=True, scope="package")

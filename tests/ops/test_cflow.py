@@ -13,6 +13,7 @@ from ops.group import Alone
 from ops.method import Load, Notes
 from ops.position_flows import Positions
 from ops.rotation import rotated
+from tests.ops.test_fastflow import kept_bytes
 
 SMALL = {"blocks": 2, "condition": 8, "mixing": "hard", "epochs": 2, "batch": 3, "fibers": 90}
 CELLS = [15 * 15, 7 * 7]
@@ -56,7 +57,7 @@ def test_a_smaller_batch_makes_fewer_steps_whoever_holds_its_images(fitted, imag
 
 def test_a_position_brings_its_own_vector_of_the_turned_image(fitted, images):
     given = samples(fitted, images[:3])
-    maps = fitted.inputs(given, 4)
+    maps = fitted.turned(given, 4)
     for step in fitted.steps(given, 4, 3):
         for layer, part in zip(maps, step, strict=True):
             for image in range(3):
@@ -121,19 +122,7 @@ def test_its_demand_is_what_a_fit_then_takes(fitted, backbone, images):
     weights = list(network.parameters())
     assert demand.model_bytes == sum(4 * p.numel() for p in weights)
     assert demand.vectors == 4 * sum(CELLS)
-    known = {p.untyped_storage().data_ptr() for p in weights}
-    kept = {}
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
-        return tensor
-
-    step = next(fitted.steps(samples(fitted, images[:3]), 0, 3))
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        network(step)
-    kept = sum(size for size, _ in kept.values())
+    kept = kept_bytes(network, next(fitted.steps(samples(fitted, images[:3]), 0, 3)))
     trained = sum(4 * p.numel() for p in weights if p.requires_grad)
     rest = demand.fit_bytes - 6 * trained - 2 * (demand.model_bytes - trained) - 4 * 2 * 3 * 64 * 64
     features = 4 * 2 * 3 * sum(math.prod(shape) for shape in shapes)
@@ -141,7 +130,7 @@ def test_its_demand_is_what_a_fit_then_takes(fitted, backbone, images):
     assert kept <= rest - features - whole <= 1.6 * kept
 
 
-def test_a_rehearsal_is_a_step_of_one_image(backbone, images):
+def test_a_rehearsal_is_a_step_of_one_worker(backbone, images):
     shapes = [tuple(layer.shape[1:]) for layer in backbone(images[:1])]
     rehearsal = CFlow.rehearsal(CFlowSettings(**SMALL), Load(64, shapes, 48, 2))
     rehearsal.work()

@@ -62,7 +62,7 @@ def test_its_demand_is_what_a_fit_then_takes(backbone, images):
     detector = CsFlow(CsFlowSettings(**SMALL | {"hidden": 64}), backbone)
     detector.gather(images, torch.arange(3))
     demand = CsFlow.demand(detector.settings, Load(64, shapes, 3, 1))
-    kept = kept_bytes(detector, images)
+    kept = kept_bytes(detector.new_network(), detector.features(images))
     trained = sum(4 * p.numel() for p in detector.new_network().parameters())
     assert demand.model_bytes == trained
     activations = demand.fit_bytes - 6 * trained - 3 * 2 * 3 * 64 * 64

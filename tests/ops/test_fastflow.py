@@ -67,16 +67,15 @@ def test_its_demand_is_what_a_fit_then_takes(fitted, backbone, images):
     weights = list(fitted.network.parameters())
     assert demand.model_bytes == sum(4 * p.numel() for p in weights)
     assert demand.vectors == 4 * (15 * 15 + 7 * 7)
-    kept = kept_bytes(fitted, images[:3])
+    kept = kept_bytes(fitted.new_network(), fitted.features(images[:3]))
     trained = sum(4 * p.numel() for p in weights if p.requires_grad)
     activations = demand.fit_bytes - 6 * trained - 2 * (demand.model_bytes - trained)
     activations -= 4 * 2 * 3 * 64 * 64
     assert kept <= activations <= 1.6 * kept
 
 
-def kept_bytes(detector, images):
-    """What autograd keeps of a step on these images, beside weights."""
-    network = detector.new_network()
+def kept_bytes(network, inputs):
+    """What autograd keeps of a step, beside weights."""
     weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
     kept = {}
 
@@ -87,7 +86,7 @@ def kept_bytes(detector, images):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        losses = network(detector.features(images))
+        losses = network(inputs)
     assert torch.isfinite(losses).all()
     return sum(size for size, _ in kept.values())
 

@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from scipy.stats import norm
 from torch import Tensor
 
+from ops.flows import fixed_of
 from ops.map_flows import MapFlows, surprise
 from ops.subnets import convolutions
+from tests.ops.conftest import moved
 
 SHAPES = [(4, 3, 3), (3, 2, 2)]
 SUBNETS = [convolutions(3, 1.0), convolutions(1, 0.5), convolutions(3, 1.0)]
@@ -22,13 +24,7 @@ SUBNETS = [convolutions(3, 1.0), convolutions(1, 0.5), convolutions(3, 1.0)]
 def flows() -> MapFlows:
     """With scales and shifts that have moved."""
     flows = MapFlows(SHAPES, SUBNETS, 2.0, "plain", seed=1).double()
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, weight in flows.named_parameters():
-            if weight.requires_grad:
-                far = 3.0 if "subnet" in name else 0.3
-                weight.add_(far * torch.randn(weight.shape, generator=generator).double())
-    return flows
+    return moved(flows, 3.0)
 
 
 def maps(count: int) -> list[Tensor]:
@@ -91,7 +87,7 @@ def test_weights_are_counted_beforehand(kind):
     trained = sum(p.numel() for p in flows.parameters() if p.requires_grad)
     fixed = sum(p.numel() for p in flows.parameters() if not p.requires_grad)
     assert MapFlows.trained_of(SHAPES, SUBNETS, kind) == trained
-    assert MapFlows.fixed_of(SHAPES, len(SUBNETS)) == fixed
+    assert fixed_of(SHAPES, len(SUBNETS)) == fixed
 
 
 def test_a_seed_decides_weights_and_permutations_and_global_generators_stay():

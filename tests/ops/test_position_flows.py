@@ -9,7 +9,9 @@ import pytest
 import torch
 from scipy.stats import norm
 
+from ops.flows import fixed_of
 from ops.position_flows import PositionFlows, Positions, position_codes
+from tests.ops.conftest import moved
 
 SHAPES = [(4, 3, 2), (5, 2, 2)]
 CONDITION = 8
@@ -19,13 +21,7 @@ CONDITION = 8
 def flows(request) -> PositionFlows:
     """With scales and shifts that have moved."""
     flows = PositionFlows(SHAPES, 3, 1.9, CONDITION, request.param, seed=1).double()
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, weight in flows.named_parameters():
-            if weight.requires_grad:
-                far = 0.5 if "subnet" in name else 0.3
-                weight.add_(far * torch.randn(weight.shape, generator=generator).double())
-    return flows
+    return moved(flows, 0.5)
 
 
 def positions(layer: int, images: int = 2, count: int = 3) -> Positions:
@@ -89,7 +85,7 @@ def test_weights_are_counted_beforehand(flows):
     trained = sum(p.numel() for p in flows.parameters() if p.requires_grad)
     fixed = sum(p.numel() for p in flows.parameters() if not p.requires_grad)
     assert PositionFlows.trained_of(SHAPES, 3, CONDITION) == trained
-    assert PositionFlows.fixed_of(SHAPES, 3) == fixed
+    assert fixed_of(SHAPES, 3) == fixed
 
 
 def test_codes_are_sines_and_cosines_of_column_then_row():

@@ -200,7 +200,9 @@ def test_its_demand_is_what_a_fit_then_takes(backbone, images):
         detector = new(backbone, images[:3], dropout=dropout, hidden=8)
         demand = Ssnf.demand(detector.settings, Load(64, shapes, 3, 1))
         detector._draws.generators = [torch.Generator() for _ in range(6)]
-        kept = kept_bytes(detector, torch.cat([images[:3], images[:3]]))
+        kept = kept_bytes(
+            detector.new_network(), detector.features(torch.cat([images[:3], images[:3]]))
+        )
         weights = list(detector.new_network().parameters())
         assert demand.model_bytes == sum(4 * p.numel() for p in weights)
         trained = sum(4 * p.numel() for p in weights if p.requires_grad)

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 from jobs import entry
 from jobs.words import Progress, say, shown
-from ops import layout, storage
-from ops.layout import Out
 from ops.model import ModelCard, read_card
+from ops.storage import files, paths
+from ops.storage.paths import Out
 from pipelines import check, records
 from pipelines.findings import Findings, Subject
 
@@ -74,7 +74,7 @@ def _card(model: str, out: Out, model_id: str) -> ModelCard | None:
     if model:
         return read_card(model)
     usual = out.model(model_id)
-    at_hand = storage.exists(storage.join(usual, layout.MODEL_CARD))
+    at_hand = files.exists(files.join(usual, paths.MODEL_CARD))
     return read_card(usual) if at_hand else None
 
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 from jobs import entry
 from jobs.tracking import Record, Tracker
 from jobs.words import Progress, say, shown
-from ops.layout import Out
+from ops.storage.paths import Out
 from pipelines import compare, records
 from pipelines.compare import Compared, CompareSettings
 

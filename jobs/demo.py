@@ -17,8 +17,9 @@ from PIL import Image
 from jobs import entry, evaluate, fit, inventory, score
 from jobs.tracking import Tracker, redact
 from jobs.words import say
-from ops import specimens, tables, uris
-from ops.layout import Out
+from ops import specimens
+from ops.storage import parquet, uris
+from ops.storage.paths import Out
 from pipelines import records
 from pipelines.cluster import connected
 
@@ -115,7 +116,7 @@ def tell(out: Out, settings: Settings) -> None:
     record = records.finished(out)
     run_id = record["run_id"]
     table = record["totals"]["table"]
-    auroc = tables.read(out.evaluation(run_id)).to_pylist()[-1]["image_auroc"]
+    auroc = parquet.read(out.evaluation(run_id)).to_pylist()[-1]["image_auroc"]
     picture = os.path.join(settings.out, "worst.png")
     _montage(table, out, record["model_id"], picture)
     place = f"FROM '{out.scores()}/**/*.parquet'"
@@ -132,7 +133,7 @@ def tell(out: Out, settings: Settings) -> None:
 
 def _montage(table: str, out: Out, model_id: str, path: str) -> None:
     """The six highest scores: each picture above its map."""
-    found = tables.read(table, ["image_id", "uri", "score"])
+    found = parquet.read(table, ["image_id", "uri", "score"])
     worst = found.sort_by([("score", "descending")]).slice(0, 6).to_pylist()
     side = 192
     canvas = Image.new("RGB", (side * len(worst), side * 2))

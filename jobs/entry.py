@@ -17,8 +17,8 @@ import jsonargparse
 from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 
 from jobs.words import say
-from ops import storage
 from ops.failure import BrokenPromise
+from ops.storage import files
 from pipelines.lock import Locked
 
 S = TypeVar("S")
@@ -98,13 +98,13 @@ def parse(
 def reach(settings: Any) -> None:
     """Fail now, before a cluster or a listing, where S3 lacks a bucket of theirs or denies it."""
     for place in sorted(set(_on_s3(settings))):
-        storage.reach(place)
+        files.reach(place)
 
 
 def _on_s3(settings: Any) -> Iterator[str]:
     """Every place on S3 among settings of any depth."""
     if isinstance(settings, str):
-        if storage.is_s3(settings):
+        if files.is_s3(settings):
             yield settings
     elif isinstance(settings, Mapping):
         yield from _on_s3(list(settings.values()))
@@ -132,7 +132,7 @@ def _underscored(argument: str) -> str:
 
 
 def _remedy(error: Exception) -> str:
-    if isinstance(error, PermissionError) and storage.is_s3(str(error)):
+    if isinstance(error, PermissionError) and files.is_s3(str(error)):
         return (
             "; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, must name keys that "
             "may list, read and write there"

@@ -17,11 +17,12 @@ from jobs import entry
 from jobs.published import Published, published
 from jobs.tracking import Tracker
 from jobs.words import Progress, say
-from ops import figures, storage, tables
+from ops import figures
 from ops.fetch import FetchSettings
 from ops.inventory import Inventory
-from ops.layout import Out
 from ops.resize import InputSettings
+from ops.storage import files, parquet
+from ops.storage.paths import Out
 from pipelines import evaluate, records
 from pipelines.cluster import Slots, connected
 
@@ -69,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
     with tracker.run("evaluate", asdict(settings)) as told:
         told.tags |= {"run_id": run_id, "model_id": record["model_id"]}
         labelled = Inventory(settings.inventory or record["inventory"]).read()
-        scored = tables.read(totals["table"])
+        scored = parquet.read(totals["table"])
         with Progress() as progress, connected(settings.cluster):
             found, separations = evaluate.evaluate(
                 scored,
@@ -80,20 +81,20 @@ def main(argv: Sequence[str]) -> int:
                 settings.slots,
                 progress,
             )
-        tables.write(out.evaluation(run_id), evaluate.SCHEMA, [found])
+        parquet.write(out.evaluation(run_id), evaluate.SCHEMA, [found])
         for number, row in enumerate(found.to_pylist()):
             name = "mean" if row["product"] == "mean" else f"product_{number}"
             told.tags[name] = row["product"]
             told.metrics |= {f"{name}.{k}": row[k] for k in _TRACKED if row[k] is not None}
         for number, separation in enumerate(separations):
             picture = out.picture(run_id, separation.product)
-            storage.write_bytes(picture, figures.draw(separation))
+            files.write_bytes(picture, figures.draw(separation))
             told.files[f"curves/product_{number}.png"] = picture
         if theirs:
             told.metrics |= {f"published.{k}": v for k, v in _figures_of(theirs).items()}
     tell(found, theirs)
     say(f"evaluation: {out.evaluation(run_id)}")
-    say(f"curves and scores: {storage.join(out.root, 'evaluations', run_id)}")
+    say(f"curves and scores: {files.join(out.root, 'evaluations', run_id)}")
     return 0
 
 

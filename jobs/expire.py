@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from jobs import entry
 from jobs.words import say
-from ops.layout import Out
+from ops.storage.paths import Out
 from pipelines import expire, lock
 
 

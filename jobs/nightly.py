@@ -21,10 +21,10 @@ from typing import Any
 from jobs import entry, score, sources
 from jobs.tracking import Record, Tracker
 from jobs.words import Progress, say
-from ops import storage, tables
 from ops.failure import PASSING, STATUSES, BrokenPromise
 from ops.inventory import Inventory
 from ops.model import ModelCard, read_card
+from ops.storage import files, parquet
 from pipelines import doubles, drift, due, lock, plan, records, report
 from pipelines import run as runs
 from pipelines import score as scoring
@@ -106,20 +106,20 @@ class _Night:
             self._note(done | {"ended": _now()})
 
     def _note(self, content: dict[str, Any]) -> None:
-        storage.write_json(self.out.night(f"{self._started:%Y-%m-%dT%H-%M-%S.%f}"), content)
+        files.write_json(self.out.night(f"{self._started:%Y-%m-%dT%H-%M-%S.%f}"), content)
 
     def _left(self, card: ModelCard) -> dict[str, Any] | None:
         """What the last night set out to do, if it was killed and can be finished."""
         place = self.out.nights()
-        names = storage.names(place)
-        last: dict[str, Any] = storage.read_json(storage.join(place, names[-1])) if names else {}
+        names = files.names(place)
+        last: dict[str, Any] = files.read_json(files.join(place, names[-1])) if names else {}
         if "ended" in last or "run_id" not in last:
             return None
-        if not storage.is_folder(self.out.work(last["run_id"])):
+        if not files.is_folder(self.out.work(last["run_id"])):
             return None
         if last["model_id"] != card.model_id:
             say(f"run {last['run_id']} was left unfinished under another model, and is dropped")
-            storage.remove_folder(self.out.work(last["run_id"]))
+            files.remove_folder(self.out.work(last["run_id"]))
             return None
         return last
 
@@ -199,7 +199,7 @@ class _Night:
         run_id = told["run_id"]
         found = drift.drift_of_run(self.out, run_id, told["model_id"])
         location = self.out.drift(run_id)
-        tables.write(location, drift.DRIFT, [found])
+        parquet.write(location, drift.DRIFT, [found])
         record.files["drift.parquet"] = location
         limits = Limits(str(self.settings.warn_failed), self.settings.warn_drift)
         warnings = concerns(totals, found, limits)
@@ -214,7 +214,7 @@ class _Night:
     def _drop(self, left: dict[str, Any] | None, run_id: str) -> None:
         """Forget what a killed night left, unless it is what tonight goes on with."""
         if left and left["run_id"] != run_id:
-            storage.remove_folder(self.out.work(left["run_id"]))
+            files.remove_folder(self.out.work(left["run_id"]))
 
     def _report(self, run_id: str, record: Record) -> None:
         """Make the page about tonight; without it a night is as good."""

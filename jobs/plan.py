@@ -14,8 +14,8 @@ from jobs import entry, fit, sources
 from jobs.tracking import Tracker
 from jobs.words import Progress, say
 from ops.backbone import Backbone
-from ops.layout import Out
 from ops.methods import METHODS
+from ops.storage.paths import Out
 from pipelines import plan
 from pipelines.cluster import connected
 from pipelines.plan import Plan

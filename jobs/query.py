@@ -19,8 +19,9 @@ from pyarrow import csv
 
 from jobs import entry
 from jobs.words import say, shown
-from ops import scores, storage, tables
-from ops.layout import Out
+from ops import scores
+from ops.storage import files, parquet
+from ops.storage.paths import Out
 from pipelines import history, records
 from pipelines.history import Label
 
@@ -117,8 +118,8 @@ def _warn(rate: float, held_out: dict[str, int]) -> None:
 def _held_out(out: Out, model_id: str) -> dict[str, int]:
     """The products of a model and how many images were held out for each, as its runs tell."""
     place = out.runs()
-    for name in reversed(storage.names(place)):
-        record: dict[str, Any] = storage.read_json(storage.join(place, name))
+    for name in reversed(files.names(place)):
+        record: dict[str, Any] = files.read_json(files.join(place, name))
         if record["model_id"] == model_id and "held_out" in record:
             return dict(record["held_out"])
     raise ValueError(
@@ -129,9 +130,9 @@ def _held_out(out: Out, model_id: str) -> dict[str, int]:
 
 def _write(location: str, rows: Iterator[pa.RecordBatch]) -> int:
     if location.endswith(".parquet"):
-        return tables.write(location, scores.SCHEMA, rows)
+        return parquet.write(location, scores.SCHEMA, rows)
     written = 0
-    with storage.staged(location) as path, csv.CSVWriter(path, scores.SCHEMA) as writer:
+    with files.staged(location) as path, csv.CSVWriter(path, scores.SCHEMA) as writer:
         for batch in rows:
             writer.write_batch(batch)
             written += len(batch)

@@ -17,9 +17,9 @@ from typing import Any
 from jobs import entry
 from jobs.tracking import Tracker
 from jobs.words import Progress, say
-from ops import storage
 from ops.fetch import FetchSettings
-from ops.layout import Out
+from ops.storage import files
+from ops.storage.paths import Out
 from pipelines import records, report
 from pipelines.facts import ReportSettings
 from pipelines.run import check_night
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
                 tracker.page(str(runs[-1]["run_id"])),
             )
         told.files["report.html"] = location
-        told.metrics["bytes"] = float(storage.describe(location).bytes)
+        told.metrics["bytes"] = float(files.describe(location).bytes)
     say(f"report: {location}")
     return 0
 

@@ -17,8 +17,8 @@ from jobs import entry, sources
 from jobs.tracking import Tracker
 from jobs.words import Progress, say
 from ops.fetch import FetchSettings
-from ops.layout import Out
 from ops.model import ModelCard, read_card
+from ops.storage.paths import Out
 from pipelines import plan, score
 from pipelines import run as runs
 from pipelines.cluster import Slots, connected

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from torch import Tensor
 
-from ops import uris
 from ops.detecting import Detect
 from ops.fetch import FetchSettings
 from ops.inventory import SCHEMA
-from ops.layout import HELD_OUT, SYNTHETIC, kind_of
 from ops.model import Model, ModelCard, ProductCard, read_model
 from ops.reading import Read
+from ops.storage import uris
+from ops.storage.paths import HELD_OUT, SYNTHETIC, kind_of
 
 if TYPE_CHECKING:
     import pandas as pd

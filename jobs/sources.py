@@ -8,11 +8,11 @@ import tempfile
 from dataclasses import dataclass, replace
 
 from jobs.words import Progress, say
-from ops import storage
 from ops.archives import IMAGE_SUFFIXES
 from ops.inventory import Inventory, Tally
-from ops.layout import Out
 from ops.naming import GOOD, LAYOUTS, Layout, Namer, train_names
+from ops.storage import files
+from ops.storage.paths import Out
 from pipelines import inventory
 
 
@@ -67,19 +67,19 @@ class Listing:
             train_share=share,
             product=self.product or base.product,
         )
-        own = os.path.basename(place if storage.is_s3(place) else os.path.abspath(place))
+        own = os.path.basename(place if files.is_s3(place) else os.path.abspath(place))
         return Namer(layout, own.split(".")[0] or "product")
 
     def _train_names(self, layout: Layout, place: str) -> frozenset[str]:
         file = self.train_names
         if not file and layout.train_list:
-            file = storage.join(place, layout.train_list)
-            if not storage.exists(file):
+            file = files.join(place, layout.train_list)
+            if not files.exists(file):
                 raise ValueError(
                     f"--layout {self.layout} splits by {layout.train_list}, which {place} does not "
                     "hold; name the file: --train-names FILE"
                 )
-        return train_names(storage.read_bytes(file).decode()) if file else frozenset()
+        return train_names(files.read_bytes(file).decode()) if file else frozenset()
 
 
 def take(listing: Listing, out: str, progress: Progress) -> Tally:
@@ -132,7 +132,7 @@ def inventory_of(given: str, listing: Listing, out: Out, progress: Progress) -> 
 def kept(taken: str, out: Out) -> Inventory:
     """A local inventory, kept under its content's hash."""
     location = out.inventory(Inventory(taken).content_hash())
-    if not storage.exists(location):
-        with storage.staged(location) as path:
+    if not files.exists(location):
+        with files.staged(location) as path:
             shutil.copyfile(taken, path)
     return Inventory(location)

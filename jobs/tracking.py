@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from jobs import served
-from ops import storage
-from ops.layout import Out
 from ops.model import Model, read_model, versions, write_model
+from ops.storage import files
+from ops.storage.paths import Out
 
 log = logging.getLogger(__name__)
 EXPERIMENT = "nightloupe"
@@ -65,7 +65,7 @@ def tracking_uri(out: str) -> str | None:
     """MLFLOW_TRACKING_URI, else a SQLite file under a local output folder, else None."""
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
-    return None if storage.is_s3(out) else f"sqlite:///{os.path.abspath(Out(out).tracker())}"
+    return None if files.is_s3(out) else f"sqlite:///{os.path.abspath(Out(out).tracker())}"
 
 
 class Tracker:
@@ -100,8 +100,8 @@ class Tracker:
         with _troubles() as troubles:
             run_id = self._log(record)
         if troubles:
-            location = storage.join(self.out.spool(), f"{record.delivery}.json")
-            storage.write_json(location, asdict(record))
+            location = files.join(self.out.spool(), f"{record.delivery}.json")
+            files.write_json(location, asdict(record))
             log.warning("tracking failed (%s); kept in %s", *troubles, location)
             return None
         with _troubles() as troubles:
@@ -112,14 +112,14 @@ class Tracker:
 
     def _deliver_spooled(self) -> None:
         spool = self.out.spool()
-        for name in storage.names(spool):
-            record = Record(**storage.read_json(storage.join(spool, name)))
+        for name in files.names(spool):
+            record = Record(**files.read_json(files.join(spool, name)))
             client = self._client()
             if run_id := self._ended(client, record):
                 self._complete(client, run_id, record)
             else:
                 self._log(record)
-            storage.remove_file(storage.join(spool, name))
+            files.remove_file(files.join(spool, name))
 
     def _ended(self, client: Any, record: Record) -> str | None:
         """The run that was ended for a record; those that were only begun are removed."""
@@ -198,7 +198,7 @@ class Tracker:
             for name, location in record.files.items():
                 path = os.path.join(folder, name)
                 os.makedirs(os.path.dirname(path), exist_ok=True)
-                storage.write_bytes(path, storage.read_bytes(location))
+                files.write_bytes(path, files.read_bytes(location))
             if record.files:
                 client.log_artifacts(run_id, folder)
         for trouble in troubles:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ops import storage, uris
+from ops.storage import files, uris
 
 IMAGE_SUFFIXES = (
     ".png .jpg .jpeg .jpe .jfif .bmp .dib .tif .tiff .webp .gif .pgm .ppm .pnm .jp2 .j2k .avif"
@@ -49,17 +49,17 @@ def entries(location: str) -> Iterator[Entry]:
 
     Raises FileNotFoundError if nothing is there, PermissionError or OSError if it cannot be read.
     """
-    if _is_container(location) and storage.exists(location):
-        yield from _members(location, storage.describe(location), prefix="")
+    if _is_container(location) and files.exists(location):
+        yield from _members(location, files.describe(location), prefix="")
         return
-    if storage.exists(location):
-        item = storage.describe(location)
+    if files.exists(location):
+        item = files.describe(location)
         yield Entry(item.name, uris.make(location), item.bytes, item.version)
         return
-    if not storage.is_folder(location):
+    if not files.is_folder(location):
         raise FileNotFoundError(f"there is no file, folder or prefix {location!r}")
-    for item in storage.listing(location):
-        inside = storage.join(location, item.name)
+    for item in files.listing(location):
+        inside = files.join(location, item.name)
         if _is_container(item.name):
             yield from _members(inside, item, prefix=f"{item.name}/")
         else:
@@ -92,7 +92,7 @@ def raise_unless_damage(error: Exception) -> None:
         raise error
 
 
-def _members(location: str, item: storage.Stored, prefix: str) -> Iterator[Entry]:
+def _members(location: str, item: files.Stored, prefix: str) -> Iterator[Entry]:
     """The members of one container; damage ends the list with an entry that says so."""
     lower = location.lower()
     read = _parquet if lower.endswith(PARQUET) else _zip if lower.endswith(ZIP) else _tar
@@ -105,10 +105,10 @@ def _members(location: str, item: storage.Stored, prefix: str) -> Iterator[Entry
         yield Entry(item.name, uris.make(location), item.bytes, item.version, None, problem)
 
 
-def _tar(location: str, item: storage.Stored) -> Iterator[Entry]:
+def _tar(location: str, item: files.Stored) -> Iterator[Entry]:
     # Fetching takes the name's word for it that members lie in the file as they are.
     mode: Literal["r:*", "r:"] = "r:*" if is_compressed_tar(location) else "r:"
-    with storage.open_read(location) as file, tarfile.open(fileobj=file, mode=mode) as tar:
+    with files.open_read(location) as file, tarfile.open(fileobj=file, mode=mode) as tar:
         while (member := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # it would keep every header
             if member.isreg():
@@ -123,8 +123,8 @@ def _tar(location: str, item: storage.Stored) -> Iterator[Entry]:
                 raise tarfile.ReadError("the end mark is missing, so members may have been cut off")
 
 
-def _zip(location: str, _: storage.Stored) -> Iterator[Entry]:
-    with storage.open_read(location) as file, zipfile.ZipFile(file) as archive:
+def _zip(location: str, _: files.Stored) -> Iterator[Entry]:
+    with files.open_read(location) as file, zipfile.ZipFile(file) as archive:
         for number, member in enumerate(archive.infolist()):
             if not member.is_dir():
                 version = f"{member.CRC:08x}-{member.file_size}@{number}"
@@ -132,8 +132,8 @@ def _zip(location: str, _: storage.Stored) -> Iterator[Entry]:
                 yield Entry(member.filename, uri, member.file_size, version, number)
 
 
-def _parquet(location: str, item: storage.Stored) -> Iterator[Entry]:
-    with storage.open_read(location) as file, pq.ParquetFile(file) as table:
+def _parquet(location: str, item: files.Stored) -> Iterator[Entry]:
+    with files.open_read(location) as file, pq.ParquetFile(file) as table:
         bytes_column(table.schema_arrow)
         names = _name_column(table.schema_arrow)
         row = 0

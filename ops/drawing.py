@@ -12,10 +12,11 @@ import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image
 
-from ops import maps, storage, uris
-from ops.layout import Out
+from ops import maps
 from ops.maps import Scale
 from ops.resize import InputSettings, geometry, unpack
+from ops.storage import files, uris
+from ops.storage.paths import Out
 
 Colours = npt.NDArray[np.uint8]
 Policy = Literal["none", "flagged", "all"]
@@ -76,7 +77,7 @@ class DrawMaps:
         if self.policy == "all" or (self.policy == "flagged" and row["is_anomalous"]):
             location = self.out.map(self.model_id, row["image_id"])
             png = maps.encode(values, self.scale, where, self.model_id)
-            storage.write_bytes(location, png)
+            files.write_bytes(location, png)
             out["map_uri"] = uris.make(location)
             if self.overlays:
                 self._overlay(row, values)
@@ -85,7 +86,7 @@ class DrawMaps:
     def _overlay(self, row: dict[str, Any], values: maps.Map) -> None:
         _, blended = self._blended(row, values)
         location = self.out.overlay(self.model_id, row["image_id"])
-        storage.write_bytes(location, _png(Image.fromarray(blended)))
+        files.write_bytes(location, _png(Image.fromarray(blended)))
 
     def _blended(self, row: dict[str, Any], values: maps.Map) -> tuple[Colours, Colours]:
         """The picture at the input's size (h, w, 3), and with its map laid over it."""

@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 import tenacity
 from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 
-from ops import archives, storage, uris
+from ops import archives
 from ops.failure import Failure
-from ops.patience import BELOW_S3FS, Patience, Unavailable, patient
+from ops.storage import files, uris
+from ops.storage.retry import BELOW_S3FS, Patience, Unavailable, patient
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,13 @@ def _too_large(size: int, limit: int) -> None:
 def _read(uri: str, position: int | None, size: int | None, limit: int) -> bytes:
     location, member = uris.parse(uri)
     if member is None:
-        data = storage.read_bytes(location)
-        if size is not None and len(data) < size and storage.describe(location).bytes == size:
+        data = files.read_bytes(location)
+        if size is not None and len(data) < size and files.describe(location).bytes == size:
             raise OSError(f"{len(data)} of {size} bytes came")
         return data
     if position is not None and size is not None and _is_plain_tar(location):
         try:
-            data = storage.read_bytes(location, position, position + size)
+            data = files.read_bytes(location, position, position + size)
         except OSError as error:
             if error.errno != errno.EINVAL:  # what S3 says of a range beyond the end
                 raise
@@ -120,9 +121,9 @@ _OPENING = threading.Lock()
 def _container(location: str) -> _Container:
     lower = location.lower()
     if lower.endswith(archives.ZIP):
-        return _Zip(storage.open_read(location))
+        return _Zip(files.open_read(location))
     if lower.endswith(archives.PARQUET):
-        return _Parquet(storage.open_read(location))
+        return _Parquet(files.open_read(location))
     return _Tar(location)
 
 
@@ -145,7 +146,7 @@ class _Tar:
     """A tar whose members are found by name, or that is compressed and must be unpacked first."""
 
     def __init__(self, location: str) -> None:
-        file = storage.open_read(location)
+        file = files.open_read(location)
         if archives.is_compressed_tar(location):
             plain: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives with the cache entry
             with tarfile.open(fileobj=file, mode="r:*") as packed:

@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ops import archives, storage, uris
+from ops import archives
 from ops.naming import Namer
-from ops.tables import column
+from ops.storage import files, uris
+from ops.storage.parquet import column
 
 SCHEMA = pa.schema(
     [
@@ -121,7 +122,7 @@ class Inventory:
 
     def __init__(self, location: str) -> None:
         self.location = location
-        with storage.open_read(location) as file, pq.ParquetFile(file) as table:
+        with files.open_read(location) as file, pq.ParquetFile(file) as table:
             missing = set(SCHEMA.names) - set(table.schema_arrow.names)
             if missing:
                 raise ValueError(
@@ -142,7 +143,7 @@ class Inventory:
         groups = [i for i, (low, high) in enumerate(bounds) if low < stop and high > start]
         if not groups:
             return SCHEMA.empty_table().select(list(columns or SCHEMA.names))
-        with storage.open_read(self.location) as file, pq.ParquetFile(file) as table:
+        with files.open_read(self.location) as file, pq.ParquetFile(file) as table:
             found = table.read_row_groups(groups, columns=list(columns or SCHEMA.names))
         return found.slice(start - self.starts[groups[0]], stop - start)
 
@@ -153,7 +154,7 @@ class Inventory:
     def products(self) -> frozenset[str]:
         """The products of its images."""
         found: set[str | None] = set()
-        with storage.open_read(self.location) as file, pq.ParquetFile(file) as table:
+        with files.open_read(self.location) as file, pq.ParquetFile(file) as table:
             for batch in table.iter_batches(2**20, columns=["product"]):
                 found.update(pc.unique(batch["product"]).to_pylist())
         return frozenset(name for name in found if name is not None)
@@ -161,7 +162,7 @@ class Inventory:
     def content_hash(self) -> str:
         """A hash over what is listed (ids and products), equal for equal inventories."""
         digest = hashlib.blake2b(digest_size=16)
-        with storage.open_read(self.location) as file, pq.ParquetFile(file) as table:
+        with files.open_read(self.location) as file, pq.ParquetFile(file) as table:
             for batch in table.iter_batches(columns=["image_id", "product", "problem"]):
                 for column in batch.columns:
                     digest.update("\n".join(map(str, column.to_pylist())).encode())

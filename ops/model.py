@@ -15,7 +15,6 @@ import torchvision
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ops import layout, storage
 from ops.backbone import Backbone, BackboneSettings
 from ops.calibration import Calibration
 from ops.decode import DecodeSettings
@@ -23,6 +22,7 @@ from ops.maps import Scale
 from ops.method import Method, settings_from
 from ops.methods import method_named
 from ops.resize import InputSettings
+from ops.storage import files, paths
 from ops.weights import fingerprint
 
 FORMAT = "nightloupe model 1"
@@ -79,7 +79,7 @@ class ModelCard:
     @property
     def joint(self) -> bool:
         """Whether all products share one detector."""
-        return any(product.file == layout.JOINT for product in self.products.values())
+        return any(product.file == paths.JOINT for product in self.products.values())
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -106,7 +106,7 @@ class ModelCard:
             )
             for name, card in values["products"].items()
         }
-        own = {layout.JOINT, *map(layout.product_file, values["products"])}
+        own = {paths.JOINT, *map(paths.product_file, values["products"])}
         if foreign := {product.file for product in values["products"].values()} - own:
             raise ValueError(f"model.json names files that are not its products': {foreign}")
         return cls(**values)
@@ -160,27 +160,27 @@ def write_model(location: str, model: Model) -> None:
 
     Raises FileExistsError if another model lies there: models are never overwritten.
     """
-    card_file = storage.join(location, layout.MODEL_CARD)
-    if storage.exists(card_file):
-        if storage.read_json(card_file)["model_id"] == model.card.model_id:
+    card_file = files.join(location, paths.MODEL_CARD)
+    if files.exists(card_file):
+        if files.read_json(card_file)["model_id"] == model.card.model_id:
             return
         raise FileExistsError(f"another model lies at {location}; choose a new folder")
-    storage.write_bytes(storage.join(location, layout.BACKBONE), save(model.backbone))
+    files.write_bytes(files.join(location, paths.BACKBONE), save(model.backbone))
     for file, tensors in model.detectors.items():
         data = save({k: v.contiguous() for k, v in tensors.items()})
-        storage.write_bytes(storage.join(location, file), data)
+        files.write_bytes(files.join(location, file), data)
     for file, picture in model.pictures.items():
-        storage.write_bytes(storage.join(location, file), picture)
+        files.write_bytes(files.join(location, file), picture)
     content = {"model_id": model.card.model_id, **model.card.to_json()}
-    storage.write_json(card_file, content)
+    files.write_json(card_file, content)
 
 
 def read_card(location: str) -> ModelCard:
     """The card of a model. Raises FileNotFoundError if no complete model lies there."""
     try:
-        content = storage.read_json(storage.join(location, layout.MODEL_CARD))
+        content = files.read_json(files.join(location, paths.MODEL_CARD))
     except FileNotFoundError:
-        message = f"no complete model at {location}: there is no {layout.MODEL_CARD}"
+        message = f"no complete model at {location}: there is no {paths.MODEL_CARD}"
         raise FileNotFoundError(f"{message}; make one with python -m jobs.fit") from None
     card = ModelCard.from_json(content)
     if content.get("model_id") != identity(content):
@@ -198,8 +198,8 @@ def read_model(location: str) -> Model:
 
 def read_backbone(location: str, card: ModelCard) -> dict[str, Tensor]:
     """A model's backbone, checked. Raises ValueError if it is another one."""
-    backbone = load(storage.read_bytes(storage.join(location, layout.BACKBONE)))
-    _check(location, layout.BACKBONE, fingerprint(backbone), card.backbone_sha256)
+    backbone = load(files.read_bytes(files.join(location, paths.BACKBONE)))
+    _check(location, paths.BACKBONE, fingerprint(backbone), card.backbone_sha256)
     return backbone
 
 
@@ -215,7 +215,7 @@ def read_detectors(
     for name in chosen:
         by_file.setdefault(card.products[name].file, []).append(name)
     for file, names in by_file.items():
-        tensors = load(storage.read_bytes(storage.join(location, file)))
+        tensors = load(files.read_bytes(files.join(location, file)))
         found = fingerprint(tensors)
         for name in names:
             _check(location, file, found, card.products[name].sha256)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ops.failure import STATUSES
-from ops.tables import column
+from ops.storage.parquet import column
 
 _STATUS = "; ".join(f"{status}: {meaning}" for status, meaning in STATUSES.items())
 

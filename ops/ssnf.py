@@ -19,8 +19,8 @@ from ops.backbone import Backbone
 from ops.defects import Defective, Picture, rules_for
 from ops.flow_detector import Cost, FlowDetector, FlowSettings, rehearsal
 from ops.group import Group
-from ops.layout import SYNTHETIC
 from ops.method import Demand, Fitted, Load, Notes, Rehearsal, Watch
+from ops.storage.paths import SYNTHETIC
 from ops.subnets import Draws, Subnet, stack
 from ops.training import from_sixteen
 

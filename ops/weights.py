@@ -11,7 +11,7 @@ import torch
 import torchvision
 from safetensors.torch import load
 
-from ops import storage
+from ops.storage import files
 
 
 def load_weights(spec: str, name: str, seed: int) -> dict[str, torch.Tensor]:
@@ -38,7 +38,7 @@ def load_weights(spec: str, name: str, seed: int) -> dict[str, torch.Tensor]:
                 "or `random` for a trial"
             ) from None
     try:
-        data = storage.read_bytes(spec)
+        data = files.read_bytes(spec)
     except FileNotFoundError:
         message = f"weights {spec!r}: no such file, and not a name torchvision has for {name}"
         raise FileNotFoundError(f"{message}; known: {', '.join(known)}, random") from None

@@ -15,9 +15,9 @@ from ops.contents import Contents
 from ops.detecting import Detect
 from ops.drawing import DrawMaps, Policy
 from ops.fetch import FetchSettings
-from ops.layout import Out
 from ops.model import ModelCard
 from ops.reading import Read
+from ops.storage.paths import Out
 from pipelines.cluster import Slots, offered
 from pipelines.parts import POSITION
 from pipelines.reading import OFFSET, Reading, TakeSlices

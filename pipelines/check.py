@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import duckdb
 
-from ops import layout, storage
 from ops.inventory import Inventory
-from ops.layout import Out
+from ops.storage import files, paths
+from ops.storage.paths import Out
 from pipelines.check_table import check_table
 from pipelines.database import load, opened
 from pipelines.findings import SHOWN, Findings, Subject
@@ -77,19 +77,19 @@ def _check_record(subject: Subject, found: Findings) -> None:
 
 def _check_files(subject: Subject, found: Findings) -> None:
     folder = subject.table.rpartition("/")[0]
-    there = [item.name for item in storage.listing(folder)] if storage.is_folder(folder) else []
-    if layout.TABLE not in there:
+    there = [item.name for item in files.listing(folder)] if files.is_folder(folder) else []
+    if paths.TABLE not in there:
         found.add("the run's table is there", [f"{subject.table} is gone"], subject.again)
     found.add(
         "nothing lies beside the run's table",
-        [storage.join(folder, name) for name in there if name != layout.TABLE],
+        [files.join(folder, name) for name in there if name != paths.TABLE],
         "remove what other tools left there; readers of scores/ take it for rows",
     )
     work = subject.out.work(subject.run_id)
-    left = [item.name for item in storage.listing(work)] if storage.is_folder(work) else []
+    left = [item.name for item in files.listing(work)] if files.is_folder(work) else []
     found.add(
         "no parts are left of a published run",
-        [storage.join(work, name) for name in left],
+        [files.join(work, name) for name in left],
         f"remove {work}; the next jobs.score of the same images does so too",
     )
 

@@ -13,12 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ops import maps, scores, storage
+from ops import maps, scores
 from ops.failure import Failure
 from ops.fetch import FetchSettings, fetch
 from ops.model import ModelCard
 from ops.resize import InputSettings, geometry
 from ops.scores import Rule
+from ops.storage import files
 from pipelines.findings import SHOWN, Findings, Subject
 from pipelines.publish import group_rows
 from pipelines.watch import Watch
@@ -47,7 +48,7 @@ def check_table(
     rules = (*scores.RULES, *_rules(subject))
     flaws = _Maps(subject, share)
     try:
-        with storage.open_read(subject.table) as file, pq.ParquetFile(file) as table:
+        with files.open_read(subject.table) as file, pq.ParquetFile(file) as table:
             if not _check_schema(subject, table, found):
                 return False
             for batch in table.iter_batches(_BATCH):

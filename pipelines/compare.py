@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow as pa
 
 from ops import drift as measures
-from ops import figures, storage, tables
+from ops import figures
 from ops.figures import Shift
-from ops.layout import Out
 from ops.metrics import Floats
+from ops.storage import files, parquet
+from ops.storage.paths import Out
 from pipelines.database import load, opened
 from pipelines.drift import (
     COUNT,
@@ -136,16 +137,16 @@ def compare(
         found = _products(database, measure, settings)
         products = pa.Table.from_pylist(found, PRODUCTS)
         movers = database.sql(_MOVERS, params={"by": settings.moved_by, "most": settings.movers})
-        tables.write(out.comparison(*runs, "products"), PRODUCTS, [products])
-        tables.write(out.comparison(*runs, "changes"), CHANGES, _read(database.sql(_CHANGES)))
-        tables.write(out.comparison(*runs, "movers"), MOVERS, _read(movers))
+        parquet.write(out.comparison(*runs, "products"), PRODUCTS, [products])
+        parquet.write(out.comparison(*runs, "changes"), CHANGES, _read(database.sql(_CHANGES)))
+        parquet.write(out.comparison(*runs, "movers"), MOVERS, _read(movers))
         pictures: dict[str, str] = {}
         for row in _most_drifted(found, settings.pictures):
             pictures[row["product"]] = out.compared(*runs, row["product"])
             shift = _shift(database, row, before, after, measure)
-            storage.write_bytes(pictures[row["product"]], figures.draw_shift(shift))
+            files.write_bytes(pictures[row["product"]], figures.draw_shift(shift))
             watch("pictures", len(pictures), min(len(found), settings.pictures), 0)
-    return Compared(products, tables.read(out.comparison(*runs, "movers")), pictures)
+    return Compared(products, parquet.read(out.comparison(*runs, "movers")), pictures)
 
 
 def _read(answer: duckdb.DuckDBPyRelation) -> Iterator[pa.RecordBatch]:

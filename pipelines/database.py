@@ -11,7 +11,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ops import storage
+from ops.storage import files
 
 #: The most memory that a database takes.
 MEMORY = "1GB"
@@ -35,7 +35,7 @@ def load(
     database: duckdb.DuckDBPyConnection, name: str, location: str, columns: Sequence[str]
 ) -> None:
     """Make a table of some columns of a Parquet file, wherever it lies, in the file's order."""
-    with storage.open_read(location) as file, pq.ParquetFile(file) as table:
+    with files.open_read(location) as file, pq.ParquetFile(file) as table:
         schema = pa.schema([table.schema_arrow.field(column) for column in columns])
         batches = table.iter_batches(2**16, columns=list(columns))
         rows = pa.RecordBatchReader.from_batches(schema, batches)

@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ops import storage, uris
 from ops.contents import KEY, Contents
-from ops.layout import Out
 from ops.reading import KNOWN
+from ops.storage import files, uris
+from ops.storage.paths import Out
 from pipelines import history
 from pipelines.parts import ROWS
 from pipelines.run import ScoreSettings
@@ -106,10 +106,10 @@ class Doubles:
             return row | {"map_uri": None}
         location = self._out.map(self._model_id, row["image_id"])
         try:
-            png = storage.read_bytes(uris.parse(row["map_uri"]).location)
+            png = files.read_bytes(uris.parse(row["map_uri"]).location)
         except FileNotFoundError:
             return None
-        storage.write_bytes(location, png)
+        files.write_bytes(location, png)
         return row | {"map_uri": uris.make(location)}
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from ops import drift as measures
-from ops import tables
-from ops.layout import Out
 from ops.metrics import Floats
+from ops.storage import parquet
+from ops.storage.paths import Out
 from pipelines import history
 from pipelines.database import load
 
@@ -24,7 +24,7 @@ _READ = ("image_id", "uri", "product", "status", "score", "p_value", "is_anomalo
 
 def schema(name: str, *columns: tuple[str, pa.DataType, str]) -> pa.Schema:
     """A named table's schema: name, type and meaning of each column."""
-    return pa.schema([tables.column(*each) for each in columns], metadata={"nightloupe": name})
+    return pa.schema([parquet.column(*each) for each in columns], metadata={"nightloupe": name})
 
 
 COUNT, REAL, TEXT = pa.int64(), pa.float64(), pa.string()

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ops import inventory, tables
-from ops.layout import Out
+from ops import inventory
+from ops.storage import parquet
+from ops.storage.paths import Out
 from pipelines import history
 
 #: Addresses are due as a whole: of two members of one name both are scored, so that the newest run
@@ -73,5 +74,5 @@ def due(
         found = Due(new, changed, retried, tuple(run for (run,) in runs.fetchall()))
         if found.images:
             rows = database.sql(_ROWS, params={"listed": listed}).to_arrow_reader(2**16)
-            tables.write(to, inventory.SCHEMA, rows, rows=4096)  # workers read slices
+            parquet.write(to, inventory.SCHEMA, rows, rows=4096)  # workers read slices
     return found

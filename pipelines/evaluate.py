@@ -12,19 +12,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from ops import maps, metrics, tables
+from ops import maps, metrics
 from ops.decode import DecodeSettings, decode
 from ops.failure import Failure
 from ops.fetch import FetchSettings, fetch
 from ops.figures import PRO_LIMIT, Separation
 from ops.metrics import PixelHistogram
 from ops.resize import InputSettings, binarise, resize_mask
+from ops.storage import parquet
 from pipelines.cluster import Slots
 from pipelines.watch import Watch
 
 SCHEMA = pa.schema(
     [
-        tables.column(name, kind, meaning)
+        parquet.column(name, kind, meaning)
         for name, kind, meaning in (
             ("product", pa.string(), "one row each; the last, `mean`, is their unweighted mean"),
             ("good", pa.int64(), "scored images with label 0"),

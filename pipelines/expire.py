@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import duckdb
 import pyarrow as pa
 
-from ops import scores, storage, tables, uris
-from ops.layout import Out
+from ops import scores
+from ops.storage import files, parquet, uris
+from ops.storage.paths import Out
 from pipelines import history, records
 
 _TABLE = re.compile(r"night=(\d{4}-\d\d-\d\d)/run=([^/]+)/part-\d+\.parquet")
@@ -126,7 +127,7 @@ def _split(out: Out, keep_nights: int) -> tuple[list[str], list[str]]:
 
 def _check(out: Out, retired: Sequence[str]) -> None:
     work = out.work()
-    started = [i.name for i in storage.listing(work)] if storage.is_folder(work) else []
+    started = [i.name for i in files.listing(work)] if files.is_folder(work) else []
     if under_way := sorted({name.split("/")[0] for name in started}):
         raise Refused(
             f"{', '.join(under_way)} under {work} are unfinished, and may need what would be "
@@ -162,8 +163,8 @@ def _maps(
         if uri != uris.make(location):
             return False
         if remove:
-            storage.remove_file(location)
-            storage.remove_file(out.overlay(model_id, image_id))
+            files.remove_file(location)
+            files.remove_file(out.overlay(model_id, image_id))
         return True
 
     found = database.execute(_MAPS, {"old": old, "new": new})
@@ -176,15 +177,15 @@ def _maps(
 
 def _remove(database: duckdb.DuckDBPyConnection, out: Out, found: Leaving) -> None:
     """Note in the run's record what happens to its table, then let it happen."""
-    if storage.exists(out.run(found.run_id)):
-        record = storage.read_json(out.run(found.run_id))
+    if files.exists(out.run(found.run_id)):
+        record = files.read_json(out.run(found.run_id))
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         record["expired"] = {"at": now, "rows": found.staying}
-        storage.write_json(out.run(found.run_id), record)
+        files.write_json(out.run(found.run_id), record)
     if found.staying:
-        tables.write(found.table, scores.SCHEMA, _staying(database, found.table))
+        parquet.write(found.table, scores.SCHEMA, _staying(database, found.table))
     else:
-        storage.remove_file(found.table)
+        files.remove_file(found.table)
 
 
 def _staying(database: duckdb.DuckDBPyConnection, table: str) -> Iterator[pa.RecordBatch]:

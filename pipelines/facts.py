@@ -8,11 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ops import maps, thumbnails, uris
+from ops import maps, thumbnails
 from ops.decode import DecodeSettings, Picture, decode
 from ops.failure import Failure
 from ops.fetch import FetchSettings, fetch
-from ops.layout import Out
+from ops.storage import uris
+from ops.storage.paths import Out
 from pipelines import drift, highlights, history, records
 from pipelines.highlights import Flips, Histogram, Row
 from pipelines.watch import Watch

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ops.layout import Out
 from ops.maps import Scale
 from ops.model import ModelCard
+from ops.storage.paths import Out
 
 #: Values that are named of each broken rule; the others are counted.
 SHOWN = 5

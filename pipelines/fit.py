@@ -22,10 +22,10 @@ from ops.calibration import Calibration
 from ops.drawing import Sketched, sheet
 from ops.fetch import FetchSettings
 from ops.inventory import Inventory
-from ops.layout import HELD_OUT, JOINT, Out, picture_file, product_file
 from ops.maps import LEVELS, Scale
 from ops.model import Model, ModelCard, ProductCard
 from ops.reading import Read
+from ops.storage.paths import HELD_OUT, JOINT, Out, picture_file, product_file
 from ops.weights import fingerprint
 from pipelines import plan, quarantine
 from pipelines.chain import Chain, batches, drawing

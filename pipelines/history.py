@@ -12,8 +12,9 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from ops import scores, storage, tables
-from ops.layout import Out
+from ops import scores
+from ops.storage import files, parquet
+from ops.storage.paths import Out
 from pipelines.database import opened as database_opened
 
 #: The macros `current_scores(model)` and `current_keys(model)`, the same for people and for us.
@@ -48,8 +49,8 @@ def promised(false_alarm_rate: float, held_out: int) -> float:
 def published(out: Out) -> list[str]:
     """All published tables, oldest night first."""
     place = out.scores()
-    kept = (name for name in storage.names(place) if name.rpartition("/")[2].startswith("part-"))
-    return [storage.join(place, name) for name in kept]
+    kept = (name for name in files.names(place) if name.rpartition("/")[2].startswith("part-"))
+    return [files.join(place, name) for name in kept]
 
 
 @contextlib.contextmanager
@@ -63,10 +64,10 @@ def opened(out: Out, memory: str = "2GB", *others: str) -> Iterator[duckdb.DuckD
         found = published(out)
         if not found:
             found = [os.path.join(folder, "none.parquet")]
-            tables.write(found[0], scores.SCHEMA, [])
+            parquet.write(found[0], scores.SCHEMA, [])
         with database_opened(memory) as database:
-            if any(map(storage.is_s3, (out.root, *others))):
-                database.register_filesystem(storage.s3())
+            if any(map(files.is_s3, (out.root, *others))):
+                database.register_filesystem(files.s3())
             database.execute("SET preserve_insertion_order = false")  # would be kept in memory
             database.execute("SET TimeZone = 'UTC'")
             database.execute("SET VARIABLE tables = $found", {"found": found})

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
-from ops import tables
 from ops.inventory import LISTED, SCHEMA, Tally, listed
 from ops.naming import Namer, split_named
+from ops.storage import parquet
 from pipelines.database import opened
 from pipelines.watch import Watch
 
@@ -56,7 +56,7 @@ def take(
     tally = Tally()
     with tempfile.TemporaryDirectory(prefix="nightloupe-") as folder:
         path = os.path.join(folder, "listed.parquet")
-        tables.write(
+        parquet.write(
             path, LISTED, _watched(listed(locations, namer, suffixes, tally), tally, watch)
         )
         if not tally.images:
@@ -69,7 +69,7 @@ def take(
                 "label_by_mask": namer.layout.label_by_mask and tally.masks > 0,
             }
             found = database.sql(_SORTED, params=asked).to_arrow_reader(2**16)
-            tables.write(out, SCHEMA, found, rows=4096)  # workers read slices
+            parquet.write(out, SCHEMA, found, rows=4096)  # workers read slices
     return tally
 
 

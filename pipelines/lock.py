@@ -21,9 +21,9 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ops import storage
 from ops.failure import BrokenPromise
-from ops.layout import Out
+from ops.storage import files
+from ops.storage.paths import Out
 
 #: How often a holder rewrites its key within a lease, and how often others look at it.
 _BEATS = 6
@@ -49,7 +49,7 @@ def locked(out: Out, lease: float = 120.0) -> Iterator[Callable[[], None]]:
     `lease`, in seconds, matters on S3 alone: how long a holder may be silent, and so how long the
     successor of a dead one waits. Raises Locked if another process holds it.
     """
-    if storage.is_s3(out.root):
+    if files.is_s3(out.root):
         holding = _Lease(out, lease)
         with holding.held():
             yield holding.check
@@ -122,18 +122,18 @@ class _Lease:
         if newest and self._is_alive(newest):
             raise Locked(self._out.root, self._read(newest) or {})
         self._number = newest + 1
-        created = storage.create(self._key(self._number), json.dumps(self._mine).encode())
+        created = files.create(self._key(self._number), json.dumps(self._mine).encode())
         holder = self._mine if created else self._read(self._number)
         # A request that was repeated after its answer was lost finds its own key.
         if holder is None or holder["token"] != self._mine["token"]:
             return False
         self._last_beat = time.monotonic()
         if self._newest() != self._number:  # others went on while this process slept
-            storage.remove_file(self._key(self._number))
+            files.remove_file(self._key(self._number))
             return False
         for number in self._numbers():
             if number < self._number:
-                storage.remove_file(self._key(number))
+                files.remove_file(self._key(number))
         return True
 
     def _is_alive(self, number: int) -> bool:
@@ -161,10 +161,10 @@ class _Lease:
                 self._last_beat = time.monotonic()
 
     def _key(self, number: int) -> str:
-        return storage.join(self._out.lock(), f"{number:09d}.json")
+        return files.join(self._out.lock(), f"{number:09d}.json")
 
     def _numbers(self) -> list[int]:
-        names = storage.names(self._out.lock())
+        names = files.names(self._out.lock())
         return [int(match[1]) for name in names if (match := _KEY.fullmatch(name))]
 
     def _newest(self) -> int:
@@ -172,10 +172,10 @@ class _Lease:
 
     def _read(self, number: int) -> dict[str, Any] | None:
         try:
-            holder: dict[str, Any] = storage.read_json(self._key(number))
+            holder: dict[str, Any] = files.read_json(self._key(number))
         except FileNotFoundError:
             return None
         return holder
 
     def _write(self, content: dict[str, Any]) -> None:
-        storage.write_bytes(self._key(self._number), json.dumps(content).encode())
+        files.write_bytes(self._key(self._number), json.dumps(content).encode())

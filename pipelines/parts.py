@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ops import scores, storage, tables
+from ops import scores
 from ops.failure import PASSING, BrokenPromise
 from ops.inventory import Inventory
-from ops.layout import Out
+from ops.storage import files, parquet
+from ops.storage.paths import Out
 
 POSITION = "position"
 #: Rows on their way into a part: where they stand in the inventory, then the score columns.
@@ -45,20 +46,20 @@ class Parts:
         self._open: dict[int, list[pa.Table]] = {}
         self._finished = np.zeros(-(-len(self.inventory) // self.part_rows), dtype=bool)
         work = self.out.work(self.run_id)
-        names = storage.names(work)
+        names = files.names(work)
         for name in names:
             if match := _PART.fullmatch(name):
-                self._take_up(int(match[1]), storage.join(work, name))
+                self._take_up(int(match[1]), files.join(work, name))
         for name in names:
             if _KEPT.fullmatch(name):
-                kept = tables.read(storage.join(work, name))
+                kept = parquet.read(files.join(work, name))
                 kept = kept.filter(pc.invert(pc.is_in(kept["status"], _PASSING)))
                 numbers = kept[POSITION].to_numpy() // self.part_rows
                 self.add(kept.filter(pa.array(~self._finished[numbers])))
 
     def _take_up(self, number: int, location: str) -> None:
         """Count a finished part, or open it again if some of its failures may have passed."""
-        rows = tables.read(location)
+        rows = parquet.read(location)
         passing = pc.is_in(rows["status"], _PASSING)
         if not pc.any(passing).as_py():
             self._finished[number] = True
@@ -121,15 +122,15 @@ class Parts:
                 self._write(number, pa.concat_tables(held).sort_by(POSITION))
 
     def _write(self, number: int, rows: pa.Table) -> None:
-        tables.write(self.out.part(self.run_id, number), scores.SCHEMA, [rows])
+        parquet.write(self.out.part(self.run_id, number), scores.SCHEMA, [rows])
         self._finished[number] = True
         del self._open[number]
 
     def keep(self) -> None:
         """Save the rows of unfinished parts, for the next attempt."""
         for number, held in self._open.items():
-            location = storage.join(self.out.work(self.run_id), f"kept-{number:05d}.parquet")
-            tables.write(location, ROWS, held)
+            location = files.join(self.out.work(self.run_id), f"kept-{number:05d}.parquet")
+            parquet.write(location, ROWS, held)
 
     def tables(self) -> Iterator[pa.Table]:
         """All parts in order, each checked against the inventory and the schema.
@@ -138,7 +139,7 @@ class Parts:
         """
         for number in range(len(self._finished)):
             start, stop = self._span(number)
-            rows = tables.read(self.out.part(self.run_id, number))
+            rows = parquet.read(self.out.part(self.run_id, number))
             expected = self.inventory.rows(start, stop, ["image_id"])["image_id"].combine_chunks()
             if not rows["image_id"].combine_chunks().equals(expected):
                 raise BrokenRun(

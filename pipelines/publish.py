@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ops import scores, storage, tables
+from ops import scores
+from ops.storage import files, parquet
 from pipelines.chain import Chain, batches, drawing
 from pipelines.parts import BrokenRun, Parts
 from pipelines.reading import slices
@@ -60,7 +61,7 @@ def publish(run: Run, parts: Parts, drawn: dict[str, str] | None) -> int:
                 yield _checked(run, rows)
 
     location = run.out.table(run.night, run.run_id)
-    written = tables.write(location, scores.SCHEMA, final(), group_rows(run.settings.part_rows))
+    written = parquet.write(location, scores.SCHEMA, final(), group_rows(run.settings.part_rows))
     if written != len(run.inventory):
         raise BrokenRun(f"{written} rows for {len(run.inventory)} images")
     return written
@@ -71,7 +72,7 @@ def _checked(run: Run, rows: pa.Table) -> pa.Table:
     named = rows.filter(pc.is_valid(rows["map_uri"]))["image_id"].to_pylist()
     model_id = run.model.card.model_id
     with ThreadPoolExecutor(16) as pool:
-        there = list(pool.map(lambda name: storage.exists(run.out.map(model_id, name)), named))
+        there = list(pool.map(lambda name: files.exists(run.out.map(model_id, name)), named))
     if not all(there):
         raise BrokenRun(f"{there.count(False)} maps of {run.run_id} were drawn, but are gone")
     return rows

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ops import storage
-from ops.layout import Out
+from ops.storage import files
+from ops.storage.paths import Out
 
 
 def finished(out: Out, run_id: str = "") -> dict[str, Any]:
@@ -16,9 +16,9 @@ def finished(out: Out, run_id: str = "") -> dict[str, Any]:
     """
     if not run_id:
         return latest(out, 1)[0]
-    if not storage.exists(out.run(run_id)):
+    if not files.exists(out.run(run_id)):
         raise FileNotFoundError(f"{out.root} holds no run {run_id}; its runs lie in {out.runs()}")
-    record: dict[str, Any] = storage.read_json(out.run(run_id))
+    record: dict[str, Any] = files.read_json(out.run(run_id))
     if not record.get("totals"):
         raise ValueError(f"run {run_id} is not finished; start its jobs.score command again")
     return record
@@ -54,9 +54,7 @@ def later(out: Out, record: Mapping[str, Any]) -> list[str]:
 
 def _done(out: Out) -> list[dict[str, Any]]:
     """Records of all finished runs, the latest at the end."""
-    found = [
-        storage.read_json(storage.join(out.runs(), name)) for name in storage.names(out.runs())
-    ]
+    found = [files.read_json(files.join(out.runs(), name)) for name in files.names(out.runs())]
     return sorted((r for r in found if r.get("totals")), key=lambda r: str(r["started"]))
 
 

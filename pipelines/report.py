@@ -18,10 +18,10 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from ops import storage
 from ops.failure import STATUSES
 from ops.fetch import FetchSettings
-from ops.layout import Out
+from ops.storage import files
+from ops.storage.paths import Out
 from pipelines.concerns import drifted
 from pipelines.facts import Facts, ReportSettings, gather
 from pipelines.highlights import BINS, Histogram
@@ -69,7 +69,7 @@ def report(
     """
     location = out.report(name)
     facts = gather(out, runs, settings, reading, watch, tracker)
-    storage.write_bytes(location, render(out, facts))
+    files.write_bytes(location, render(out, facts))
     return location
 
 

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ops import storage
 from ops.drawing import Policy
 from ops.fetch import FetchSettings
 from ops.inventory import Inventory
-from ops.layout import Out
+from ops.storage import files
+from ops.storage.paths import Out
 from pipelines.shared import SharedModel
 
 
@@ -101,13 +101,13 @@ def run_key(
 def _unfinished(out: Out, key: str) -> list[str]:
     """Nights of runs with this key that are under way; clears up behind those that died late."""
     work = out.work()
-    if not storage.is_folder(work):
+    if not files.is_folder(work):
         return []
-    names = {item.name.split("/", 1)[0] for item in storage.listing(work)}
+    names = {item.name.split("/", 1)[0] for item in files.listing(work)}
     found = []
     for run_id in sorted(name for name in names if name.endswith(f"-{key}")):
         if _totals(out, run_id):
-            storage.remove_folder(out.work(run_id))
+            files.remove_folder(out.work(run_id))
         else:
             found.append(run_id[:10])
     return found
@@ -120,9 +120,9 @@ def finished(run: Run) -> dict[str, Any] | None:
 
 def _totals(out: Out, run_id: str) -> dict[str, Any] | None:
     location = out.run(run_id)
-    if not storage.exists(location):
+    if not files.exists(location):
         return None
-    totals: dict[str, Any] | None = storage.read_json(location).get("totals")
+    totals: dict[str, Any] | None = files.read_json(location).get("totals")
     return totals
 
 

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from ops import storage
 from ops.fetch import FetchSettings
+from ops.storage import files
 from pipelines.chain import Chain, batches, drawing, positioned
 from pipelines.cluster import Slots
 from pipelines.doubles import Doubles
@@ -49,9 +49,9 @@ def score(
         return totals
     started = datetime.datetime.now(datetime.UTC)
     record = described(run, fetch, started)
-    storage.write_json(run.out.run(run.run_id), record)
+    files.write_json(run.out.run(run.run_id), record)
     # The mark that a run is under way; also what makes its night be found again.
-    storage.write_bytes(storage.join(run.out.work(run.run_id), "started"), b"")
+    files.write_bytes(files.join(run.out.work(run.run_id), "started"), b"")
     draw = drawing(run.model.card, run.out, run.settings.policy, run.settings.overlays)
     chain = Chain(run.model, draw, fetch, slots)
     parts = Parts(run.out, run.run_id, run.inventory, run.settings.part_rows)
@@ -63,7 +63,7 @@ def score(
         published = publish(run, parts, drawn)
     except BrokenRun as broken:
         # Else every later start would find the same.
-        storage.remove_folder(run.out.work(run.run_id))
+        files.remove_folder(run.out.work(run.run_id))
         raise BrokenRun(
             f"{broken}. What was scored of this run is dropped: start the same command again to "
             "score its images anew"
@@ -82,8 +82,8 @@ def score(
         "images_per_second": round((published - resumed) / max(seconds, 1e-9), 3),
         "table": run.out.table(run.night, run.run_id),
     }
-    storage.write_json(run.out.run(run.run_id), {**record, "totals": totals})
-    storage.remove_folder(run.out.work(run.run_id))
+    files.write_json(run.out.run(run.run_id), {**record, "totals": totals})
+    files.remove_folder(run.out.work(run.run_id))
     return totals
 
 

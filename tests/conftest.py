@@ -111,10 +111,10 @@ def s3(s3_server):
 
 def new_bucket() -> str:
     """Make a bucket on the server that the environment names; its URI."""
-    from ops import storage
+    from ops.storage import files
 
     bucket = f"bucket-{time.monotonic_ns()}"
-    storage.s3().call_s3("create_bucket", Bucket=bucket)
+    files.s3().call_s3("create_bucket", Bucket=bucket)
     return f"s3://{bucket}"
 
 
@@ -122,9 +122,9 @@ def forget_s3() -> None:
     """Make the next access to S3 read the environment anew."""
     from s3fs import S3FileSystem
 
-    from ops import storage
+    from ops.storage import files
 
-    storage._s3.cache_clear()
+    files._s3.cache_clear()
     S3FileSystem.clear_instance_cache()
 
 
@@ -164,12 +164,12 @@ def tiny_model(product: str, seed: int = 0):
     from ops.calibration import Calibration
     from ops.decode import DecodeSettings
     from ops.group import Alone
-    from ops.layout import product_file
     from ops.maps import Scale
     from ops.method import Notes
     from ops.model import Model, ModelCard, ProductCard
     from ops.patchcore import PatchCore, PatchCoreSettings
     from ops.resize import InputSettings
+    from ops.storage.paths import product_file
     from ops.weights import fingerprint
 
     backbone = Backbone(BackboneSettings("squeezenet1_1", "features.3", "random"))

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from ops import maps, storage, tables, uris
+from ops import maps
 from ops.fetch import FetchSettings
 from ops.inventory import SCHEMA, Inventory, image_id
-from ops.layout import Out
 from ops.model import Model, ModelCard, write_model
 from ops.resize import geometry
+from ops.storage import files, parquet, uris
+from ops.storage.paths import Out
 from pipelines.parts import ROWS, Parts
 from pipelines.publish import publish
 from pipelines.run import Run, ScoreSettings, described, prepare
@@ -56,7 +57,7 @@ def model_of(products: Sequence[str], seed: int = 0) -> Model:
 def list_parts(location: str, parts: Sequence[Part]) -> Inventory:
     columns = ("image_id", "uri", "version", "product", "label")
     listed = [{name: getattr(part, name) for name in columns} for part in parts]
-    tables.write(location, SCHEMA, [pa.Table.from_pylist(listed, SCHEMA)])
+    parquet.write(location, SCHEMA, [pa.Table.from_pylist(listed, SCHEMA)])
     return Inventory(location)
 
 
@@ -70,7 +71,7 @@ def finish(
     """Write all that a run leaves: inventory, model, maps, table, record."""
     out = Out(root)
     inventory = list_parts(f"{root}/inventory-{night}.parquet", parts)
-    if not storage.exists(f"{out.model(model.card.model_id)}/model.json"):
+    if not files.exists(f"{out.model(model.card.model_id)}/model.json"):
         write_model(out.model(model.card.model_id), model)
     run = prepare(inventory, SharedModel(model.card, None, {}), out, settings, night)
     collected = Parts(out, run.run_id, inventory, settings.part_rows)
@@ -86,8 +87,8 @@ def finish(
     }
     started = NOW.replace(day=int(night[-2:]))
     record = described(run, FetchSettings(), started)
-    storage.write_json(out.run(run.run_id), {**record, "totals": totals})
-    storage.remove_folder(out.work(run.run_id))
+    files.write_json(out.run(run.run_id), {**record, "totals": totals})
+    files.remove_folder(out.work(run.run_id))
     return run
 
 
@@ -129,9 +130,7 @@ def draw_map(out: Out, card: ModelCard, name: str, scale: maps.Scale | None = No
     values = np.linspace(0, 60, side * side, dtype=np.float32).reshape(side, side)
     place = geometry(80, 60, card.input)
     location = out.map(card.model_id, name)
-    storage.write_bytes(
-        location, maps.encode(values, scale or card.map_scale, place, card.model_id)
-    )
+    files.write_bytes(location, maps.encode(values, scale or card.map_scale, place, card.model_id))
     return uris.make(location)
 
 

@@ -14,9 +14,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ops import maps, storage, tables, uris
+from ops import maps
 from ops.inventory import Inventory
-from ops.layout import Out
+from ops.storage import files, parquet, uris
+from ops.storage.paths import Out
 from pipelines import records
 
 #: Pictures, and how many of each kind of defect.
@@ -39,10 +40,10 @@ def chosen(inventory: Inventory) -> list[dict[str, Any]]:
 def drawn(out: Out, images: list[dict[str, Any]]) -> tuple[str, Iterator[np.ndarray]]:
     """The method of the last run, and its map of each image."""
     record = records.finished(out)
-    scored = tables.read(record["totals"]["table"], ["image_id", "map_uri"]).to_pylist()
+    scored = parquet.read(record["totals"]["table"], ["image_id", "map_uri"]).to_pylist()
     places = {row["image_id"]: row["map_uri"] for row in scored}
-    card = storage.read_json(storage.join(out.model(record["model_id"]), "model.json"))
-    found = (storage.read_bytes(uris.parse(places[row["image_id"]]).location) for row in images)
+    card = files.read_json(files.join(out.model(record["model_id"]), "model.json"))
+    found = (files.read_bytes(uris.parse(places[row["image_id"]]).location) for row in images)
     return card["method"], (maps.decode(data).values() for data in found)
 
 

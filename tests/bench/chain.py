@@ -16,13 +16,13 @@ from ops.detecting import Detect, to_images
 from ops.drawing import DrawMaps
 from ops.fetch import FetchSettings
 from ops.group import Alone
-from ops.layout import Out
 from ops.maps import LEVELS, Scale
 from ops.method import Notes
 from ops.model import ModelCard, ProductCard
 from ops.patchcore import PatchCore, PatchCoreSettings
 from ops.reading import Read
 from ops.resize import InputSettings
+from ops.storage.paths import Out
 from tests.bench import features
 from tests.bench.measure import Row, Time, ratio, timed
 

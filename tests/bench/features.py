@@ -11,7 +11,6 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from ops import uris
 from ops.backbone import Backbone, BackboneSettings
 from ops.decode import DecodeSettings
 from ops.detecting import to_images
@@ -19,6 +18,7 @@ from ops.fetch import FetchSettings
 from ops.patches import embed
 from ops.reading import Read
 from ops.resize import InputSettings
+from ops.storage import uris
 from tests.conftest import DATA, draw_archive
 
 LAYERS = "features.7,features.9,features.10"

@@ -116,7 +116,7 @@ def stack():
 @pytest.fixture(scope="module")
 def night(stack, tmp_path_factory):
     """The first night, from an empty bucket to the worst images."""
-    from ops import storage
+    from ops.storage import files
 
     parts = tmp_path_factory.mktemp("parts")
     draw_archive(parts, train=9, test=2)
@@ -127,7 +127,7 @@ def night(stack, tmp_path_factory):
         forget_s3()
         for file in sorted(parts.rglob("*.png")):
             place = f"s3://warehouse/parts/{file.relative_to(parts)}"
-            storage.write_bytes(place, file.read_bytes())
+            files.write_bytes(place, file.read_bytes())
     forget_s3()
     listed = "s3://warehouse/parts.parquet"
     given = ["--archive", "s3://warehouse/parts", "--layout", "mvtec"]

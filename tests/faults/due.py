@@ -15,9 +15,10 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from ops import inventory, scores, tables
+from ops import inventory, scores
 from ops.inventory import Inventory
-from ops.layout import Out
+from ops.storage import parquet
+from ops.storage.paths import Out
 from pipelines import due
 
 NIGHTS = 10
@@ -56,7 +57,7 @@ def _write(database, file, schema, question, span, told) -> None:
     asked = {"first": span[0], "last": span[1], **told}
     found = database.sql(question, params=asked).to_arrow_reader(2**16)
 
-    tables.write(str(file), schema, (_filled(batch, schema) for batch in found))
+    parquet.write(str(file), schema, (_filled(batch, schema) for batch in found))
 
 
 def _filled(batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:

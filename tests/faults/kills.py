@@ -25,8 +25,8 @@ import pyarrow as pa
 
 from jobs import check
 from jobs.tracking import EXPERIMENT, Tracker
-from ops import storage
-from ops.layout import Out
+from ops.storage import files
+from ops.storage.paths import Out
 from tests.cluster import Cluster
 from tests.conftest import SECRET, forget_s3, new_bucket, tiny_model
 from tests.faults.servers import relay_to, s3_server, tracker_in
@@ -232,9 +232,9 @@ def strike(
 
 def done(world: World, out: str) -> float:
     """The share of rows that lie in finished parts, or in the published table."""
-    if storage.names(Out(out).scores()):
+    if files.names(Out(out).scores()):
         return 1.0
-    parts = [name for name in storage.names(Out(out).work()) if "/part-" in name]
+    parts = [name for name in files.names(Out(out).work()) if "/part-" in name]
     return min(1.0, len(parts) * world.warehouse("disk").part_rows / world.images)
 
 
@@ -279,7 +279,7 @@ def judge(
         wrong.append("other maps")
     if witness.torn:
         wrong.append(f"torn: {witness.torn[0]}")
-    if left := storage.names(Out(out).work()):
+    if left := files.names(Out(out).work()):
         wrong.append(f"left over: {left[:3]}")
     if ending.case.store == "disk":
         # Hidden from readers, but nobody removes them.
@@ -299,14 +299,14 @@ def untracked(out: str) -> list[str]:
     """Whether the tracker, or what waits for it, has exactly one record of the run's end."""
     from mlflow import MlflowClient
 
-    (name,) = storage.names(Out(out).runs())
-    run_id = storage.read_json(storage.join(Out(out).runs(), name))["run_id"]
+    (name,) = files.names(Out(out).runs())
+    run_id = files.read_json(files.join(Out(out).runs(), name))["run_id"]
     client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
     experiment = client.get_experiment_by_name(EXPERIMENT)
     runs = client.search_runs([experiment.experiment_id], max_results=1000) if experiment else []
     heard = [r for r in runs if r.data.params.get("out") == out and r.info.status == "FINISHED"]
     spool = Out(out).spool()
-    spooled = [storage.read_json(storage.join(spool, name)) for name in storage.names(spool)]
+    spooled = [files.read_json(files.join(spool, name)) for name in files.names(spool)]
     kept = [r for r in spooled if r["tags"].get("run_id") == run_id and r["status"] == "FINISHED"]
     # What arrived though its answer was lost waits too, and is known by its delivery.
     told = {r["delivery"] for r in kept} | {r.data.tags["delivery"] for r in heard}

@@ -18,10 +18,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ops import specimens, tables
+from ops import specimens
 from ops.inventory import Inventory
-from ops.layout import Out
 from ops.model import write_model
+from ops.storage import parquet
+from ops.storage.paths import Out
 from pipelines import records
 from tests.conftest import LOOPBACK_ONLY, ROOT, tiny_model
 from tests.faults.processes import Sample, Sampler
@@ -127,7 +128,7 @@ def main(words: list[str]) -> None:
         inventory = listed(folder / "parts", folder / "parts.parquet")
         samples = score(folder, inventory)
         record = records.finished(Out(str(folder / "out")))
-        table = tables.read(record["totals"]["table"], ["status", "image_id"])
+        table = parquet.read(record["totals"]["table"], ["status", "image_id"])
         assert table["status"].to_pylist() == ["ok"] * count
         assert len(set(table["image_id"].to_pylist())) == count
         report(samples, count)

@@ -22,16 +22,17 @@ from typing import NamedTuple
 import pyarrow as pa
 from PIL import Image
 
-from ops import archives, uris
+from ops import archives
 from ops.decode import DecodeSettings, decode
 from ops.failure import Failure
 from ops.fetch import FetchSettings
 from ops.inventory import Inventory
-from ops.layout import Out
 from ops.model import Model
 from ops.naming import Layout, Namer
 from ops.reading import Read
 from ops.resize import InputSettings, pack, resize
+from ops.storage import uris
+from ops.storage.paths import Out
 from pipelines import inventory
 from pipelines.chain import Chain, drawing
 from pipelines.cluster import Slots

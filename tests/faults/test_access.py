@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ops import patience, storage
-from ops.patience import Patience
+from ops.storage import files, retry
+from ops.storage.retry import Patience
 from tests.faults.conftest import JOBS, REMEDY
 from tests.faults.proxy import DENIALS
 
@@ -33,7 +33,7 @@ def test_a_bucket_that_is_not_there_is_named(proxy, told, job):
 
 
 def test_an_output_folder_is_tried_before_the_archive_is_listed(proxy, bucket, leave, monkeypatch):
-    storage.write_bytes(f"{bucket}/parts/a.png", b"an image")
+    files.write_bytes(f"{bucket}/parts/a.png", b"an image")
     monkeypatch.setattr("pipelines.inventory.take", None)
     words = ["--archive", f"{bucket}/parts", "--out", "s3://no-such-bucket/parts.parquet"]
     code, _, err = leave("inventory", *words)
@@ -44,7 +44,7 @@ def test_an_output_folder_is_tried_before_the_archive_is_listed(proxy, bucket, l
 @pytest.mark.parametrize("job", ["inventory", "score", "nightly", "query"])
 @pytest.mark.parametrize("address", ["http://no-such-host.invalid", "http://127.0.0.1:9"])
 def test_a_store_that_is_not_there_is_named(s3_server, told, monkeypatch, job, address):
-    monkeypatch.setattr(patience, "_DEFAULT", Patience(attempts=3, first=0.01))
+    monkeypatch.setattr(retry, "_DEFAULT", Patience(attempts=3, first=0.01))
     monkeypatch.setenv("AWS_ENDPOINT_URL", address)
     said = told(job, "s3://bucket")
     assert "the store failed 3 times in a row" in said
@@ -52,8 +52,8 @@ def test_a_store_that_is_not_there_is_named(s3_server, told, monkeypatch, job, a
 
 
 def test_who_may_read_a_file_but_not_list_may_name_it(proxy, bucket):
-    storage.write_bytes(f"{bucket}/parts.tar", b"an archive")
-    call = storage.s3().call_s3
+    files.write_bytes(f"{bucket}/parts.tar", b"an archive")
+    call = files.s3().call_s3
 
     def no_listing(method, **request):
         if method == "list_objects_v2":
@@ -61,9 +61,9 @@ def test_who_may_read_a_file_but_not_list_may_name_it(proxy, bucket):
         return call(method, **request)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(storage.s3(), "call_s3", no_listing)
-        storage.reach(f"{bucket}/parts.tar")
+        patch.setattr(files.s3(), "call_s3", no_listing)
+        files.reach(f"{bucket}/parts.tar")
         with pytest.raises(PermissionError, match=f"{bucket}/none.tar: Access Denied"):
-            storage.reach(f"{bucket}/none.tar")
+            files.reach(f"{bucket}/none.tar")
         with pytest.raises(PermissionError, match=f"{bucket}: Access Denied"):
-            storage.reach(bucket)
+            files.reach(bucket)

@@ -11,12 +11,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from ops import uris
 from ops.archives import entries
 from ops.decode import DecodeSettings
 from ops.fetch import FetchSettings
 from ops.reading import Read
 from ops.resize import InputSettings
+from ops.storage import uris
 from pipelines.reading import carried
 from tests import pictures
 from tests.faults.reading import listed

@@ -10,8 +10,8 @@ import urllib.request
 
 import pytest
 
-from ops import storage
-from ops.layout import Out
+from ops.storage import files
+from ops.storage.paths import Out
 from tests.cluster import BIN
 from tests.conftest import ROOT
 from tests.faults.kills import (
@@ -111,8 +111,8 @@ def stop(world, job: str) -> None:
         assert json.load(answer)["stopped"]
 
 
-def files(out: str) -> dict[str, str]:
-    return {item.name: item.version for item in storage.listing(out) if "mlflow" not in item.name}
+def versions(out: str) -> dict[str, str]:
+    return {item.name: item.version for item in files.listing(out) if "mlflow" not in item.name}
 
 
 def at_work(world) -> list[tuple[int, str]]:
@@ -144,12 +144,12 @@ def test_a_stopped_job_writes_no_more_and_is_finished_by_the_same_command(world)
     while at_work(world):  # Ray ends a job's workers behind it
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    left = files(out)
-    assert storage.names(Out(out).scores()) == []
+    left = versions(out)
+    assert files.names(Out(out).scores()) == []
     time.sleep(5)
-    assert files(out) == left
+    assert versions(out) == left
     assert at_work(world) == []
     ray_job(world, "submit", "--submission-id", "second", "--working-dir", ".", *command)
     assert status(world, "second") == "SUCCEEDED"
     assert published(out).equals(table)
-    assert storage.names(Out(out).work()) == []
+    assert files.names(Out(out).work()) == []

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ops import storage
-from ops.layout import Out
+from ops.storage import files
+from ops.storage.paths import Out
 from pipelines import lock
 from tests.conftest import forget_s3, new_bucket
 from tests.faults import radosgw
@@ -35,28 +35,28 @@ def bucket(gateway):
 
 
 def names(place):
-    return [item.name for item in storage.listing(place)]
+    return [item.name for item in files.listing(place)]
 
 
 def test_files_come_and_go(bucket, monkeypatch):
     monkeypatch.setattr("s3fs.core.calculate_chunksize", lambda size, chunksize=None: 5 * 2**20)
-    storage.write_bytes(f"{bucket}/a #1?%ü.bin", bytes(range(100)))
-    with storage.staged(f"{bucket}/b/large.bin") as path, open(path, "wb") as file:
+    files.write_bytes(f"{bucket}/a #1?%ü.bin", bytes(range(100)))
+    with files.staged(f"{bucket}/b/large.bin") as path, open(path, "wb") as file:
         file.write(bytes(11 * 2**20))
     assert names(bucket) == ["a #1?%ü.bin", "b/large.bin"]
-    assert storage.read_bytes(f"{bucket}/a #1?%ü.bin", 97) == bytes([97, 98, 99])
-    assert storage.read_bytes(f"{bucket}/b/large.bin") == bytes(11 * 2**20)
-    assert storage.exists(f"{bucket}/b/large.bin")
-    assert not storage.exists(f"{bucket}/b")
-    storage.remove_folder(f"{bucket}/b")
-    storage.remove_file(f"{bucket}/gone")
+    assert files.read_bytes(f"{bucket}/a #1?%ü.bin", 97) == bytes([97, 98, 99])
+    assert files.read_bytes(f"{bucket}/b/large.bin") == bytes(11 * 2**20)
+    assert files.exists(f"{bucket}/b/large.bin")
+    assert not files.exists(f"{bucket}/b")
+    files.remove_folder(f"{bucket}/b")
+    files.remove_file(f"{bucket}/gone")
     assert names(bucket) == ["a #1?%ü.bin"]
 
 
 def test_a_key_is_created_once(bucket):
-    assert storage.create(f"{bucket}/key", b"mine")
-    assert not storage.create(f"{bucket}/key", b"theirs")
-    assert storage.read_bytes(f"{bucket}/key") == b"mine"
+    assert files.create(f"{bucket}/key", b"mine")
+    assert not files.create(f"{bucket}/key", b"theirs")
+    assert files.read_bytes(f"{bucket}/key") == b"mine"
 
 
 def test_one_of_two_gets_the_lock(bucket):
@@ -75,8 +75,8 @@ def test_it_takes_a_proxy_before_it_for_itself(gateway, bucket, monkeypatch):
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
         forget_s3()
         for number in range(30):
-            storage.write_bytes(f"{bucket}/{number:02d}", bytes([number]))
-        assert [storage.read_bytes(f"{bucket}/{name}") for name in names(bucket)] == [
+            files.write_bytes(f"{bucket}/{number:02d}", bytes([number]))
+        assert [files.read_bytes(f"{bucket}/{name}") for name in names(bucket)] == [
             bytes([number]) for number in range(30)
         ]
         assert proxy.failures() >= 3

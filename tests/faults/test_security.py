@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ops import storage, uris
 from ops.backbone import Backbone, BackboneSettings
 from ops.fetch import FetchSettings
-from ops.layout import Out
 from ops.model import read_model, write_model
+from ops.storage import files, uris
+from ops.storage.paths import Out
 from ops.weights import load_weights
 from pipelines.chain import Chain, drawing
 from pipelines.cluster import Slots
@@ -130,7 +130,7 @@ def test_planted_secrets_are_found_in_nothing_that_a_night_leaves(
 ):
     folder = Path(f"/tmp/nl-sec-{os.getpid()}")  # sockets need short paths
     folder.mkdir()
-    request.addfinalizer(lambda: storage.remove_folder(str(folder)))
+    request.addfinalizer(lambda: files.remove_folder(str(folder)))
     for name, value in PLANTED.items():
         monkeypatch.setenv(name, value)
     forget_s3()
@@ -138,10 +138,10 @@ def test_planted_secrets_are_found_in_nothing_that_a_night_leaves(
     bucket = new_bucket()
     for number in range(6):
         data = pictures.encoded(pictures.texture(number))
-        storage.write_bytes(f"{bucket}/parts/{number}.png", data if number else b"broken")
+        files.write_bytes(f"{bucket}/parts/{number}.png", data if number else b"broken")
     packed = bytearray(pictures.encoded(pictures.texture(0), "TIFF", compression="tiff_lzw"))
     packed[60:90] = b"\xff" * 30  # libtiff prints "Using code not yet in table"
-    storage.write_bytes(f"{bucket}/parts/packed.tif", bytes(packed))
+    files.write_bytes(f"{bucket}/parts/packed.tif", bytes(packed))
     write_model(str(folder / "model"), tiny_model("parts"))
     # A tracker with a password in its address; nobody listens, so that it is spooled and told.
     tracker = f"http://ann:{PASSWORD}@127.0.0.1:{free_port()}"
@@ -167,9 +167,9 @@ def test_planted_secrets_are_found_in_nothing_that_a_night_leaves(
     forget_s3()
 
     written = {str(file): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-    for place in storage.listing(bucket):
-        name = storage.join(bucket, place.name)
-        written[name] = storage.read_bytes(name)
+    for place in files.listing(bucket):
+        name = files.join(bucket, place.name)
+        written[name] = files.read_bytes(name)
     tables = [name for name in written if name.endswith(".parquet")]
     for name in tables:  # pages are compressed
         table = pq.read_table(pa.BufferReader(written[name]))

@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from ops import fetch as fetching
-from ops import patience, storage, tables, uris
 from ops.archives import entries
 from ops.failure import Failure
 from ops.fetch import FetchSettings, fetch
-from ops.layout import Out
-from ops.patience import Patience, Unavailable
+from ops.storage import files, parquet, retry, uris
+from ops.storage.paths import Out
+from ops.storage.retry import Patience, Unavailable
 from pipelines import lock
 from tests.conftest import forget_s3, new_bucket
 from tests.faults.proxy import HARMLESS, KINDS, ONE_IN_TEN, UNHEARD
@@ -35,15 +35,15 @@ HASTY = FetchSettings(attempts=4, patience=0.01)
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch):
     """Attempts follow each other at once; archives are opened anew."""
-    monkeypatch.setattr(patience, "_DEFAULT", Patience(attempts=4, first=0.01))
+    monkeypatch.setattr(retry, "_DEFAULT", Patience(attempts=4, first=0.01))
     fetching._container.cache_clear()
 
 
 def filled(bucket: str) -> str:
     """A prefix with three files, one of them a table."""
-    storage.write_bytes(f"{bucket}/a/1.bin", DATA)
-    storage.write_bytes(f"{bucket}/a/b/2.bin", b"two")
-    with storage.staged(f"{bucket}/a/3.parquet") as path:
+    files.write_bytes(f"{bucket}/a/1.bin", DATA)
+    files.write_bytes(f"{bucket}/a/b/2.bin", b"two")
+    with files.staged(f"{bucket}/a/3.parquet") as path:
         pq.write_table(TABLE, path, row_group_size=1000)
     return f"{bucket}/a"
 
@@ -61,33 +61,33 @@ def standing(faulty_server):
 
 
 def names(place: str) -> list[str]:
-    return [item.name for item in storage.listing(place)]
+    return [item.name for item in files.listing(place)]
 
 
 def _from_open_file(place):
-    with storage.open_read(f"{place}/1.bin") as file:
+    with files.open_read(f"{place}/1.bin") as file:
         file.seek(9000)
         return file.read(500)
 
 
 def _copied(place, folder):
-    storage.fetch_folder(place, str(folder / "copy"))
+    files.fetch_folder(place, str(folder / "copy"))
     return (folder / "copy" / "1.bin").read_bytes(), (folder / "copy" / "b" / "2.bin").read_bytes()
 
 
 #: What is asked, and what must be the answer.
 READS = {
-    "read": (lambda place, _: storage.read_bytes(f"{place}/1.bin"), DATA),
-    "slice": (lambda place, _: storage.read_bytes(f"{place}/1.bin", 10, 20), DATA[10:20]),
+    "read": (lambda place, _: files.read_bytes(f"{place}/1.bin"), DATA),
+    "slice": (lambda place, _: files.read_bytes(f"{place}/1.bin", 10, 20), DATA[10:20]),
     "open": (lambda place, _: _from_open_file(place), DATA[9000:9500]),
-    "table": (lambda place, _: tables.read(f"{place}/3.parquet"), TABLE),
-    "exists": (lambda place, _: storage.exists(f"{place}/1.bin"), True),
-    "absent": (lambda place, _: storage.exists(f"{place}/2.bin"), False),
-    "describe": (lambda place, _: storage.describe(f"{place}/1.bin").bytes, len(DATA)),
+    "table": (lambda place, _: parquet.read(f"{place}/3.parquet"), TABLE),
+    "exists": (lambda place, _: files.exists(f"{place}/1.bin"), True),
+    "absent": (lambda place, _: files.exists(f"{place}/2.bin"), False),
+    "describe": (lambda place, _: files.describe(f"{place}/1.bin").bytes, len(DATA)),
     "listing": (lambda place, _: names(place), ["1.bin", "3.parquet", "b/2.bin"]),
-    "folder": (lambda place, _: storage.is_folder(f"{place}/b"), True),
+    "folder": (lambda place, _: files.is_folder(f"{place}/b"), True),
     "copy": (_copied, (DATA, b"two")),
-    "reach": (lambda place, _: storage.reach(place), None),
+    "reach": (lambda place, _: files.reach(place), None),
     "fetch": (
         lambda place, _: fetch(uris.make(f"{place}/1.bin"), None, len(DATA), HASTY),
         DATA,
@@ -108,34 +108,34 @@ def test_what_is_read_is_what_is_there(proxy, standing, tmp_path, operation, kin
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_written_lies_there_once_and_whole(proxy, place, kind):
     proxy.plan(kind, "PUT", times=2)
-    storage.write_bytes(f"{place}/new.bin", DATA)
-    storage.write_json(f"{place}/new.json", {"a": 1})
+    files.write_bytes(f"{place}/new.bin", DATA)
+    files.write_json(f"{place}/new.json", {"a": 1})
     assert proxy.counts == {kind: 2}
-    assert storage.read_bytes(f"{place}/new.bin") == DATA
-    assert storage.read_json(f"{place}/new.json") == {"a": 1}
+    assert files.read_bytes(f"{place}/new.bin") == DATA
+    assert files.read_json(f"{place}/new.json") == {"a": 1}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_removed_is_gone_and_nothing_else(proxy, place, kind):
     proxy.plan(kind, "DELETE|POST", times=3)
-    storage.remove_file(f"{place}/1.bin")
+    files.remove_file(f"{place}/1.bin")
     assert names(place) == ["3.parquet", "b/2.bin"]
-    storage.remove_folder(f"{place}/b")
+    files.remove_folder(f"{place}/b")
     assert names(place) == ["3.parquet"]
     assert proxy.counts[kind] == 3 - len(proxy.planned) >= 2 - (kind in HARMLESS)
 
 
 def test_what_the_store_keeps_of_a_folder_is_told(place, monkeypatch):
-    call = storage.s3().call_s3
+    call = files.s3().call_s3
     kept = [{"Key": "a/1.bin", "Code": "InternalError", "Message": "try again"}]
 
     def and_keep_one(method, **request):
         answer = call(method, **request)
         return answer | {"Errors": kept} if method == "delete_objects" else answer
 
-    monkeypatch.setattr(storage.s3(), "call_s3", and_keep_one)
+    monkeypatch.setattr(files.s3(), "call_s3", and_keep_one)
     with pytest.raises(OSError, match=r"/a/1.bin cannot be removed: InternalError, try again"):
-        storage.remove_folder(place)
+        files.remove_folder(place)
 
 
 @pytest.mark.parametrize("kind", ["internal_error", "lost_answer", "cut_answer"])
@@ -144,10 +144,10 @@ def test_an_upload_in_parts_arrives_whole(proxy, bucket, monkeypatch, step, kind
     small_parts(monkeypatch)
     data = random.Random(1).randbytes(11 * 2**20 + 5)
     proxy.plan(kind, step)
-    with storage.staged(f"{bucket}/large.bin") as path, open(path, "wb") as file:
+    with files.staged(f"{bucket}/large.bin") as path, open(path, "wb") as file:
         file.write(data)
     assert proxy.counts == {kind: 1}
-    assert storage.read_bytes(f"{bucket}/large.bin") == data
+    assert files.read_bytes(f"{bucket}/large.bin") == data
     assert names(bucket) == ["large.bin"]
 
 
@@ -160,10 +160,10 @@ def small_parts(monkeypatch):
 def test_listings_of_many_pages_are_whole(proxy, bucket, monkeypatch, kind):
     expected = [f"{number:02d}" for number in range(12)]
     for name in expected:
-        storage.write_bytes(f"{bucket}/{name}", b"x")
-    call = storage.s3().call_s3
+        files.write_bytes(f"{bucket}/{name}", b"x")
+    call = files.s3().call_s3
     pages = lambda method, **request: call(method, **request, MaxKeys=5)  # noqa: E731
-    monkeypatch.setattr(storage.s3(), "call_s3", pages)
+    monkeypatch.setattr(files.s3(), "call_s3", pages)
     proxy.plan(kind, "continuation-token", times=3)
     assert names(bucket) == expected
     assert proxy.counts == {kind: 3 if kind not in HARMLESS else 2}
@@ -173,13 +173,13 @@ def test_listings_of_many_pages_are_whole(proxy, bucket, monkeypatch, kind):
 def test_a_key_is_created_once_and_a_lost_answer_hides_nothing(proxy, bucket, kind):
     """A repeated request finds the key of its own first attempt: its content says whose it is."""
     proxy.plan(kind, "PUT")
-    created = storage.create(f"{bucket}/key", b"mine")
+    created = files.create(f"{bucket}/key", b"mine")
     carried_out = kind in {"lost_answer", "cut_answer", "wrong_length"}
     assert created or carried_out
-    assert storage.read_bytes(f"{bucket}/key") == b"mine"
+    assert files.read_bytes(f"{bucket}/key") == b"mine"
     proxy.plan(kind, "PUT")
-    assert not storage.create(f"{bucket}/key", b"theirs")
-    assert storage.read_bytes(f"{bucket}/key") == b"mine"
+    assert not files.create(f"{bucket}/key", b"theirs")
+    assert files.read_bytes(f"{bucket}/key") == b"mine"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -219,7 +219,7 @@ def packed(kind: str) -> bytes:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("archive", ["tar", "tar.gz", "tar.bz2", "zip", "parquet"])
 def test_an_archive_whose_store_fails_is_not_taken_for_damaged(proxy, bucket, archive, kind):
-    storage.write_bytes(f"{bucket}/parts.{archive}", packed(archive))
+    files.write_bytes(f"{bucket}/parts.{archive}", packed(archive))
     proxy.plan(kind, "GET", times=2)
     found = list(entries(f"{bucket}/parts.{archive}"))
     assert [entry.problem for entry in found] == [None] * 3
@@ -231,7 +231,7 @@ def test_an_archive_whose_store_fails_is_not_taken_for_damaged(proxy, bucket, ar
 
 @pytest.mark.parametrize("archive", ["tar.gz", "tar.bz2", "zip", "parquet"])
 def test_an_archive_whose_store_stays_down_is_unavailable(proxy, bucket, archive):
-    storage.write_bytes(f"{bucket}/parts.{archive}", packed(archive))
+    files.write_bytes(f"{bucket}/parts.{archive}", packed(archive))
     found = list(entries(f"{bucket}/parts.{archive}"))
     proxy.shares = {"slow_down": 1.0}
     with pytest.raises(OSError, match="the store failed 4 times in a row"):
@@ -247,7 +247,7 @@ def test_an_archive_whose_store_stays_down_is_unavailable(proxy, bucket, archive
 
 def test_a_tar_whose_directory_could_not_be_read_is_read_again(bucket, monkeypatch):
     """Half a directory must not make the members behind it missing."""
-    storage.write_bytes(f"{bucket}/parts.tar", packed("tar"))
+    files.write_bytes(f"{bucket}/parts.tar", packed("tar"))
     tar = fetching._Tar(f"{bucket}/parts.tar")
     following = tarfile.TarFile.next
 
@@ -278,7 +278,7 @@ def test_attempts_do_not_multiply(proxy, standing, kind):
     """Neither s3fs nor botocore repeats anything, and `fetch` nothing that was repeated."""
     proxy.shares = {kind: 1.0}
     with pytest.raises(Unavailable, match=r"1\.bin: the store failed 4 times in a row"):
-        storage.read_bytes(f"{standing}/1.bin")
+        files.read_bytes(f"{standing}/1.bin")
     assert proxy.counts == {kind: 4}
     with pytest.raises(Failure, match="unavailable"):
         fetch(uris.make(f"{standing}/1.bin"), None, len(DATA), HASTY)
@@ -298,9 +298,9 @@ def test_one_failure_in_ten_changes_nothing(proxy, bucket):
     proxy.shares, proxy.seed = ONE_IN_TEN, 1
     written = {f"{number:03d}": random.Random(number).randbytes(500) for number in range(100)}
     for name, data in written.items():
-        storage.write_bytes(f"{bucket}/{name}", data)
-    assert {name: storage.read_bytes(f"{bucket}/{name}") for name in names(bucket)} == written
-    storage.remove_folder(bucket)
+        files.write_bytes(f"{bucket}/{name}", data)
+    assert {name: files.read_bytes(f"{bucket}/{name}") for name in names(bucket)} == written
+    files.remove_folder(bucket)
     assert names(bucket) == []
     assert 10 <= proxy.counts.total() <= 40
     assert len(proxy.counts) >= 5
@@ -312,13 +312,13 @@ def test_a_store_that_never_answers_is_given_up(monkeypatch):
         silent.bind(("127.0.0.1", 0))
         silent.listen(20)
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        monkeypatch.setattr(storage, "_S3_CLIENT", storage._S3_CLIENT | {"read_timeout": 0.5})
-        monkeypatch.setattr(patience, "_DEFAULT", Patience(attempts=3, first=0.01))
+        monkeypatch.setattr(files, "_S3_CLIENT", files._S3_CLIENT | {"read_timeout": 0.5})
+        monkeypatch.setattr(retry, "_DEFAULT", Patience(attempts=3, first=0.01))
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.setenv(name, "any")
         forget_s3()
         start = time.monotonic()
         with pytest.raises(Unavailable, match=r"s3://bucket/a: .* 3 times .*ReadTimeout"):
-            storage.read_bytes("s3://bucket/a")
+            files.read_bytes("s3://bucket/a")
         assert time.monotonic() - start < 10
     forget_s3()

@@ -16,9 +16,10 @@ import pytest
 from PIL import Image
 
 from jobs import check, inventory, query, score
-from ops import scores, specimens, storage, tables
-from ops.layout import Out
+from ops import scores, specimens
 from ops.model import read_card, write_model
+from ops.storage import files, parquet
+from ops.storage.paths import Out
 from pipelines import history, records
 from tests.conftest import ROOT, SECRET, forget_s3, new_bucket, tiny_model
 from tests.faults import radosgw
@@ -63,14 +64,14 @@ def fill(bucket: str) -> list[str]:
     """Images as files, in a tar and in a zip, and one that is none; their places."""
     half = (FILES + IMAGES) // 2
     for number in range(FILES):
-        storage.write_bytes(f"{bucket}/parts/washer/{number:03d}.png", drawn(number))
-    storage.write_bytes(f"{bucket}/parts/washer/broken.png", b"no image")
-    with storage.staged(f"{bucket}/more.tar") as path, tarfile.open(path, "w") as tar:
+        files.write_bytes(f"{bucket}/parts/washer/{number:03d}.png", drawn(number))
+    files.write_bytes(f"{bucket}/parts/washer/broken.png", b"no image")
+    with files.staged(f"{bucket}/more.tar") as path, tarfile.open(path, "w") as tar:
         for number in range(FILES, half):
             member = tarfile.TarInfo(f"washer/{number:03d}.png")
             member.size = len(data := drawn(number))
             tar.addfile(member, io.BytesIO(data))
-    with storage.staged(f"{bucket}/rest.zip") as path, zipfile.ZipFile(path, "w") as zipped:
+    with files.staged(f"{bucket}/rest.zip") as path, zipfile.ZipFile(path, "w") as zipped:
         for number in range(half, IMAGES):
             zipped.writestr(f"washer/{number:03d}.png", drawn(number))
     return [f"{bucket}/{name}" for name in ("parts", "more.tar", "rest.zip")]
@@ -94,7 +95,7 @@ class Warehouse:
 
     def totals(self, number: int) -> dict:
         place = self.out.nights()
-        return storage.read_json(storage.join(place, storage.names(place)[number]))["totals"]
+        return files.read_json(files.join(place, files.names(place)[number]))["totals"]
 
 
 def by_uri(table: pa.Table) -> list[dict]:
@@ -121,7 +122,7 @@ def warehouse(cluster, s3_server, tmp_path_factory):
                 if number == 0:
                     proxy.gone = BEHIND
                 else:
-                    storage.write_bytes(f"{bucket}/parts/washer/new.png", drawn(500))
+                    files.write_bytes(f"{bucket}/parts/washer/new.png", drawn(500))
                 patch.setenv("AWS_ENDPOINT_URL", proxy.address)
                 patch.setenv("MLFLOW_TRACKING_URI", tracker)
                 found.said[number] = night("nightly", *found.words, "--out", f"{bucket}/out")
@@ -131,7 +132,7 @@ def warehouse(cluster, s3_server, tmp_path_factory):
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         assert score.main([*found.words, "--out", f"{bucket}/undisturbed"]) == 0
     record = records.finished(Out(f"{bucket}/undisturbed"))
-    found.undisturbed = tables.read(record["totals"]["table"])
+    found.undisturbed = parquet.read(record["totals"]["table"])
     assert record["totals"]["retries"] == 0
     return found
 
@@ -190,10 +191,10 @@ def test_the_tracker_heard_of_the_retries(warehouse):
 
 
 def test_nothing_unfinished_is_left_and_the_lock_is_free(warehouse):
-    left = [item.name for item in storage.listing(warehouse.out.root)]
+    left = [item.name for item in files.listing(warehouse.out.root)]
     assert not [name for name in left if "_work/" in name or "_spool/" in name]
     (key,) = [name for name in left if name.startswith("_lock/")]
-    assert storage.read_json(f"{warehouse.out.root}/{key}")["ended"]
+    assert files.read_json(f"{warehouse.out.root}/{key}")["ended"]
     maps = [name for name in left if name.startswith("maps/")]
     assert len(maps) == IMAGES + 1
 

@@ -16,11 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ops import scores, specimens, storage, uris
+from ops import scores, specimens
 from ops.archives import IMAGE_SUFFIXES
-from ops.layout import Out
 from ops.model import write_model
 from ops.naming import Layout, Namer
+from ops.storage import files, uris
+from ops.storage.paths import Out
 from pipelines import inventory
 from tests.conftest import ROOT, tiny_model
 
@@ -38,11 +39,11 @@ class Warehouse:
 
     @property
     def listed(self) -> str:
-        return storage.join(self.root, "inventory.parquet")
+        return files.join(self.root, "inventory.parquet")
 
     @property
     def model(self) -> str:
-        return storage.join(self.root, "model")
+        return files.join(self.root, "model")
 
     def words(self, out: str, *more: str) -> list[str]:
         """What jobs.score is told."""
@@ -60,13 +61,13 @@ def build(root: str, images: int) -> Warehouse:
         file = io.BytesIO()
         varied.save(file, "BMP")
         content = b"broken" if i == BROKEN else file.getvalue()
-        storage.write_bytes(storage.join(root, "parts", "washer", f"{i:05d}.bmp"), content)
+        files.write_bytes(files.join(root, "parts", "washer", f"{i:05d}.bmp"), content)
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(put, range(images)))
     found = Warehouse(root, images)
     namer = Namer(Layout("{product}/{name}", ""), "")
-    parts = storage.join(root, "parts")
+    parts = files.join(root, "parts")
     inventory.take([parts], found.listed, namer, IMAGE_SUFFIXES.split(), lambda *_: None)
     write_model(found.model, tiny_model("washer"))
     return found
@@ -87,8 +88,8 @@ def start(job: str, words: list[str], log: str, changes: Mapping[str, str]) -> s
 
 def published(out: str) -> pa.Table:
     """The one published table, without what tells one run or place from another."""
-    (name,) = storage.names(Out(out).scores())
-    with storage.open_read(storage.join(Out(out).scores(), name)) as file:
+    (name,) = files.names(Out(out).scores())
+    with files.open_read(files.join(Out(out).scores(), name)) as file:
         found = pq.read_table(file)
     assert scores.violations(found) == []
     where = found.schema.get_field_index("map_uri")
@@ -99,10 +100,10 @@ def published(out: str) -> pa.Table:
 
 def drawn(out: str) -> dict[str, str]:
     """A hash of each map."""
-    place = storage.join(out, "maps")
+    place = files.join(out, "maps")
     return {
-        name: hashlib.sha256(storage.read_bytes(storage.join(place, name))).hexdigest()
-        for name in storage.names(place)
+        name: hashlib.sha256(files.read_bytes(files.join(place, name))).hexdigest()
+        for name in files.names(place)
     }
 
 
@@ -119,9 +120,9 @@ class Witness(threading.Thread):
     def run(self) -> None:
         while not self._ended.wait(0.05):
             self.looks += 1
-            for name in storage.names(self.scores):
+            for name in files.names(self.scores):
                 try:
-                    data = storage.read_bytes(storage.join(self.scores, name))
+                    data = files.read_bytes(files.join(self.scores, name))
                     rows = pq.read_table(io.BytesIO(data)).num_rows
                 except Exception as error:
                     self.torn.append(f"{name}: {error}")

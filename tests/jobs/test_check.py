@@ -8,10 +8,11 @@ import shutil
 import pyarrow as pa
 import pytest
 
-from ops import layout, maps, storage, tables, uris
+from ops import maps
 from ops.maps import Scale
 from ops.model import read_card
 from ops.scores import SCHEMA
+from ops.storage import files, parquet, paths, uris
 from pipelines.run import ScoreSettings
 from tests.runs import Part, draw_map, finish, list_parts, model_of
 
@@ -44,10 +45,10 @@ class Damage:
         self.card = run.model.card
 
     def rows(self):
-        return tables.read(self.table)
+        return parquet.read(self.table)
 
     def write(self, rows, schema=SCHEMA):
-        tables.write(self.table, schema, [rows])
+        parquet.write(self.table, schema, [rows])
 
     def change(self, place, **values):
         rows = self.rows().to_pylist()
@@ -55,9 +56,9 @@ class Damage:
         self.write(pa.Table.from_pylist(rows, SCHEMA))
 
     def record(self, **totals):
-        record = storage.read_json(self.out.run(self.run.run_id))
+        record = files.read_json(self.out.run(self.run.run_id))
         record["totals"] |= totals
-        storage.write_json(self.out.run(self.run.run_id), record)
+        files.write_json(self.out.run(self.run.run_id), record)
 
     def map(self):
         """Where the last bolt's map lies, whose score is above the threshold."""
@@ -164,12 +165,12 @@ def delete_map(it):
 
 
 def truncate_map(it):
-    data = storage.read_bytes(it.map())
-    storage.write_bytes(it.map(), data[: len(data) // 2])
+    data = files.read_bytes(it.map())
+    files.write_bytes(it.map(), data[: len(data) // 2])
 
 
 def empty_map(it):
-    storage.write_bytes(it.map(), b"")
+    files.write_bytes(it.map(), b"")
 
 
 def rescale_map(it):
@@ -177,15 +178,15 @@ def rescale_map(it):
 
 
 def shrink_map(it):
-    levels = maps.decode(storage.read_bytes(it.map()))
+    levels = maps.decode(files.read_bytes(it.map()))
     png = maps.encode(levels.values()[:32], levels.scale, levels.geometry, levels.model_id)
-    storage.write_bytes(it.map(), png)
+    files.write_bytes(it.map(), png)
 
 
 def shift_map(it):
-    read = maps.decode(storage.read_bytes(it.map()))
+    read = maps.decode(files.read_bytes(it.map()))
     png = maps.encode(read.values(), read.scale, read.geometry._replace(left=3.0), read.model_id)
-    storage.write_bytes(it.map(), png)
+    files.write_bytes(it.map(), png)
 
 
 def lose_table(it):
@@ -193,14 +194,14 @@ def lose_table(it):
 
 
 def cut_table(it):
-    data = storage.read_bytes(it.table)
-    storage.write_bytes(it.table, data[: len(data) // 2])
+    data = files.read_bytes(it.table)
+    files.write_bytes(it.table, data[: len(data) // 2])
 
 
 def damage_a_page(it):
-    data = bytearray(storage.read_bytes(it.table))
+    data = bytearray(files.read_bytes(it.table))
     data[40:80] = bytes(40)
-    storage.write_bytes(it.table, bytes(data))
+    files.write_bytes(it.table, bytes(data))
 
 
 def another_file(it):
@@ -208,7 +209,7 @@ def another_file(it):
 
 
 def leave_work(it):
-    storage.write_bytes(it.out.part(it.run.run_id, 0), b"")
+    files.write_bytes(it.out.part(it.run.run_id, 0), b"")
 
 
 def drop_a_column(it):
@@ -251,15 +252,15 @@ def table_elsewhere(it):
 
 
 def other_settings(it):
-    record = storage.read_json(it.out.run(it.run.run_id))
-    storage.write_json(
+    record = files.read_json(it.out.run(it.run.run_id))
+    files.write_json(
         it.out.run(it.run.run_id), record | {"settings": {"maps": "all", "part_rows": 10}}
     )
 
 
 def forget_settings(it):
-    record = storage.read_json(it.out.run(it.run.run_id))
-    storage.write_json(it.out.run(it.run.run_id), {k: v for k, v in record.items() if k != "input"})
+    record = files.read_json(it.out.run(it.run.run_id))
+    files.write_json(it.out.run(it.run.run_id), {k: v for k, v in record.items() if k != "input"})
 
 
 def lose_inventory(it):
@@ -351,9 +352,9 @@ def test_values_of_a_table_do_not_act_on_the_terminal(damage, leave):
 
 def test_without_model_and_recorded_scale_maps_must_agree_with_each_other(damage, leave):
     shutil.rmtree(damage.out.model(damage.card.model_id))
-    record = storage.read_json(damage.out.run(damage.run.run_id))
+    record = files.read_json(damage.out.run(damage.run.run_id))
     del record["map_scale"]
-    storage.write_json(damage.out.run(damage.run.run_id), record)
+    files.write_json(damage.out.run(damage.run.run_id), record)
     assert leave("check", "--out", damage.out.root)[0] == 0
     rescale_map(damage)
     code, out, _ = leave("check", "--out", damage.out.root)
@@ -405,4 +406,4 @@ def test_what_cannot_be_checked_is_said_in_a_sentence(leave, words, sentence):
 
 
 def test_every_path_of_the_model_is_known_to_the_layout(damage):
-    assert storage.exists(f"{damage.out.model(damage.card.model_id)}/{layout.MODEL_CARD}")
+    assert files.exists(f"{damage.out.model(damage.card.model_id)}/{paths.MODEL_CARD}")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jobs.tracking import EXPERIMENT, Tracker
-from ops import storage, tables
-from ops.layout import Out
+from ops.storage import files, parquet
+from ops.storage.paths import Out
 from pipelines.run import ScoreSettings
 from tests.runs import Part, finish, model_of
 
@@ -42,7 +42,7 @@ def test_the_last_two_runs_are_compared_told_and_tracked(out, leave):
     lines = told.splitlines()
     assert max(map(len, lines[2:-1])) <= 100
     row = next(line.split() for line in lines if line.startswith("bolt"))
-    products = tables.read(f"{folder_of(told)}/products.parquet").to_pylist()
+    products = parquet.read(f"{folder_of(told)}/products.parquet").to_pylist()
     bolt = next(row for row in products if row["product"] == "bolt")
     assert row[6:8] == [f"+{bolt['became_anomalous']}", "-0"]
     assert bolt["ks_q"] < 0.01
@@ -104,7 +104,7 @@ def test_one_run_is_not_enough(leave, tmp_path):
 
 
 def test_runs_may_be_named_without_their_settings_names(leave, out):
-    names = (item.name for item in storage.listing(Out(out).runs()))
+    names = (item.name for item in files.listing(Out(out).runs()))
     first, second = sorted(name.removesuffix(".json") for name in names)
     code, _, err = leave("compare", first, "--out", "elsewhere")
     assert "name two runs" in err

@@ -3,8 +3,8 @@ import sys
 import pytest
 
 from jobs import entry, score
-from ops import storage
-from ops.layout import Out
+from ops.storage import files
+from ops.storage.paths import Out
 from pipelines import records
 
 JOBS = (
@@ -191,7 +191,7 @@ def test_there_is_no_latest_run_before_one_is_finished(tmp_path):
     out = Out(str(tmp_path))
     with pytest.raises(FileNotFoundError, match="holds no finished run"):
         records.finished(out)
-    storage.write_json(out.run("a"), {"run_id": "a", "started": "2026-11-20T01:00:00+00:00"})
+    files.write_json(out.run("a"), {"run_id": "a", "started": "2026-11-20T01:00:00+00:00"})
     with pytest.raises(FileNotFoundError, match="no finished run"):
         records.finished(out)
 
@@ -204,10 +204,10 @@ def test_the_latest_run_is_the_finished_one_that_started_last(tmp_path):
         ("b", "21", None),
     ):
         record = {"run_id": run_id, "started": f"2026-11-{started}T01:00:00+00:00"}
-        storage.write_json(out.run(run_id), record | ({"totals": totals} if totals else {}))
+        files.write_json(out.run(run_id), record | ({"totals": totals} if totals else {}))
     assert records.finished(out)["run_id"] == "a"
     # What a writer that was killed leaves behind is no record.
-    storage.write_bytes(storage.join(out.runs(), f".{'0a1b' * 8}.tmp"), b"{half")
+    files.write_bytes(files.join(out.runs(), f".{'0a1b' * 8}.tmp"), b"{half")
     assert records.finished(out)["run_id"] == "a"
 
 
@@ -218,7 +218,7 @@ def test_what_is_left_of_an_expired_run_is_no_sample_to_judge_by():
 
 
 def test_an_unfinished_run_is_not_evaluated(leave, tmp_path):
-    storage.write_json(Out("out").run("a"), {"run_id": "a", "started": "2026-11-20T01:00:00+00:00"})
+    files.write_json(Out("out").run("a"), {"run_id": "a", "started": "2026-11-20T01:00:00+00:00"})
     code, _, err = leave("evaluate", "--run", "a")
     assert code == 1
     assert err == "error: run a is not finished; start its jobs.score command again\n"

@@ -1,6 +1,6 @@
 import pytest
 
-from ops.layout import Out
+from ops.storage.paths import Out
 from pipelines import history, lock
 from tests.pipelines.test_history import MODELS, publish, row
 

@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from jobs import check, entry, nightly, sources
-from ops import scores, specimens, storage, tables, uris
-from ops.layout import Out
+from ops import scores, specimens
 from ops.model import read_card, write_model
+from ops.storage import files, parquet, uris
+from ops.storage.paths import Out
 from pipelines import history, lock
 from pipelines import score as scoring
 from pipelines.limits import TooManyFailures
@@ -66,8 +67,8 @@ class Warehouse:
     def work(self, model=0, *more):
         code = nightly.main([*self.words, "--model", self.models[model], *more])
         place = self.out.nights()
-        last = max(item.name for item in storage.listing(place))
-        self.records.append(storage.read_json(storage.join(place, last)))
+        last = max(item.name for item in files.listing(place))
+        self.records.append(files.read_json(files.join(place, last)))
         return code
 
     def work_and_die(self, monkeypatch):
@@ -165,9 +166,9 @@ def test_nights_score_what_is_due_and_nothing_else(warehouse, monkeypatch, capsy
     assert "was left unfinished; finishing it first" in said
     assert night.counts() == (1, 0, 0)
     added = [place for place in history.published(night.out) if place not in before]
-    assert sorted(len(tables.read(place)) for place in added) == [1, 2]
-    runs = [tables.read(place)["run_id"][0].as_py() for place in added]
-    totals = [storage.read_json(night.out.run(run_id))["totals"] for run_id in runs]
+    assert sorted(len(parquet.read(place)) for place in added) == [1, 2]
+    runs = [parquet.read(place)["run_id"][0].as_py() for place in added]
+    totals = [files.read_json(night.out.run(run_id))["totals"] for run_id in runs]
     assert {t["images"]: t["resumed"] for t in totals} == {2: 2, 1: 0}
     fifth = night.current()
     assert len(fifth) == 10
@@ -180,7 +181,7 @@ def test_nights_score_what_is_due_and_nothing_else(warehouse, monkeypatch, capsy
     assert night.current() == fifth
     assert set(night.current(1)) == set(fifth)
     for place in history.published(night.out):
-        assert scores.violations(tables.read(place)) == []
+        assert scores.violations(parquet.read(place)) == []
     assert night.work(1) == 0
     assert night.counts() == (0, 0, 0)
 
@@ -205,7 +206,7 @@ def test_nights_score_what_is_due_and_nothing_else(warehouse, monkeypatch, capsy
     own = ("image_id", "uri", "map_uri", "run_id", "scored_at")
     assert {k for k in copied if copied[k] != first[k]} == set(own)
     maps = [uris.parse(each["map_uri"]).location for each in (copied, first)]
-    assert storage.read_bytes(maps[0]) == storage.read_bytes(maps[1])
+    assert files.read_bytes(maps[0]) == files.read_bytes(maps[1])
     assert check.main([copied["run_id"], "--out", night.out.root]) == 0
 
     # The ninth: two of two images are broken, which is worth a warning, and no reason to fail.
@@ -217,8 +218,8 @@ def test_nights_score_what_is_due_and_nothing_else(warehouse, monkeypatch, capsy
     said = "2 of 2 images failed (2 unreadable), more than --warn-failed 50% allows"
     assert f"warning: {said}\n" in capsys.readouterr().out
     assert night.records[-1]["warnings"] == [said]
-    drifted = tables.read(night.out.drift(night.records[-1]["run_id"]))
-    page = storage.read_bytes(night.out.report(night.records[-1]["run_id"])).decode()
+    drifted = parquet.read(night.out.drift(night.records[-1]["run_id"]))
+    page = files.read_bytes(night.out.report(night.records[-1]["run_id"])).decode()
     assert "10.png" in page
     found = zip(*(drifted[name].to_pylist() for name in ("product", "failed_b")), strict=True)
     assert dict(found) == {"nut": 0, "washer": 2}

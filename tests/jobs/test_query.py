@@ -6,8 +6,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from ops import scores, storage
-from ops.layout import Out
+from ops import scores
+from ops.storage import files
+from ops.storage.paths import Out
 from tests.pipelines.test_history import MODELS, publish, row
 
 
@@ -20,7 +21,7 @@ def nights(tmp_path):
         run_id = publish(out, number, rows)
         record = {"run_id": run_id, "started": f"2026-11-20T{number:02d}", "model_id": model}
         record |= {"held_out": {"bolt": 9, "nut": 9}}
-        storage.write_json(out.run(run_id), record | totals)
+        files.write_json(out.run(run_id), record | totals)
 
     done = {"totals": {"images": 1}}
     bolts = [row(f"u/{i}", score=float(i), p_value=(10 - i) / 10) for i in range(4)]

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from jobs.tracking import EXPERIMENT, Record, Tracker
-from ops import storage
 from ops.fetch import FetchSettings
-from ops.layout import Out
+from ops.storage import files
+from ops.storage.paths import Out
 from pipelines import records, report
 from pipelines.facts import ReportSettings
 from tests.browser import Browser, chromium
@@ -74,7 +74,7 @@ def test_a_report_lies_beside_its_tables_on_s3(leave, s3, tmp_path, monkeypatch)
     assert code == 0, err
     location = told.strip().removeprefix("report: ")
     assert location.startswith(f"{s3}/out/reports/2026-11-21-")
-    page = storage.read_bytes(location).decode()
+    page = files.read_bytes(location).decode()
     assert page.count('<img src="data:image/jpeg;base64,') == 2 * 9
     assert "s3cr3t" not in page
 

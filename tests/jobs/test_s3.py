@@ -17,10 +17,11 @@ from PIL import Image
 from safetensors.torch import save
 
 from jobs import check, evaluate, fit, inventory, score
-from ops import maps, scores, storage, tables, uris
+from ops import maps, scores
 from ops.inventory import Inventory
-from ops.layout import Out
 from ops.model import read_model
+from ops.storage import files, parquet, uris
+from ops.storage.paths import Out
 from pipelines import records
 from tests.conftest import SECRET, draw_archive, new_bucket, tiny_fit
 
@@ -52,7 +53,7 @@ class Night:
 
     @property
     def table(self) -> pa.Table:
-        return tables.read(self.record["totals"]["table"])
+        return parquet.read(self.record["totals"]["table"])
 
 
 def upload(drawn: Path, bucket: str) -> list[str]:
@@ -61,11 +62,11 @@ def upload(drawn: Path, bucket: str) -> list[str]:
     whole = (drawn / CUT).read_bytes()
     (drawn / CUT).write_bytes(whole[: len(whole) // 2])
     for file in (drawn / "washer").rglob("*.png"):
-        storage.write_bytes(f"{bucket}/parts/{file.relative_to(drawn)}", file.read_bytes())
+        files.write_bytes(f"{bucket}/parts/{file.relative_to(drawn)}", file.read_bytes())
     packed = {name: f"{bucket}/fabric.{name}" for name in ("tar", "zip", "parquet")}
-    with storage.staged(packed["tar"]) as path, tarfile.open(path, "w") as tar:
+    with files.staged(packed["tar"]) as path, tarfile.open(path, "w") as tar:
         tar.add(drawn / "fabric/train", "fabric/train")
-    with storage.staged(packed["zip"]) as path, zipfile.ZipFile(path, "w") as zipped:
+    with files.staged(packed["zip"]) as path, zipfile.ZipFile(path, "w") as zipped:
         for folder in ("test/good", "ground_truth"):
             for file in (drawn / "fabric" / folder).rglob("*.png"):
                 zipped.write(file, str(file.relative_to(drawn)))
@@ -74,14 +75,14 @@ def upload(drawn: Path, bucket: str) -> list[str]:
         "path": [str(file.relative_to(drawn)) for file in blobs],
         "image": [file.read_bytes() for file in blobs],
     }
-    with storage.staged(packed["parquet"]) as path:
+    with files.staged(packed["parquet"]) as path:
         pq.write_table(pa.table(rows), path, row_group_size=3)
     return [f"{bucket}/parts", *packed.values()]
 
 
 def objects(bucket: str) -> dict[str, tuple[str, str]]:
     """Version and time of every object."""
-    page = storage.s3().call_s3("list_objects_v2", Bucket=bucket.removeprefix("s3://"))
+    page = files.s3().call_s3("list_objects_v2", Bucket=bucket.removeprefix("s3://"))
     assert not page["IsTruncated"]
     return {item["Key"]: (item["ETag"], str(item["LastModified"])) for item in page["Contents"]}
 
@@ -94,7 +95,7 @@ def night(cluster, tmp_path_factory):
     archives = upload(drawn, bucket)
     weights = f"{bucket}/weights/squeezenet.safetensors"
     network = torchvision.models.squeezenet1_1(weights=None)
-    storage.write_bytes(weights, save(network.state_dict()))
+    files.write_bytes(weights, save(network.state_dict()))
     (folder / "listing.toml").write_text(f'archive = {archives}\nlayout = "mvtec"\n')
 
     listed, model, out = (f"{bucket}/{name}" for name in ("parts.parquet", "model", "out"))
@@ -109,7 +110,7 @@ def night(cluster, tmp_path_factory):
         assert inventory.main(["--config", str(folder / "listing.toml"), "--out", listed]) == 0
         to_fit = ["--inventory", listed, "--out", out, "--model", model, "--holdout", "0.2"]
         assert fit.main([*to_fit, *tiny_fit(), "--backbone.weights", weights]) == 0
-        storage.remove_file(f"{bucket}/parts/{GONE}")
+        files.remove_file(f"{bucket}/parts/{GONE}")
         assert score.main(to_score) == 0
         assert evaluate.main(["--out", out, "--published", "mvtec/patchcore-1"]) == 0
         before = objects(bucket)
@@ -157,10 +158,10 @@ def test_every_scored_image_has_its_map_and_overlay(night):
     ok = [row for row in night.table.to_pylist() if row["status"] == "ok"]
     for row in ok:
         assert row["map_uri"] == out.map(record["model_id"], row["image_id"])
-        assert storage.exists(out.overlay(record["model_id"], row["image_id"]))
-    drawn = maps.decode(storage.read_bytes(ok[0]["map_uri"]))
+        assert files.exists(out.overlay(record["model_id"], row["image_id"]))
+    drawn = maps.decode(files.read_bytes(ok[0]["map_uri"]))
     assert drawn.levels.shape == (64, 64)
-    kept = {item.name for item in storage.listing(out.maps(record["model_id"]))}
+    kept = {item.name for item in files.listing(out.maps(record["model_id"]))}
     assert len(kept) == len(ok)
 
 
@@ -175,7 +176,7 @@ def test_the_same_files_on_disk_get_the_same_scores(night, tmp_path, cluster):
         rows = table.filter(pa.compute.is_valid(table["score"]))
         return dict(zip(rows["content_sha256"].to_pylist(), rows["score"].to_pylist(), strict=True))
 
-    on_disk = by_content(tables.read(record["totals"]["table"]))
+    on_disk = by_content(parquet.read(record["totals"]["table"]))
     on_s3 = by_content(night.table)
     assert len(on_s3) == 32  # one picture lies there under two names
     assert on_s3.items() <= on_disk.items()
@@ -185,13 +186,13 @@ def test_the_model_holds_the_weights_it_was_given(night):
     model = read_model(f"{night.bucket}/model")
     assert model.card.backbone.weights == f"{night.bucket}/weights/squeezenet.safetensors"
     assert set(model.products) == {"washer", "fabric"}
-    given = storage.read_bytes(model.card.backbone.weights)
+    given = files.read_bytes(model.card.backbone.weights)
     assert model.backbone["features.0.weight"].numpy().tobytes() in given
 
 
 def test_curves_are_drawn_and_lie_in_the_tracker_too(night):
     places = [night.out.picture(night.record["run_id"], name) for name in ("fabric", "washer")]
-    drawn = [storage.read_bytes(place) for place in places]
+    drawn = [files.read_bytes(place) for place in places]
     assert all(png.startswith(b"\x89PNG") for png in drawn)
     kept = sorted(night.tracker.rglob("artifacts/curves/*.png"))
     assert [png.read_bytes() for png in kept] == drawn
@@ -199,7 +200,7 @@ def test_curves_are_drawn_and_lie_in_the_tracker_too(night):
 
 
 def test_both_products_are_evaluated_with_pixels(night):
-    found = tables.read(night.out.evaluation(night.record["run_id"])).to_pylist()
+    found = parquet.read(night.out.evaluation(night.record["run_id"])).to_pylist()
     assert [row["product"] for row in found] == ["fabric", "washer", "mean"]
     assert [(row["good"], row["defective"], row["not_scored"]) for row in found[:2]] == [
         (4, 4, 0),
@@ -222,14 +223,14 @@ def test_nothing_unfinished_is_left(night):
 
 
 def test_the_keys_of_the_store_appear_nowhere(night):
-    written = [storage.read_bytes(f"{night.bucket}/{key}") for key in night.after]
+    written = [files.read_bytes(f"{night.bucket}/{key}") for key in night.after]
     for key in night.after:
         place = f"{night.bucket}/{key}"
         if key.endswith(".parquet") and not key.startswith("fabric"):
-            table = tables.read(place)
+            table = parquet.read(place)
             written.append(f"{table.schema.metadata} {table.to_pylist()}".encode())
         if key.startswith("out/maps/"):
-            with Image.open(io.BytesIO(storage.read_bytes(place))) as picture:
+            with Image.open(io.BytesIO(files.read_bytes(place))) as picture:
                 written.append(str(picture.info).encode())
     tracked = [file for file in night.tracker.rglob("*") if file.is_file()]
     assert "mlflow.db" in {file.name for file in tracked}
@@ -261,4 +262,4 @@ def test_uris_lead_to_the_pictures_they_name(night):
     rows = Inventory(f"{night.bucket}/parts.parquet").read().to_pylist()
     (strange,) = [row for row in rows if "%231%3F%25" in row["uri"]]
     location = uris.parse(strange["uri"]).location
-    assert storage.read_bytes(location) == (night.drawn / STRANGE).read_bytes()
+    assert files.read_bytes(location) == (night.drawn / STRANGE).read_bytes()

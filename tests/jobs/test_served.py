@@ -13,11 +13,12 @@ from PIL import Image
 
 from jobs import served
 from jobs.tracking import Record, Tracker
-from ops import specimens, uris
+from ops import specimens
 from ops.detecting import Detect
 from ops.fetch import FetchSettings
 from ops.inventory import SCHEMA
 from ops.reading import Read
+from ops.storage import uris
 from tests.conftest import tiny_model
 
 pytestmark = pytest.mark.slow

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import ray
 
-from ops import storage
-from ops.layout import Out
+from ops.storage import files
+from ops.storage.paths import Out
 from tests.faults.warehouse import build, published
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -31,9 +31,9 @@ def test_a_run_without_room_says_what_is_missing_and_goes_on_later(cluster, leav
         "error: 24 of 24 images have no row yet: nothing was finished for 5 seconds; "
         "the cluster has 1 node alive, and 0.1 of 4 CPUs free"
     )
-    assert storage.names(Out(out).scores()) == []
+    assert files.names(Out(out).scores()) == []
     ray.kill(squatter)
     code, _, _ = leave("score", *words[:-1], "300")
     assert code == 0
     assert published(out)["status"].to_pylist().count("ok") == 23
-    assert storage.names(Out(out).work()) == []
+    assert files.names(Out(out).work()) == []

@@ -2,42 +2,42 @@
 
 import pytest
 
-from ops import storage
+from ops.storage import files
 from tests.conftest import forget_s3
 
 pytestmark = pytest.mark.slow
 
 
 def names(location: str) -> list[str]:
-    return [item.name for item in storage.listing(location)]
+    return [item.name for item in files.listing(location)]
 
 
 def test_what_was_written_is_read_back_whole_and_in_slices(s3):
     place = f"{s3}/new/a #1?%ü.bin"
-    storage.write_bytes(place, bytes(range(100)))
-    assert storage.read_bytes(place) == bytes(range(100))
-    assert storage.read_bytes(place, 10, 13) == bytes([10, 11, 12])
-    assert storage.read_bytes(place, 97) == bytes([97, 98, 99])
-    with storage.open_read(place) as file:
+    files.write_bytes(place, bytes(range(100)))
+    assert files.read_bytes(place) == bytes(range(100))
+    assert files.read_bytes(place, 10, 13) == bytes([10, 11, 12])
+    assert files.read_bytes(place, 97) == bytes([97, 98, 99])
+    with files.open_read(place) as file:
         file.seek(50)
         assert file.read(2) == bytes([50, 51])
-    assert storage.describe(place)[:2] == ("a #1?%ü.bin", 100)
+    assert files.describe(place)[:2] == ("a #1?%ü.bin", 100)
     assert names(s3) == ["new/a #1?%ü.bin"]
 
 
 def test_nothing_appears_before_writing_is_over(s3):
-    with storage.staged(f"{s3}/a.bin") as path:
+    with files.staged(f"{s3}/a.bin") as path:
         with open(path, "wb") as file:
             file.write(b"all of it")
         assert names(s3) == []
-    assert storage.read_bytes(f"{s3}/a.bin") == b"all of it"
+    assert files.read_bytes(f"{s3}/a.bin") == b"all of it"
 
 
 def test_an_error_while_writing_leaves_what_was_there_before(s3):
-    storage.write_bytes(f"{s3}/a.bin", b"old")
+    files.write_bytes(f"{s3}/a.bin", b"old")
 
     def fail():
-        with storage.staged(f"{s3}/a.bin") as path:
+        with files.staged(f"{s3}/a.bin") as path:
             with open(path, "wb") as file:
                 file.write(b"half")
             raise RuntimeError
@@ -45,32 +45,32 @@ def test_an_error_while_writing_leaves_what_was_there_before(s3):
     with pytest.raises(RuntimeError):
         fail()
     assert names(s3) == ["a.bin"]
-    assert storage.read_bytes(f"{s3}/a.bin") == b"old"
+    assert files.read_bytes(f"{s3}/a.bin") == b"old"
 
 
 def test_a_prefix_is_no_file_and_a_file_is_no_prefix(s3):
-    storage.write_bytes(f"{s3}/parts/a.png", b"1")
-    storage.write_bytes(f"{s3}/parts2/b.png", b"1")
-    assert storage.exists(f"{s3}/parts/a.png")
-    assert not storage.exists(f"{s3}/parts")
-    assert not storage.exists(f"{s3}/parts/b.png")
-    assert storage.is_folder(f"{s3}/parts")
-    assert not storage.is_folder(f"{s3}/part")
+    files.write_bytes(f"{s3}/parts/a.png", b"1")
+    files.write_bytes(f"{s3}/parts2/b.png", b"1")
+    assert files.exists(f"{s3}/parts/a.png")
+    assert not files.exists(f"{s3}/parts")
+    assert not files.exists(f"{s3}/parts/b.png")
+    assert files.is_folder(f"{s3}/parts")
+    assert not files.is_folder(f"{s3}/part")
     assert names(f"{s3}/parts/") == ["a.png"]
 
 
 def test_listings_come_in_pages(s3, monkeypatch):
     expected = [f"{number:02d}.png" for number in range(25)]
     for name in expected:
-        storage.write_bytes(f"{s3}/parts/{name}", name.encode())
-    asked, call = [], storage.s3().call_s3
+        files.write_bytes(f"{s3}/parts/{name}", name.encode())
+    asked, call = [], files.s3().call_s3
 
     def small_pages(method, **request):
         asked.append(request.get("ContinuationToken"))
         return call(method, **request, MaxKeys=10)
 
-    monkeypatch.setattr(storage.s3(), "call_s3", small_pages)
-    stream = storage.listing(f"{s3}/parts")
+    monkeypatch.setattr(files.s3(), "call_s3", small_pages)
+    stream = files.listing(f"{s3}/parts")
     assert next(stream).name == "00.png"
     assert len(asked) == 1
     assert [item.name for item in stream] == expected[1:]
@@ -79,29 +79,29 @@ def test_listings_come_in_pages(s3, monkeypatch):
 
 @pytest.mark.slow
 def test_more_than_a_thousand_objects_are_listed_and_removed(s3):
-    storage.s3().pipe({f"{s3}/many/{number:04d}": b"x" for number in range(1005)})
+    files.s3().pipe({f"{s3}/many/{number:04d}": b"x" for number in range(1005)})
     assert names(f"{s3}/many") == [f"{number:04d}" for number in range(1005)]
-    storage.remove_folder(f"{s3}/many")
+    files.remove_folder(f"{s3}/many")
     assert names(s3) == []
 
 
 def test_removing_takes_only_what_lies_below(s3):
     for place in ("a/1", "a/b/2", "ab/3"):
-        storage.write_bytes(f"{s3}/{place}", b"x")
-    storage.remove_folder(f"{s3}/a")
+        files.write_bytes(f"{s3}/{place}", b"x")
+    files.remove_folder(f"{s3}/a")
     assert names(s3) == ["ab/3"]
-    storage.remove_folder(f"{s3}/a")
-    storage.remove_file(f"{s3}/gone")
-    storage.remove_file(f"{s3}/ab/3")
+    files.remove_folder(f"{s3}/a")
+    files.remove_file(f"{s3}/gone")
+    files.remove_file(f"{s3}/ab/3")
     assert names(s3) == []
 
 
 def test_a_version_changes_with_the_content(s3):
-    storage.write_bytes(f"{s3}/a", b"1")
-    before = storage.describe(f"{s3}/a").version
-    storage.write_bytes(f"{s3}/a", b"2")
-    assert storage.describe(f"{s3}/a").version != before
-    assert next(storage.listing(s3)).version == storage.describe(f"{s3}/a").version
+    files.write_bytes(f"{s3}/a", b"1")
+    before = files.describe(f"{s3}/a").version
+    files.write_bytes(f"{s3}/a", b"2")
+    assert files.describe(f"{s3}/a").version != before
+    assert next(files.listing(s3)).version == files.describe(f"{s3}/a").version
 
 
 @pytest.mark.parametrize(
@@ -124,8 +124,8 @@ def test_a_version_changes_with_the_content(s3):
     ],
 )
 def test_a_place_that_is_not_there_is_named(s3, leave, words, sentence):
-    storage.write_bytes(f"{s3}/parts/notes.txt", b"no image")
-    storage.write_bytes(f"{s3}/images/a.png", b"an image")
+    files.write_bytes(f"{s3}/parts/notes.txt", b"no image")
+    files.write_bytes(f"{s3}/images/a.png", b"an image")
     code, out, err = leave("inventory", *(word.format(s3=s3) for word in words))
     assert code == 1
     assert sentence.format(s3=s3) in err

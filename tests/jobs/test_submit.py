@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from ops import scores, storage, tables
+from ops import scores
 from ops.inventory import Inventory
-from ops.layout import Out
+from ops.storage import files, parquet
+from ops.storage.paths import Out
 from tests.cluster import BIN, Cluster
 from tests.conftest import ROOT, draw_archive, tiny_fit
 
@@ -66,8 +67,8 @@ class Night:
 
     @property
     def record(self) -> dict:
-        (item,) = storage.listing(self.out.runs())
-        return storage.read_json(storage.join(self.out.runs(), item.name))
+        (item,) = files.listing(self.out.runs())
+        return files.read_json(files.join(self.out.runs(), item.name))
 
 
 @pytest.fixture(scope="module")
@@ -109,11 +110,11 @@ def test_logs_hold_words_for_people_and_no_noise(night):
 
 def test_the_outputs_are_there(night):
     record = night.record
-    table = tables.read(record["totals"]["table"])
+    table = parquet.read(record["totals"]["table"])
     assert len(table) == len(Inventory(record["inventory"])) == 35
     assert scores.violations(table) == []
-    assert len(list(storage.listing(night.out.maps(record["model_id"])))) == 34
-    metrics = tables.read(night.out.evaluation(record["run_id"]))
+    assert len(list(files.listing(night.out.maps(record["model_id"])))) == 34
+    metrics = parquet.read(night.out.evaluation(record["run_id"]))
     assert metrics["product"].to_pylist() == ["fabric", "washer", "mean"]
 
 

@@ -13,8 +13,8 @@ import torch
 from mlflow import MlflowClient
 
 from jobs.tracking import EXPERIMENT, Record, Tracker, redact
-from ops import storage
 from ops.model import read_model
+from ops.storage import files
 from tests.conftest import tiny_model
 from tests.faults.servers import tracker_in
 
@@ -42,8 +42,8 @@ def runs(out: str, job: str) -> list:
 
 def spooled(out: str) -> list[dict]:
     spool = Tracker(out).out.spool()
-    names = [item.name for item in storage.listing(spool)] if storage.is_folder(spool) else []
-    return [storage.read_json(storage.join(spool, name)) for name in names]
+    names = [item.name for item in files.listing(spool)] if files.is_folder(spool) else []
+    return [files.read_json(files.join(spool, name)) for name in names]
 
 
 def test_params_metrics_and_tags_of_a_job_arrive(out):
@@ -278,12 +278,12 @@ def test_a_model_is_unharmed_by_a_tracker_that_is_down(tmp_path, monkeypatch, fr
 
 
 def test_what_cannot_be_delivered_does_not_make_the_next_record_arrive_twice(out):
-    torn = storage.join(Tracker(out).out.spool(), "torn.json")
-    storage.write_bytes(torn, b'{"job": "ni')
+    torn = files.join(Tracker(out).out.spool(), "torn.json")
+    files.write_bytes(torn, b'{"job": "ni')
     for _ in range(2):
         with Tracker(out).run("beside torn", {}):
             pass
-    storage.remove_file(torn)
+    files.remove_file(torn)
     assert len(runs(out, "beside torn")) == 2
     assert spooled(out) == []
 

@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 from botocore.exceptions import ReadTimeoutError
 
-from ops import archives, storage, uris
+from ops import archives
 from ops.archives import entries
 from ops.failure import Failure
 from ops.fetch import FetchSettings, fetch
+from ops.storage import files, uris
 
 HASTY = FetchSettings(attempts=2, patience=0)
 FILES = {
@@ -267,7 +268,7 @@ def test_what_vanished_since_it_was_listed_is_missing(tmp_path, name):
 
 def failing(monkeypatch, error: Exception, times: int) -> list[Exception]:
     """Make the first reads fail; returns the list of failures so far."""
-    real, raised = storage.read_bytes, []
+    real, raised = files.read_bytes, []
 
     def read_bytes(location, start=None, end=None):
         if len(raised) < times:
@@ -275,7 +276,7 @@ def failing(monkeypatch, error: Exception, times: int) -> list[Exception]:
             raise error
         return real(location, start, end)
 
-    monkeypatch.setattr(storage, "read_bytes", read_bytes)
+    monkeypatch.setattr(files, "read_bytes", read_bytes)
     return raised
 
 
@@ -322,7 +323,7 @@ def test_what_does_not_pass_is_tried_once(tmp_path, monkeypatch, error, status):
 def test_an_archive_whose_store_fails_in_passing_is_not_called_damaged(tmp_path, monkeypatch):
     archive = place(tmp_path, "a.zip", zipped(THREE))
     first = next(iter(entries(archive)))
-    real, raised = storage.open_read, []
+    real, raised = files.open_read, []
 
     def open_read(location):
         if not raised:
@@ -330,7 +331,7 @@ def test_an_archive_whose_store_fails_in_passing_is_not_called_damaged(tmp_path,
             raise OSError(errno.EIO, "500")
         return real(location)
 
-    monkeypatch.setattr(storage, "open_read", open_read)
+    monkeypatch.setattr(files, "open_read", open_read)
     assert read(first) == THREE[0][1]
     raised.clear()
     with pytest.raises(OSError, match="500"):
@@ -347,7 +348,7 @@ def test_a_reader_of_archives_hides_no_failing_disk(tmp_path, monkeypatch, name)
 
     place(tmp_path, name, zipped(THREE) if name == "a.zip" else tar(THREE, TARS[name[1:]]))
     (first, *_) = entries(str(tmp_path))
-    monkeypatch.setattr(storage, "open_read", lambda _: Failing(bytes(10_000)))
+    monkeypatch.setattr(files, "open_read", lambda _: Failing(bytes(10_000)))
     with pytest.raises(OSError, match="input/output error"):
         list(entries(str(tmp_path)))
     with pytest.raises(Failure, match=r"unavailable: .*input/output error"):
@@ -357,7 +358,7 @@ def test_a_reader_of_archives_hides_no_failing_disk(tmp_path, monkeypatch, name)
 def test_bytes_that_did_not_all_come_are_asked_for_again(tmp_path, monkeypatch):
     (entry,) = entries(place(tmp_path, "a.png", b"1234"))
     answers = [b"12", b"1234"]
-    monkeypatch.setattr(storage, "read_bytes", lambda location: answers.pop(0))
+    monkeypatch.setattr(files, "read_bytes", lambda location: answers.pop(0))
     assert read(entry) == b"1234"
 
 

@@ -5,9 +5,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ops import archives, inventory, tables
+from ops import archives, inventory
 from ops.inventory import SCHEMA, Inventory, Tally, image_id, listed
 from ops.naming import LAYOUTS, Layout, Namer
+from ops.storage import parquet
 
 SUFFIXES = archives.IMAGE_SUFFIXES.split()
 
@@ -79,7 +80,7 @@ def test_a_name_that_is_not_utf8_still_has_an_address(tmp_path):
 def stored(tmp_path) -> Inventory:
     rows = [{"image_id": f"{n:03d}", "uri": f"u{n}", "version": "1"} for n in range(25)]
     location = str(tmp_path / "inventory.parquet")
-    tables.write(location, SCHEMA, [pa.RecordBatch.from_pylist(rows, SCHEMA)], rows=10)
+    parquet.write(location, SCHEMA, [pa.RecordBatch.from_pylist(rows, SCHEMA)], rows=10)
     return Inventory(location)
 
 
@@ -96,7 +97,7 @@ def test_the_content_hash_tells_lists_apart_and_not_files(stored, tmp_path):
 
     def hash_of(table, rows) -> str:
         location = str(tmp_path / "other.parquet")
-        tables.write(location, SCHEMA, [table], rows=rows)
+        parquet.write(location, SCHEMA, [table], rows=rows)
         return Inventory(location).content_hash()
 
     assert hash_of(table, 25) == stored.content_hash()
@@ -106,7 +107,7 @@ def test_the_content_hash_tells_lists_apart_and_not_files(stored, tmp_path):
 def test_products_are_those_of_its_images(tmp_path):
     rows = [{"image_id": str(n), "uri": str(n), "product": p} for n, p in enumerate("abb")]
     location = str(tmp_path / "of.parquet")
-    tables.write(location, SCHEMA, [pa.RecordBatch.from_pylist([*rows, {}], SCHEMA)], rows=2)
+    parquet.write(location, SCHEMA, [pa.RecordBatch.from_pylist([*rows, {}], SCHEMA)], rows=2)
     assert Inventory(location).products() == {"a", "b"}
 
 

@@ -5,7 +5,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ops import layout, storage
 from ops.calibration import Calibration
 from ops.decode import DecodeSettings
 from ops.group import Alone
@@ -22,6 +21,7 @@ from ops.model import (
 )
 from ops.patchcore import PatchCore, PatchCoreSettings
 from ops.resize import InputSettings
+from ops.storage import files, paths
 from ops.weights import fingerprint
 from tests.ops.conftest import TINY
 
@@ -56,7 +56,7 @@ def model(fitted) -> Model:
         decode=DecodeSettings(bit_depth=12),
         products={
             name: ProductCard(
-                layout.product_file(name),
+                paths.product_file(name),
                 fingerprint(state),
                 {"images": 1, "radius": 0.1 + 0.2},
                 Calibration.of([0.3, 0.1, 1 / 3]),
@@ -90,9 +90,9 @@ def test_a_model_that_was_read_back_scores_the_same_bits(model, folder, fitted, 
 
 
 def test_nothing_of_it_lies_elsewhere(folder, tmp_path):
-    files = {item.name for item in storage.listing(str(tmp_path))}
-    names = {layout.MODEL_CARD, layout.BACKBONE, *map(layout.product_file, PRODUCTS)}
-    assert files == {f"model/{name}" for name in names}
+    listed = {item.name for item in files.listing(str(tmp_path))}
+    names = {paths.MODEL_CARD, paths.BACKBONE, *map(paths.product_file, PRODUCTS)}
+    assert listed == {f"model/{name}" for name in names}
 
 
 def test_the_id_follows_the_content(model):
@@ -119,16 +119,16 @@ def test_the_id_of_the_same_content_does_not_depend_on_the_order_of_its_products
 
 
 def test_writing_it_again_changes_nothing_and_another_one_is_refused(model, folder):
-    before = {item.name: item.version for item in storage.listing(folder)}
+    before = {item.name: item.version for item in files.listing(folder)}
     write_model(folder, model)
     other = dataclasses.replace(model, card=dataclasses.replace(model.card, false_alarm_rate=0.5))
     with pytest.raises(FileExistsError, match="another model lies at"):
         write_model(folder, other)
-    assert {item.name: item.version for item in storage.listing(folder)} == before
+    assert {item.name: item.version for item in files.listing(folder)} == before
 
 
 def test_pictures_lie_beside_the_tensors_and_change_neither_model_nor_id(model, tmp_path):
-    file = layout.picture_file(model.card.products["../bolt #1%"].file, "synthetic")
+    file = paths.picture_file(model.card.products["../bolt #1%"].file, "synthetic")
     location = str(tmp_path / "model")
     write_model(location, dataclasses.replace(model, pictures={file: b"PNG"}))
     assert (tmp_path / "model" / "%2E.%2Fbolt %231%25.synthetic.png").read_bytes() == b"PNG"
@@ -138,9 +138,9 @@ def test_pictures_lie_beside_the_tensors_and_change_neither_model_nor_id(model, 
 
 
 def test_model_json_is_written_last(model, tmp_path, monkeypatch):
-    written, write = [], storage.write_bytes
+    written, write = [], files.write_bytes
     monkeypatch.setattr(
-        storage, "write_bytes", lambda at, data: (written.append(at), write(at, data))
+        files, "write_bytes", lambda at, data: (written.append(at), write(at, data))
     )
     write_model(str(tmp_path), model)
     assert len(written) == 4
@@ -151,7 +151,7 @@ def test_a_model_that_was_not_finished_does_not_exist(model, tmp_path, monkeypat
     def fails(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(storage, "write_json", fails)
+    monkeypatch.setattr(files, "write_json", fails)
     with pytest.raises(OSError, match="disk full"):
         write_model(str(tmp_path), model)
     with pytest.raises(FileNotFoundError, match="no complete model"):
@@ -169,46 +169,46 @@ def test_a_model_that_was_not_finished_does_not_exist(model, tmp_path, monkeypat
     ],
 )
 def test_a_card_that_was_changed_is_refused(folder, path, value):
-    file = storage.join(folder, layout.MODEL_CARD)
-    content = inner = storage.read_json(file)
+    file = files.join(folder, paths.MODEL_CARD)
+    content = inner = files.read_json(file)
     for key in path[:-1]:
         inner = inner[key]
     inner[path[-1]] = value
-    storage.write_json(file, content)
+    files.write_json(file, content)
     with pytest.raises(ValueError, match="was changed after it was written"):
         read_card(folder)
 
 
 def test_a_setting_that_this_version_does_not_know_is_refused_with_the_known(folder):
-    file = storage.join(folder, layout.MODEL_CARD)
-    content = storage.read_json(file)
+    file = files.join(folder, paths.MODEL_CARD)
+    content = files.read_json(file)
     content["input"]["sise"] = 1
-    storage.write_json(file, content)
+    files.write_json(file, content)
     with pytest.raises(ValueError, match=r"unknown settings \['sise'\].*'size'"):
         read_card(folder)
 
 
 @pytest.mark.parametrize("file", ["../nut.safetensors", "/etc/passwd", "model.json", "x", ""])
 def test_a_card_that_names_files_of_others_is_refused_even_under_its_own_id(folder, file):
-    place = storage.join(folder, layout.MODEL_CARD)
-    content = storage.read_json(place)
+    place = files.join(folder, paths.MODEL_CARD)
+    content = files.read_json(place)
     content["products"][PRODUCTS[0]]["file"] = file
     content["model_id"] = identity(content)
-    storage.write_json(place, content)
+    files.write_json(place, content)
     with pytest.raises(ValueError, match="names files that are not its products'"):
         read_model(folder)
 
 
 def test_another_format_is_refused(folder):
-    file = storage.join(folder, layout.MODEL_CARD)
-    storage.write_json(file, storage.read_json(file) | {"format": "nightloupe model 9"})
+    file = files.join(folder, paths.MODEL_CARD)
+    files.write_json(file, files.read_json(file) | {"format": "nightloupe model 9"})
     with pytest.raises(ValueError, match="nightloupe model 9"):
         read_card(folder)
 
 
-@pytest.mark.parametrize("name", [layout.BACKBONE, layout.product_file(PRODUCTS[1])])
+@pytest.mark.parametrize("name", [paths.BACKBONE, paths.product_file(PRODUCTS[1])])
 def test_tensors_that_were_changed_are_refused(folder, name):
-    file = storage.join(folder, name)
+    file = files.join(folder, name)
     tensors = load_file(file)
     key = max(tensors, key=lambda k: tensors[k].numel())
     tensors[key].view(-1)[0] += 1
@@ -218,8 +218,8 @@ def test_tensors_that_were_changed_are_refused(folder, name):
 
 
 def test_tensors_of_another_product_are_refused(folder):
-    files = [storage.join(folder, layout.product_file(name)) for name in PRODUCTS]
-    storage.write_bytes(files[0], storage.read_bytes(files[1]))
+    files = [files.join(folder, paths.product_file(name)) for name in PRODUCTS]
+    files.write_bytes(files[0], files.read_bytes(files[1]))
     with pytest.raises(ValueError, match="does not hold the tensors"):
         read_model(folder)
 
@@ -230,12 +230,12 @@ def test_where_there_is_no_model_the_error_says_how_to_make_one(tmp_path):
 
 
 def test_a_model_written_before_a_setting_existed_is_read_with_its_default_and_its_id(folder):
-    place = storage.join(folder, layout.MODEL_CARD)
-    content = storage.read_json(place)
+    place = files.join(folder, paths.MODEL_CARD)
+    content = files.read_json(place)
     del content["decode"]["max_pixels"], content["input"]["exposure"]
     del content["settings"]["metric"], content["settings"]["shrinkage"]
     content["model_id"] = identity(content)
-    storage.write_json(place, content)
+    files.write_json(place, content)
     card = read_card(folder)
     assert card.decode.max_pixels == DecodeSettings().max_pixels
     assert card.input.exposure == "as_is"

@@ -5,11 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 
-from ops import reading, uris
+from ops import reading
 from ops.decode import DecodeSettings
 from ops.fetch import FetchSettings
 from ops.reading import Read, Room
 from ops.resize import InputSettings
+from ops.storage import uris
 from tests import pictures
 
 

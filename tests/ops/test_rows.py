@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ops import maps, storage, uris
+from ops import maps
 from ops.calibration import Calibration
 from ops.contents import Contents, key
 from ops.decode import DecodeSettings
@@ -18,13 +18,14 @@ from ops.detecting import Detect, to_images
 from ops.drawing import DrawMaps, Sketched, sheet
 from ops.fetch import FetchSettings
 from ops.group import Alone
-from ops.layout import Out
 from ops.maps import Scale
 from ops.method import Notes
 from ops.model import ModelCard, ProductCard
 from ops.patchcore import PatchCore, PatchCoreSettings
 from ops.reading import KNOWN, Read
 from ops.resize import InputSettings
+from ops.storage import files, uris
+from ops.storage.paths import Out
 from tests import pictures
 from tests.ops.conftest import TINY
 
@@ -132,7 +133,7 @@ def test_known_contents_are_told_by_their_hash_and_not_decoded(rows):
 
 
 def test_how_often_a_read_was_repeated_is_told_of_each_row(rows, monkeypatch):
-    real, left = storage.read_bytes, {"empty.png": 2, "deep.png": 1, "text.png": 99}
+    real, left = files.read_bytes, {"empty.png": 2, "deep.png": 1, "text.png": 99}
 
     def read_bytes(location):
         name = location.rpartition("/")[2]
@@ -141,7 +142,7 @@ def test_how_often_a_read_was_repeated_is_told_of_each_row(rows, monkeypatch):
             raise OSError(5, "input/output error")
         return real(location)
 
-    monkeypatch.setattr(storage, "read_bytes", read_bytes)
+    monkeypatch.setattr(files, "read_bytes", read_bytes)
     hasty = FetchSettings(attempts=4, patience=0)
     found = Read(INPUT, DecodeSettings(), hasty, ("nut",))(rows)
     assert found["retries"].to_pylist() == [0, 2, 1, 3, 0, 0]
@@ -235,10 +236,10 @@ def test_maps_are_drawn_as_asked_for_and_point_at_the_blob(rows, tensors, tmp_pa
     assert drawn[1]["peak_x"] is None
     for row in drawn:
         if row["map_uri"]:
-            decoded = maps.decode(storage.read_bytes(uris.parse(row["map_uri"]).location))
+            decoded = maps.decode(files.read_bytes(uris.parse(row["map_uri"]).location))
             assert decoded.scale == card.map_scale
             assert decoded.levels.shape == (64, 64)
-            assert storage.exists(out.overlay("m1", row["image_id"]))
+            assert files.exists(out.overlay("m1", row["image_id"]))
     assert not {"pixels", "patch_scores"} & drawn[0].keys()
 
 

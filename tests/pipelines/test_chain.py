@@ -15,16 +15,17 @@ import pytest
 import torch
 from PIL import Image
 
-from ops import maps, scores, storage, tables, uris
+from ops import maps, scores
 from ops.archives import IMAGE_SUFFIXES
 from ops.backbone import Backbone, BackboneSettings
 from ops.fetch import FetchSettings
 from ops.inventory import Inventory
-from ops.layout import Out
 from ops.model import Model, read_model, write_model
 from ops.naming import LAYOUTS, Namer
 from ops.patchcore import PatchCoreSettings
 from ops.resize import InputSettings
+from ops.storage import files, parquet, uris
+from ops.storage.paths import Out
 from pipelines import check, evaluate, fit, fit_worker, inventory, plan, score
 from pipelines.chain import drawing
 from pipelines.cluster import Slots
@@ -104,7 +105,7 @@ def world(cluster, tmp_path_factory):
     out = Out(str(tmp_path_factory.mktemp("out")))
     run = prepare(listed, shared, out, ScoreSettings("all", True, 10), "2026-11-20")
     totals = score.score(run, FetchSettings(patience=0.01), SLOTS, "50%", nothing)
-    return World(listed, shared, out, run, totals, tables.read(totals["table"]))
+    return World(listed, shared, out, run, totals, parquet.read(totals["table"]))
 
 
 def test_every_image_is_one_row_in_the_inventorys_order(world):
@@ -116,7 +117,7 @@ def test_every_image_is_one_row_in_the_inventorys_order(world):
 
 
 def test_a_check_of_the_files_finds_the_promise_kept(world):
-    record = storage.read_json(world.out.run(world.run.run_id))
+    record = files.read_json(world.out.run(world.run.run_id))
     place, card = world.inventory.location, world.model.card
     subject = Subject(world.out, world.run.run_id, record, place, card)
     found = check.check(subject, 1.0, nothing)
@@ -165,22 +166,22 @@ def test_maps_are_16_bit_on_one_scale_and_overlays_lie_beside_them(world):
         if row["status"] != "ok":
             assert row["map_uri"] is None
             continue
-        drawn = maps.decode(storage.read_bytes(uris.parse(row["map_uri"]).location))
+        drawn = maps.decode(files.read_bytes(uris.parse(row["map_uri"]).location))
         assert drawn.levels.shape == (64, 64)
         assert drawn.scale == world.model.card.map_scale
         # Pictures are as large as maps here; neighbours of the peak may share its grey level.
         assert drawn.levels[row["peak_y"], row["peak_x"]] == drawn.levels.max()
-        assert storage.exists(world.out.overlay(row["model_id"], row["image_id"]))
+        assert files.exists(world.out.overlay(row["model_id"], row["image_id"]))
 
 
 def test_repeating_a_finished_run_changes_nothing(world):
-    def files():
-        return {item.name: item.version for item in storage.listing(world.out.root)}
+    def versions():
+        return {item.name: item.version for item in files.listing(world.out.root)}
 
-    before = files()
+    before = versions()
     again = score.score(world.run, FetchSettings(), SLOTS, "50%", nothing)
     assert again == world.totals
-    assert files() == before
+    assert versions() == before
     assert not any("_work" in name for name in before)
 
 
@@ -188,10 +189,10 @@ def test_what_a_run_left_that_died_at_its_very_end_does_not_stop_the_next_night(
     out = Out(str(tmp_path))
     settings = ScoreSettings("none", False, 10)
     run = prepare(world.inventory, world.model, out, settings, "2020-01-01")
-    storage.write_bytes(storage.join(out.work(run.run_id), "started"), b"")
+    files.write_bytes(files.join(out.work(run.run_id), "started"), b"")
     taken_up = prepare(world.inventory, world.model, out, settings, None)
     assert taken_up.run_id == run.run_id
-    storage.write_json(out.run(run.run_id), {"totals": {"images": 39}})
+    files.write_json(out.run(run.run_id), {"totals": {"images": 39}})
     tonight = prepare(world.inventory, world.model, out, settings, None)
     assert tonight.night > "2020-01-01"
     assert not os.path.exists(out.work(run.run_id))
@@ -206,7 +207,7 @@ def test_another_cut_into_batches_and_workers_gives_the_same_rows(world, tmp_pat
     run = prepare(world.inventory, world.model, out, ScoreSettings("none", False, 7), None)
     slots = Slots(workers=1, cpus=1, readers=0.5, batch=17)
     totals = score.score(run, FetchSettings(patience=0.01), slots, "50%", nothing)
-    assert comparable(tables.read(totals["table"])).equals(comparable(world.table))
+    assert comparable(parquet.read(totals["table"])).equals(comparable(world.table))
     assert not os.path.exists(tmp_path / "maps")
 
 
@@ -214,11 +215,11 @@ def test_the_top_k_maps_are_those_of_the_highest_scores(world, tmp_path):
     out = Out(str(tmp_path))
     run = prepare(world.inventory, world.model, out, ScoreSettings("top:3"), None)
     totals = score.score(run, FetchSettings(patience=0.01), SLOTS, "50%", nothing)
-    rows = [r for r in tables.read(totals["table"]).to_pylist() if r["status"] == "ok"]
+    rows = [r for r in parquet.read(totals["table"]).to_pylist() if r["status"] == "ok"]
     rows.sort(key=lambda r: -r["score"])
     assert all(r["map_uri"] for r in rows[:3])
     assert not any(r["map_uri"] for r in rows[3:])
-    drawn = [item.name for item in storage.listing(out.maps(world.model.card.model_id))]
+    drawn = [item.name for item in files.listing(out.maps(world.model.card.model_id))]
     assert len(drawn) == 3
 
 
@@ -237,7 +238,7 @@ def test_too_many_failures_end_the_run_keep_its_rows_and_can_be_continued(world,
     kept = Parts(out, run.run_id, world.inventory, 10)
     totals = score.score(taken_up, FetchSettings(patience=0.01), SLOTS, "5", nothing)
     assert totals["resumed"] == kept.done
-    assert comparable(tables.read(totals["table"])).equals(comparable(world.table))
+    assert comparable(parquet.read(totals["table"])).equals(comparable(world.table))
 
 
 @pytest.mark.slow
@@ -268,7 +269,7 @@ def evaluated(world, table, thresholds):
 
 
 def test_metrics_come_from_the_published_table_and_maps(world):
-    thresholds = storage.read_json(world.out.run(world.run.run_id))["thresholds"]
+    thresholds = files.read_json(world.out.run(world.run.run_id))["thresholds"]
     evaluation = evaluated(world, world.table, thresholds)
     found = evaluation.table.to_pylist()
     assert [row["product"] for row in found] == ["fabric", "washer", "mean"]

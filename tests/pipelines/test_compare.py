@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ops import storage, tables
-from ops.layout import Out
+from ops.storage import files, parquet
+from ops.storage.paths import Out
 from pipelines import compare, records
 from pipelines.compare import CompareSettings
 from pipelines.run import ScoreSettings
@@ -86,7 +86,7 @@ def row_of(nights, product):
 
 def changes(nights):
     out, runs, *_ = nights
-    return tables.read(out.comparison(runs[0].run_id, runs[1].run_id, "changes")).to_pylist()
+    return parquet.read(out.comparison(runs[0].run_id, runs[1].run_id, "changes")).to_pylist()
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
@@ -183,12 +183,12 @@ def test_pictures_lie_in_the_comparisons_folder_whatever_products_are_called(nig
     folder = out.comparisons(runs[0].run_id, runs[1].run_id)
     assert set(found.pictures) == set(PRODUCTS)
     assert {os.path.dirname(place) for place in found.pictures.values()} == {f"{folder}/pictures"}
-    names = {item.name for item in storage.listing(folder)}
+    names = {item.name for item in files.listing(folder)}
     assert names == {
         *("products.parquet", "changes.parquet", "movers.parquet"),
         *(os.path.relpath(place, folder) for place in found.pictures.values()),
     }
-    assert all(storage.read_bytes(place)[:4] == b"\x89PNG" for place in found.pictures.values())
+    assert all(files.read_bytes(place)[:4] == b"\x89PNG" for place in found.pictures.values())
 
 
 def test_by_image_id_other_versions_are_other_images(nights):

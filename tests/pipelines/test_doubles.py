@@ -7,10 +7,10 @@ import datetime
 import pyarrow as pa
 import pytest
 
-from ops import storage, uris
 from ops.failure import STATUSES
-from ops.layout import Out
 from ops.reading import KNOWN
+from ops.storage import files, uris
+from ops.storage.paths import Out
 from pipelines.doubles import known
 from pipelines.parts import ROWS
 from pipelines.run import ScoreSettings
@@ -26,7 +26,7 @@ def out(tmp_path):
     """Two nights: A is flagged and has a map, B is not; C failed, and is known of another model."""
     out = Out(str(tmp_path))
     mapped = out.map(MODELS[0], "0" * 32)
-    storage.write_bytes(mapped, b"a map")
+    files.write_bytes(mapped, b"a map")
     flagged = row("/a", score=7.5, content_sha256=A, width=80, map_uri=uris.make(mapped))
     publish(out, 0, [flagged, row("/b", score=2.0, content_sha256=B)])
     publish(out, 1, [row("/c", status="undefined", content_sha256=C)])
@@ -77,14 +77,14 @@ def test_maps_are_copied_where_they_are_wanted(out, maps, with_map):
     for number in with_map:
         location = out.map(MODELS[0], f"{number:032x}")
         assert found[number]["map_uri"] == uris.make(location)
-        assert storage.read_bytes(location) == b"a map"
+        assert files.read_bytes(location) == b"a map"
 
 
 def test_what_lacks_its_map_is_scored_again(out):
     found, doubles = completed(out, [met(4, A), met(5, B)], maps="all")
     assert sorted(found) == [4]
     assert doubles.lost == 1
-    storage.remove_file(out.map(MODELS[0], "0" * 32))
+    files.remove_file(out.map(MODELS[0], "0" * 32))
     found, doubles = completed(out, [met(4, A), met(5, B)], maps="flagged")
     assert sorted(found) == [5]
     assert (doubles.copied, doubles.lost) == (1, 1)

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ops import tables
-from ops.layout import Out
 from ops.scores import SCHEMA
+from ops.storage import parquet
+from ops.storage.paths import Out
 from pipelines import compare, records
 from pipelines.compare import CompareSettings
 from pipelines.concerns import Limits, concerns
@@ -83,9 +83,9 @@ def test_a_sample_is_drawn_by_ids_alone_and_its_size_is_told(tmp_path):
     found = drift(tmp_path, run, sample=20)
     assert set(found["tested_a"].to_pylist()) == set(found["tested_b"].to_pylist()) == {20}
     place = Out(str(tmp_path)).table(first.night, first.run_id)
-    rows = tables.read(place)
+    rows = parquet.read(place)
     order = np.random.default_rng(0).permutation(len(rows))
-    tables.write(place, SCHEMA, [rows.take(order)])
+    parquet.write(place, SCHEMA, [rows.take(order)])
     assert drift(tmp_path, run, sample=20).equals(found)
 
 

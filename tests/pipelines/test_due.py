@@ -7,10 +7,11 @@ import random
 import pyarrow as pa
 import pytest
 
-from ops import inventory, tables
+from ops import inventory
 from ops.failure import PASSING
 from ops.inventory import Inventory, image_id
-from ops.layout import Out
+from ops.storage import parquet
+from ops.storage.paths import Out
 from pipelines import due
 from tests.pipelines.test_history import MODELS, publish, row
 
@@ -27,7 +28,7 @@ def listed(out, images):
         for u, v, p in images
     ]
     location = out.warehouse()
-    tables.write(location, inventory.SCHEMA, [pa.Table.from_pylist(rows, inventory.SCHEMA)])
+    parquet.write(location, inventory.SCHEMA, [pa.Table.from_pylist(rows, inventory.SCHEMA)])
     return location
 
 

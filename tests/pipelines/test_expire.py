@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ops import scores, storage, tables, uris
+from ops import scores
 from ops.inventory import image_id
-from ops.layout import Out
+from ops.storage import files, parquet, uris
+from ops.storage.paths import Out
 from pipelines import history
 from pipelines.expire import Refused, expire
 from pipelines.lock import LostLock
@@ -34,8 +35,8 @@ def nightly(out, day, rows):
     for r in rows:
         if r["status"] == "ok":
             place = out.map(r["model_id"], r["image_id"])
-            storage.write_bytes(place, b"map")
-            storage.write_bytes(out.overlay(r["model_id"], r["image_id"]), b"overlay")
+            files.write_bytes(place, b"map")
+            files.write_bytes(out.overlay(r["model_id"], r["image_id"]), b"overlay")
             full.append(r | {"map_uri": uris.make(place)})
         else:
             full.append(r)
@@ -46,7 +47,7 @@ def nightly(out, day, rows):
         "totals": {"images": 1},
         "model_id": rows[0]["model_id"],
     }
-    storage.write_json(out.run(run_id), record)
+    files.write_json(out.run(run_id), record)
     return out.table(run_id[:10], run_id)
 
 
@@ -68,7 +69,7 @@ def test_superseded_rows_and_their_maps_go_and_all_else_stays(out):
     assert current(out) == before
     assert maps(out) == sorted([image_id("u/1", "2"), image_id("u/2", "1"), image_id("u/3", "1")])
     assert not os.path.exists(out.overlay(MODELS[0], image_id("u/1", "1")))
-    assert storage.read_json(out.run("2026-11-20-0000"))["expired"]["rows"] == 0
+    assert files.read_json(out.run("2026-11-20-0000"))["expired"]["rows"] == 0
     assert expire(out, 1, [], remove=True).tables == ()
 
 
@@ -78,7 +79,7 @@ def test_a_table_that_is_still_needed_keeps_its_current_rows_alone(out):
     before = current(out)
     (found,) = expire(out, 1, [], remove=True).tables
     assert (found.rows, found.staying) == (2, 1)
-    table = tables.read(first)
+    table = parquet.read(first)
     assert table["uri"].to_pylist() == ["u/2"]
     assert scores.violations(table) == []
     assert current(out) == before
@@ -101,15 +102,15 @@ def test_old_models_stay_until_they_are_retired_and_even_then_where_no_other_has
 @pytest.mark.parametrize("seed", range(3))
 def test_whatever_the_history_what_is_current_stays_current(out, seed):
     drawn(out, seed)
-    before, rows = current(out), sum(len(tables.read(t)) for t in history.published(out))
+    before, rows = current(out), sum(len(parquet.read(t)) for t in history.published(out))
     # All drawn runs are of one night; each becomes a night of its own.
     for day, place in enumerate(history.published(out)):
         run_id = place.split("/run=")[1].split("/")[0]
-        storage.write_bytes(out.table(f"2026-12-{day + 1:02d}", run_id), storage.read_bytes(place))
-        storage.remove_file(place)
+        files.write_bytes(out.table(f"2026-12-{day + 1:02d}", run_id), files.read_bytes(place))
+        files.remove_file(place)
     told = expire(out, 1, [], remove=True)
     assert current(out) == before
-    assert sum(len(tables.read(t)) for t in history.published(out)) == rows - sum(
+    assert sum(len(parquet.read(t)) for t in history.published(out)) == rows - sum(
         f.rows - f.staying for f in told.tables
     )
     assert told.tables
@@ -128,11 +129,11 @@ def test_what_is_unclear_is_refused(out):
     nightly(out, 0, [row("u/1")])
     with pytest.raises(Refused, match="keep_nights 0"):
         expire(out, 0, [], remove=True)
-    storage.write_bytes(f"{out.work('2026-11-20-ab')}/started", b"")
+    files.write_bytes(f"{out.work('2026-11-20-ab')}/started", b"")
     with pytest.raises(Refused, match=r"2026-11-20-ab under .* are unfinished"):
         expire(out, 1, [], remove=True)
-    storage.remove_folder(out.work())
-    storage.write_bytes(f"{out.scores()}/part-00000.parquet", b"")
+    files.remove_folder(out.work())
+    files.write_bytes(f"{out.scores()}/part-00000.parquet", b"")
     with pytest.raises(Refused, match="is no table of a night"):
         expire(out, 1, [], remove=True)
 
@@ -172,7 +173,7 @@ def test_what_is_begun_while_tables_are_searched_is_seen(out, monkeypatch):
     opened = history.opened
 
     def begun(*asked):
-        storage.write_bytes(f"{out.work('2026-11-22-ab')}/started", b"")
+        files.write_bytes(f"{out.work('2026-11-22-ab')}/started", b"")
         return opened(*asked)
 
     monkeypatch.setattr(history, "opened", begun)

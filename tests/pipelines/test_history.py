@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ops import scores, tables
+from ops import scores
 from ops.calibration import Calibration
 from ops.inventory import image_id
-from ops.layout import Out
+from ops.storage import parquet
+from ops.storage.paths import Out
 from pipelines import history
 from pipelines.history import Label
 from tests.conftest import ROOT
@@ -56,7 +57,7 @@ def publish(out: Out, number: int, rows: list[dict]) -> str:
     ]
     table = pa.Table.from_pylist(full, scores.SCHEMA)
     assert scores.violations(table) == []
-    tables.write(out.table(run_id[:10], run_id), scores.SCHEMA, [table])
+    parquet.write(out.table(run_id[:10], run_id), scores.SCHEMA, [table])
     return run_id
 
 

@@ -11,15 +11,15 @@ import time
 
 import pytest
 
-from ops import storage
-from ops.layout import Out
+from ops.storage import files
+from ops.storage.paths import Out
 from pipelines import lock
 from tests.conftest import ROOT
 
 LEASE = 0.6
 HOLD = """
 import sys, time
-from ops.layout import Out
+from ops.storage.paths import Out
 from pipelines import lock
 with lock.locked(Out(sys.argv[1]), float(sys.argv[2])):
     print("held", flush=True)
@@ -72,7 +72,7 @@ def test_a_lease_is_handed_on_at_once_when_it_was_ended(out):
         with lease(out).held():
             pass
     assert time.monotonic() - begun < LEASE
-    assert len(list(storage.listing(out.lock()))) == 1  # older numbers are cleared away
+    assert len(list(files.listing(out.lock()))) == 1  # older numbers are cleared away
 
 
 def test_a_living_holder_is_left_alone_and_keeps_its_lease(out):
@@ -147,7 +147,7 @@ def test_on_s3_a_killed_holder_loses_its_lock_after_a_lease(s3):
 
 def test_what_is_there_is_not_created_again(tmp_path):
     place = str(tmp_path / "new" / "a")
-    assert storage.create(place, b"1")
-    assert not storage.create(place, b"2")
-    assert storage.read_bytes(place) == b"1"
-    assert [item.name for item in storage.listing(str(tmp_path))] == ["new/a"]
+    assert files.create(place, b"1")
+    assert not files.create(place, b"2")
+    assert files.read_bytes(place) == b"1"
+    assert [item.name for item in files.listing(str(tmp_path))] == ["new/a"]

@@ -8,9 +8,10 @@ import random
 import pyarrow as pa
 import pytest
 
-from ops import scores, tables
+from ops import scores
 from ops.inventory import SCHEMA, Inventory, image_id
-from ops.layout import Out
+from ops.storage import parquet
+from ops.storage.paths import Out
 from pipelines.parts import ROWS, BrokenRun, Parts
 
 NOW = datetime.datetime(2026, 11, 20, tzinfo=datetime.UTC)
@@ -22,7 +23,7 @@ def inventory(tmp_path):
         {"image_id": image_id(f"file:///{i}", "v"), "uri": f"file:///{i}", "version": "v"}
         for i in range(25)
     ]
-    tables.write(str(tmp_path / "i.parquet"), SCHEMA, [pa.Table.from_pylist(rows, SCHEMA)])
+    parquet.write(str(tmp_path / "i.parquet"), SCHEMA, [pa.Table.from_pylist(rows, SCHEMA)])
     return Inventory(str(tmp_path / "i.parquet"))
 
 
@@ -127,16 +128,16 @@ def test_a_part_with_foreign_missing_or_lawless_rows_is_not_published(inventory,
     parts = parts_of(inventory, tmp_path)
     parts.add(rows(inventory, range(25)))
     place = parts.out.part("r", 1)
-    good = tables.read(place)
-    tables.write(place, scores.SCHEMA, [good.slice(1)])
+    good = parquet.read(place)
+    parquet.write(place, scores.SCHEMA, [good.slice(1)])
     with pytest.raises(BrokenRun, match="part 1"):
         published(parts)
     swapped = pa.concat_tables([good.slice(1, 1), good.slice(0, 1), good.slice(2)])
-    tables.write(place, scores.SCHEMA, [swapped])
+    parquet.write(place, scores.SCHEMA, [swapped])
     with pytest.raises(BrokenRun, match="part 1"):
         published(parts)
     column = pa.array([None] * len(good), pa.float64())
     where = good.schema.get_field_index("score")
-    tables.write(place, scores.SCHEMA, [good.set_column(where, "score", column)])
+    parquet.write(place, scores.SCHEMA, [good.set_column(where, "score", column)])
     with pytest.raises(BrokenRun, match="ok rows without a finite score"):
         published(parts)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ops import storage
 from ops.fetch import FetchSettings
-from ops.layout import Out
+from ops.storage import files
+from ops.storage.paths import Out
 from pipelines import facts, records, report
 from pipelines.facts import ReportSettings
 from pipelines.highlights import BINS, Histogram
@@ -184,9 +184,9 @@ def test_runs_of_one_night_are_one_and_the_last_word_counts(tmp_path):
     second = finish(str(tmp_path), changed, model, settings=NONE)
     other = finish(str(tmp_path), parts, model_of(["bolt"], seed=1), settings=NONE)
     for hour, run in ((1, other), (2, first), (3, second)):
-        record = storage.read_json(out.run(run.run_id))
+        record = files.read_json(out.run(run.run_id))
         record["started"] = f"2026-11-20T0{hour}:00:00+00:00"
-        storage.write_json(out.run(run.run_id), record)
+        files.write_json(out.run(run.run_id), record)
     runs = records.of_night(out, "2026-11-20")
     assert [run["run_id"] for run in runs] == [first.run_id, second.run_id]
     night = gathered(out, runs)
@@ -361,8 +361,8 @@ def test_the_page_is_written_whole_below_the_output_folder(nights):
     settings = ReportSettings(parts=3)
     location = report.report(out, runs, "a", settings, FetchSettings(), nothing)
     assert location == f"{out.root}/reports/a.html"
-    assert storage.names(f"{out.root}/reports") == ["a.html"]
-    data = storage.read_bytes(location)
+    assert files.names(f"{out.root}/reports") == ["a.html"]
+    data = files.read_bytes(location)
     assert data.startswith(b"<!DOCTYPE html>")
     assert data.rstrip().endswith(b"</html>")
     # The same night gives the same page.

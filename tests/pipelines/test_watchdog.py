@@ -10,8 +10,8 @@ import pytest
 
 from ops.fetch import FetchSettings
 from ops.inventory import Inventory
-from ops.layout import Out
 from ops.reading import Read
+from ops.storage.paths import Out
 from pipelines import score
 from pipelines.chain import Chain, drawing
 from pipelines.cluster import Slots

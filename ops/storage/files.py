@@ -21,13 +21,13 @@ from typing import IO, Any, NamedTuple, cast
 
 from botocore.exceptions import NoCredentialsError  # type: ignore[import-untyped]
 
-from ops.patience import PatientS3, Unavailable
+from ops.storage.retry import PatientS3, Unavailable
 
 #: Stores other than Amazon's reject newer checksum headers, so they are sent only where required.
 _S3_CLIENT = {
     "request_checksum_calculation": "when_required",
     "response_checksum_validation": "when_required",
-    "retries": {"total_max_attempts": 1},  # `ops.patience` repeats
+    "retries": {"total_max_attempts": 1},  # `ops.storage.retry` repeats
     "connect_timeout": 10,
     "read_timeout": 30,
 }

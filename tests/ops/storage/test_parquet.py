@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ops import tables
+from ops.storage import parquet
 
 SCHEMA = pa.schema(
     [pa.field("n", pa.int32(), metadata={"meaning": "a number"}), pa.field("s", pa.string())],
@@ -21,23 +21,23 @@ def batch(start: int, count: int) -> pa.RecordBatch:
 def test_batches_of_any_size_become_row_groups_of_one_size(tmp_path):
     file = str(tmp_path / "t.parquet")
     batches = [batch(0, 3), batch(3, 0), batch(3, 14), pa.table(batch(17, 2).to_pydict())]
-    assert tables.write(file, SCHEMA, batches, rows=5) == 19
-    assert tables.read(file)["n"].to_pylist() == list(range(19))
+    assert parquet.write(file, SCHEMA, batches, rows=5) == 19
+    assert parquet.read(file)["n"].to_pylist() == list(range(19))
     metadata = pq.read_metadata(file)
     assert max(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)) <= 5
 
 
 def test_the_schema_keeps_its_types_and_metadata(tmp_path):
     file = str(tmp_path / "t.parquet")
-    tables.write(file, SCHEMA, [batch(0, 3)])
-    assert tables.read(file).schema.equals(SCHEMA, check_metadata=True)
-    assert tables.read(file, ["s"]).schema.names == ["s"]
+    parquet.write(file, SCHEMA, [batch(0, 3)])
+    assert parquet.read(file).schema.equals(SCHEMA, check_metadata=True)
+    assert parquet.read(file, ["s"]).schema.names == ["s"]
 
 
 def test_no_rows_make_a_table_with_its_columns(tmp_path):
     file = str(tmp_path / "t.parquet")
-    assert tables.write(file, SCHEMA, []) == 0
-    assert tables.read(file).schema.equals(SCHEMA, check_metadata=True)
+    assert parquet.write(file, SCHEMA, []) == 0
+    assert parquet.read(file).schema.equals(SCHEMA, check_metadata=True)
 
 
 def test_an_error_on_the_way_leaves_no_table(tmp_path):
@@ -46,16 +46,16 @@ def test_an_error_on_the_way_leaves_no_table(tmp_path):
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        tables.write(str(tmp_path / "t.parquet"), SCHEMA, batches(), rows=10)
+        parquet.write(str(tmp_path / "t.parquet"), SCHEMA, batches(), rows=10)
     assert os.listdir(tmp_path) == []
 
 
 def test_rows_that_do_not_fit_the_schema_leave_the_table_that_was_there(tmp_path):
     file = str(tmp_path / "t.parquet")
-    tables.write(file, SCHEMA, [batch(0, 3)])
+    parquet.write(file, SCHEMA, [batch(0, 3)])
     with pytest.raises(KeyError):
-        tables.write(file, SCHEMA, [pa.RecordBatch.from_pydict({"n": [1]})])
+        parquet.write(file, SCHEMA, [pa.RecordBatch.from_pydict({"n": [1]})])
     with pytest.raises(pa.ArrowInvalid):
-        tables.write(file, SCHEMA, [batch(2**40, 1)])
-    assert len(tables.read(file)) == 3
+        parquet.write(file, SCHEMA, [batch(2**40, 1)])
+    assert len(parquet.read(file)) == 3
     assert os.listdir(tmp_path) == ["t.parquet"]

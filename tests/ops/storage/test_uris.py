@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from ops import uris
+from ops.storage import uris
 
 NAMES = [
     "plain.png",

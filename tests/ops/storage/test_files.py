@@ -4,20 +4,20 @@ from pathlib import Path
 
 import pytest
 
-from ops import storage
+from ops.storage import files
 
 
 def test_what_was_written_is_read_back_whole_and_in_slices(tmp_path):
     file = str(tmp_path / "new" / "folder" / "a.bin")
-    storage.write_bytes(file, bytes(range(100)))
-    assert storage.read_bytes(file) == bytes(range(100))
-    assert storage.read_bytes(file, 10, 13) == bytes([10, 11, 12])
-    assert storage.read_bytes(file, 97) == bytes([97, 98, 99])
-    assert storage.describe(file)[:2] == ("a.bin", 100)
+    files.write_bytes(file, bytes(range(100)))
+    assert files.read_bytes(file) == bytes(range(100))
+    assert files.read_bytes(file, 10, 13) == bytes([10, 11, 12])
+    assert files.read_bytes(file, 97) == bytes([97, 98, 99])
+    assert files.describe(file)[:2] == ("a.bin", 100)
 
 
 def write_half(location: str) -> None:
-    with storage.staged(location) as path:
+    with files.staged(location) as path:
         Path(path).write_bytes(b"half")
         raise RuntimeError
 
@@ -30,7 +30,7 @@ def test_an_error_while_writing_leaves_nothing(tmp_path):
 
 def test_an_error_while_writing_leaves_what_was_there_before(tmp_path):
     file = tmp_path / "a.bin"
-    storage.write_bytes(str(file), b"old")
+    files.write_bytes(str(file), b"old")
     with pytest.raises(RuntimeError):
         write_half(str(file))
     assert file.read_bytes() == b"old"
@@ -39,7 +39,7 @@ def test_an_error_while_writing_leaves_what_was_there_before(tmp_path):
 
 def test_nothing_appears_before_writing_is_over(tmp_path):
     file = tmp_path / "a.bin"
-    with storage.staged(str(file)) as path:
+    with files.staged(str(file)) as path:
         Path(path).write_bytes(b"all of it")
         assert not file.exists()
     assert os.listdir(tmp_path) == ["a.bin"]
@@ -47,54 +47,54 @@ def test_nothing_appears_before_writing_is_over(tmp_path):
 
 
 def test_writing_nothing_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError), storage.staged(str(tmp_path / "a.bin")):
+    with pytest.raises(FileNotFoundError), files.staged(str(tmp_path / "a.bin")):
         pass
     assert os.listdir(tmp_path) == []
 
 
 def test_names_are_those_of_whole_files_in_order(tmp_path):
     place = str(tmp_path / "folder")
-    assert storage.names(place) == []
+    assert files.names(place) == []
     for name in ("b/2.json", "a.json", "b/1.json", ".hidden"):
-        storage.write_bytes(f"{place}/{name}", b"whole")
-    with storage.staged(f"{place}/b/3.json") as path:
+        files.write_bytes(f"{place}/{name}", b"whole")
+    with files.staged(f"{place}/b/3.json") as path:
         Path(path).write_bytes(b"half")
-        assert storage.names(place) == [".hidden", "a.json", "b/1.json", "b/2.json"]
-    assert storage.names(place)[-1] == "b/3.json"
+        assert files.names(place) == [".hidden", "a.json", "b/1.json", "b/2.json"]
+    assert files.names(place)[-1] == "b/3.json"
 
 
 def test_json_refuses_numbers_that_json_does_not_have(tmp_path):
     file = str(tmp_path / "a.json")
-    storage.write_json(file, {"ü": [1, 2.5, None]})
-    assert storage.read_json(file) == {"ü": [1, 2.5, None]}
+    files.write_json(file, {"ü": [1, 2.5, None]})
+    assert files.read_json(file) == {"ü": [1, 2.5, None]}
     with pytest.raises(ValueError, match="JSON compliant"):
-        storage.write_json(file, {"a": float("nan")})
-    assert storage.read_json(file) == {"ü": [1, 2.5, None]}
+        files.write_json(file, {"a": float("nan")})
+    assert files.read_json(file) == {"ü": [1, 2.5, None]}
 
 
 def test_listing_gives_names_below_the_folder_and_no_folders(tmp_path):
     names = {"a.png", "b c/d#.png", "b c/e/f.png", ".hidden"}
     for name in names:
-        storage.write_bytes(str(tmp_path / name), name.encode())
+        files.write_bytes(str(tmp_path / name), name.encode())
     (tmp_path / "empty").mkdir()
-    found = list(storage.listing(str(tmp_path)))
+    found = list(files.listing(str(tmp_path)))
     assert {item.name for item in found} == names
     assert all(item.bytes == len(item.name.encode()) for item in found)
 
 
 def test_listing_streams(tmp_path, monkeypatch):
     for number in range(50):
-        storage.write_bytes(str(tmp_path / str(number) / "a"), b"")
+        files.write_bytes(str(tmp_path / str(number) / "a"), b"")
     scan, folders = os.scandir, []
     monkeypatch.setattr(os, "scandir", lambda path: folders.append(path) or scan(path))
-    assert len(list(itertools.islice(storage.listing(str(tmp_path)), 3))) == 3
+    assert len(list(itertools.islice(files.listing(str(tmp_path)), 3))) == 3
     assert len(folders) <= 5
 
 
 def test_a_file_that_goes_while_it_is_listed_is_not_listed(tmp_path):
     for number in range(5):
         (tmp_path / f"{number}").touch()
-    stream = storage.listing(str(tmp_path))
+    stream = files.listing(str(tmp_path))
     gone = {"0", "1", "2", "3", "4"} - {next(stream).name}
     for name in gone:
         (tmp_path / name).unlink()
@@ -105,27 +105,27 @@ def test_the_version_of_a_file_changes_with_its_content(tmp_path):
     file = tmp_path / "a"
     file.write_bytes(b"1")
     os.utime(file, ns=(1, 1))
-    before = storage.describe(str(file))
+    before = files.describe(str(file))
     file.write_bytes(b"2")
-    assert storage.describe(str(file)).version != before.version
-    assert next(storage.listing(str(tmp_path))).version == storage.describe(str(file)).version
+    assert files.describe(str(file)).version != before.version
+    assert next(files.listing(str(tmp_path))).version == files.describe(str(file)).version
 
 
 def test_removing_a_folder_that_is_not_there_is_fine(tmp_path):
-    storage.write_bytes(str(tmp_path / "a" / "b" / "c"), b"")
-    storage.remove_folder(str(tmp_path / "a"))
-    storage.remove_folder(str(tmp_path / "a"))
+    files.write_bytes(str(tmp_path / "a" / "b" / "c"), b"")
+    files.remove_folder(str(tmp_path / "a"))
+    files.remove_folder(str(tmp_path / "a"))
     assert os.listdir(tmp_path) == []
 
 
 def test_a_folder_is_copied_with_all_below_it(tmp_path):
-    storage.write_bytes(str(tmp_path / "from" / "a" / "b"), b"1")
-    storage.write_bytes(str(tmp_path / "from" / "c"), b"2")
-    storage.fetch_folder(str(tmp_path / "from"), str(tmp_path / "to"))
+    files.write_bytes(str(tmp_path / "from" / "a" / "b"), b"1")
+    files.write_bytes(str(tmp_path / "from" / "c"), b"2")
+    files.fetch_folder(str(tmp_path / "from"), str(tmp_path / "to"))
     assert (tmp_path / "to" / "a" / "b").read_bytes() == b"1"
     assert (tmp_path / "to" / "c").read_bytes() == b"2"
 
 
 def test_join_adds_one_slash():
-    assert storage.join("s3://b/x/", "y", "z") == "s3://b/x/y/z"
-    assert storage.join("/", "y") == "/y"
+    assert files.join("s3://b/x/", "y", "z") == "s3://b/x/y/z"
+    assert files.join("/", "y") == "/y"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ops import storage
+from ops.storage import files
 
 
 def column(name: str, kind: pa.DataType, meaning: str, nullable: bool = True) -> pa.Field:
@@ -28,7 +28,7 @@ def write(
     written = 0
     waiting: list[pa.Table] = []
     with (
-        storage.staged(location) as path,
+        files.staged(location) as path,
         pq.ParquetWriter(path, schema, compression="zstd") as writer,
     ):
         for batch in batches:
@@ -45,5 +45,5 @@ def write(
 
 def read(location: str, columns: list[str] | None = None) -> pa.Table:
     """A whole table."""
-    with storage.open_read(location) as file:
+    with files.open_read(location) as file:
         return pq.read_table(file, columns=columns)

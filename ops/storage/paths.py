@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
-from ops import storage
+from ops.storage import files
 
 MODEL_CARD = "model.json"
 BACKBONE = "_backbone.safetensors"
@@ -53,48 +53,48 @@ class Out:
 
     def work(self, run_id: str = "") -> str:
         """The folder of an unfinished run, or of all of them."""
-        return storage.join(self.root, "_work", run_id).rstrip("/")
+        return files.join(self.root, "_work", run_id).rstrip("/")
 
     def part(self, run_id: str, number: int) -> str:
         """One finished part of an unfinished run."""
-        return storage.join(self.work(run_id), f"part-{number:05d}.parquet")
+        return files.join(self.work(run_id), f"part-{number:05d}.parquet")
 
     def table(self, night: str, run_id: str) -> str:
         """The published score table of a run."""
-        folder = storage.join(self.scores(), f"night={night}", f"run={run_id}")
-        return storage.join(folder, TABLE)
+        folder = files.join(self.scores(), f"night={night}", f"run={run_id}")
+        return files.join(folder, TABLE)
 
     def scores(self) -> str:
         """The folder of all published score tables."""
-        return storage.join(self.root, "scores")
+        return files.join(self.root, "scores")
 
     def map(self, model_id: str, image_id: str) -> str:
         """The map of one image under one model."""
-        return storage.join(self.maps(model_id), _sharded(image_id))
+        return files.join(self.maps(model_id), _sharded(image_id))
 
     def maps(self, model_id: str) -> str:
         """The folder of all maps of a model."""
-        return storage.join(self.root, "maps", model_id)
+        return files.join(self.root, "maps", model_id)
 
     def overlay(self, model_id: str, image_id: str) -> str:
         """The map of one image drawn over it, for people."""
-        return storage.join(self.root, "overlays", model_id, _sharded(image_id))
+        return files.join(self.root, "overlays", model_id, _sharded(image_id))
 
     def model(self, model_id: str) -> str:
         """Where a fit leaves its model unless it is told another place."""
-        return storage.join(self.root, "models", model_id)
+        return files.join(self.root, "models", model_id)
 
     def run(self, run_id: str) -> str:
         """The record of a run: settings first, totals at the end."""
-        return storage.join(self.runs(), f"{run_id}.json")
+        return files.join(self.runs(), f"{run_id}.json")
 
     def runs(self) -> str:
         """The folder of all run records."""
-        return storage.join(self.root, "runs")
+        return files.join(self.root, "runs")
 
     def inventory(self, name: str) -> str:
         """An inventory that a job took on its way, under the hash of its content."""
-        return storage.join(self.root, "inventories", f"{name}.parquet")
+        return files.join(self.root, "inventories", f"{name}.parquet")
 
     def warehouse(self) -> str:
         """The inventory that the last night took of everything."""
@@ -102,49 +102,49 @@ class Out:
 
     def nights(self) -> str:
         """The folder of what each start of a night found and did."""
-        return storage.join(self.root, "nights")
+        return files.join(self.root, "nights")
 
     def night(self, name: str) -> str:
         """One of these records: what is to be done first, totals and end last."""
-        return storage.join(self.nights(), f"{name}.json")
+        return files.join(self.nights(), f"{name}.json")
 
     def lock(self) -> str:
         """What only one night at a time holds: a file, on S3 a prefix."""
-        return storage.join(self.root, "_lock")
+        return files.join(self.root, "_lock")
 
     def evaluation(self, run_id: str) -> str:
         """The metrics of a run, one row per product."""
-        return storage.join(self.root, "evaluations", f"{run_id}.parquet")
+        return files.join(self.root, "evaluations", f"{run_id}.parquet")
 
     def picture(self, run_id: str, product: str) -> str:
         """Curves and scores of one product in a run, for people."""
-        return storage.join(self.root, "evaluations", run_id, f"{file_name(product)}.png")
+        return files.join(self.root, "evaluations", run_id, f"{file_name(product)}.png")
 
     def drift(self, run_id: str) -> str:
         """How a night's scores differ from those before it, one row per product."""
-        return storage.join(self.root, "drift", f"{run_id}.parquet")
+        return files.join(self.root, "drift", f"{run_id}.parquet")
 
     def comparison(self, before: str, after: str, name: str) -> str:
         """A table of the comparison of two runs."""
-        return storage.join(self.comparisons(before, after), f"{name}.parquet")
+        return files.join(self.comparisons(before, after), f"{name}.parquet")
 
     def comparisons(self, before: str, after: str) -> str:
         """The folder of the comparison of two runs."""
-        return storage.join(self.root, "comparisons", f"{before}--{after}")
+        return files.join(self.root, "comparisons", f"{before}--{after}")
 
     def compared(self, before: str, after: str, product: str) -> str:
         """Both runs' scores of one product, for people."""
         folder = self.comparisons(before, after)
-        return storage.join(folder, "pictures", f"{file_name(product)}.png")
+        return files.join(folder, "pictures", f"{file_name(product)}.png")
 
     def report(self, name: str) -> str:
         """The page about a run, or about a night."""
-        return storage.join(self.root, "reports", f"{name}.html")
+        return files.join(self.root, "reports", f"{name}.html")
 
     def spool(self) -> str:
         """What a tracker that was down has not heard yet."""
-        return storage.join(self.root, "_spool")
+        return files.join(self.root, "_spool")
 
     def tracker(self) -> str:
         """The local tracking database."""
-        return storage.join(self.root, "mlflow.db")
+        return files.join(self.root, "mlflow.db")

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from ops import layout
+from ops.storage import paths
 
 PRODUCTS = [
     "bottle",
@@ -32,23 +32,23 @@ PRODUCTS = [
 
 @pytest.mark.parametrize("product", PRODUCTS)
 def test_no_product_leaves_the_model_folder(product, tmp_path):
-    path = tmp_path / layout.product_file(product)
+    path = tmp_path / paths.product_file(product)
     path.write_bytes(b"tensors")
-    assert os.listdir(tmp_path) == [layout.product_file(product)]
+    assert os.listdir(tmp_path) == [paths.product_file(product)]
 
 
 def test_no_two_products_share_a_file_nor_take_one_of_the_models_own():
-    files = {layout.product_file(product) for product in PRODUCTS}
+    files = {paths.product_file(product) for product in PRODUCTS}
     assert len(files) == len(PRODUCTS)
-    assert not files & {layout.BACKBONE, layout.MODEL_CARD}
+    assert not files & {paths.BACKBONE, paths.MODEL_CARD}
 
 
 def test_common_names_can_be_read_in_a_file_listing():
-    assert layout.product_file("metal_nut 3-b") == "metal_nut 3-b.safetensors"
+    assert paths.product_file("metal_nut 3-b") == "metal_nut 3-b.safetensors"
 
 
 def test_paths_of_a_run_are_those_of_the_design():
-    out = layout.Out("s3://b/out/")
+    out = paths.Out("s3://b/out/")
     assert out.table("2026-11-20", "r1") == (
         "s3://b/out/scores/night=2026-11-20/run=r1/part-00000.parquet"
     )
@@ -60,7 +60,7 @@ def test_paths_of_a_run_are_those_of_the_design():
 
 @pytest.mark.parametrize("image_id", [*PRODUCTS, "../../../x", "/x/y", "..", "a/../../../b"])
 def test_no_image_id_leaves_the_folders_of_maps(image_id):
-    out = layout.Out("out")
+    out = paths.Out("out")
     for place, root in ((out.map, "out/maps/m"), (out.overlay, "out/overlays/m")):
         found = place("m", image_id)
         folder, _, _ = os.path.normpath(found).rpartition("/")
@@ -70,13 +70,13 @@ def test_no_image_id_leaves_the_folders_of_maps(image_id):
 
 @pytest.mark.parametrize("product", PRODUCTS)
 def test_a_picture_lies_in_its_runs_own_folder(product):
-    folder, _, name = layout.Out("out").picture("2026-11-20-abc", product).rpartition("/")
+    folder, _, name = paths.Out("out").picture("2026-11-20-abc", product).rpartition("/")
     assert folder == "out/evaluations/2026-11-20-abc"
     assert name.endswith(".png")
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
 def test_a_picture_of_a_comparison_lies_in_its_own_folder(product):
-    folder, _, name = layout.Out("out").compared("r1", "r2", product).rpartition("/")
+    folder, _, name = paths.Out("out").compared("r1", "r2", product).rpartition("/")
     assert folder == "out/comparisons/r1--r2/pictures"
     assert name.endswith(".png")

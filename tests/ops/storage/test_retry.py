@@ -14,8 +14,8 @@ from botocore.exceptions import (
 from s3fs.errors import translate_boto_error
 from tenacity import Retrying
 
-from ops import storage
-from ops.patience import Patience, Unavailable, is_passing
+from ops.storage import files
+from ops.storage.retry import Patience, Unavailable, is_passing
 
 
 def answered(code: str, status: int) -> OSError:
@@ -103,7 +103,7 @@ def test_a_silent_store_is_given_up_sooner_than_one_that_refuses(attempt, second
     assert bool(Patience().asked()["stop"](_At(attempt, seconds))) == over
 
 
-@pytest.mark.parametrize("seconds", [0.0, storage._S3_CLIENT["read_timeout"]])
+@pytest.mark.parametrize("seconds", [0.0, files._S3_CLIENT["read_timeout"]])
 def test_patience_by_default_ends_within_two_minutes(seconds):
     """Of a store that refuses at once, and of one whose every answer never comes."""
     asked, attempt, elapsed = Patience().asked(), 1, seconds

@@ -17,7 +17,7 @@ from PIL import Image
 from jobs import entry, evaluate, fit, inventory, score
 from jobs.tracking import Tracker, redact
 from jobs.words import say
-from ops import specimens
+from ops.images import synthetic_parts
 from ops.storage import parquet, uris
 from ops.storage.paths import Out
 from pipelines import records
@@ -69,22 +69,22 @@ def main(argv: Sequence[str]) -> int:
 def draw(archive: str, settings: Settings) -> None:
     """Draw an archive in the layout of MVTec AD, with a handful of broken files among the rest."""
     test = max(4, settings.good // 3)
-    for product in specimens.PRODUCTS:
+    for product in synthetic_parts.PRODUCTS:
         for i in range(settings.good + test):
             split = "train" if i < settings.good else "test"
-            picture, _ = specimens.draw(product, i, settings.size)
+            picture, _ = synthetic_parts.draw(product, i, settings.size)
             _save(picture, archive, product, split, "good", f"{i:03d}.png")
-        for number, defect in enumerate(specimens.DEFECTS):
+        for number, defect in enumerate(synthetic_parts.DEFECTS):
             for i in range(test // 2 + 1):
                 seed = 1000 + 100 * number + i
-                picture, mask = specimens.draw(product, seed, settings.size, defect)
+                picture, mask = synthetic_parts.draw(product, seed, settings.size, defect)
                 _save(picture, archive, product, "test", defect, f"{i:03d}.png")
                 _save(mask, archive, product, "ground_truth", defect, f"{i:03d}_mask.png")
     _break(os.path.join(archive, "washer", "test", "good"))
     say("drew two products, with five broken files among them")
 
 
-def _save(pixels: specimens.Image, archive: str, *parts: str) -> None:
+def _save(pixels: synthetic_parts.Image, archive: str, *parts: str) -> None:
     path = os.path.join(archive, *parts)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     Image.fromarray(pixels).save(path)
@@ -93,7 +93,7 @@ def _save(pixels: specimens.Image, archive: str, *parts: str) -> None:
 def _break(folder: str) -> None:
     """What warehouses hold: cut uploads, empty files, other things under an image's name."""
     whole = io.BytesIO()
-    Image.fromarray(specimens.draw("washer", 0).picture).save(whole, "JPEG")
+    Image.fromarray(synthetic_parts.draw("washer", 0).picture).save(whole, "JPEG")
     data = whole.getvalue()
     frames = io.BytesIO()
     Image.new("L", (8, 8)).save(

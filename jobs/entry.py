@@ -17,7 +17,7 @@ import jsonargparse
 from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 
 from jobs.words import say
-from ops.failure import BrokenPromise
+from ops.images.failure import BrokenPromise
 from ops.storage import files
 from pipelines.lock import Locked
 

@@ -18,9 +18,9 @@ from jobs.published import Published, published
 from jobs.tracking import Tracker
 from jobs.words import Progress, say
 from ops import figures
-from ops.fetch import FetchSettings
-from ops.inventory import Inventory
-from ops.resize import InputSettings
+from ops.images.fetch import FetchSettings
+from ops.images.inventory import Inventory
+from ops.images.resize import InputSettings
 from ops.storage import files, parquet
 from ops.storage.paths import Out
 from pipelines import evaluate, records

@@ -16,12 +16,12 @@ from jobs import entry, sources
 from jobs.tracking import Tracker
 from jobs.words import Progress, say
 from ops.backbone import BackboneSettings
-from ops.decode import DecodeSettings
-from ops.fetch import FetchSettings
+from ops.images.decode import DecodeSettings
+from ops.images.fetch import FetchSettings
+from ops.images.resize import InputSettings
 from ops.method import settings_from
 from ops.methods import METHODS, method_named
 from ops.model import Model, ModelCard, write_model
-from ops.resize import InputSettings
 from ops.storage.paths import Out
 from pipelines import fit
 from pipelines.cluster import Slots, connected

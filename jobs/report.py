@@ -17,7 +17,7 @@ from typing import Any
 from jobs import entry
 from jobs.tracking import Tracker
 from jobs.words import Progress, say
-from ops.fetch import FetchSettings
+from ops.images.fetch import FetchSettings
 from ops.storage import files
 from ops.storage.paths import Out
 from pipelines import records, report

@@ -16,7 +16,7 @@ from typing import Any
 from jobs import entry, sources
 from jobs.tracking import Tracker
 from jobs.words import Progress, say
-from ops.fetch import FetchSettings
+from ops.images.fetch import FetchSettings
 from ops.model import ModelCard, read_card
 from ops.storage.paths import Out
 from pipelines import plan, score

@@ -18,10 +18,10 @@ import pyarrow as pa
 from torch import Tensor
 
 from ops.detecting import Detect
-from ops.fetch import FetchSettings
-from ops.inventory import SCHEMA
+from ops.images.fetch import FetchSettings
+from ops.images.inventory import SCHEMA
+from ops.images.read_images import Read
 from ops.model import Model, ModelCard, ProductCard, read_model
-from ops.reading import Read
 from ops.storage import uris
 from ops.storage.paths import HELD_OUT, SYNTHETIC, kind_of
 

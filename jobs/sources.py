@@ -8,9 +8,9 @@ import tempfile
 from dataclasses import dataclass, replace
 
 from jobs.words import Progress, say
-from ops.archives import IMAGE_SUFFIXES
-from ops.inventory import Inventory, Tally
-from ops.naming import GOOD, LAYOUTS, Layout, Namer, train_names
+from ops.images.archives import IMAGE_SUFFIXES
+from ops.images.inventory import Inventory, Tally
+from ops.images.layouts import GOOD, LAYOUTS, Layout, Namer, train_names
 from ops.storage import files
 from ops.storage.paths import Out
 from pipelines import inventory

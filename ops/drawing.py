@@ -13,8 +13,8 @@ import pyarrow as pa
 from PIL import Image
 
 from ops import maps
+from ops.images.resize import InputSettings, geometry, unpack
 from ops.maps import Scale
-from ops.resize import InputSettings, geometry, unpack
 from ops.storage import files, uris
 from ops.storage.paths import Out
 

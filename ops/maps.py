@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from scipy.ndimage import gaussian_filter1d
 
-from ops.resize import Geometry
+from ops.images.resize import Geometry
 
 Map = npt.NDArray[np.float32]
 LEVELS = 65536

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from ops.backbone import Backbone, BackboneSettings
 from ops.calibration import Calibration
-from ops.decode import DecodeSettings
+from ops.images.decode import DecodeSettings
+from ops.images.resize import InputSettings
 from ops.maps import Scale
 from ops.method import Method, settings_from
 from ops.methods import method_named
-from ops.resize import InputSettings
 from ops.storage import files, paths
 from ops.weights import fingerprint
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ops.decode import Picture
+from ops.images.decode import Picture
 from ops.maps import Decoded, Map
 
 Small = npt.NDArray[np.uint8]

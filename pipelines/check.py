@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import duckdb
 
-from ops.inventory import Inventory
+from ops.images.inventory import Inventory
 from ops.storage import files, paths
 from ops.storage.paths import Out
 from pipelines.check_table import check_table

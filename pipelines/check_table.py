@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ops import maps, scores
-from ops.failure import Failure
-from ops.fetch import FetchSettings, fetch
+from ops.images.failure import Failure
+from ops.images.fetch import FetchSettings, fetch
+from ops.images.resize import InputSettings, geometry
 from ops.model import ModelCard
-from ops.resize import InputSettings, geometry
 from ops.scores import Rule
 from ops.storage import files
 from pipelines.findings import SHOWN, Findings, Subject

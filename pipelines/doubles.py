@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ops.contents import KEY, Contents
-from ops.reading import KNOWN
+from ops.images.content_index import KEY, Contents
+from ops.images.read_images import KNOWN
 from ops.storage import files, uris
 from ops.storage.paths import Out
 from pipelines import history

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ops import inventory
+from ops.images import inventory
 from ops.storage import parquet
 from ops.storage.paths import Out
 from pipelines import history

@@ -13,12 +13,12 @@ import pyarrow.compute as pc
 import ray
 
 from ops import maps, metrics
-from ops.decode import DecodeSettings, decode
-from ops.failure import Failure
-from ops.fetch import FetchSettings, fetch
 from ops.figures import PRO_LIMIT, Separation
+from ops.images.decode import DecodeSettings, decode
+from ops.images.failure import Failure
+from ops.images.fetch import FetchSettings, fetch
+from ops.images.resize import InputSettings, binarise, resize_mask
 from ops.metrics import PixelHistogram
-from ops.resize import InputSettings, binarise, resize_mask
 from ops.storage import parquet
 from pipelines.cluster import Slots
 from pipelines.watch import Watch

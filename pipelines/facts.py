@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ops import maps, thumbnails
-from ops.decode import DecodeSettings, Picture, decode
-from ops.failure import Failure
-from ops.fetch import FetchSettings, fetch
+from ops.images.decode import DecodeSettings, Picture, decode
+from ops.images.failure import Failure
+from ops.images.fetch import FetchSettings, fetch
 from ops.storage import uris
 from ops.storage.paths import Out
 from pipelines import drift, highlights, history, records

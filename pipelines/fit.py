@@ -20,11 +20,11 @@ from torch import Tensor
 from ops.backbone import Backbone
 from ops.calibration import Calibration
 from ops.drawing import Sketched, sheet
-from ops.fetch import FetchSettings
-from ops.inventory import Inventory
+from ops.images.fetch import FetchSettings
+from ops.images.inventory import Inventory
+from ops.images.read_images import Read
 from ops.maps import LEVELS, Scale
 from ops.model import Model, ModelCard, ProductCard
-from ops.reading import Read
 from ops.storage.paths import HELD_OUT, JOINT, Out, picture_file, product_file
 from ops.weights import fingerprint
 from pipelines import plan, quarantine

@@ -17,9 +17,9 @@ from ray.train import DataConfig
 from ops.backbone import Backbone
 from ops.detecting import to_images
 from ops.group import Distributed, Group
+from ops.images.resize import InputSettings
 from ops.method import Method
 from ops.methods import method_named
-from ops.resize import InputSettings
 from pipelines.cluster import Slots
 from pipelines.ledger import DetectorNotes, Found
 from pipelines.request import DETECTOR

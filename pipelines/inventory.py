@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
-from ops.inventory import LISTED, SCHEMA, Tally, listed
-from ops.naming import Namer, split_named
+from ops.images.inventory import LISTED, SCHEMA, Tally, listed
+from ops.images.layouts import Namer, split_named
 from ops.storage import parquet
 from pipelines.database import opened
 from pipelines.watch import Watch

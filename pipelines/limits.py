@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ops.failure import BrokenPromise
+from ops.images.failure import BrokenPromise
 
 
 class TooManyFailures(BrokenPromise):

@@ -21,7 +21,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ops.failure import BrokenPromise
+from ops.images.failure import BrokenPromise
 from ops.storage import files
 from ops.storage.paths import Out
 

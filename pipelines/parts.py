@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ops import scores
-from ops.failure import PASSING, BrokenPromise
-from ops.inventory import Inventory
+from ops.images.failure import PASSING, BrokenPromise
+from ops.images.inventory import Inventory
 from ops.storage import files, parquet
 from ops.storage.paths import Out
 

@@ -11,9 +11,9 @@ import ray
 import torch
 
 from ops.backbone import Backbone
+from ops.images.read_images import Read
 from ops.method import Demand, Load, Shape
 from ops.methods import method_named
-from ops.reading import Read
 from pipelines.cluster import Slots
 from pipelines.request import DETECTOR, FitRequest, Split
 from pipelines.shared import SharedModel

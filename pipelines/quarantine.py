@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from ops.reading import Read
+from ops.images.read_images import Read
 from pipelines.chain import batches
 from pipelines.cluster import Slots
 from pipelines.rescue import rescued

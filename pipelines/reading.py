@@ -12,8 +12,8 @@ import pyarrow as pa
 import ray
 from ray.data import Dataset
 
-from ops.inventory import Inventory
-from ops.reading import Read
+from ops.images.inventory import Inventory
+from ops.images.read_images import Read
 from pipelines.watchdog import limited
 
 #: What travels from the inventory through the chain.

@@ -18,8 +18,8 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from ops.failure import STATUSES
-from ops.fetch import FetchSettings
+from ops.images.failure import STATUSES
+from ops.images.fetch import FetchSettings
 from ops.storage import files
 from ops.storage.paths import Out
 from pipelines.concerns import drifted

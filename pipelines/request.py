@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ops.backbone import BackboneSettings
-from ops.decode import DecodeSettings
-from ops.fetch import FetchSettings
-from ops.inventory import Inventory
-from ops.resize import InputSettings
+from ops.images.decode import DecodeSettings
+from ops.images.fetch import FetchSettings
+from ops.images.inventory import Inventory
+from ops.images.resize import InputSettings
 from pipelines.reading import CARRIED
 
 #: The column that says which detector an image is for.

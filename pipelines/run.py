@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ops.drawing import Policy
-from ops.fetch import FetchSettings
-from ops.inventory import Inventory
+from ops.images.fetch import FetchSettings
+from ops.images.inventory import Inventory
 from ops.storage import files
 from ops.storage.paths import Out
 from pipelines.shared import SharedModel

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from ops.fetch import FetchSettings
+from ops.images.fetch import FetchSettings
 from ops.storage import files
 from pipelines.chain import Chain, batches, drawing, positioned
 from pipelines.cluster import Slots

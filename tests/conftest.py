@@ -132,19 +132,25 @@ def draw_archive(folder: Path, train: int = 9, test: int = 4, size: int = 64) ->
     """Two drawn products in the layout of MVTec AD."""
     from PIL import Image
 
-    from ops import specimens
+    from ops.images import synthetic_parts
 
     def save(pixels, *parts):
         path = folder.joinpath(*parts)
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)
 
-    for product in specimens.PRODUCTS:
+    for product in synthetic_parts.PRODUCTS:
         for i in range(train + test):
             split = "train" if i < train else "test"
-            save(specimens.draw(product, i, size).picture, product, split, "good", f"{i:03d}.png")
+            save(
+                synthetic_parts.draw(product, i, size).picture,
+                product,
+                split,
+                "good",
+                f"{i:03d}.png",
+            )
         for i in range(test):
-            part = specimens.draw(product, 500 + i, size, "blob")
+            part = synthetic_parts.draw(product, 500 + i, size, "blob")
             save(part.picture, product, "test", "blob", f"{i:03d}.png")
             save(part.mask, product, "ground_truth", "blob", f"{i:03d}_mask.png")
     return folder
@@ -162,13 +168,13 @@ def tiny_model(product: str, seed: int = 0):
 
     from ops.backbone import Backbone, BackboneSettings
     from ops.calibration import Calibration
-    from ops.decode import DecodeSettings
     from ops.group import Alone
+    from ops.images.decode import DecodeSettings
+    from ops.images.resize import InputSettings
     from ops.maps import Scale
     from ops.method import Notes
     from ops.model import Model, ModelCard, ProductCard
     from ops.patchcore import PatchCore, PatchCoreSettings
-    from ops.resize import InputSettings
     from ops.storage.paths import product_file
     from ops.weights import fingerprint
 

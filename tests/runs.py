@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from ops import maps
-from ops.fetch import FetchSettings
-from ops.inventory import SCHEMA, Inventory, image_id
+from ops.images.fetch import FetchSettings
+from ops.images.inventory import SCHEMA, Inventory, image_id
+from ops.images.resize import geometry
 from ops.model import Model, ModelCard, write_model
-from ops.resize import geometry
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
 from pipelines.parts import ROWS, Parts

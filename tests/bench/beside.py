@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ops import maps
-from ops.inventory import Inventory
+from ops.images.inventory import Inventory
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
 from pipelines import records

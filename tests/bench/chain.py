@@ -11,17 +11,17 @@ from torch import Tensor
 
 from ops.backbone import Backbone
 from ops.calibration import Calibration
-from ops.decode import DecodeSettings
 from ops.detecting import Detect, to_images
 from ops.drawing import DrawMaps
-from ops.fetch import FetchSettings
 from ops.group import Alone
+from ops.images.decode import DecodeSettings
+from ops.images.fetch import FetchSettings
+from ops.images.read_images import Read
+from ops.images.resize import InputSettings
 from ops.maps import LEVELS, Scale
 from ops.method import Notes
 from ops.model import ModelCard, ProductCard
 from ops.patchcore import PatchCore, PatchCoreSettings
-from ops.reading import Read
-from ops.resize import InputSettings
 from ops.storage.paths import Out
 from tests.bench import features
 from tests.bench.measure import Row, Time, ratio, timed

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from ops.backbone import Backbone, BackboneSettings
-from ops.decode import DecodeSettings
 from ops.detecting import to_images
-from ops.fetch import FetchSettings
+from ops.images.decode import DecodeSettings
+from ops.images.fetch import FetchSettings
+from ops.images.read_images import Read
+from ops.images.resize import InputSettings
 from ops.patches import embed
-from ops.reading import Read
-from ops.resize import InputSettings
 from ops.storage import uris
 from tests.conftest import DATA, draw_archive
 

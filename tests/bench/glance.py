@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from ops.backbone import Backbone, BackboneSettings
-from ops.decode import DecodeSettings
 from ops.detecting import to_images
-from ops.fetch import FetchSettings
 from ops.glance import Glance, GlanceSettings
 from ops.glancing import scores, spread
 from ops.group import Alone
+from ops.images.decode import DecodeSettings
+from ops.images.fetch import FetchSettings
+from ops.images.read_images import Read
+from ops.images.resize import InputSettings
 from ops.method import Notes
-from ops.reading import Read
-from ops.resize import InputSettings
 from ops.surroundings import inconsistency
 from tests.bench import features
 from tests.bench.measure import Row, Time, ratio, timed

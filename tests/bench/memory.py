@@ -28,10 +28,10 @@ def peak() -> float:
 
 def fit(memory: int) -> None:
     """Fit, and print what was held before and at most, and the certificate."""
-    from ops.decode import DecodeSettings
     from ops.detecting import to_images
-    from ops.fetch import FetchSettings
-    from ops.reading import Read
+    from ops.images.decode import DecodeSettings
+    from ops.images.fetch import FetchSettings
+    from ops.images.read_images import Read
 
     torch.set_num_threads(1)
     settings = PatchCoreSettings(embedding="concat", memory=memory)

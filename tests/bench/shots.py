@@ -20,11 +20,11 @@ from jobs import entry, fit, inventory
 from ops.backbone import Backbone
 from ops.detecting import to_images
 from ops.group import Alone
-from ops.inventory import Inventory
+from ops.images.inventory import Inventory
+from ops.images.read_images import Read
 from ops.method import Method, Notes
 from ops.methods import METHODS, method_named
 from ops.metrics import roc
-from ops.reading import Read
 from pipelines.request import Choose, FitRequest, split
 from tests.bench.features import WEIGHTS
 from tests.bench.measure import Row

@@ -15,8 +15,9 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from ops import inventory, scores
-from ops.inventory import Inventory
+from ops import scores
+from ops.images import inventory
+from ops.images.inventory import Inventory
 from ops.storage import parquet
 from ops.storage.paths import Out
 from pipelines import due

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ops import specimens
-from ops.inventory import Inventory
+from ops.images import synthetic_parts
+from ops.images.inventory import Inventory
 from ops.model import write_model
 from ops.storage import parquet
 from ops.storage.paths import Out
@@ -36,7 +36,7 @@ SLOTS = ("--slots.workers", "2", "--slots.cpus", "0.5", "--slots.batch", "32")
 
 def draw(folder: Path, count: int) -> None:
     """So many different small pictures, in tars."""
-    base = Image.fromarray(specimens.draw("washer", 0, 32).picture)
+    base = Image.fromarray(synthetic_parts.draw("washer", 0, 32).picture)
     out = io.BytesIO()
     base.save(out, "BMP")
     head, pixels = out.getvalue()[:54], np.frombuffer(out.getvalue()[54:], np.uint8)

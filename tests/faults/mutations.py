@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ops import specimens
+from ops.images import synthetic_parts
 from tests import pictures
 from tests.faults import containers
 
@@ -99,8 +99,8 @@ Damage = Callable[[Whole, random.Random], bytes]
 
 @functools.cache
 def _picture(seed: int, size: int) -> Image.Image:
-    product = specimens.PRODUCTS[seed % 2]
-    return Image.fromarray(specimens.draw(product, seed, size).picture)
+    product = synthetic_parts.PRODUCTS[seed % 2]
+    return Image.fromarray(synthetic_parts.draw(product, seed, size).picture)
 
 
 @functools.cache

@@ -22,15 +22,15 @@ from typing import NamedTuple
 import pyarrow as pa
 from PIL import Image
 
-from ops import archives
-from ops.decode import DecodeSettings, decode
-from ops.failure import Failure
-from ops.fetch import FetchSettings
-from ops.inventory import Inventory
+from ops.images import archives
+from ops.images.decode import DecodeSettings, decode
+from ops.images.failure import Failure
+from ops.images.fetch import FetchSettings
+from ops.images.inventory import Inventory
+from ops.images.layouts import Layout, Namer
+from ops.images.read_images import Read
+from ops.images.resize import InputSettings, pack, resize
 from ops.model import Model
-from ops.naming import Layout, Namer
-from ops.reading import Read
-from ops.resize import InputSettings, pack, resize
 from ops.storage import uris
 from ops.storage.paths import Out
 from pipelines import inventory

@@ -11,11 +11,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from ops.archives import entries
-from ops.decode import DecodeSettings
-from ops.fetch import FetchSettings
-from ops.reading import Read
-from ops.resize import InputSettings
+from ops.images.archives import entries
+from ops.images.decode import DecodeSettings
+from ops.images.fetch import FetchSettings
+from ops.images.read_images import Read
+from ops.images.resize import InputSettings
 from ops.storage import uris
 from pipelines.reading import carried
 from tests import pictures

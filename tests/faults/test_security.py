@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from ops.backbone import Backbone, BackboneSettings
-from ops.fetch import FetchSettings
+from ops.images.fetch import FetchSettings
 from ops.model import read_model, write_model
 from ops.storage import files, uris
 from ops.storage.paths import Out

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ops import fetch as fetching
-from ops.archives import entries
-from ops.failure import Failure
-from ops.fetch import FetchSettings, fetch
+from ops.images import fetch as fetching
+from ops.images.archives import entries
+from ops.images.failure import Failure
+from ops.images.fetch import FetchSettings, fetch
 from ops.storage import files, parquet, retry, uris
 from ops.storage.paths import Out
 from ops.storage.retry import Patience, Unavailable

@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from jobs import check, inventory, query, score
-from ops import scores, specimens
+from ops import scores
+from ops.images import synthetic_parts
 from ops.model import read_card, write_model
 from ops.storage import files, parquet
 from ops.storage.paths import Out
@@ -56,7 +57,7 @@ def night(job: str, *words: str) -> str:
 
 def drawn(number: int) -> bytes:
     out = io.BytesIO()
-    Image.fromarray(specimens.draw("washer", number, 64).picture).save(out, "PNG")
+    Image.fromarray(synthetic_parts.draw("washer", number, 64).picture).save(out, "PNG")
     return out.getvalue()
 
 

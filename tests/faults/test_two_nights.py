@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from jobs import entry
-from ops import scores, specimens
+from ops import scores
+from ops.images import synthetic_parts
 from ops.model import write_model
 from tests.conftest import LOOPBACK_ONLY, ROOT, tiny_model
 
@@ -38,7 +39,7 @@ def night(folder: Path) -> subprocess.Popen:
 def test_of_two_nights_at_once_one_works_and_the_other_leaves(tmp_path):
     (tmp_path / "parts").mkdir()
     for number in range(IMAGES):
-        picture = Image.fromarray(specimens.draw("washer", number, 48).picture)
+        picture = Image.fromarray(synthetic_parts.draw("washer", number, 48).picture)
         picture.save(tmp_path / "parts" / f"{number:02d}.png")
     write_model(str(tmp_path / "model"), tiny_model("parts"))
     started = time.monotonic()

@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ops import scores, specimens
-from ops.archives import IMAGE_SUFFIXES
+from ops import scores
+from ops.images import synthetic_parts
+from ops.images.archives import IMAGE_SUFFIXES
+from ops.images.layouts import Layout, Namer
 from ops.model import write_model
-from ops.naming import Layout, Namer
 from ops.storage import files, uris
 from ops.storage.paths import Out
 from pipelines import inventory
@@ -53,7 +54,7 @@ class Warehouse:
 
 def build(root: str, images: int) -> Warehouse:
     """Images that all differ; one of them is broken."""
-    pictures = [Image.fromarray(specimens.draw("washer", i, SIZE).picture) for i in range(50)]
+    pictures = [Image.fromarray(synthetic_parts.draw("washer", i, SIZE).picture) for i in range(50)]
 
     def put(i: int) -> None:
         varied = pictures[i % 50].copy()

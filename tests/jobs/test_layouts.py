@@ -11,10 +11,10 @@ from PIL import Image
 
 from jobs import sources
 from jobs.words import Progress
-from ops.decode import decode
-from ops.fetch import fetch
-from ops.naming import LAYOUTS
-from ops.resize import InputSettings, resize_mask
+from ops.images.decode import decode
+from ops.images.fetch import fetch
+from ops.images.layouts import LAYOUTS
+from ops.images.resize import InputSettings, resize_mask
 from tests.conftest import ROOT
 
 #: What lies in a tree -> its rows: path, product, split, label, defect, mask.

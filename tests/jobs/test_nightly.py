@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from jobs import check, entry, nightly, sources
-from ops import scores, specimens
+from ops import scores
+from ops.images import synthetic_parts
 from ops.model import read_card, write_model
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
@@ -62,7 +63,7 @@ class Warehouse:
     def draw(self, name, number):
         path = self.root / "parts" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(specimens.draw("washer", number, 64).picture).save(path)
+        Image.fromarray(synthetic_parts.draw("washer", number, 64).picture).save(path)
 
     def work(self, model=0, *more):
         code = nightly.main([*self.words, "--model", self.models[model], *more])

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from jobs.tracking import EXPERIMENT, Record, Tracker
-from ops.fetch import FetchSettings
+from ops.images.fetch import FetchSettings
 from ops.storage import files
 from ops.storage.paths import Out
 from pipelines import records, report

@@ -18,7 +18,7 @@ from safetensors.torch import save
 
 from jobs import check, evaluate, fit, inventory, score
 from ops import maps, scores
-from ops.inventory import Inventory
+from ops.images.inventory import Inventory
 from ops.model import read_model
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out

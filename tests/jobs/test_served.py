@@ -13,11 +13,11 @@ from PIL import Image
 
 from jobs import served
 from jobs.tracking import Record, Tracker
-from ops import specimens
 from ops.detecting import Detect
-from ops.fetch import FetchSettings
-from ops.inventory import SCHEMA
-from ops.reading import Read
+from ops.images import synthetic_parts
+from ops.images.fetch import FetchSettings
+from ops.images.inventory import SCHEMA
+from ops.images.read_images import Read
 from ops.storage import uris
 from tests.conftest import tiny_model
 
@@ -57,7 +57,7 @@ def test_what_is_registered_holds_no_pickle_and_no_code(registered):
 def test_it_scores_as_a_night_does_and_failures_are_rows(registered, loaded, tmp_path):
     model, _, _ = registered
     good, bad = tmp_path / "a #1.png", tmp_path / "b.png"
-    Image.fromarray(specimens.draw("washer", 1, 64).picture).save(good)
+    Image.fromarray(synthetic_parts.draw("washer", 1, 64).picture).save(good)
     bad.write_bytes(b"no picture")
     places = [str(good), str(bad), str(good)]
     asked = pd.DataFrame({"location": places, "product": ["bolt", "bolt", "nut"]})

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ops import scores
-from ops.inventory import Inventory
+from ops.images.inventory import Inventory
 from ops.storage import files, parquet
 from ops.storage.paths import Out
 from tests.cluster import BIN, Cluster

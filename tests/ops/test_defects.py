@@ -10,15 +10,16 @@ import pytest
 from PIL import Image
 from scipy.ndimage import label, median_filter
 
-from ops import defects, specimens
+from ops import defects
 from ops.defects import Background, Rules, contact_sheet, make, product_mask, rules_for
+from ops.images import synthetic_parts
 
 #: The drawn washers are bright on a dark ground.
 ON_DARK = Rules(background=Background(38, 25, 0.25, 0.7))
 
 
 def pictures(product: str, count: int = 2) -> list[np.ndarray]:
-    drawn = [specimens.draw(product, seed, 96).picture for seed in range(count)]
+    drawn = [synthetic_parts.draw(product, seed, 96).picture for seed in range(count)]
     return [picture.transpose(2, 0, 1) / 255.0 for picture in drawn]
 
 

@@ -8,8 +8,8 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from ops import maps
+from ops.images.resize import Geometry, InputSettings, geometry
 from ops.maps import Scale
-from ops.resize import Geometry, InputSettings, geometry
 from tests import pictures
 
 SCALE = Scale(-1.0, 4 / 65535)

@@ -10,9 +10,9 @@ from torch import Tensor
 from ops import maps
 from ops.backbone import Backbone
 from ops.group import Alone, Group
+from ops.images.resize import InputSettings, geometry
 from ops.method import MapSettings, Method, Notes, settings_from
 from ops.methods import METHODS, method_named
-from ops.resize import InputSettings, geometry
 from tests import pictures
 from tests.ops.threads import together
 

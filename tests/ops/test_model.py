@@ -6,8 +6,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ops.calibration import Calibration
-from ops.decode import DecodeSettings
 from ops.group import Alone
+from ops.images.decode import DecodeSettings
+from ops.images.resize import InputSettings
 from ops.maps import Scale
 from ops.method import Notes
 from ops.model import (
@@ -20,7 +21,6 @@ from ops.model import (
     write_model,
 )
 from ops.patchcore import PatchCore, PatchCoreSettings
-from ops.resize import InputSettings
 from ops.storage import files, paths
 from ops.weights import fingerprint
 from tests.ops.conftest import TINY

@@ -12,18 +12,18 @@ from PIL import Image
 
 from ops import maps
 from ops.calibration import Calibration
-from ops.contents import Contents, key
-from ops.decode import DecodeSettings
 from ops.detecting import Detect, to_images
 from ops.drawing import DrawMaps, Sketched, sheet
-from ops.fetch import FetchSettings
 from ops.group import Alone
+from ops.images.content_index import Contents, key
+from ops.images.decode import DecodeSettings
+from ops.images.fetch import FetchSettings
+from ops.images.read_images import KNOWN, Read
+from ops.images.resize import InputSettings
 from ops.maps import Scale
 from ops.method import Notes
 from ops.model import ModelCard, ProductCard
 from ops.patchcore import PatchCore, PatchCoreSettings
-from ops.reading import KNOWN, Read
-from ops.resize import InputSettings
 from ops.storage import files, uris
 from ops.storage.paths import Out
 from tests import pictures

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from ops import scores
-from ops.failure import STATUSES, Failure
+from ops.images.failure import STATUSES, Failure
 
 OK = {
     "image_id": "a",

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from ops import maps, thumbnails
-from ops.decode import Picture
-from ops.resize import InputSettings, geometry
+from ops.images.decode import Picture
+from ops.images.resize import InputSettings, geometry
 
 
 def picture(width, height, depth=8, value=None):

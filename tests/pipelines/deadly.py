@@ -6,7 +6,7 @@ import os
 import signal
 from dataclasses import dataclass
 
-from ops.reading import Read
+from ops.images.read_images import Read
 from pipelines.chain import Chain
 
 

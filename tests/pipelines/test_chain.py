@@ -16,14 +16,14 @@ import torch
 from PIL import Image
 
 from ops import maps, scores
-from ops.archives import IMAGE_SUFFIXES
 from ops.backbone import Backbone, BackboneSettings
-from ops.fetch import FetchSettings
-from ops.inventory import Inventory
+from ops.images.archives import IMAGE_SUFFIXES
+from ops.images.fetch import FetchSettings
+from ops.images.inventory import Inventory
+from ops.images.layouts import LAYOUTS, Namer
+from ops.images.resize import InputSettings
 from ops.model import Model, read_model, write_model
-from ops.naming import LAYOUTS, Namer
 from ops.patchcore import PatchCoreSettings
-from ops.resize import InputSettings
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
 from pipelines import check, evaluate, fit, fit_worker, inventory, plan, score

@@ -7,8 +7,8 @@ import datetime
 import pyarrow as pa
 import pytest
 
-from ops.failure import STATUSES
-from ops.reading import KNOWN
+from ops.images.failure import STATUSES
+from ops.images.read_images import KNOWN
 from ops.storage import files, uris
 from ops.storage.paths import Out
 from pipelines.doubles import known

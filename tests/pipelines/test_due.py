@@ -7,9 +7,9 @@ import random
 import pyarrow as pa
 import pytest
 
-from ops import inventory
-from ops.failure import PASSING
-from ops.inventory import Inventory, image_id
+from ops.images import inventory
+from ops.images.failure import PASSING
+from ops.images.inventory import Inventory, image_id
 from ops.storage import parquet
 from ops.storage.paths import Out
 from pipelines import due

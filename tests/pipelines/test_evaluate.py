@@ -6,10 +6,10 @@ import pytest
 from PIL import Image
 
 from ops import maps
-from ops.fetch import FetchSettings
-from ops.inventory import SCHEMA as INVENTORY
+from ops.images.fetch import FetchSettings
+from ops.images.inventory import SCHEMA as INVENTORY
+from ops.images.resize import InputSettings, geometry
 from ops.maps import Scale
-from ops.resize import InputSettings, geometry
 from pipelines import evaluate
 from pipelines.cluster import Slots
 from tests.ops.test_metrics import histogram

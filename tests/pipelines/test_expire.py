@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ops import scores
-from ops.inventory import image_id
+from ops.images.inventory import image_id
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
 from pipelines import history

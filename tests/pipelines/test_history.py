@@ -12,7 +12,7 @@ import pytest
 
 from ops import scores
 from ops.calibration import Calibration
-from ops.inventory import image_id
+from ops.images.inventory import image_id
 from ops.storage import parquet
 from ops.storage.paths import Out
 from pipelines import history

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ops.archives import IMAGE_SUFFIXES
-from ops.fetch import fetch
-from ops.inventory import SCHEMA, Inventory
-from ops.naming import LAYOUTS, Layout, Namer
+from ops.images.archives import IMAGE_SUFFIXES
+from ops.images.fetch import fetch
+from ops.images.inventory import SCHEMA, Inventory
+from ops.images.layouts import LAYOUTS, Layout, Namer
 from pipelines import inventory
 from tests.conftest import DATA, ROOT
 
@@ -203,8 +203,8 @@ def test_the_magnetic_tiles_are_listed_as_their_authors_split_them(tmp_path):
 LISTING = """
 import resource, sys
 from ops import storage
-from ops.archives import IMAGE_SUFFIXES
-from ops.naming import Layout, Namer
+from ops.images.archives import IMAGE_SUFFIXES
+from ops.images.layouts import Layout, Namer
 from pipelines import inventory
 
 def listing(location):

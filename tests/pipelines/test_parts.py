@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from ops import scores
-from ops.inventory import SCHEMA, Inventory, image_id
+from ops.images.inventory import SCHEMA, Inventory, image_id
 from ops.storage import parquet
 from ops.storage.paths import Out
 from pipelines.parts import ROWS, BrokenRun, Parts

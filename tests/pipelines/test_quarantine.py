@@ -6,7 +6,7 @@ import functools
 
 import pytest
 
-from ops.reading import Read
+from ops.images.read_images import Read
 from pipelines import fit
 from pipelines.quarantine import lethal
 from pipelines.request import split

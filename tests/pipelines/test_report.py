@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ops.fetch import FetchSettings
+from ops.images.fetch import FetchSettings
 from ops.storage import files
 from ops.storage.paths import Out
 from pipelines import facts, records, report

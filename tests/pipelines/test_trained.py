@@ -14,11 +14,11 @@ from ops.backbone import Backbone, BackboneSettings
 from ops.detecting import to_images
 from ops.differnet import DifferNetSettings
 from ops.group import Alone
+from ops.images.read_images import Read
+from ops.images.resize import InputSettings
 from ops.method import Notes
 from ops.methods import method_named
 from ops.model import read_model, write_model
-from ops.reading import Read
-from ops.resize import InputSettings
 from ops.ssnf import SsnfSettings
 from ops.storage.paths import JOINT
 from pipelines import fit, fit_worker, plan

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from ops.fetch import FetchSettings
-from ops.inventory import Inventory
-from ops.reading import Read
+from ops.images.fetch import FetchSettings
+from ops.images.inventory import Inventory
+from ops.images.read_images import Read
 from ops.storage.paths import Out
 from pipelines import score
 from pipelines.chain import Chain, drawing

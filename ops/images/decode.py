@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ops import jpeg
-from ops.failure import Failure
+from ops.images import jpeg
+from ops.images.failure import Failure
 
 #: Formats that are pictures; Pillow's others are documents, video, or need outside programs.
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ops.resize import Exposure
+from ops.images.resize import Exposure
 
 #: Where ImageNet's pictures have their middle grey, which is what the networks know best; a median
 #: lies below the mean, as most pictures have a few bright places.

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ops.decode import Picture
-from ops.resize import Geometry, InputSettings, geometry, pack, resize, resize_mask, unpack
+from ops.images.decode import Picture
+from ops.images.resize import Geometry, InputSettings, geometry, pack, resize, resize_mask, unpack
 from tests import pictures
 
 SQUASH = InputSettings(size=32)

@@ -5,9 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ops import archives, inventory
-from ops.inventory import SCHEMA, Inventory, Tally, image_id, listed
-from ops.naming import LAYOUTS, Layout, Namer
+from ops.images import archives, inventory
+from ops.images.inventory import SCHEMA, Inventory, Tally, image_id, listed
+from ops.images.layouts import LAYOUTS, Layout, Namer
 from ops.storage import parquet
 
 SUFFIXES = archives.IMAGE_SUFFIXES.split()

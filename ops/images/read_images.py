@@ -12,11 +12,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from ops.contents import Contents
-from ops.decode import DecodeSettings, decode
-from ops.failure import Failure
-from ops.fetch import FetchSettings, fetch
-from ops.resize import InputSettings, pack, resize
+from ops.images.content_index import Contents
+from ops.images.decode import DecodeSettings, decode
+from ops.images.failure import Failure
+from ops.images.fetch import FetchSettings, fetch
+from ops.images.resize import InputSettings, pack, resize
 
 #: The status, until its row is completed, of an image whose bytes were scored under another name.
 KNOWN = "known"

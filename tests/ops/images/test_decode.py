@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ops.decode import FORMATS, DecodeSettings, Picture, decode
-from ops.failure import Failure
+from ops.images.decode import FORMATS, DecodeSettings, Picture, decode
+from ops.images.failure import Failure
 from tests import pictures
 
 GREY = pictures.texture(0, 32)[:, :20]

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ops import jpeg
-from ops.decode import decode
-from ops.failure import Failure
+from ops.images import jpeg
+from ops.images.decode import decode
+from ops.images.failure import Failure
 from tests import pictures
 
 COLOUR = pictures.texture(1, 120, colour=True)

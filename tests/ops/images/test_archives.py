@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from botocore.exceptions import ReadTimeoutError
 
-from ops import archives
-from ops.archives import entries
-from ops.failure import Failure
-from ops.fetch import FetchSettings, fetch
+from ops.images import archives
+from ops.images.archives import entries
+from ops.images.failure import Failure
+from ops.images.fetch import FetchSettings, fetch
 from ops.storage import files, uris
 
 HASTY = FetchSettings(attempts=2, patience=0)

@@ -7,7 +7,7 @@ import hashlib
 import duckdb
 import numpy as np
 
-from ops.contents import KEY, Contents, key
+from ops.images.content_index import KEY, Contents, key
 
 PAIRS = [(hashlib.sha256(bytes([n])).hexdigest(), f"nut 'ü'/{n % 3}") for n in range(200)]
 

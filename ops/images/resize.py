@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ops.decode import Picture, Pixels
+from ops.images.decode import Picture, Pixels
 
-#: How pictures are exposed before a network sees them; `ops.exposure` does it.
+#: How pictures are exposed before a network sees them; `ops.images.exposure` does it.
 Exposure = Literal["as_is", "median", "standard"]
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "lanczos": Image.Resampling.LANCZOS}

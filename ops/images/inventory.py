@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ops import archives
-from ops.naming import Namer
+from ops.images import archives
+from ops.images.layouts import Namer
 from ops.storage import files, uris
 from ops.storage.parquet import column
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from ops.naming import LAYOUTS, Layout, Namer, compile_pattern, train_names
+from ops.images.layouts import LAYOUTS, Layout, Namer, compile_pattern, train_names
 
 MTD = Path(__file__).parents[2] / "../shared/data/mtd"
 

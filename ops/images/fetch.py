@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 import tenacity
 from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 
-from ops import archives
-from ops.failure import Failure
+from ops.images import archives
+from ops.images.failure import Failure
 from ops.storage import files, uris
 from ops.storage.retry import BELOW_S3FS, Patience, Unavailable, patient
 

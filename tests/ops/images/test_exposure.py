@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ops.detecting import to_images
-from ops.exposure import exposed
-from ops.resize import InputSettings, pack
+from ops.images.exposure import exposed
+from ops.images.resize import InputSettings, pack
 from tests import pictures
 
 kinds = pytest.mark.parametrize("kind", ["median", "standard"])

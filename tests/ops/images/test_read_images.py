@@ -5,11 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 
-from ops import reading
-from ops.decode import DecodeSettings
-from ops.fetch import FetchSettings
-from ops.reading import Read, Room
-from ops.resize import InputSettings
+from ops.images import read_images
+from ops.images.decode import DecodeSettings
+from ops.images.fetch import FetchSettings
+from ops.images.read_images import Read, Room
+from ops.images.resize import InputSettings
 from ops.storage import uris
 from tests import pictures
 
@@ -35,7 +35,7 @@ def test_pictures_share_the_room_and_the_largest_has_it_to_itself():
 
 def test_room_is_given_back_whatever_happens(tmp_path, monkeypatch):
     room = Room(64 * 64)
-    monkeypatch.setattr(reading, "_ROOM", room)
+    monkeypatch.setattr(read_images, "_ROOM", room)
     whole = pictures.encoded(pictures.texture(0))
     files = [whole, whole[:-40], b"none", pictures.png_by_hand(60_000, 60_000, 8, 2, b"")]
     rows = []

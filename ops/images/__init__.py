@@ -1,0 +1,1 @@
+"""Archives to pixels: listing, inventory, fetch, decode and resize."""

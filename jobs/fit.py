@@ -15,7 +15,7 @@ from typing import Any
 from jobs import entry, sources
 from jobs.tracking import Tracker
 from jobs.words import Progress, say
-from ops.backbone import BackboneSettings
+from ops.features.backbone import BackboneSettings
 from ops.images.decode import DecodeSettings
 from ops.images.fetch import FetchSettings
 from ops.images.resize import InputSettings

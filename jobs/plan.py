@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from jobs import entry, fit, sources
 from jobs.tracking import Tracker
 from jobs.words import Progress, say
-from ops.backbone import Backbone
+from ops.features.backbone import Backbone
 from ops.methods import METHODS
 from ops.storage.paths import Out
 from pipelines import plan

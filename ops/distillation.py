@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ops.backbone import Backbone
+from ops.features.backbone import Backbone
 from ops.group import Alone, Group
 
 Correlation = Literal["features", "samples", "raw"]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ops.backbone import Backbone
+from ops.features.backbone import Backbone
 from ops.method import Shape
 from ops.training import Trained, TrainingSettings, from_sixteen, to_sixteen
 

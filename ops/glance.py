@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ops.backbone import Backbone
 from ops.distillation import (
     Correlation,
     Distillation,
@@ -20,6 +19,7 @@ from ops.distillation import (
     linear,
     taught,
 )
+from ops.features.backbone import Backbone
 from ops.glancing import Grid, inconsistencies, scores, spread
 from ops.group import Alone, Group
 from ops.lessons import moments, patch_of, scene_of, snippets_of, stacked

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from ops.backbone import Backbone
+from ops.features.backbone import Backbone
 from ops.group import Group
 
 S = TypeVar("S")

@@ -15,15 +15,15 @@ import torchvision
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ops.backbone import Backbone, BackboneSettings
 from ops.calibration import Calibration
+from ops.features.backbone import Backbone, BackboneSettings
+from ops.features.weights import fingerprint
 from ops.images.decode import DecodeSettings
 from ops.images.resize import InputSettings
 from ops.maps import Scale
 from ops.method import Method, settings_from
 from ops.methods import method_named
 from ops.storage import files, paths
-from ops.weights import fingerprint
 
 FORMAT = "nightloupe model 1"
 

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ops import maps
-from ops.backbone import Backbone
+from ops.features.backbone import Backbone
+from ops.features.moments import Moments, lengths, packed_size
 from ops.group import Group
 from ops.method import (
     Demand,
@@ -25,7 +26,6 @@ from ops.method import (
     Watch,
     finite_rows,
 )
-from ops.moments import Moments, lengths, packed_size
 
 #: Images to a matrix product. They are its columns, so each goes through the same operations,
 #: in the same order, in another lane: bits that do not depend on the batch. It costs no more time

@@ -9,9 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ops.backbone import Backbone
 from ops.coreset import Coreset, greedy
 from ops.distance import squared
+from ops.features.backbone import Backbone
+from ops.features.patch_features import Embedding, embed
+from ops.features.whitening import Whitening, sample, shared
 from ops.group import Alone, Group
 from ops.method import (
     Demand,
@@ -26,9 +28,7 @@ from ops.method import (
     finite_rows,
 )
 from ops.neighbours import SCRATCH, Bank
-from ops.patches import Embedding, embed
 from ops.shard import BoundedShard, Shard, bytes_each
-from ops.whitening import Whitening, sample, shared
 
 #: Points, picks and dimensions of the coreset that stands for a fit before it starts.
 _SAMPLE = 100_000, 1_000, 128

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ops.backbone import Backbone
 from ops.distance import squared
+from ops.features.backbone import Backbone
 from ops.gallery import SCRATCH, Positions, finest
 from ops.group import Group
 from ops.method import Demand, Fitted, Load, MapSettings, Method, Notes, Scores, Watch

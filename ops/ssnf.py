@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import adjust_sharpness
 
 from ops import defects
-from ops.backbone import Backbone
 from ops.defects import Defective, Picture, rules_for
+from ops.features.backbone import Backbone
 from ops.flow_detector import Cost, FlowDetector, FlowSettings, rehearsal
 from ops.group import Group
 from ops.method import Demand, Fitted, Load, Notes, Rehearsal, Watch

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ops.backbone import Backbone
+from ops.features.backbone import Backbone
 from ops.group import Group
 from ops.method import Fitted, MapSettings, Method, Notes, Scores, Watch
 

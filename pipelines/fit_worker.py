@@ -14,8 +14,8 @@ import ray.train
 import torch
 from ray.train import DataConfig
 
-from ops.backbone import Backbone
 from ops.detecting import to_images
+from ops.features.backbone import Backbone
 from ops.group import Distributed, Group
 from ops.images.resize import InputSettings
 from ops.method import Method

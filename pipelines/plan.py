@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import ray
 import torch
 
-from ops.backbone import Backbone
+from ops.features.backbone import Backbone
 from ops.images.read_images import Read
 from ops.method import Demand, Load, Shape
 from ops.methods import method_named

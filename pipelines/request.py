@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ops.backbone import BackboneSettings
+from ops.features.backbone import BackboneSettings
 from ops.images.decode import DecodeSettings
 from ops.images.fetch import FetchSettings
 from ops.images.inventory import Inventory

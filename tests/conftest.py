@@ -166,8 +166,9 @@ def tiny_model(product: str, seed: int = 0):
     """A model of one product, fitted on noise in this process, without a cluster."""
     import torch
 
-    from ops.backbone import Backbone, BackboneSettings
     from ops.calibration import Calibration
+    from ops.features.backbone import Backbone, BackboneSettings
+    from ops.features.weights import fingerprint
     from ops.group import Alone
     from ops.images.decode import DecodeSettings
     from ops.images.resize import InputSettings
@@ -176,7 +177,6 @@ def tiny_model(product: str, seed: int = 0):
     from ops.model import Model, ModelCard, ProductCard
     from ops.patchcore import PatchCore, PatchCoreSettings
     from ops.storage.paths import product_file
-    from ops.weights import fingerprint
 
     backbone = Backbone(BackboneSettings("squeezenet1_1", "features.3", "random"))
     detector = PatchCore(PatchCoreSettings(ratio=0.05, embedding="concat"), backbone)

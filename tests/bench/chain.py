@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from ops.backbone import Backbone
 from ops.calibration import Calibration
 from ops.detecting import Detect, to_images
 from ops.drawing import DrawMaps
+from ops.features.backbone import Backbone
 from ops.group import Alone
 from ops.images.decode import DecodeSettings
 from ops.images.fetch import FetchSettings

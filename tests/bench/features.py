@@ -11,13 +11,13 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from ops.backbone import Backbone, BackboneSettings
 from ops.detecting import to_images
+from ops.features.backbone import Backbone, BackboneSettings
+from ops.features.patch_features import embed
 from ops.images.decode import DecodeSettings
 from ops.images.fetch import FetchSettings
 from ops.images.read_images import Read
 from ops.images.resize import InputSettings
-from ops.patches import embed
 from ops.storage import uris
 from tests.conftest import DATA, draw_archive
 

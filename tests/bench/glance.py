@@ -12,8 +12,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ops.backbone import Backbone, BackboneSettings
 from ops.detecting import to_images
+from ops.features.backbone import Backbone, BackboneSettings
 from ops.glance import Glance, GlanceSettings
 from ops.glancing import scores, spread
 from ops.group import Alone

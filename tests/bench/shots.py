@@ -17,8 +17,8 @@ import torch
 from matplotlib.figure import Figure
 
 from jobs import entry, fit, inventory
-from ops.backbone import Backbone
 from ops.detecting import to_images
+from ops.features.backbone import Backbone
 from ops.group import Alone
 from ops.images.inventory import Inventory
 from ops.images.read_images import Read

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from ops.backbone import Backbone, BackboneSettings
+from ops.features.backbone import Backbone, BackboneSettings
 
 F = TypeVar("F", bound=nn.Module)
 TINY = BackboneSettings("squeezenet1_1", "features.3,features.6", "random", 0)

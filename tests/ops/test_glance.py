@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ops.backbone import Backbone
 from ops.distillation import Distillation
+from ops.features.backbone import Backbone
 from ops.glance import Glance, GlanceSettings
 from ops.glancing import Grid, inconsistencies
 from ops.group import Alone, Group

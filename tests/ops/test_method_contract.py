@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ops import maps
-from ops.backbone import Backbone
+from ops.features.backbone import Backbone
 from ops.group import Alone, Group
 from ops.images.resize import InputSettings, geometry
 from ops.method import MapSettings, Method, Notes, settings_from

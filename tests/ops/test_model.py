@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ops.calibration import Calibration
+from ops.features.weights import fingerprint
 from ops.group import Alone
 from ops.images.decode import DecodeSettings
 from ops.images.resize import InputSettings
@@ -22,7 +23,6 @@ from ops.model import (
 )
 from ops.patchcore import PatchCore, PatchCoreSettings
 from ops.storage import files, paths
-from ops.weights import fingerprint
 from tests.ops.conftest import TINY
 
 PRODUCTS = ("nut", "../bolt #1%")

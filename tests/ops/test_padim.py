@@ -223,7 +223,7 @@ def test_its_demand_is_what_a_fit_then_holds(backbone, images):
 
 MEASURED = """
 import sys, resource, torch
-from ops.backbone import Backbone, BackboneSettings
+from ops.features.backbone import Backbone, BackboneSettings
 from ops.group import Alone
 from ops.method import Notes
 from ops.padim import PaDiM, PaDiMSettings

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from ops.backbone import Backbone
+from ops.features.backbone import Backbone
 from ops.partial import Partial, Seen, check, slide
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
-from ops import patchcore, whitening
+from ops import patchcore
+from ops.features import whitening
 from ops.group import Alone
 from ops.method import Load, Notes
 from ops.patchcore import PatchCore, PatchCoreSettings

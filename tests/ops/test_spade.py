@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.neighbors import NearestNeighbors
 
-from ops.backbone import Backbone, BackboneSettings
+from ops.features.backbone import Backbone, BackboneSettings
 from ops.group import Alone
 from ops.method import Load, Notes
 from ops.spade import Spade, SpadeSettings

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from ops import maps, scores
-from ops.backbone import Backbone, BackboneSettings
+from ops.features.backbone import Backbone, BackboneSettings
 from ops.images.archives import IMAGE_SUFFIXES
 from ops.images.fetch import FetchSettings
 from ops.images.inventory import Inventory

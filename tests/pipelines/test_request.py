@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ops.backbone import BackboneSettings
+from ops.features.backbone import BackboneSettings
 from ops.patchcore import PatchCoreSettings
 from pipelines.request import FitRequest, split
 from tests.runs import Part, list_parts

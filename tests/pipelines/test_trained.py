@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ops.backbone import Backbone, BackboneSettings
 from ops.detecting import to_images
 from ops.differnet import DifferNetSettings
+from ops.features.backbone import Backbone, BackboneSettings
 from ops.group import Alone
 from ops.images.read_images import Read
 from ops.images.resize import InputSettings

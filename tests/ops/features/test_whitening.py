@@ -6,9 +6,9 @@ import torch
 from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 
-from ops import whitening
+from ops.features import whitening
+from ops.features.whitening import Whitening, sample, shared
 from ops.group import Alone
-from ops.whitening import Whitening, sample, shared
 from tests.ops.threads import together
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ops.moments import Moments, bands, lengths, pack, packed_size, unpack
+from ops.features.moments import Moments, bands, lengths, pack, packed_size, unpack
 
 PLACES, WIDTH = 3, 40  # more than a band
 

@@ -12,7 +12,7 @@ import torchvision
 from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from ops.weights import fingerprint, load_weights
+from ops.features.weights import fingerprint, load_weights
 
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ops.patches import embed
+from ops.features.patch_features import embed
 
 
 def maps(*shapes: tuple[int, int], batch: int = 2) -> list[Tensor]:

@@ -7,8 +7,8 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from ops.backbone import Backbone, BackboneSettings
-from ops.weights import fingerprint, load_weights
+from ops.features.backbone import Backbone, BackboneSettings
+from ops.features.weights import fingerprint, load_weights
 from tests.ops.conftest import TINY
 
 

@@ -1,0 +1,1 @@
+"""Backbones and the features that detectors take from them."""

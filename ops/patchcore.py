@@ -9,8 +9,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ops.coreset import Coreset, greedy
-from ops.distance import squared
 from ops.features.backbone import Backbone
 from ops.features.patch_features import Embedding, embed
 from ops.features.whitening import Whitening, sample, shared
@@ -27,8 +25,10 @@ from ops.method import (
     Watch,
     finite_rows,
 )
-from ops.neighbours import SCRATCH, Bank
-from ops.shard import BoundedShard, Shard, bytes_each
+from ops.search.coreset import Coreset, greedy
+from ops.search.distance import squared
+from ops.search.neighbours import SCRATCH, Bank
+from ops.search.patch_store import BoundedShard, Shard, bytes_each
 
 #: Points, picks and dimensions of the coreset that stands for a fit before it starts.
 _SAMPLE = 100_000, 1_000, 128

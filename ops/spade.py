@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ops.distance import squared
 from ops.features.backbone import Backbone
-from ops.gallery import SCRATCH, Positions, finest
 from ops.group import Group
 from ops.method import Demand, Fitted, Load, MapSettings, Method, Notes, Scores, Watch
+from ops.search.distance import squared
+from ops.search.gallery import SCRATCH, Positions, finest
 
 _ROUND = 8  # images of each rank that cross at a time when the gallery is merged
 _PROBES = 4  # images of the gallery that say how large maps of good images become

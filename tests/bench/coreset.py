@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ops.coreset import Coreset, greedy
 from ops.group import Alone
+from ops.search.coreset import Coreset, greedy
 from tests.bench import features
 from tests.bench.measure import Row, ratio, timed
 

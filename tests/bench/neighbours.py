@@ -8,9 +8,9 @@ import faiss
 import numpy as np
 import torch
 
-from ops.coreset import greedy
 from ops.group import Alone
-from ops.neighbours import Bank
+from ops.search.coreset import greedy
+from ops.search.neighbours import Bank
 from tests.bench import features
 from tests.bench.measure import Row, ratio, timed
 

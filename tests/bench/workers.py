@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from ops.coreset import greedy
 from ops.group import Distributed
+from ops.search.coreset import greedy
 from tests.bench import features
 from tests.bench.measure import Row, Time
 

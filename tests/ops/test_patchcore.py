@@ -12,7 +12,7 @@ from ops.features import whitening
 from ops.group import Alone
 from ops.method import Load, Notes
 from ops.patchcore import PatchCore, PatchCoreSettings
-from ops.shard import bytes_each
+from ops.search.patch_store import bytes_each
 from tests.ops.threads import together
 
 SMALL = {"dim": 24, "projection": 0, "ratio": 0.2, "neighbours": 5}

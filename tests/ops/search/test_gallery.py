@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ops import gallery
-from ops.distance import squared
-from ops.gallery import Positions
+from ops.search import gallery
+from ops.search.distance import squared
+from ops.search.gallery import Positions
 
 
 @pytest.mark.parametrize("count", [1, 3])

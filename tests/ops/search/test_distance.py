@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ops.distance import slack, squared
+from ops.search.distance import slack, squared
 
 DIMS = [1, 2, 3, 5, 31, 32, 33, 100, 128]
 

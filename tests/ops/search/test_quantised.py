@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ops import quantised
-from ops.distance import squared
-from ops.quantised import COLUMNS, Products, Quantiser
+from ops.search import quantised
+from ops.search.distance import squared
+from ops.search.quantised import COLUMNS, Products, Quantiser
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

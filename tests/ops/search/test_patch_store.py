@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ops.coreset import greedy
 from ops.group import Alone
-from ops.shard import BoundedShard, Shard, bytes_each
+from ops.search.coreset import greedy
+from ops.search.patch_store import BoundedShard, Shard, bytes_each
 
 
 def parts(seed: int = 0, count: int = 12, size: int = 50, spread: float = 1.0):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ops import neighbours, quantised
-from ops.distance import squared
-from ops.neighbours import Bank
+from ops.search import neighbours, quantised
+from ops.search.distance import squared
+from ops.search.neighbours import Bank
 
 
 def plain(x, vectors):

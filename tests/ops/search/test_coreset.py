@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from ops import quantised
-from ops.coreset import Coreset, greedy
-from ops.distance import squared
 from ops.group import Alone
+from ops.search import quantised
+from ops.search.coreset import Coreset, greedy
+from ops.search.distance import squared
 from tests.ops.threads import together
 
 

@@ -23,9 +23,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ops.distance import LARGEST, slack, squared
 from ops.group import Group
-from ops.quantised import COLUMNS, Products, Quantiser
+from ops.search.distance import LARGEST, slack, squared
+from ops.search.quantised import COLUMNS, Products, Quantiser
 
 log = logging.getLogger(__name__)
 _CENTRES = 512  # columns of a product: with 2048 rows it stays near the processor

@@ -3,7 +3,7 @@
 First, a centred vector is split into its part in the bank's principal axes and the length of the
 rest. By Cauchy-Schwarz |x - c|^2 >= |x|^2 + |c|^2 - 2 (Px.Pc + |rx||rc|), which is a distance in
 256 instead of all dimensions. Second, that distance is bounded by products of bytes
-(`ops.quantised`). What both bounds leave is measured in float32, and what then could be nearest by
+(`ops.search.quantised`). What both bounds leave is measured in float32, and what then could be nearest by
 `distance.squared`, so that filters never show.
 """
 
@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ops.distance import Nearest, slack, squared
-from ops.quantised import COLUMNS, Codes, Products, Quantiser
+from ops.search.distance import Nearest, slack, squared
+from ops.search.quantised import COLUMNS, Codes, Products, Quantiser
 
 _FEWEST = 31  # with fewer, what they leave costs more than they save
 _AXES = 255  # and one more dimension for the length of the rest

@@ -1,0 +1,1 @@
+"""Exact distances and nearest neighbours, and the greedy coreset."""

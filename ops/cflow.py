@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ops.feature_training import TrainedOnFeatures
-from ops.flows import fixed_of
+from ops.flows.conditional_flow import Mixing, PositionFlows, Positions
+from ops.flows.feature_map_flow import surprise
+from ops.flows.vector_flow import fixed_of
 from ops.group import Group
-from ops.map_flows import surprise
 from ops.method import Demand, Load, Rehearsal, Shape
-from ops.position_flows import Mixing, PositionFlows, Positions
 from ops.rotation import rotated
 from ops.training import TrainingSettings
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ops.feature_training import TrainedOnFeatures
+from ops.flows.cross_scale_flow import ScaleFlow
 from ops.method import Demand, Load, Rehearsal, Shape
-from ops.scale_flow import ScaleFlow
 from ops.training import TrainingSettings
 
 #: Numbers that a coupling keeps of each that passes it, beside those of its subnets.

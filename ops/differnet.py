@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from ops.flows import NegativeLogLikelihood, VectorFlow
+from ops.flows.vector_flow import NegativeLogLikelihood, VectorFlow
 from ops.group import Group
 from ops.method import Demand, Load, Rehearsal
 from ops.rotation import rotated

@@ -8,8 +8,8 @@ from typing import Literal
 from torch import Tensor
 
 from ops.flow_detector import Cost, FlowDetector, FlowSettings, rehearsal
+from ops.flows.subnets import Subnet, convolutions
 from ops.method import Demand, Load, Rehearsal
-from ops.subnets import Subnet, convolutions
 
 #: Numbers that a coupling keeps of each that passes it, beside those of its subnet.
 _KEPT = 5

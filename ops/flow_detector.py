@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ops.feature_training import TrainedOnFeatures
-from ops.flows import fixed_of
-from ops.map_flows import MapFlows, Norm, surprise
+from ops.flows.feature_map_flow import MapFlows, Norm, surprise
+from ops.flows.subnets import Subnet
+from ops.flows.vector_flow import fixed_of
 from ops.method import Load, Rehearsal, Shape
-from ops.subnets import Subnet
 from ops.training import TrainingSettings
 
 

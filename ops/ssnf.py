@@ -18,10 +18,10 @@ from ops import defects
 from ops.defects import Defective, Picture, rules_for
 from ops.features.backbone import Backbone
 from ops.flow_detector import Cost, FlowDetector, FlowSettings, rehearsal
+from ops.flows.subnets import Draws, Subnet, stack
 from ops.group import Group
 from ops.method import Demand, Fitted, Load, Notes, Rehearsal, Watch
 from ops.storage.paths import SYNTHETIC
-from ops.subnets import Draws, Subnet, stack
 from ops.training import from_sixteen
 
 T = TypeVar("T")

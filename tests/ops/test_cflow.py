@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from ops.cflow import CFlow, CFlowSettings
+from ops.flows.conditional_flow import Positions
 from ops.group import Alone
 from ops.method import Load, Notes
-from ops.position_flows import Positions
 from ops.rotation import rotated
 from tests.ops.test_fastflow import kept_bytes
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ops.flows import seeded, soft_clamp
+from ops.flows.vector_flow import seeded, soft_clamp
 from ops.method import Shape
 
 #: Of the first blocks and the last; of CS-Flow's code.

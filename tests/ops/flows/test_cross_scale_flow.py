@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ops.scale_flow import CrossConvolutions, ScaleFlow
+from ops.flows.cross_scale_flow import CrossConvolutions, ScaleFlow
 
 SHAPES = [(5, 4, 4), (5, 2, 2), (5, 1, 1)]
 #: Sides that do not halve exactly.

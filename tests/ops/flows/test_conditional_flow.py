@@ -9,8 +9,8 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from ops.flows import fixed_of
-from ops.position_flows import PositionFlows, Positions, position_codes
+from ops.flows.conditional_flow import PositionFlows, Positions, position_codes
+from ops.flows.vector_flow import fixed_of
 from tests.ops.conftest import moved
 
 SHAPES = [(4, 3, 2), (5, 2, 2)]

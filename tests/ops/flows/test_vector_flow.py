@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ops.flows import NegativeLogLikelihood, VectorFlow, soft_clamp
+from ops.flows.vector_flow import NegativeLogLikelihood, VectorFlow, soft_clamp
 
 
 @pytest.fixture

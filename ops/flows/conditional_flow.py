@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ops.flows import seeded
+from ops.flows.vector_flow import seeded
 from ops.method import Shape
 
 #: How a coupling mixes channels: soft by a random rotation, hard by a random permutation. To draw

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from ops.map_flows import MapFlows
-from ops.subnets import Attention, Draws, Dropout, positions, stack
+from ops.flows.feature_map_flow import MapFlows
+from ops.flows.subnets import Attention, Draws, Dropout, positions, stack
 
 
 def drawn(*shape: int) -> torch.Tensor:

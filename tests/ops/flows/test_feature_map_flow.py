@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from scipy.stats import norm
 from torch import Tensor
 
-from ops.flows import fixed_of
-from ops.map_flows import MapFlows, surprise
-from ops.subnets import convolutions
+from ops.flows.feature_map_flow import MapFlows, surprise
+from ops.flows.subnets import convolutions
+from ops.flows.vector_flow import fixed_of
 from tests.ops.conftest import moved
 
 SHAPES = [(4, 3, 3), (3, 2, 2)]

@@ -1,0 +1,1 @@
+"""Normalizing flows, on vectors and on feature maps."""

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ops.augment.stains import stained
 from ops.group import Group
-from ops.stains import stained
 from ops.training import from_sixteen
 
 #: Randomness by a key.

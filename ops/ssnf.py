@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.functional import adjust_sharpness
 
-from ops import defects
-from ops.defects import Defective, Picture, rules_for
+from ops.augment import synthetic_defects
+from ops.augment.synthetic_defects import Defective, Picture, rules_for
 from ops.features.backbone import Backbone
 from ops.flow_detector import Cost, FlowDetector, FlowSettings, rehearsal
 from ops.flows.subnets import Draws, Subnet, stack
@@ -177,7 +177,7 @@ class Ssnf(FlowDetector):
         others = [other for other in self._sources if other != row] or [row]
         source = self._sources.get(others[int(rng.integers(len(others)))], sample)
         rules = rules_for(self.settings.category or self.product)
-        return defects.make(self._picture(sample), self._picture(source), rules, rng)
+        return synthetic_defects.make(self._picture(sample), self._picture(source), rules, rng)
 
     def _picture(self, sample: Tensor) -> Picture:
         """As floats, in colour if any image is."""
@@ -227,7 +227,7 @@ class Ssnf(FlowDetector):
             self._sources.clear()
             said = said._replace(
                 figures=said.figures | {"pushed": self._pushed},
-                pictures={SYNTHETIC: defects.contact_sheet(pairs)},
+                pictures={SYNTHETIC: synthetic_defects.contact_sheet(pairs)},
             )
         return said
 

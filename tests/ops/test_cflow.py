@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ops.augment.rotation import rotated
 from ops.cflow import CFlow, CFlowSettings
 from ops.flows.conditional_flow import Positions
 from ops.group import Alone
 from ops.method import Load, Notes
-from ops.rotation import rotated
 from tests.ops.test_fastflow import kept_bytes
 
 SMALL = {"blocks": 2, "condition": 8, "mixing": "hard", "epochs": 2, "batch": 3, "fibers": 90}

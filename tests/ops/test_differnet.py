@@ -12,10 +12,10 @@ from PIL import Image, ImageDraw
 from sklearn.metrics import roc_auc_score
 from torchvision.transforms.functional import rotate
 
+from ops.augment.rotation import rotated
 from ops.differnet import DifferNet, DifferNetSettings
 from ops.group import Alone
 from ops.method import Load, Notes
-from ops.rotation import rotated
 from ops.training import to_sixteen
 
 SMALL = {"blocks": 2, "hidden": 16, "scales": 2, "views": 6, "epochs": 2, "score_transforms": 6}

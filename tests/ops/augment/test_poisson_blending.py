@@ -7,7 +7,7 @@ import pytest
 from scipy.sparse import lil_array
 from scipy.sparse.linalg import spsolve
 
-from ops.blending import TOLERANCE, bordered, clone
+from ops.augment.poisson_blending import TOLERANCE, bordered, clone
 
 HEIGHT, WIDTH = 23, 31
 

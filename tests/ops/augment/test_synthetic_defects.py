@@ -10,8 +10,15 @@ import pytest
 from PIL import Image
 from scipy.ndimage import label, median_filter
 
-from ops import defects
-from ops.defects import Background, Rules, contact_sheet, make, product_mask, rules_for
+from ops.augment import synthetic_defects
+from ops.augment.synthetic_defects import (
+    Background,
+    Rules,
+    contact_sheet,
+    make,
+    product_mask,
+    rules_for,
+)
 from ops.images import synthetic_parts
 
 #: The drawn washers are bright on a dark ground.
@@ -103,7 +110,7 @@ def test_categories_have_the_rules_of_the_table():
     assert rules_for("capsule").width == (0.03, 0.4)
     assert rules_for("toothbrush").background == Background(20, 20, 0.25, 0.25)
     assert rules_for("01").background == Background(200, 60, 0.25, 0.7)
-    assert len(defects.CATEGORIES) == 15 + 3 + 10
+    assert len(synthetic_defects.CATEGORIES) == 15 + 3 + 10
 
 
 def test_other_products_have_rules_too():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ops.stains import stained
+from ops.augment.stains import stained
 
 
 def drawn(seed: int, patch: torch.Tensor) -> torch.Tensor:

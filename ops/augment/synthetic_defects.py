@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 from scipy.ndimage import binary_dilation, uniform_filter
 
-from ops.blending import Mask, bordered, clone
+from ops.augment.poisson_blending import Mask, bordered, clone
 
 #: A picture (C, H, W) in [0, 1].
 Picture = npt.NDArray[np.float64]

@@ -1,0 +1,1 @@
+"""Changed images to train on: synthetic defects, stains, rotations."""

@@ -17,10 +17,10 @@ from jobs import entry
 from jobs.published import Published, published
 from jobs.tracking import Tracker
 from jobs.words import Progress, say
-from ops import figures
 from ops.images.fetch import FetchSettings
 from ops.images.inventory import Inventory
 from ops.images.resize import InputSettings
+from ops.results import plots
 from ops.storage import files, parquet
 from ops.storage.paths import Out
 from pipelines import evaluate, records
@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
             told.metrics |= {f"{name}.{k}": row[k] for k in _TRACKED if row[k] is not None}
         for number, separation in enumerate(separations):
             picture = out.picture(run_id, separation.product)
-            files.write_bytes(picture, figures.draw(separation))
+            files.write_bytes(picture, plots.draw(separation))
             told.files[f"curves/product_{number}.png"] = picture
         if theirs:
             told.metrics |= {f"published.{k}": v for k, v in _figures_of(theirs).items()}

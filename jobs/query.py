@@ -19,7 +19,7 @@ from pyarrow import csv
 
 from jobs import entry
 from jobs.words import say, shown
-from ops import scores
+from ops.results import score_table
 from ops.storage import files, parquet
 from ops.storage.paths import Out
 from pipelines import history, records
@@ -130,9 +130,9 @@ def _held_out(out: Out, model_id: str) -> dict[str, int]:
 
 def _write(location: str, rows: Iterator[pa.RecordBatch]) -> int:
     if location.endswith(".parquet"):
-        return parquet.write(location, scores.SCHEMA, rows)
+        return parquet.write(location, score_table.SCHEMA, rows)
     written = 0
-    with files.staged(location) as path, csv.CSVWriter(path, scores.SCHEMA) as writer:
+    with files.staged(location) as path, csv.CSVWriter(path, score_table.SCHEMA) as writer:
         for batch in rows:
             writer.write_batch(batch)
             written += len(batch)

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ops import maps
 from ops.features.backbone import Backbone
 from ops.features.moments import Moments, lengths, packed_size
 from ops.group import Group
@@ -26,6 +25,7 @@ from ops.method import (
     Watch,
     finite_rows,
 )
+from ops.results import anomaly_map
 
 #: Images to a matrix product. They are its columns, so each goes through the same operations,
 #: in the same order, in another lane: bits that do not depend on the batch. It costs no more time
@@ -258,7 +258,7 @@ class PaDiM(Method):
             )
         distances = torch.cat([self._distances(part) for part in torch.split(vectors, _BLOCK)])
         size, sigma = images.shape[-1], self.settings.sigma
-        drawn = [maps.draw(grid.numpy(), size, sigma).max() for grid in distances.cpu()]
+        drawn = [anomaly_map.draw(grid.numpy(), size, sigma).max() for grid in distances.cpu()]
         return Scores(torch.tensor(drawn, device=images.device), distances)
 
     def _distances(self, vectors: Tensor) -> Tensor:

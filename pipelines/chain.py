@@ -12,11 +12,11 @@ from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError
 
 from ops.detecting import Detect
-from ops.drawing import DrawMaps, Policy
 from ops.images.content_index import Contents
 from ops.images.fetch import FetchSettings
 from ops.images.read_images import Read
 from ops.model import ModelCard
+from ops.results.write_maps import DrawMaps, Policy
 from ops.storage.paths import Out
 from pipelines.cluster import Slots, offered
 from pipelines.parts import POSITION

@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ops import maps, scores
 from ops.images.failure import Failure
 from ops.images.fetch import FetchSettings, fetch
 from ops.images.resize import InputSettings, geometry
 from ops.model import ModelCard
-from ops.scores import Rule
+from ops.results import anomaly_map, score_table
+from ops.results.score_table import Rule
 from ops.storage import files
 from pipelines.findings import SHOWN, Findings, Subject
 from pipelines.publish import group_rows
@@ -45,7 +45,7 @@ def check_table(
     )
     counted: dict[str, int] = {}
     anomalous = 0
-    rules = (*scores.RULES, *_rules(subject))
+    rules = (*score_table.RULES, *_rules(subject))
     flaws = _Maps(subject, share)
     try:
         with files.open_read(subject.table) as file, pq.ParquetFile(file) as table:
@@ -93,11 +93,19 @@ def _check_totals(
 def _check_schema(subject: Subject, table: pq.ParquetFile, found: Findings) -> bool:
     """Whether rows can be checked at all."""
     schema = table.schema_arrow
-    if not scores.has_columns(schema):
-        known = [column for column in scores.SCHEMA if column.name in schema.names]
+    if not score_table.has_columns(schema):
+        known = [column for column in score_table.SCHEMA if column.name in schema.names]
         wrong = [
-            *(f"{name} is lacking" for name in scores.SCHEMA.names if name not in schema.names),
-            *(f"{name} is unknown" for name in schema.names if name not in scores.SCHEMA.names),
+            *(
+                f"{name} is lacking"
+                for name in score_table.SCHEMA.names
+                if name not in schema.names
+            ),
+            *(
+                f"{name} is unknown"
+                for name in schema.names
+                if name not in score_table.SCHEMA.names
+            ),
             *(
                 f"{column.name} is {schema.field(column.name).type}, not {column.type}"
                 for column in known
@@ -110,7 +118,7 @@ def _check_schema(subject: Subject, table: pq.ParquetFile, found: Findings) -> b
     found.expect(
         "the table says which schema it follows",
         (schema.metadata or {}).get(b"nightloupe"),
-        scores.SCHEMA.metadata[b"nightloupe"],
+        score_table.SCHEMA.metadata[b"nightloupe"],
         subject.again,
     )
     silent = [column.name for column in schema if not (column.metadata or {}).get(b"meaning")]
@@ -169,7 +177,7 @@ def _calibrated(card: ModelCard) -> Rule:
 
 
 def _check_rule(subject: Subject, rows: pa.Table, rule: Rule, found: Findings) -> None:
-    wrong = scores.offenders(rows, rule)
+    wrong = score_table.offenders(rows, rule)
     if len(wrong):
         few = wrong.slice(0, SHOWN).select(["image_id", *dict.fromkeys(rule.columns)]).to_pylist()
         values = [", ".join(f"{k} {v!r}" for k, v in row.items()) for row in few]
@@ -202,7 +210,7 @@ class _Maps:
     def _flaw(self, row: Mapping[str, Any]) -> tuple[str, str] | None:
         """The rule that a map breaks, and how; None if it is as it should be."""
         try:
-            read = maps.decode(fetch(row["map_uri"], None, None, FetchSettings()))
+            read = anomaly_map.decode(fetch(row["map_uri"], None, None, FetchSettings()))
         except Failure as failure:
             return "every map that a row names is there", str(failure)
         except ValueError as error:

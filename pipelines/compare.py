@@ -10,10 +10,10 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from ops import drift as measures
-from ops import figures
-from ops.figures import Shift
-from ops.metrics import Floats
+from ops.results import drift as measures
+from ops.results import plots
+from ops.results.metrics import Floats
+from ops.results.plots import Shift
 from ops.storage import files, parquet
 from ops.storage.paths import Out
 from pipelines.database import load, opened
@@ -144,7 +144,7 @@ def compare(
         for row in _most_drifted(found, settings.pictures):
             pictures[row["product"]] = out.compared(*runs, row["product"])
             shift = _shift(database, row, before, after, measure)
-            files.write_bytes(pictures[row["product"]], figures.draw_shift(shift))
+            files.write_bytes(pictures[row["product"]], plots.draw_shift(shift))
             watch("pictures", len(pictures), min(len(found), settings.pictures), 0)
     return Compared(products, parquet.read(out.comparison(*runs, "movers")), pictures)
 
@@ -281,7 +281,7 @@ def _shift(
     measure: Measure,
 ) -> Shift:
     product = row["product"]
-    pairs = _scored(database, product, figures.POINTS)
+    pairs = _scored(database, product, plots.POINTS)
     kind = "score" if measure == "score" else "rank"
     return Shift(
         product,

@@ -9,8 +9,8 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from ops import drift as measures
-from ops.metrics import Floats
+from ops.results import drift as measures
+from ops.results.metrics import Floats
 from ops.storage import parquet
 from ops.storage.paths import Out
 from pipelines import history

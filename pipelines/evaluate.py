@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from ops import maps, metrics
-from ops.figures import PRO_LIMIT, Separation
 from ops.images.decode import DecodeSettings, decode
 from ops.images.failure import Failure
 from ops.images.fetch import FetchSettings, fetch
 from ops.images.resize import InputSettings, binarise, resize_mask
-from ops.metrics import PixelHistogram
+from ops.results import anomaly_map, metrics
+from ops.results.metrics import PixelHistogram
+from ops.results.plots import PRO_LIMIT, Separation
 from ops.storage import parquet
 from pipelines.cluster import Slots
 from pipelines.watch import Watch
@@ -105,7 +105,7 @@ class ComparePixels:
         """Map, mask (None if it is of no use), and connected defects of the mask as drawn."""
         if row["label"] and not row["mask_uri"]:
             return None, None, 0
-        levels = maps.decode(fetch(row["map_uri"], None, None, self.fetch)).levels
+        levels = anomaly_map.decode(fetch(row["map_uri"], None, None, self.fetch)).levels
         if not row["label"]:
             return levels, np.zeros(levels.shape, dtype=bool), 0
         try:

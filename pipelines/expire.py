@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import duckdb
 import pyarrow as pa
 
-from ops import scores
+from ops.results import score_table
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
 from pipelines import history, records
@@ -183,7 +183,7 @@ def _remove(database: duckdb.DuckDBPyConnection, out: Out, found: Leaving) -> No
         record["expired"] = {"at": now, "rows": found.staying}
         files.write_json(out.run(found.run_id), record)
     if found.staying:
-        parquet.write(found.table, scores.SCHEMA, _staying(database, found.table))
+        parquet.write(found.table, score_table.SCHEMA, _staying(database, found.table))
     else:
         files.remove_file(found.table)
 

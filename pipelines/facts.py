@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ops import maps, thumbnails
 from ops.images.decode import DecodeSettings, Picture, decode
 from ops.images.failure import Failure
 from ops.images.fetch import FetchSettings, fetch
+from ops.results import anomaly_map, overlays
 from ops.storage import uris
 from ops.storage.paths import Out
 from pipelines import drift, highlights, history, records
@@ -192,27 +192,27 @@ def _pictures(
     except Failure as failure:
         return Pictures(note=f"No picture: {failure.reason}.")
     side, most = settings.thumbnail, settings.bytes_each
-    small = thumbnails.shrunk(picture, side)
-    whole = thumbnails.data_uri(small, most)
+    small = overlays.shrunk(picture, side)
+    whole = overlays.data_uri(small, most)
     close_up = ""
     if max(picture.width, picture.height) > 2 * side:
-        detail = thumbnails.close_up(picture, row["peak_x"], row["peak_y"], side)
-        close_up = thumbnails.data_uri(detail, most)
+        detail = overlays.close_up(picture, row["peak_x"], row["peak_y"], side)
+        close_up = overlays.data_uri(detail, most)
     if not row["map_uri"]:
         return Pictures(whole, "", close_up, "No map was drawn of it.")
     try:
         location = out.map(row["model_id"], row["image_id"])
-        found = maps.decode(fetch(uris.make(location), None, None, reading))
+        found = anomaly_map.decode(fetch(uris.make(location), None, None, reading))
     except (Failure, ValueError):
         return Pictures(whole, "", close_up, "Its map cannot be read any more.")
     overlay = _overlay(found, picture, small, threshold)
-    return Pictures(whole, thumbnails.data_uri(overlay, most), close_up)
+    return Pictures(whole, overlays.data_uri(overlay, most), close_up)
 
 
 def _overlay(
-    found: maps.Decoded, picture: Picture, small: thumbnails.Small, threshold: float | None
-) -> thumbnails.Small:
-    """As `ops.drawing` does it: in colour is what exceeds the threshold, else half the peak."""
+    found: anomaly_map.Decoded, picture: Picture, small: overlays.Small, threshold: float | None
+) -> overlays.Small:
+    """As `write_maps`: in colour is what exceeds the threshold, else half the peak."""
     low = float(found.values().max()) / 2 if threshold is None else threshold
-    values = thumbnails.laid(found, picture, small, outside=low)
-    return maps.blended(small, values, found.scale, low)
+    values = overlays.laid(found, picture, small, outside=low)
+    return anomaly_map.blended(small, values, found.scale, low)

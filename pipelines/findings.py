@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ops.maps import Scale
 from ops.model import ModelCard
+from ops.results.anomaly_map import Scale
 from ops.storage.paths import Out
 
 #: Values that are named of each broken rule; the others are counted.

@@ -17,15 +17,15 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import Tensor
 
-from ops.calibration import Calibration
-from ops.drawing import Sketched, sheet
 from ops.features.backbone import Backbone
 from ops.features.weights import fingerprint
 from ops.images.fetch import FetchSettings
 from ops.images.inventory import Inventory
 from ops.images.read_images import Read
-from ops.maps import LEVELS, Scale
 from ops.model import Model, ModelCard, ProductCard
+from ops.results.anomaly_map import LEVELS, Scale
+from ops.results.calibration import Calibration
+from ops.results.write_maps import Sketched, sheet
 from ops.storage.paths import HELD_OUT, JOINT, Out, picture_file, product_file
 from pipelines import plan, quarantine
 from pipelines.chain import Chain, batches, drawing

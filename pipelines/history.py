@@ -12,7 +12,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from ops import scores
+from ops.results import score_table
 from ops.storage import files, parquet
 from ops.storage.paths import Out
 from pipelines.database import opened as database_opened
@@ -64,7 +64,7 @@ def opened(out: Out, memory: str = "2GB", *others: str) -> Iterator[duckdb.DuckD
         found = published(out)
         if not found:
             found = [os.path.join(folder, "none.parquet")]
-            parquet.write(found[0], scores.SCHEMA, [])
+            parquet.write(found[0], score_table.SCHEMA, [])
         with database_opened(memory) as database:
             if any(map(files.is_s3, (out.root, *others))):
                 database.register_filesystem(files.s3())
@@ -114,7 +114,9 @@ def ask(
     except (duckdb.ParserException, duckdb.BinderException, duckdb.ConversionException) as error:
         raise ValueError(f"where {where!r} is no condition over the score table: {error}") from None
     for batch in found:
-        rows = pa.Table.from_batches([batch]).select(scores.SCHEMA.names).cast(scores.SCHEMA)
+        rows = (
+            pa.Table.from_batches([batch]).select(score_table.SCHEMA.names).cast(score_table.SCHEMA)
+        )
         yield from rows.to_batches()
 
 
@@ -124,4 +126,4 @@ def current(out: Out, model_id: str, where: str = "") -> pa.Table:
     It must fit into memory; `ask` streams.
     """
     with opened(out) as database:
-        return pa.Table.from_batches(ask(database, model_id, where=where), scores.SCHEMA)
+        return pa.Table.from_batches(ask(database, model_id, where=where), score_table.SCHEMA)

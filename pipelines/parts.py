@@ -10,15 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ops import scores
 from ops.images.failure import PASSING, BrokenPromise
 from ops.images.inventory import Inventory
+from ops.results import score_table
 from ops.storage import files, parquet
 from ops.storage.paths import Out
 
 POSITION = "position"
 #: Rows on their way into a part: where they stand in the inventory, then the score columns.
-ROWS = pa.schema([pa.field(POSITION, pa.int64()), *scores.SCHEMA])
+ROWS = pa.schema([pa.field(POSITION, pa.int64()), *score_table.SCHEMA])
 _PART = re.compile(r"part-(\d+)\.parquet")
 #: The next attempt reads these images again.
 _PASSING = pa.array(PASSING)
@@ -122,7 +122,7 @@ class Parts:
                 self._write(number, pa.concat_tables(held).sort_by(POSITION))
 
     def _write(self, number: int, rows: pa.Table) -> None:
-        parquet.write(self.out.part(self.run_id, number), scores.SCHEMA, [rows])
+        parquet.write(self.out.part(self.run_id, number), score_table.SCHEMA, [rows])
         self._finished[number] = True
         del self._open[number]
 
@@ -145,6 +145,6 @@ class Parts:
                 raise BrokenRun(
                     f"part {number} of {self.run_id} does not hold the inventory's rows"
                 )
-            if broken := scores.violations(rows):
+            if broken := score_table.violations(rows):
                 raise BrokenRun(f"part {number} of {self.run_id}: {'; '.join(broken)}")
             yield rows

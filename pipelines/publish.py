@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ops import scores
+from ops.results import score_table
 from ops.storage import files, parquet
 from pipelines.chain import Chain, batches, drawing
 from pipelines.parts import BrokenRun, Parts
@@ -61,7 +61,9 @@ def publish(run: Run, parts: Parts, drawn: dict[str, str] | None) -> int:
                 yield _checked(run, rows)
 
     location = run.out.table(run.night, run.run_id)
-    written = parquet.write(location, scores.SCHEMA, final(), group_rows(run.settings.part_rows))
+    written = parquet.write(
+        location, score_table.SCHEMA, final(), group_rows(run.settings.part_rows)
+    )
     if written != len(run.inventory):
         raise BrokenRun(f"{written} rows for {len(run.inventory)} images")
     return written

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import ray
 
-from ops import scores
+from ops.results import score_table
 from pipelines.cluster import Slots, offered
 from pipelines.watchdog import Stalled, limited, step_limit
 
@@ -63,7 +63,7 @@ def rescued(steps: Steps, rows: pa.Table) -> Iterator[pa.Table]:
 
 
 def _crashed(row: pa.Table, reason: str) -> pa.Table:
-    values: dict[str, list[Any]] = {name: [None] for name in scores.SCHEMA.names} | {
+    values: dict[str, list[Any]] = {name: [None] for name in score_table.SCHEMA.names} | {
         "saturated": [False],
         "retries": [0],
     }

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ops.drawing import Policy
 from ops.images.fetch import FetchSettings
 from ops.images.inventory import Inventory
+from ops.results.write_maps import Policy
 from ops.storage import files
 from ops.storage.paths import Out
 from pipelines.shared import SharedModel

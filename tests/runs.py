@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from ops import maps
 from ops.images.fetch import FetchSettings
 from ops.images.inventory import SCHEMA, Inventory, image_id
 from ops.images.resize import geometry
 from ops.model import Model, ModelCard, write_model
+from ops.results import anomaly_map
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
 from pipelines.parts import ROWS, Parts
@@ -124,13 +124,15 @@ def _row(run: Run, place: int, part: Part) -> dict[str, object]:
     }
 
 
-def draw_map(out: Out, card: ModelCard, name: str, scale: maps.Scale | None = None) -> str:
+def draw_map(out: Out, card: ModelCard, name: str, scale: anomaly_map.Scale | None = None) -> str:
     """Write a map of a picture of 80 x 60 pixels; its URI."""
     side = card.input.size
     values = np.linspace(0, 60, side * side, dtype=np.float32).reshape(side, side)
     place = geometry(80, 60, card.input)
     location = out.map(card.model_id, name)
-    files.write_bytes(location, maps.encode(values, scale or card.map_scale, place, card.model_id))
+    files.write_bytes(
+        location, anomaly_map.encode(values, scale or card.map_scale, place, card.model_id)
+    )
     return uris.make(location)
 
 

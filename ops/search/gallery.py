@@ -4,7 +4,7 @@ No index over the gallery would serve that, so all positions of these images are
 block. Products of matrices only say which pairs are worth it, up to what float32 may have lost in
 them; these few are measured by `distance.squared`. So neither blocks nor threads show in a bit.
 
-Products of bytes (`ops.search.quantised`) would be faster, but rule out too little: a few large components
+Products of bytes (`quantised`) would be faster, but rule out too little: a few large components
 set their step, and without the principal axes of a bank they left 4,000 of 14,600 pairs of a
 position of SqueezeNet's features.7, where products in float32 leave two or three.
 """

@@ -3,7 +3,7 @@
 First, a centred vector is split into its part in the bank's principal axes and the length of the
 rest. By Cauchy-Schwarz |x - c|^2 >= |x|^2 + |c|^2 - 2 (Px.Pc + |rx||rc|), which is a distance in
 256 instead of all dimensions. Second, that distance is bounded by products of bytes
-(`ops.search.quantised`). What both bounds leave is measured in float32, and what then could be nearest by
+(`quantised`). What both bounds leave is measured in float32, and what then could be nearest by
 `distance.squared`, so that filters never show.
 """
 

@@ -14,8 +14,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ops import maps
 from ops.images.inventory import Inventory
+from ops.results import anomaly_map
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
 from pipelines import records
@@ -44,7 +44,7 @@ def drawn(out: Out, images: list[dict[str, Any]]) -> tuple[str, Iterator[np.ndar
     places = {row["image_id"]: row["map_uri"] for row in scored}
     card = files.read_json(files.join(out.model(record["model_id"]), "model.json"))
     found = (files.read_bytes(uris.parse(places[row["image_id"]]).location) for row in images)
-    return card["method"], (maps.decode(data).values() for data in found)
+    return card["method"], (anomaly_map.decode(data).values() for data in found)
 
 
 def picture(uri: str) -> np.ndarray:

@@ -9,19 +9,19 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from ops.calibration import Calibration
 from ops.detecting import Detect, to_images
-from ops.drawing import DrawMaps
 from ops.features.backbone import Backbone
 from ops.group import Alone
 from ops.images.decode import DecodeSettings
 from ops.images.fetch import FetchSettings
 from ops.images.read_images import Read
 from ops.images.resize import InputSettings
-from ops.maps import LEVELS, Scale
 from ops.method import Notes
 from ops.model import ModelCard, ProductCard
 from ops.patchcore import PatchCore, PatchCoreSettings
+from ops.results.anomaly_map import LEVELS, Scale
+from ops.results.calibration import Calibration
+from ops.results.write_maps import DrawMaps
 from ops.storage.paths import Out
 from tests.bench import features
 from tests.bench.measure import Row, Time, ratio, timed

@@ -24,7 +24,7 @@ from ops.images.inventory import Inventory
 from ops.images.read_images import Read
 from ops.method import Method, Notes
 from ops.methods import METHODS, method_named
-from ops.metrics import roc
+from ops.results.metrics import roc
 from pipelines.request import Choose, FitRequest, split
 from tests.bench.features import WEIGHTS
 from tests.bench.measure import Row

@@ -15,9 +15,9 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from ops import scores
 from ops.images import inventory
 from ops.images.inventory import Inventory
+from ops.results import score_table
 from ops.storage import parquet
 from ops.storage.paths import Out
 from pipelines import due
@@ -51,7 +51,7 @@ def draw(folder: Path, listed: int, new: int) -> None:
             told = {"model": MODEL, "run": f"{date}-{night:016x}", "at": f"{date} 03:00:00"}
             span = (scored * night // NIGHTS, scored * (night + 1) // NIGHTS)
             place = Out(str(folder / "out")).table(date, told["run"])
-            _write(database, Path(place), scores.SCHEMA, _SCORED, span, told)
+            _write(database, Path(place), score_table.SCHEMA, _SCORED, span, told)
 
 
 def _write(database, file, schema, question, span, told) -> None:

@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from jobs import check, inventory, query, score
-from ops import scores
 from ops.images import synthetic_parts
 from ops.model import read_card, write_model
+from ops.results import score_table
 from ops.storage import files, parquet
 from ops.storage.paths import Out
 from pipelines import history, records
@@ -34,7 +34,7 @@ FILES, IMAGES = 40, 56
 SEEDS = (23, 1)
 BEHIND = "washer/003.png"
 #: What the table of a run must have in common with that of any other over the same images.
-COLUMNS = [n for n in scores.SCHEMA.names if n not in {"run_id", "scored_at", "map_uri"}]
+COLUMNS = [n for n in score_table.SCHEMA.names if n not in {"run_id", "scored_at", "map_uri"}]
 
 
 def night(job: str, *words: str) -> str:

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from jobs import entry
-from ops import scores
 from ops.images import synthetic_parts
 from ops.model import write_model
+from ops.results import score_table
 from tests.conftest import LOOPBACK_ONLY, ROOT, tiny_model
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(150)]
@@ -59,7 +59,7 @@ def test_of_two_nights_at_once_one_works_and_the_other_leaves(tmp_path):
     assert f"{IMAGES} images: {IMAGES} ok" in said
     (table,) = (tmp_path / "out").glob("scores/**/*.parquet")
     rows = pq.read_table(table, partitioning=None)
-    assert scores.violations(rows) == []
+    assert score_table.violations(rows) == []
     assert len(set(rows["image_id"].to_pylist())) == len(rows) == IMAGES
     (record,) = (tmp_path / "out" / "nights").iterdir()
     assert json.loads(record.read_text())["pid"] == works.pid

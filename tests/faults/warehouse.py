@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ops import scores
 from ops.images import synthetic_parts
 from ops.images.archives import IMAGE_SUFFIXES
 from ops.images.layouts import Layout, Namer
 from ops.model import write_model
+from ops.results import score_table
 from ops.storage import files, uris
 from ops.storage.paths import Out
 from pipelines import inventory
@@ -92,7 +92,7 @@ def published(out: str) -> pa.Table:
     (name,) = files.names(Out(out).scores())
     with files.open_read(files.join(Out(out).scores(), name)) as file:
         found = pq.read_table(file)
-    assert scores.violations(found) == []
+    assert score_table.violations(found) == []
     where = found.schema.get_field_index("map_uri")
     names = [uri and uri.removeprefix(uris.make(out)) for uri in found["map_uri"].to_pylist()]
     found = found.set_column(where, "map_uri", pa.array(names, pa.string()))

@@ -8,10 +8,10 @@ import shutil
 import pyarrow as pa
 import pytest
 
-from ops import maps
-from ops.maps import Scale
 from ops.model import read_card
-from ops.scores import SCHEMA
+from ops.results import anomaly_map
+from ops.results.anomaly_map import Scale
+from ops.results.score_table import SCHEMA
 from ops.storage import files, parquet, paths, uris
 from pipelines.run import ScoreSettings
 from tests.runs import Part, draw_map, finish, list_parts, model_of
@@ -178,14 +178,16 @@ def rescale_map(it):
 
 
 def shrink_map(it):
-    levels = maps.decode(files.read_bytes(it.map()))
-    png = maps.encode(levels.values()[:32], levels.scale, levels.geometry, levels.model_id)
+    levels = anomaly_map.decode(files.read_bytes(it.map()))
+    png = anomaly_map.encode(levels.values()[:32], levels.scale, levels.geometry, levels.model_id)
     files.write_bytes(it.map(), png)
 
 
 def shift_map(it):
-    read = maps.decode(files.read_bytes(it.map()))
-    png = maps.encode(read.values(), read.scale, read.geometry._replace(left=3.0), read.model_id)
+    read = anomaly_map.decode(files.read_bytes(it.map()))
+    png = anomaly_map.encode(
+        read.values(), read.scale, read.geometry._replace(left=3.0), read.model_id
+    )
     files.write_bytes(it.map(), png)
 
 

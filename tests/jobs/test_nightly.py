@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from jobs import check, entry, nightly, sources
-from ops import scores
 from ops.images import synthetic_parts
 from ops.model import read_card, write_model
+from ops.results import score_table
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
 from pipelines import history, lock
@@ -182,7 +182,7 @@ def test_nights_score_what_is_due_and_nothing_else(warehouse, monkeypatch, capsy
     assert night.current() == fifth
     assert set(night.current(1)) == set(fifth)
     for place in history.published(night.out):
-        assert scores.violations(parquet.read(place)) == []
+        assert score_table.violations(parquet.read(place)) == []
     assert night.work(1) == 0
     assert night.counts() == (0, 0, 0)
 

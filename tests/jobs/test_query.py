@@ -6,7 +6,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from ops import scores
+from ops.results import score_table
 from ops.storage import files
 from ops.storage.paths import Out
 from tests.pipelines.test_history import MODELS, publish, row
@@ -73,11 +73,11 @@ def test_files_hold_all_columns_and_rows(leave, nights):
     code, said, _ = leave("query", "--to", "found.parquet")
     assert (code, said) == (0, "5 images: found.parquet\n")
     found = pq.read_table("found.parquet")
-    assert scores.violations(found) == []
+    assert score_table.violations(found) == []
     assert leave("query", "--to", "found.csv")[0] == 0
     read = pd.read_csv("found.csv")
     assert read["score"].tolist() == found["score"].to_pylist() == [8.0, 3.0, 2.0, 1.0, 0.0]
-    assert list(read.columns) == scores.SCHEMA.names
+    assert list(read.columns) == score_table.SCHEMA.names
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ from PIL import Image
 from safetensors.torch import save
 
 from jobs import check, evaluate, fit, inventory, score
-from ops import maps, scores
 from ops.images.inventory import Inventory
 from ops.model import read_model
+from ops.results import anomaly_map, score_table
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
 from pipelines import records
@@ -133,7 +133,7 @@ def test_the_inventory_lists_all_archives_as_one(night):
 
 def test_every_image_has_one_row(night):
     table = night.table
-    assert scores.violations(table) == []
+    assert score_table.violations(table) == []
     listed = Inventory(f"{night.bucket}/parts.parquet").read(["image_id"])
     assert table["image_id"].to_pylist() == listed["image_id"].to_pylist()
     assert night.record["totals"]["statuses"] == {"missing": 1, "ok": 33, "unreadable": 1}
@@ -159,7 +159,7 @@ def test_every_scored_image_has_its_map_and_overlay(night):
     for row in ok:
         assert row["map_uri"] == out.map(record["model_id"], row["image_id"])
         assert files.exists(out.overlay(record["model_id"], row["image_id"]))
-    drawn = maps.decode(files.read_bytes(ok[0]["map_uri"]))
+    drawn = anomaly_map.decode(files.read_bytes(ok[0]["map_uri"]))
     assert drawn.levels.shape == (64, 64)
     kept = {item.name for item in files.listing(out.maps(record["model_id"]))}
     assert len(kept) == len(ok)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ops import scores
 from ops.images.inventory import Inventory
+from ops.results import score_table
 from ops.storage import files, parquet
 from ops.storage.paths import Out
 from tests.cluster import BIN, Cluster
@@ -112,7 +112,7 @@ def test_the_outputs_are_there(night):
     record = night.record
     table = parquet.read(record["totals"]["table"])
     assert len(table) == len(Inventory(record["inventory"])) == 35
-    assert scores.violations(table) == []
+    assert score_table.violations(table) == []
     assert len(list(files.listing(night.out.maps(record["model_id"])))) == 34
     metrics = parquet.read(night.out.evaluation(record["run_id"]))
     assert metrics["product"].to_pylist() == ["fabric", "washer", "mean"]
@@ -123,7 +123,7 @@ def test_only_what_jobs_need_is_shipped(night, head):
     shipped = next(place for place in places if place.is_dir())
     files = [file for file in shipped.rglob("*") if file.is_file()]
     names = {str(file.relative_to(shipped)) for file in files}
-    assert {"jobs/score.py", "pipelines/score.py", "ops/scores.py"} <= names
+    assert {"jobs/score.py", "pipelines/score.py", "ops/results/score_table.py"} <= names
     foreign = [
         name
         for name in names

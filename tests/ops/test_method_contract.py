@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ops import maps
 from ops.features.backbone import Backbone
 from ops.group import Alone, Group
 from ops.images.resize import InputSettings, geometry
 from ops.method import MapSettings, Method, Notes, settings_from
 from ops.methods import METHODS, method_named
+from ops.results import anomaly_map
 from tests import pictures
 from tests.ops.threads import together
 
@@ -158,7 +158,9 @@ def test_planted_blobs_score_highest_and_the_drawn_maps_point_at_them(name, fitt
     assert scores.image[3:].min() > scores.image[:3].max()
     where = geometry(64, 64, InputSettings(size=64))
     for (x, y), values in zip(BLOBS, scores.map[3:], strict=True):
-        found = maps.peak(maps.draw(values.numpy(), 64, fitted[name].settings.sigma), where)
+        found = anomaly_map.peak(
+            anomaly_map.draw(values.numpy(), 64, fitted[name].settings.sigma), where
+        )
         assert math.dist(found, (x, y)) <= 7 + 1
 
 

@@ -5,12 +5,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ops.calibration import Calibration
 from ops.features.weights import fingerprint
 from ops.group import Alone
 from ops.images.decode import DecodeSettings
 from ops.images.resize import InputSettings
-from ops.maps import Scale
 from ops.method import Notes
 from ops.model import (
     Model,
@@ -22,6 +20,8 @@ from ops.model import (
     write_model,
 )
 from ops.patchcore import PatchCore, PatchCoreSettings
+from ops.results.anomaly_map import Scale
+from ops.results.calibration import Calibration
 from ops.storage import files, paths
 from tests.ops.conftest import TINY
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from scipy.spatial.distance import mahalanobis
 
-from ops import maps
 from ops.group import Alone
 from ops.method import Load, Notes
 from ops.padim import PaDiM, PaDiMSettings
+from ops.results import anomaly_map
 from tests.conftest import ROOT
 from tests.ops.threads import together
 
@@ -50,7 +50,7 @@ def test_maps_are_mahalanobis_distances_in_float64(backbone, images):
 def test_an_image_scores_the_maximum_of_its_drawn_map(backbone, images):
     detector = fit(backbone, images[:9], sigma=2.0)
     scores = detector.score(images)
-    drawn = [maps.draw(grid.numpy().copy(), 32, 2.0).max() for grid in scores.map]
+    drawn = [anomaly_map.draw(grid.numpy().copy(), 32, 2.0).max() for grid in scores.map]
     assert scores.image.tolist() == [float(value) for value in drawn]
 
 

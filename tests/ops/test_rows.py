@@ -10,20 +10,20 @@ import pytest
 import torch
 from PIL import Image
 
-from ops import maps
-from ops.calibration import Calibration
 from ops.detecting import Detect, to_images
-from ops.drawing import DrawMaps, Sketched, sheet
 from ops.group import Alone
 from ops.images.content_index import Contents, key
 from ops.images.decode import DecodeSettings
 from ops.images.fetch import FetchSettings
 from ops.images.read_images import KNOWN, Read
 from ops.images.resize import InputSettings
-from ops.maps import Scale
 from ops.method import Notes
 from ops.model import ModelCard, ProductCard
 from ops.patchcore import PatchCore, PatchCoreSettings
+from ops.results import anomaly_map
+from ops.results.anomaly_map import Scale
+from ops.results.calibration import Calibration
+from ops.results.write_maps import DrawMaps, Sketched, sheet
 from ops.storage import files, uris
 from ops.storage.paths import Out
 from tests import pictures
@@ -60,7 +60,7 @@ def tensors(backbone) -> Tensors:
     detector.fit(Alone(), lambda *_: None, Notes())
     held = detector.score(images.flip(-1)).image.tolist()
     product = ProductCard("nut.safetensors", "", {}, Calibration.of(held))
-    scale = Scale(0.0, 4 * detector.map_ceiling() / maps.LEVELS)
+    scale = Scale(0.0, 4 * detector.map_ceiling() / anomaly_map.LEVELS)
     card = ModelCard(
         method="patchcore",
         settings=dataclasses.asdict(SETTINGS),
@@ -236,7 +236,7 @@ def test_maps_are_drawn_as_asked_for_and_point_at_the_blob(rows, tensors, tmp_pa
     assert drawn[1]["peak_x"] is None
     for row in drawn:
         if row["map_uri"]:
-            decoded = maps.decode(files.read_bytes(uris.parse(row["map_uri"]).location))
+            decoded = anomaly_map.decode(files.read_bytes(uris.parse(row["map_uri"]).location))
             assert decoded.scale == card.map_scale
             assert decoded.levels.shape == (64, 64)
             assert files.exists(out.overlay("m1", row["image_id"]))

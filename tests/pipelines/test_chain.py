@@ -15,7 +15,6 @@ import pytest
 import torch
 from PIL import Image
 
-from ops import maps, scores
 from ops.features.backbone import Backbone, BackboneSettings
 from ops.images.archives import IMAGE_SUFFIXES
 from ops.images.fetch import FetchSettings
@@ -24,6 +23,7 @@ from ops.images.layouts import LAYOUTS, Namer
 from ops.images.resize import InputSettings
 from ops.model import Model, read_model, write_model
 from ops.patchcore import PatchCoreSettings
+from ops.results import anomaly_map, score_table
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
 from pipelines import check, evaluate, fit, fit_worker, inventory, plan, score
@@ -112,7 +112,7 @@ def test_every_image_is_one_row_in_the_inventorys_order(world):
     listed = world.inventory.read()
     assert world.table["image_id"].to_pylist() == listed["image_id"].to_pylist()
     assert world.totals["images"] == len(listed) == 2 * 17 + len(BROKEN)
-    assert scores.violations(world.table) == []
+    assert score_table.violations(world.table) == []
     assert world.table.schema.field("score").metadata[b"meaning"]
 
 
@@ -166,7 +166,7 @@ def test_maps_are_16_bit_on_one_scale_and_overlays_lie_beside_them(world):
         if row["status"] != "ok":
             assert row["map_uri"] is None
             continue
-        drawn = maps.decode(files.read_bytes(uris.parse(row["map_uri"]).location))
+        drawn = anomaly_map.decode(files.read_bytes(uris.parse(row["map_uri"]).location))
         assert drawn.levels.shape == (64, 64)
         assert drawn.scale == world.model.card.map_scale
         # Pictures are as large as maps here; neighbours of the peak may share its grey level.

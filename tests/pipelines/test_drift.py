@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ops.scores import SCHEMA
+from ops.results.score_table import SCHEMA
 from ops.storage import parquet
 from ops.storage.paths import Out
 from pipelines import compare, records

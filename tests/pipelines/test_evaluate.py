@@ -5,14 +5,14 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from ops import maps
 from ops.images.fetch import FetchSettings
 from ops.images.inventory import SCHEMA as INVENTORY
 from ops.images.resize import InputSettings, geometry
-from ops.maps import Scale
+from ops.results import anomaly_map
+from ops.results.anomaly_map import Scale
 from pipelines import evaluate
 from pipelines.cluster import Slots
-from tests.ops.test_metrics import histogram
+from tests.ops.results.test_metrics import histogram
 
 
 def tables(*products: tuple[str, list[tuple]]) -> tuple[pa.Table, pa.Table]:
@@ -95,7 +95,7 @@ def test_a_worker_adds_up_maps_and_masks_of_any_format(tmp_path):
     for number, kind in enumerate((None, "png", "bmp", "gone", "empty.png")):
         values = rng.random((16, 16)).astype(np.float32)
         (tmp_path / f"{number}.png").write_bytes(
-            maps.encode(values, scale, geometry(32, 32, InputSettings(16)), "m")
+            anomaly_map.encode(values, scale, geometry(32, 32, InputSettings(16)), "m")
         )
         mask = np.zeros((32, 32), np.uint8)
         mask[4:10, 2 * number : 2 * number + 8] = 255 if kind and "empty" not in kind else 0

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ops import scores
 from ops.images.inventory import image_id
+from ops.results import score_table
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
 from pipelines import history
@@ -81,7 +81,7 @@ def test_a_table_that_is_still_needed_keeps_its_current_rows_alone(out):
     assert (found.rows, found.staying) == (2, 1)
     table = parquet.read(first)
     assert table["uri"].to_pylist() == ["u/2"]
-    assert scores.violations(table) == []
+    assert score_table.violations(table) == []
     assert current(out) == before
 
 

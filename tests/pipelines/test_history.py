@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ops import scores
-from ops.calibration import Calibration
 from ops.images.inventory import image_id
+from ops.results import score_table
+from ops.results.calibration import Calibration
 from ops.storage import parquet
 from ops.storage.paths import Out
 from pipelines import history
@@ -55,9 +55,9 @@ def publish(out: Out, number: int, rows: list[dict]) -> str:
         r | {"run_id": run_id, "scored_at": at + datetime.timedelta(milliseconds=i)}
         for i, r in enumerate(rows)
     ]
-    table = pa.Table.from_pylist(full, scores.SCHEMA)
-    assert scores.violations(table) == []
-    parquet.write(out.table(run_id[:10], run_id), scores.SCHEMA, [table])
+    table = pa.Table.from_pylist(full, score_table.SCHEMA)
+    assert score_table.violations(table) == []
+    parquet.write(out.table(run_id[:10], run_id), score_table.SCHEMA, [table])
     return run_id
 
 
@@ -75,7 +75,7 @@ def current(out, model=MODELS[0], **asked):
 def test_without_any_night_nothing_is_current_and_the_schema_stands(out):
     found = history.current(out, MODELS[0])
     assert len(found) == 0
-    assert found.schema.equals(scores.SCHEMA)
+    assert found.schema.equals(score_table.SCHEMA)
 
 
 def test_of_one_version_an_ok_row_beats_a_newer_failure_and_the_newest_ok_row_wins(out):
@@ -163,7 +163,7 @@ def test_the_view_for_athena_finds_the_same_rows_and_declares_the_same_columns(o
     kinds = {"string": "string", "int": "int32", "tinyint": "int8", "double": "double"}
     kinds |= {"boolean": "bool", "timestamp": "timestamp[ms, tz=UTC]"}
     assert [(name, kinds[kind]) for name, kind in declared] == [
-        (field.name, str(field.type)) for field in scores.SCHEMA
+        (field.name, str(field.type)) for field in score_table.SCHEMA
     ]
     with duckdb.connect() as database:
         files = history.published(out)
@@ -173,9 +173,11 @@ def test_the_view_for_athena_finds_the_same_rows_and_declares_the_same_columns(o
             theirs = database.sql(
                 "SELECT * FROM current_scores WHERE model_id = $m", params={"m": model}
             ).to_arrow_table()
-            assert theirs.schema.names == scores.SCHEMA.names
+            assert theirs.schema.names == score_table.SCHEMA.names
             ours = history.current(out, model)
-            assert theirs.cast(scores.SCHEMA).sort_by("image_id").equals(ours.sort_by("image_id"))
+            assert (
+                theirs.cast(score_table.SCHEMA).sort_by("image_id").equals(ours.sort_by("image_id"))
+            )
 
 
 def test_the_macros_read_what_a_glob_names_as_their_head_says(out):
@@ -192,7 +194,7 @@ def test_the_macros_read_what_a_glob_names_as_their_head_says(out):
 def ask(out, **asked):
     with history.opened(out) as database:
         return pa.Table.from_batches(
-            history.ask(database, MODELS[0], **asked), scores.SCHEMA
+            history.ask(database, MODELS[0], **asked), score_table.SCHEMA
         ).to_pylist()
 
 

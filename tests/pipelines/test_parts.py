@@ -8,8 +8,8 @@ import random
 import pyarrow as pa
 import pytest
 
-from ops import scores
 from ops.images.inventory import SCHEMA, Inventory, image_id
+from ops.results import score_table
 from ops.storage import parquet
 from ops.storage.paths import Out
 from pipelines.parts import ROWS, BrokenRun, Parts
@@ -129,15 +129,15 @@ def test_a_part_with_foreign_missing_or_lawless_rows_is_not_published(inventory,
     parts.add(rows(inventory, range(25)))
     place = parts.out.part("r", 1)
     good = parquet.read(place)
-    parquet.write(place, scores.SCHEMA, [good.slice(1)])
+    parquet.write(place, score_table.SCHEMA, [good.slice(1)])
     with pytest.raises(BrokenRun, match="part 1"):
         published(parts)
     swapped = pa.concat_tables([good.slice(1, 1), good.slice(0, 1), good.slice(2)])
-    parquet.write(place, scores.SCHEMA, [swapped])
+    parquet.write(place, score_table.SCHEMA, [swapped])
     with pytest.raises(BrokenRun, match="part 1"):
         published(parts)
     column = pa.array([None] * len(good), pa.float64())
     where = good.schema.get_field_index("score")
-    parquet.write(place, scores.SCHEMA, [good.set_column(where, "score", column)])
+    parquet.write(place, score_table.SCHEMA, [good.set_column(where, "score", column)])
     with pytest.raises(BrokenRun, match="ok rows without a finite score"):
         published(parts)

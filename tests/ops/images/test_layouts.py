@@ -1,10 +1,9 @@
-from pathlib import Path
-
 import pytest
 
 from ops.images.layouts import LAYOUTS, Layout, Namer, compile_pattern, train_names
+from tests.conftest import DATA
 
-MTD = Path(__file__).parents[2] / "../shared/data/mtd"
+MTD = DATA / "mtd"
 
 
 def read(pattern: str, path: str) -> dict[str, str] | None:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ops import drift
-from ops.drift import Agreement, Drift, agreement, discoveries, drift_between, stability
+from ops.results import drift
+from ops.results.drift import Agreement, Drift, agreement, discoveries, drift_between, stability
 
 
 def samples(seed: int, shift: float = 0.0, count: int = 800):

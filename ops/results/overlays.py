@@ -10,7 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ops.images.decode import Picture
-from ops.maps import Decoded, Map
+from ops.results.anomaly_map import Decoded, Map
 
 Small = npt.NDArray[np.uint8]
 #: From good to barely recognisable; noise takes the last.

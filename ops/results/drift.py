@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from ops.metrics import Floats
+from ops.results.metrics import Floats
 
 #: Up to this many scores on both sides the test is exact.
 _EXACT = 1000

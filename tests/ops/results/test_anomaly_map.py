@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from ops import maps
 from ops.images.resize import Geometry, InputSettings, geometry
-from ops.maps import Scale
+from ops.results import anomaly_map
+from ops.results.anomaly_map import Scale
 from tests import pictures
 
 SCALE = Scale(-1.0, 4 / 65535)
@@ -29,26 +29,26 @@ def test_drawing_is_bilinear_then_gaussian(shape, sigma):
         0, 0
     ].numpy()
     expected = gaussian_filter(larger, sigma) if sigma else larger
-    assert np.allclose(maps.draw(cells, 64, sigma), expected, rtol=1e-5, atol=1e-6)
+    assert np.allclose(anomaly_map.draw(cells, 64, sigma), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_flat_map_stays_flat_and_a_map_is_drawn_the_same_alone_or_after_others():
-    assert np.allclose(maps.draw(np.full((7, 7), 2.5, np.float32), 64, 4), 2.5, rtol=1e-6)
-    first = maps.draw(patch_scores(7, 7), 64, 4)
-    maps.draw(patch_scores(9, 9, 1), 64, 4)
-    assert np.array_equal(maps.draw(patch_scores(7, 7), 64, 4), first)
+    assert np.allclose(anomaly_map.draw(np.full((7, 7), 2.5, np.float32), 64, 4), 2.5, rtol=1e-6)
+    first = anomaly_map.draw(patch_scores(7, 7), 64, 4)
+    anomaly_map.draw(patch_scores(9, 9, 1), 64, 4)
+    assert np.array_equal(anomaly_map.draw(patch_scores(7, 7), 64, 4), first)
 
 
 def test_a_map_comes_back_from_its_png_to_half_a_level():
-    values = maps.draw(patch_scores(7, 7).clip(0, 2.9), 64, 2)
-    decoded = maps.decode(maps.encode(values, SCALE, WHERE, "m1"))
+    values = anomaly_map.draw(patch_scores(7, 7).clip(0, 2.9), 64, 2)
+    decoded = anomaly_map.decode(anomaly_map.encode(values, SCALE, WHERE, "m1"))
     assert np.abs(decoded.values() - values).max() <= SCALE.scale * 0.501 + 1e-6
     assert decoded.scale == SCALE
     assert decoded.geometry == WHERE
 
 
 def test_a_png_says_what_it_is_to_any_reader():
-    data = maps.encode(np.zeros((4, 4), np.float32), SCALE, WHERE, "m1")
+    data = anomaly_map.encode(np.zeros((4, 4), np.float32), SCALE, WHERE, "m1")
     with Image.open(io.BytesIO(data)) as image:
         assert image.mode == "I;16"
         assert image.text["nightloupe:model_id"] == "m1"
@@ -59,7 +59,9 @@ def test_a_png_says_what_it_is_to_any_reader():
 def test_the_scale_is_the_models_and_not_the_images():
     quiet, loud = np.zeros((8, 8), np.float32), np.zeros((8, 8), np.float32)
     quiet[2, 2], loud[2, 2], loud[5, 5] = 1, 1, 2
-    levels = [maps.decode(maps.encode(v, SCALE, WHERE, "m")).levels for v in (quiet, loud)]
+    levels = [
+        anomaly_map.decode(anomaly_map.encode(v, SCALE, WHERE, "m")).levels for v in (quiet, loud)
+    ]
     assert levels[0][2, 2] == levels[1][2, 2]
     assert levels[0][0, 0] == levels[1][0, 0]
 
@@ -75,7 +77,7 @@ def test_peaks_are_pixels_of_the_picture(fit):
     where = geometry(400, 200, settings)
     values = np.zeros((64, 64), np.float32)
     values[40, 16] = 1
-    x, y = maps.peak(values, where)
+    x, y = anomaly_map.peak(values, where)
     if fit == "squash":
         assert (x, y) == (
             pytest.approx(16.5 * 400 / 64, abs=1),
@@ -86,21 +88,21 @@ def test_peaks_are_pixels_of_the_picture(fit):
 
 
 def test_the_first_of_equal_peaks_is_the_peak():
-    assert maps.peak(np.ones((4, 4), np.float32), Geometry(1, 1, 0, 0)) == (0, 0)
+    assert anomaly_map.peak(np.ones((4, 4), np.float32), Geometry(1, 1, 0, 0)) == (0, 0)
 
 
 def test_a_png_that_is_no_map_is_refused():
     with pytest.raises(ValueError, match=r"of mode L, its text lacks .*'scale'"):
-        maps.decode(pictures.encoded(pictures.texture(0)))
+        anomaly_map.decode(pictures.encoded(pictures.texture(0)))
 
 
 @pytest.mark.parametrize("size", [0, 8, 100, -1])
 def test_a_map_cut_short_is_refused(size):
     place = geometry(64, 64, InputSettings(64))
     values = np.random.default_rng(0).random((64, 64)).astype(np.float32)
-    data = maps.encode(values, SCALE, place, "m")
+    data = anomaly_map.encode(values, SCALE, place, "m")
     with pytest.raises(ValueError, match="no PNG that can be read"):
-        maps.decode(data[:size] if size >= 0 else data[: len(data) // 2])
+        anomaly_map.decode(data[:size] if size >= 0 else data[: len(data) // 2])
 
 
 @pytest.mark.parametrize("colour", [False, True])
@@ -108,7 +110,7 @@ def test_an_overlay_shows_the_picture_where_the_map_is_low_and_colour_where_it_i
     picture = pictures.texture(0, 32, colour=colour)
     values = np.zeros((32, 32), np.float32)
     values[10:20, 10:20] = 2
-    drawn = maps.blended(picture, values, SCALE, 1.0).astype(int)
+    drawn = anomaly_map.blended(picture, values, SCALE, 1.0).astype(int)
     grey = picture if picture.ndim == 2 else picture.mean(axis=2)
     outside = values == 0
     assert np.abs(drawn - grey[..., None])[outside].max() <= 1

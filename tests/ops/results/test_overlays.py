@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ops import maps, thumbnails
 from ops.images.decode import Picture
 from ops.images.resize import InputSettings, geometry
+from ops.results import anomaly_map, overlays
 
 
 def picture(width, height, depth=8, value=None):
@@ -21,22 +21,22 @@ def picture(width, height, depth=8, value=None):
     ("size", "small"), [((400, 200), (100, 50)), ((200, 400), (50, 100)), ((60, 30), (60, 30))]
 )
 def test_pictures_keep_their_shape_and_are_never_enlarged(size, small):
-    assert thumbnails.shrunk(picture(*size), 100).shape == small[::-1]
+    assert overlays.shrunk(picture(*size), 100).shape == small[::-1]
 
 
 @pytest.mark.parametrize("depth", [8, 12, 16])
 def test_black_and_white_of_any_depth_stay_black_and_white(depth):
     for value, shown in ((0, 0), (2**depth - 1, 255)):
         deep = picture(300, 200, depth, value)
-        assert (thumbnails.shrunk(deep, 50) == shown).all()
-        assert (thumbnails.close_up(deep, 0, 0, 50) == shown).all()
+        assert (overlays.shrunk(deep, 50) == shown).all()
+        assert (overlays.close_up(deep, 0, 0, 50) == shown).all()
 
 
 @pytest.mark.parametrize(("x", "y"), [(0, 0), (299, 199), (150, 100), (10, 190)])
 def test_a_close_up_holds_the_peak_and_nothing_but_the_picture(x, y):
     dark = picture(300, 200, value=0)
     dark.pixels[y, x] = 255
-    part = thumbnails.close_up(dark, x, y, 64)
+    part = overlays.close_up(dark, x, y, 64)
     assert part.shape == (64, 64)
     assert (part == 255).sum() == 1
 
@@ -48,13 +48,15 @@ def test_a_map_lies_where_its_peak_is_in_the_picture(fit, width, height):
     values = np.zeros((56, 56), dtype=np.float32)
     values[12, 40] = 5
     where = geometry(width, height, settings)
-    found = maps.Decoded(maps.Scale(0.0, 0.001).levels(values), maps.Scale(0.0, 0.001), where, "m")
+    found = anomaly_map.Decoded(
+        anomaly_map.Scale(0.0, 0.001).levels(values), anomaly_map.Scale(0.0, 0.001), where, "m"
+    )
     whole = picture(width, height)
-    small = thumbnails.shrunk(whole, 200)
-    laid = thumbnails.laid(found, whole, small, outside=-1)
+    small = overlays.shrunk(whole, 200)
+    laid = overlays.laid(found, whole, small, outside=-1)
     assert laid.shape == small.shape
     y, x = np.unravel_index(int(laid.argmax()), laid.shape)
-    at_x, at_y = maps.peak(values, where)
+    at_x, at_y = anomaly_map.peak(values, where)
     shrink = width / small.shape[1]
     assert x == pytest.approx(at_x / shrink, abs=1 + where.step_x / shrink)
     assert y == pytest.approx(at_y / shrink, abs=1 + where.step_y / shrink)
@@ -66,7 +68,7 @@ def test_a_map_lies_where_its_peak_is_in_the_picture(fit, width, height):
 def test_even_noise_is_bounded_in_bytes(side):
     most = max(2048, side**2 // 2)
     colour = np.random.default_rng(0).integers(0, 256, (side, side, 3)).astype(np.uint8)
-    kind, _, content = thumbnails.data_uri(colour, most).partition(",")
+    kind, _, content = overlays.data_uri(colour, most).partition(",")
     data = base64.b64decode(content)
     assert kind == "data:image/jpeg;base64"
     assert len(data) <= most

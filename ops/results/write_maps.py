@@ -12,9 +12,9 @@ import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image
 
-from ops import maps
 from ops.images.resize import InputSettings, geometry, unpack
-from ops.maps import Scale
+from ops.results import anomaly_map
+from ops.results.anomaly_map import Scale
 from ops.storage import files, uris
 from ops.storage.paths import Out
 
@@ -63,12 +63,12 @@ class DrawMaps:
 
     def _one(self, row: dict[str, Any]) -> dict[str, object]:
         cells = np.frombuffer(row["patch_scores"], "<f4").reshape(-1, row["grid_width"])
-        return self._drawn(row, maps.draw(cells, self.input.size, self.sigma))
+        return self._drawn(row, anomaly_map.draw(cells, self.input.size, self.sigma))
 
-    def _drawn(self, row: dict[str, Any], values: maps.Map) -> dict[str, object]:
+    def _drawn(self, row: dict[str, Any], values: anomaly_map.Map) -> dict[str, object]:
         where = geometry(row["width"], row["height"], self.input)
-        x, y = maps.peak(values, where)
-        top = self.scale.offset + self.scale.scale * (maps.LEVELS - 1)
+        x, y = anomaly_map.peak(values, where)
+        top = self.scale.offset + self.scale.scale * (anomaly_map.LEVELS - 1)
         out: dict[str, object] = {
             "peak_x": min(x, row["width"] - 1),
             "peak_y": min(y, row["height"] - 1),
@@ -76,19 +76,19 @@ class DrawMaps:
         }
         if self.policy == "all" or (self.policy == "flagged" and row["is_anomalous"]):
             location = self.out.map(self.model_id, row["image_id"])
-            png = maps.encode(values, self.scale, where, self.model_id)
+            png = anomaly_map.encode(values, self.scale, where, self.model_id)
             files.write_bytes(location, png)
             out["map_uri"] = uris.make(location)
             if self.overlays:
                 self._overlay(row, values)
         return out
 
-    def _overlay(self, row: dict[str, Any], values: maps.Map) -> None:
+    def _overlay(self, row: dict[str, Any], values: anomaly_map.Map) -> None:
         _, blended = self._blended(row, values)
         location = self.out.overlay(self.model_id, row["image_id"])
         files.write_bytes(location, _png(Image.fromarray(blended)))
 
-    def _blended(self, row: dict[str, Any], values: maps.Map) -> tuple[Colours, Colours]:
+    def _blended(self, row: dict[str, Any], values: anomaly_map.Map) -> tuple[Colours, Colours]:
         """The picture at the input's size (h, w, 3), and with its map laid over it."""
         depth = row["bit_depth"]
         pixels = unpack(row["pixels"], row["channels"], depth, self.input.size)
@@ -96,7 +96,7 @@ class DrawMaps:
         picture = (grey / (2**depth - 1) * 255).astype(np.uint8).transpose(1, 2, 0)
         threshold = self.thresholds[row["product"]]
         low = float(values.max()) / 2 if threshold is None else threshold
-        return picture, maps.blended(picture, values, self.scale, low)
+        return picture, anomaly_map.blended(picture, values, self.scale, low)
 
 
 class Sketched(DrawMaps):
@@ -107,7 +107,7 @@ class Sketched(DrawMaps):
 
     columns = DRAWN.append(pa.field("sketch", pa.binary()))
 
-    def _drawn(self, row: dict[str, Any], values: maps.Map) -> dict[str, object]:
+    def _drawn(self, row: dict[str, Any], values: anomaly_map.Map) -> dict[str, object]:
         both = Image.new("RGB", (_SKETCH, 2 * _SKETCH))
         for place, picture in enumerate(self._blended(row, values)):
             small = Image.fromarray(picture).resize((_SKETCH, _SKETCH), Image.Resampling.LANCZOS)

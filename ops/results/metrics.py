@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import label as connected_components
 
-from ops.maps import LEVELS
+from ops.results.anomaly_map import LEVELS
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

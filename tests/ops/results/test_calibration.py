@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ops.calibration import Calibration
+from ops.results.calibration import Calibration
 
 SCORES = np.random.default_rng(0).normal(size=99)
 

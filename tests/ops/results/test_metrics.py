@@ -5,8 +5,8 @@ import pytest
 from scipy.ndimage import gaussian_filter, label
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from ops.maps import Scale
-from ops.metrics import Curve, PixelHistogram, best_f1, roc
+from ops.results.anomaly_map import Scale
+from ops.results.metrics import Curve, PixelHistogram, best_f1, roc
 
 
 def sample(seed: int, n: int = 200, values: int | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ops.metrics import Curve, Floats
+from ops.results.metrics import Curve, Floats
 
 PRO_LIMIT = 0.3
 POINTS = 5000

@@ -5,9 +5,9 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ops import figures
-from ops.figures import Separation, Shift
-from ops.metrics import PixelHistogram, roc
+from ops.results import plots
+from ops.results.metrics import PixelHistogram, roc
+from ops.results.plots import Separation, Shift
 
 
 def separation(product: str = "bolt", threshold: float | None = 0.5) -> Separation:
@@ -33,7 +33,7 @@ def panels(monkeypatch):
     )
 
     def draw(found: Separation):
-        figures.draw(found)
+        plots.draw(found)
         return drawn[-1].axes
 
     return draw
@@ -80,8 +80,8 @@ def test_what_is_not_known_is_said(panels):
 @pytest.mark.filterwarnings("error")
 def test_any_name_can_stand_above_a_picture_and_equal_figures_give_equal_bytes():
     name = "$x_{1 größe <1>\n日本"
-    png = figures.draw(separation(name))
-    assert png == figures.draw(separation(name))
+    png = plots.draw(separation(name))
+    assert png == plots.draw(separation(name))
     with Image.open(io.BytesIO(png)) as image:
         image.load()
         assert image.format == "PNG"
@@ -98,7 +98,7 @@ def shift(product: str = "bolt", count: int = 50, threshold: float | None = 0.5)
 
 @pytest.fixture
 def shift_panels(panels, monkeypatch):
-    monkeypatch.setattr(figures, "draw", figures.draw_shift)
+    monkeypatch.setattr(plots, "draw", plots.draw_shift)
     return panels
 
 
@@ -112,7 +112,7 @@ def test_a_shift_shows_shares_of_both_runs_and_image_against_image(shift_panels)
     assert list(dots.get_ydata() - dots.get_xdata()) == pytest.approx([0.1] * 50)
     assert (images.get_xlabel(), images.get_ylabel()) == ("score, one", "score, two")
     assert len(images.lines) == 4  # the diagonal, dots, and the threshold twice
-    assert len(shift_panels(shift(count=figures.POINTS + 9))[1].lines[1].get_xdata()) == 5000
+    assert len(shift_panels(shift(count=plots.POINTS + 9))[1].lines[1].get_xdata()) == 5000
 
 
 def test_a_shift_of_nothing_is_said(shift_panels):
@@ -124,7 +124,7 @@ def test_a_shift_of_nothing_is_said(shift_panels):
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", ["$x_{1 größe <1>\n日本", "<b>../x", "\x1b[2J"])
 def test_any_name_can_stand_above_a_shift_and_equal_figures_give_equal_bytes(name):
-    png = figures.draw_shift(shift(name))
-    assert png == figures.draw_shift(shift(name))
+    png = plots.draw_shift(shift(name))
+    assert png == plots.draw_shift(shift(name))
     with Image.open(io.BytesIO(png)) as image:
         image.load()

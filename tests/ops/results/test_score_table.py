@@ -3,8 +3,8 @@ import datetime
 import pyarrow as pa
 import pytest
 
-from ops import scores
 from ops.images.failure import STATUSES, Failure
+from ops.results import score_table
 
 OK = {
     "image_id": "a",
@@ -27,13 +27,13 @@ FAILED |= {"peak_x": None, "peak_y": None}
 
 
 def table(*rows: dict) -> pa.Table:
-    return pa.Table.from_pylist(list(rows), scores.SCHEMA)
+    return pa.Table.from_pylist(list(rows), score_table.SCHEMA)
 
 
 def test_a_sound_table_has_no_violations():
     failures = [FAILED | {"status": status} for status in STATUSES if status != "ok"]
-    assert scores.violations(table(OK, *failures)) == []
-    assert scores.violations(table()) == []
+    assert score_table.violations(table(OK, *failures)) == []
+    assert score_table.violations(table()) == []
 
 
 @pytest.mark.parametrize(
@@ -63,24 +63,24 @@ def test_a_sound_table_has_no_violations():
     ],
 )
 def test_each_broken_rule_is_named_once(row, words):
-    assert scores.violations(table(OK, row, FAILED)) == [words]
+    assert score_table.violations(table(OK, row, FAILED)) == [words]
 
 
 def test_a_status_that_is_null_is_a_violation_even_among_unknown_ones():
-    found = scores.violations(table(FAILED | {"status": None}, FAILED | {"status": "odd"}))
+    found = score_table.violations(table(FAILED | {"status": None}, FAILED | {"status": "odd"}))
     assert found == ["1 rows whose status is null", "1 rows of an unknown status"]
 
 
 def test_other_columns_are_a_violation():
-    (found,) = scores.violations(table(OK).drop_columns(["peak_x"]))
+    (found,) = score_table.violations(table(OK).drop_columns(["peak_x"]))
     assert "not those of the score schema" in found
-    index = scores.SCHEMA.get_field_index("score")
+    index = score_table.SCHEMA.get_field_index("score")
     lossy = table(OK).set_column(index, "score", pa.array([1.5], pa.float32()))
-    assert len(scores.violations(lossy)) == 1
+    assert len(score_table.violations(lossy)) == 1
 
 
 def test_every_column_says_what_it_means():
-    assert all(field.metadata[b"meaning"] for field in scores.SCHEMA)
+    assert all(field.metadata[b"meaning"] for field in score_table.SCHEMA)
 
 
 @pytest.mark.parametrize("status", ["ok", "odd"])

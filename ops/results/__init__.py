@@ -1,0 +1,1 @@
+"""What scores become: calibration, maps, the score table, metrics and plots."""

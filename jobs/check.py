@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from jobs import entry
 from jobs.words import Progress, say, shown
-from ops.model import ModelCard, read_card
+from ops.detectors.model_folder import ModelCard, read_card
 from ops.storage import files, paths
 from ops.storage.paths import Out
 from pipelines import check, records

@@ -15,13 +15,13 @@ from typing import Any
 from jobs import entry, sources
 from jobs.tracking import Tracker
 from jobs.words import Progress, say
+from ops.detectors.detector import settings_from
+from ops.detectors.model_folder import Model, ModelCard, write_model
+from ops.detectors.registry import METHODS, method_named
 from ops.features.backbone import BackboneSettings
 from ops.images.decode import DecodeSettings
 from ops.images.fetch import FetchSettings
 from ops.images.resize import InputSettings
-from ops.method import settings_from
-from ops.methods import METHODS, method_named
-from ops.model import Model, ModelCard, write_model
 from ops.storage.paths import Out
 from pipelines import fit
 from pipelines.cluster import Slots, connected

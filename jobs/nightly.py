@@ -21,9 +21,9 @@ from typing import Any
 from jobs import entry, score, sources
 from jobs.tracking import Record, Tracker
 from jobs.words import Progress, say
+from ops.detectors.model_folder import ModelCard, read_card
 from ops.images.failure import PASSING, STATUSES, BrokenPromise
 from ops.images.inventory import Inventory
-from ops.model import ModelCard, read_card
 from ops.storage import files, parquet
 from pipelines import doubles, drift, due, lock, plan, records, report
 from pipelines import run as runs

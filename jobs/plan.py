@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from jobs import entry, fit, sources
 from jobs.tracking import Tracker
 from jobs.words import Progress, say
+from ops.detectors.registry import METHODS
 from ops.features.backbone import Backbone
-from ops.methods import METHODS
 from ops.storage.paths import Out
 from pipelines import plan
 from pipelines.cluster import connected

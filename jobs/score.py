@@ -16,8 +16,8 @@ from typing import Any
 from jobs import entry, sources
 from jobs.tracking import Tracker
 from jobs.words import Progress, say
+from ops.detectors.model_folder import ModelCard, read_card
 from ops.images.fetch import FetchSettings
-from ops.model import ModelCard, read_card
 from ops.storage.paths import Out
 from pipelines import plan, score
 from pipelines import run as runs

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from torch import Tensor
 
-from ops.detecting import Detect
+from ops.detectors.model_folder import Model, ModelCard, ProductCard, read_model
+from ops.detectors.score_images import Detect
 from ops.images.fetch import FetchSettings
 from ops.images.inventory import SCHEMA
 from ops.images.read_images import Read
-from ops.model import Model, ModelCard, ProductCard, read_model
 from ops.storage import uris
 from ops.storage.paths import HELD_OUT, SYNTHETIC, kind_of
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from jobs import served
-from ops.model import Model, read_model, versions, write_model
+from ops.detectors.model_folder import Model, read_model, versions, write_model
 from ops.storage import files
 from ops.storage.paths import Out
 

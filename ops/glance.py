@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ops.detectors.detector import Demand, Load, Rehearsal
+from ops.detectors.trained import Stage, Trained, TrainingSettings, from_sixteen, to_sixteen
 from ops.distillation import (
     Correlation,
     Distillation,
@@ -23,9 +25,7 @@ from ops.features.backbone import Backbone
 from ops.glancing import Grid, inconsistencies, scores, spread
 from ops.group import Alone, Group
 from ops.lessons import moments, patch_of, scene_of, snippets_of, stacked
-from ops.method import Demand, Load, Rehearsal
 from ops.surroundings import GlobalNet, Head, Scene, Surroundings
-from ops.training import Stage, Trained, TrainingSettings, from_sixteen, to_sixteen
 
 #: Of s_IAD on probes, what counts as 1.
 _QUANTILE = 0.99

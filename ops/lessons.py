@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ops.augment.stains import stained
+from ops.detectors.trained import from_sixteen
 from ops.group import Group
-from ops.training import from_sixteen
 
 #: Randomness by a key.
 Draw = Callable[..., torch.Generator]

@@ -11,11 +11,11 @@ import pyarrow as pa
 from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError
 
-from ops.detecting import Detect
+from ops.detectors.model_folder import ModelCard
+from ops.detectors.score_images import Detect
 from ops.images.content_index import Contents
 from ops.images.fetch import FetchSettings
 from ops.images.read_images import Read
-from ops.model import ModelCard
 from ops.results.write_maps import DrawMaps, Policy
 from ops.storage.paths import Out
 from pipelines.cluster import Slots, offered

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ops.detectors.model_folder import ModelCard
 from ops.images.failure import Failure
 from ops.images.fetch import FetchSettings, fetch
 from ops.images.resize import InputSettings, geometry
-from ops.model import ModelCard
 from ops.results import anomaly_map, score_table
 from ops.results.score_table import Rule
 from ops.storage import files

@@ -17,12 +17,12 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import Tensor
 
+from ops.detectors.model_folder import Model, ModelCard, ProductCard
 from ops.features.backbone import Backbone
 from ops.features.weights import fingerprint
 from ops.images.fetch import FetchSettings
 from ops.images.inventory import Inventory
 from ops.images.read_images import Read
-from ops.model import Model, ModelCard, ProductCard
 from ops.results.anomaly_map import LEVELS, Scale
 from ops.results.calibration import Calibration
 from ops.results.write_maps import Sketched, sheet

@@ -14,12 +14,12 @@ import ray.train
 import torch
 from ray.train import DataConfig
 
-from ops.detecting import to_images
+from ops.detectors.detector import Method
+from ops.detectors.registry import method_named
+from ops.detectors.score_images import to_images
 from ops.features.backbone import Backbone
 from ops.group import Distributed, Group
 from ops.images.resize import InputSettings
-from ops.method import Method
-from ops.methods import method_named
 from pipelines.cluster import Slots
 from pipelines.ledger import DetectorNotes, Found
 from pipelines.request import DETECTOR

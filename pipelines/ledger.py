@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import ray
 
-from ops.method import Notes
+from ops.detectors.detector import Notes
 
 
 class Found(NamedTuple):

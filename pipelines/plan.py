@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import ray
 import torch
 
+from ops.detectors.detector import Demand, Load, Shape
+from ops.detectors.registry import method_named
 from ops.features.backbone import Backbone
 from ops.images.read_images import Read
-from ops.method import Demand, Load, Shape
-from ops.methods import method_named
 from pipelines.cluster import Slots
 from pipelines.request import DETECTOR, FitRequest, Split
 from pipelines.shared import SharedModel

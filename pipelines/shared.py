@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from torch import Tensor
 
-from ops.model import Model, ModelCard, read_backbone, read_card, read_detectors
+from ops.detectors.model_folder import Model, ModelCard, read_backbone, read_card, read_detectors
 
 
 @dataclass(frozen=True)

@@ -166,14 +166,14 @@ def tiny_model(product: str, seed: int = 0):
     """A model of one product, fitted on noise in this process, without a cluster."""
     import torch
 
+    from ops.detectors.detector import Notes
+    from ops.detectors.model_folder import Model, ModelCard, ProductCard
+    from ops.detectors.patchcore import PatchCore, PatchCoreSettings
     from ops.features.backbone import Backbone, BackboneSettings
     from ops.features.weights import fingerprint
     from ops.group import Alone
     from ops.images.decode import DecodeSettings
     from ops.images.resize import InputSettings
-    from ops.method import Notes
-    from ops.model import Model, ModelCard, ProductCard
-    from ops.patchcore import PatchCore, PatchCoreSettings
     from ops.results.anomaly_map import Scale
     from ops.results.calibration import Calibration
     from ops.storage.paths import product_file

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
+from ops.detectors.model_folder import Model, ModelCard, write_model
 from ops.images.fetch import FetchSettings
 from ops.images.inventory import SCHEMA, Inventory, image_id
 from ops.images.resize import geometry
-from ops.model import Model, ModelCard, write_model
 from ops.results import anomaly_map
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out

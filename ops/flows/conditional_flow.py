@@ -9,8 +9,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ops.detectors.detector import Shape
 from ops.flows.vector_flow import seeded
-from ops.method import Shape
 
 #: How a coupling mixes channels: soft by a random rotation, hard by a random permutation. To draw
 #: a rotation of 2,048 channels takes two seconds, one of 512 a twentieth.

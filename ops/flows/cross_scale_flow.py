@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ops.detectors.detector import Shape
 from ops.flows.vector_flow import seeded, soft_clamp
-from ops.method import Shape
 
 #: Of the first blocks and the last; of CS-Flow's code.
 _KERNELS = (3, 5)

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ops.detectors.detector import Shape
 from ops.flows.subnets import Subnet
 from ops.flows.vector_flow import seeded
-from ops.method import Shape
 
 #: How maps are brought to mean 0 and variance 1 over (C, h, w) before their flow. trained: each
 #: value then gets a scale and a shift of its own, as in common implementations of FastFlow, where

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ops.method import Shape
+from ops.detectors.detector import Shape
 
 #: FrEIA draws from the global generators, NumPy's too: one network at a time.
 _GENERATORS = threading.Lock()

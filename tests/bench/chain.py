@@ -9,16 +9,16 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from ops.detecting import Detect, to_images
+from ops.detectors.detector import Notes
+from ops.detectors.model_folder import ModelCard, ProductCard
+from ops.detectors.patchcore import PatchCore, PatchCoreSettings
+from ops.detectors.score_images import Detect, to_images
 from ops.features.backbone import Backbone
 from ops.group import Alone
 from ops.images.decode import DecodeSettings
 from ops.images.fetch import FetchSettings
 from ops.images.read_images import Read
 from ops.images.resize import InputSettings
-from ops.method import Notes
-from ops.model import ModelCard, ProductCard
-from ops.patchcore import PatchCore, PatchCoreSettings
 from ops.results.anomaly_map import LEVELS, Scale
 from ops.results.calibration import Calibration
 from ops.results.write_maps import DrawMaps

@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from ops.detecting import to_images
+from ops.detectors.score_images import to_images
 from ops.features.backbone import Backbone, BackboneSettings
 from ops.features.patch_features import embed
 from ops.images.decode import DecodeSettings

@@ -12,7 +12,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ops.detecting import to_images
+from ops.detectors.detector import Notes
+from ops.detectors.score_images import to_images
 from ops.features.backbone import Backbone, BackboneSettings
 from ops.glance import Glance, GlanceSettings
 from ops.glancing import scores, spread
@@ -21,7 +22,6 @@ from ops.images.decode import DecodeSettings
 from ops.images.fetch import FetchSettings
 from ops.images.read_images import Read
 from ops.images.resize import InputSettings
-from ops.method import Notes
 from ops.surroundings import inconsistency
 from tests.bench import features
 from tests.bench.measure import Row, Time, ratio, timed

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
+from ops.detectors.detector import Notes
+from ops.detectors.patchcore import PatchCore, PatchCoreSettings
 from ops.group import Alone
-from ops.method import Notes
-from ops.patchcore import PatchCore, PatchCoreSettings
 from tests.bench import features
 from tests.bench.chain import INPUT, LAYERS
 from tests.bench.measure import Row
@@ -28,7 +28,7 @@ def peak() -> float:
 
 def fit(memory: int) -> None:
     """Fit, and print what was held before and at most, and the certificate."""
-    from ops.detecting import to_images
+    from ops.detectors.score_images import to_images
     from ops.images.decode import DecodeSettings
     from ops.images.fetch import FetchSettings
     from ops.images.read_images import Read

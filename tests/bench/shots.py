@@ -17,13 +17,13 @@ import torch
 from matplotlib.figure import Figure
 
 from jobs import entry, fit, inventory
-from ops.detecting import to_images
+from ops.detectors.detector import Method, Notes
+from ops.detectors.registry import METHODS, method_named
+from ops.detectors.score_images import to_images
 from ops.features.backbone import Backbone
 from ops.group import Alone
 from ops.images.inventory import Inventory
 from ops.images.read_images import Read
-from ops.method import Method, Notes
-from ops.methods import METHODS, method_named
 from ops.results.metrics import roc
 from pipelines.request import Choose, FitRequest, split
 from tests.bench.features import WEIGHTS

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from jobs import entry, fit, published
-from ops.methods import METHODS
+from ops.detectors.registry import METHODS
 from tests.conftest import ROOT
 
 PRESETS = sorted((ROOT / "deploy" / "methods").glob("*.toml"))

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from ops.model import write_model
+from ops.detectors.model_folder import write_model
 from tests.conftest import SECRET, forget_s3, new_bucket, tiny_model
 from tests.faults.proxy import Proxy, running
 from tests.jobs.conftest import leave

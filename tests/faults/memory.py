@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ops.detectors.model_folder import write_model
 from ops.images import synthetic_parts
 from ops.images.inventory import Inventory
-from ops.model import write_model
 from ops.storage import parquet
 from ops.storage.paths import Out
 from pipelines import records

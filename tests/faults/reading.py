@@ -22,6 +22,7 @@ from typing import NamedTuple
 import pyarrow as pa
 from PIL import Image
 
+from ops.detectors.model_folder import Model
 from ops.images import archives
 from ops.images.decode import DecodeSettings, decode
 from ops.images.failure import Failure
@@ -30,7 +31,6 @@ from ops.images.inventory import Inventory
 from ops.images.layouts import Layout, Namer
 from ops.images.read_images import Read
 from ops.images.resize import InputSettings, pack, resize
-from ops.model import Model
 from ops.storage import uris
 from ops.storage.paths import Out
 from pipelines import inventory

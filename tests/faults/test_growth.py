@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from ops.detectors.model_folder import write_model
 from ops.images.resize import InputSettings
-from ops.model import write_model
 from tests.cluster import Cluster
 from tests.conftest import tiny_model
 from tests.faults.warehouse import Warehouse, build, published, start

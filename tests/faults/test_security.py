@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ops.detectors.model_folder import read_model, write_model
 from ops.features.backbone import Backbone, BackboneSettings
 from ops.features.weights import load_weights
 from ops.images.fetch import FetchSettings
-from ops.model import read_model, write_model
 from ops.storage import files, uris
 from ops.storage.paths import Out
 from pipelines.chain import Chain, drawing

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from jobs import entry
+from ops.detectors.model_folder import write_model
 from ops.images import synthetic_parts
-from ops.model import write_model
 from ops.results import score_table
 from tests.conftest import LOOPBACK_ONLY, ROOT, tiny_model
 

@@ -8,7 +8,7 @@ import shutil
 import pyarrow as pa
 import pytest
 
-from ops.model import read_card
+from ops.detectors.model_folder import read_card
 from ops.results import anomaly_map
 from ops.results.anomaly_map import Scale
 from ops.results.score_table import SCHEMA
@@ -367,7 +367,7 @@ def test_without_model_and_recorded_scale_maps_must_agree_with_each_other(damage
 def test_a_record_and_table_of_another_calibration_than_the_models_are_found(damage, leave):
     other = model_of(["bolt", "nut"], seed=1)
     folder = damage.out.model("other")
-    from ops.model import write_model
+    from ops.detectors.model_folder import write_model
 
     write_model(folder, other)
     assert read_card(folder).model_id != damage.card.model_id

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from jobs import check, entry, nightly, sources
+from ops.detectors.model_folder import read_card, write_model
 from ops.images import synthetic_parts
-from ops.model import read_card, write_model
 from ops.results import score_table
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out

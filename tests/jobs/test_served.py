@@ -13,7 +13,7 @@ from PIL import Image
 
 from jobs import served
 from jobs.tracking import Record, Tracker
-from ops.detecting import Detect
+from ops.detectors.score_images import Detect
 from ops.images import synthetic_parts
 from ops.images.fetch import FetchSettings
 from ops.images.inventory import SCHEMA

@@ -13,7 +13,7 @@ import torch
 from mlflow import MlflowClient
 
 from jobs.tracking import EXPERIMENT, Record, Tracker, redact
-from ops.model import read_model
+from ops.detectors.model_folder import read_model
 from ops.storage import files
 from tests.conftest import tiny_model
 from tests.faults.servers import tracker_in

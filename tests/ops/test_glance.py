@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from ops.detectors.detector import Load, Notes
+from ops.detectors.trained import to_sixteen
 from ops.distillation import Distillation
 from ops.features.backbone import Backbone
 from ops.glance import Glance, GlanceSettings
 from ops.glancing import Grid, inconsistencies
 from ops.group import Alone, Group
 from ops.lessons import snippets_of
-from ops.method import Load, Notes
 from ops.surroundings import Surroundings
-from ops.training import to_sixteen
 from tests import pictures
-from tests.ops.test_training import Kept, nobody
+from tests.ops.detectors.test_trained import Kept, nobody
 from tests.ops.threads import together
 
 SMALL = GlanceSettings(

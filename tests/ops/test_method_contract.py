@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from ops.detectors.detector import MapSettings, Method, Notes, settings_from
+from ops.detectors.registry import METHODS, method_named
 from ops.features.backbone import Backbone
 from ops.group import Alone, Group
 from ops.images.resize import InputSettings, geometry
-from ops.method import MapSettings, Method, Notes, settings_from
-from ops.methods import METHODS, method_named
 from ops.results import anomaly_map
 from tests import pictures
 from tests.ops.threads import together

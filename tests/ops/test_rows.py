@@ -10,16 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from ops.detecting import Detect, to_images
+from ops.detectors.detector import Notes
+from ops.detectors.model_folder import ModelCard, ProductCard
+from ops.detectors.patchcore import PatchCore, PatchCoreSettings
+from ops.detectors.score_images import Detect, to_images
 from ops.group import Alone
 from ops.images.content_index import Contents, key
 from ops.images.decode import DecodeSettings
 from ops.images.fetch import FetchSettings
 from ops.images.read_images import KNOWN, Read
 from ops.images.resize import InputSettings
-from ops.method import Notes
-from ops.model import ModelCard, ProductCard
-from ops.patchcore import PatchCore, PatchCoreSettings
 from ops.results import anomaly_map
 from ops.results.anomaly_map import Scale
 from ops.results.calibration import Calibration

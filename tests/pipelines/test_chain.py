@@ -15,14 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
+from ops.detectors.model_folder import Model, read_model, write_model
+from ops.detectors.patchcore import PatchCoreSettings
 from ops.features.backbone import Backbone, BackboneSettings
 from ops.images.archives import IMAGE_SUFFIXES
 from ops.images.fetch import FetchSettings
 from ops.images.inventory import Inventory
 from ops.images.layouts import LAYOUTS, Namer
 from ops.images.resize import InputSettings
-from ops.model import Model, read_model, write_model
-from ops.patchcore import PatchCoreSettings
 from ops.results import anomaly_map, score_table
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from ops.detectors.patchcore import PatchCoreSettings
 from ops.features.backbone import BackboneSettings
-from ops.patchcore import PatchCoreSettings
 from pipelines.request import FitRequest, split
 from tests.runs import Part, list_parts
 

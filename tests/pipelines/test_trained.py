@@ -10,16 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from ops.detecting import to_images
-from ops.differnet import DifferNetSettings
+from ops.detectors.detector import Notes
+from ops.detectors.differnet import DifferNetSettings
+from ops.detectors.model_folder import read_model, write_model
+from ops.detectors.registry import method_named
+from ops.detectors.score_images import to_images
+from ops.detectors.ssnf import SsnfSettings
 from ops.features.backbone import Backbone, BackboneSettings
 from ops.group import Alone
 from ops.images.read_images import Read
 from ops.images.resize import InputSettings
-from ops.method import Notes
-from ops.methods import method_named
-from ops.model import read_model, write_model
-from ops.ssnf import SsnfSettings
 from ops.storage.paths import JOINT
 from pipelines import fit, fit_worker, plan
 from pipelines.cluster import Slots

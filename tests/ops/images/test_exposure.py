@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from ops.detecting import to_images
+from ops.detectors.score_images import to_images
 from ops.images.exposure import exposed
 from ops.images.resize import InputSettings, pack
 from tests import pictures

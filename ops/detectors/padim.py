@@ -9,10 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ops.features.backbone import Backbone
-from ops.features.moments import Moments, lengths, packed_size
-from ops.group import Group
-from ops.method import (
+from ops.detectors.detector import (
     Demand,
     Fitted,
     Load,
@@ -25,6 +22,9 @@ from ops.method import (
     Watch,
     finite_rows,
 )
+from ops.features.backbone import Backbone
+from ops.features.moments import Moments, lengths, packed_size
+from ops.group import Group
 from ops.results import anomaly_map
 
 #: Images to a matrix product. They are its columns, so each goes through the same operations,

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from sklearn.neighbors import NearestNeighbors
 
+from ops.detectors.detector import Load, Notes
+from ops.detectors.spade import Spade, SpadeSettings
 from ops.features.backbone import Backbone, BackboneSettings
 from ops.group import Alone
-from ops.method import Load, Notes
-from ops.spade import Spade, SpadeSettings
 from tests.ops.threads import together
 
 LAYERS = "features.3,features.6,features.12"  # maps of 7 x 7, 3 x 3 and 1 x 1 at 32 pixels

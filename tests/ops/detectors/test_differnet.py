@@ -13,10 +13,10 @@ from sklearn.metrics import roc_auc_score
 from torchvision.transforms.functional import rotate
 
 from ops.augment.rotation import rotated
-from ops.differnet import DifferNet, DifferNetSettings
+from ops.detectors.detector import Load, Notes
+from ops.detectors.differnet import DifferNet, DifferNetSettings
+from ops.detectors.trained import to_sixteen
 from ops.group import Alone
-from ops.method import Load, Notes
-from ops.training import to_sixteen
 
 SMALL = {"blocks": 2, "hidden": 16, "scales": 2, "views": 6, "epochs": 2, "score_transforms": 6}
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from ops.detectors.detector import Shape
+from ops.detectors.trained import Trained, TrainingSettings, from_sixteen, to_sixteen
 from ops.features.backbone import Backbone
-from ops.method import Shape
-from ops.training import Trained, TrainingSettings, from_sixteen, to_sixteen
 
 #: Unseen good images lie farther out than those that a flow was trained on, and defects farther
 #: still: maps get so many times the room that the latter need.

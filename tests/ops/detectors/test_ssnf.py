@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from ops.detectors.detector import Load, Notes
+from ops.detectors.ssnf import Ssnf, SsnfSettings, ahead, gate, shared
+from ops.detectors.trained import to_sixteen
 from ops.group import Alone
-from ops.method import Load, Notes
-from ops.ssnf import Ssnf, SsnfSettings, ahead, gate, shared
-from ops.training import to_sixteen
-from tests.ops.test_fastflow import kept_bytes
+from tests.ops.detectors.test_fastflow import kept_bytes
 from tests.ops.threads import together
 
 SMALL = {"blocks": 2, "hidden": 4, "heads": 1, "epochs": 2, "batch": 3, "cut": 1e9}

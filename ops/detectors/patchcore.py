@@ -9,11 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ops.features.backbone import Backbone
-from ops.features.patch_features import Embedding, embed
-from ops.features.whitening import Whitening, sample, shared
-from ops.group import Alone, Group
-from ops.method import (
+from ops.detectors.detector import (
     Demand,
     Fitted,
     Load,
@@ -25,6 +21,10 @@ from ops.method import (
     Watch,
     finite_rows,
 )
+from ops.features.backbone import Backbone
+from ops.features.patch_features import Embedding, embed
+from ops.features.whitening import Whitening, sample, shared
+from ops.group import Alone, Group
 from ops.search.coreset import Coreset, greedy
 from ops.search.distance import squared
 from ops.search.neighbours import SCRATCH, Bank

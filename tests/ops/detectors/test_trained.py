@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ops.cflow import CFlow
-from ops.csflow import CsFlow
-from ops.differnet import DifferNet
-from ops.fastflow import FastFlow
+from ops.detectors.cflow import CFlow
+from ops.detectors.csflow import CsFlow
+from ops.detectors.detector import Notes
+from ops.detectors.differnet import DifferNet
+from ops.detectors.fastflow import FastFlow
+from ops.detectors.ssnf import Ssnf
+from ops.detectors.trained import from_sixteen, to_sixteen
 from ops.group import Alone, Group
-from ops.method import Notes
-from ops.ssnf import Ssnf
-from ops.training import from_sixteen, to_sixteen
 from tests.ops.threads import together
 
 SMALL = {

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ops.fastflow import FastFlow, FastFlowSettings
+from ops.detectors.detector import Load, Notes
+from ops.detectors.fastflow import FastFlow, FastFlowSettings
 from ops.flows.feature_map_flow import MapFlows
 from ops.group import Alone
-from ops.method import Load, Notes
 
 SMALL = {"blocks": 3, "hidden": 0.1, "epochs": 2, "batch": 3}
 

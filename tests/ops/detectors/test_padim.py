@@ -8,9 +8,9 @@ import pytest
 import torch
 from scipy.spatial.distance import mahalanobis
 
+from ops.detectors.detector import Load, Notes
+from ops.detectors.padim import PaDiM, PaDiMSettings
 from ops.group import Alone
-from ops.method import Load, Notes
-from ops.padim import PaDiM, PaDiMSettings
 from ops.results import anomaly_map
 from tests.conftest import ROOT
 from tests.ops.threads import together
@@ -225,8 +225,8 @@ MEASURED = """
 import sys, resource, torch
 from ops.features.backbone import Backbone, BackboneSettings
 from ops.group import Alone
-from ops.method import Notes
-from ops.padim import PaDiM, PaDiMSettings
+from ops.detectors.detector import Notes
+from ops.detectors.padim import PaDiM, PaDiMSettings
 torch.set_num_threads(1)
 backbone = Backbone(BackboneSettings("squeezenet1_1", "features.3,features.6", "random"))
 detector = PaDiM(PaDiMSettings(dim=100), backbone)

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ops.detectors.detector import Fitted, MapSettings, Method, Notes, Scores, Watch
 from ops.features.backbone import Backbone
 from ops.group import Group
-from ops.method import Fitted, MapSettings, Method, Notes, Scores, Watch
 
 #: Images whose maps say what maps of good images look like.
 _PROBES = 4

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ops.feature_training import TrainedOnFeatures
+from ops.detectors.detector import Demand, Load, Rehearsal, Shape
+from ops.detectors.trained import TrainingSettings
+from ops.detectors.trained_on_features import TrainedOnFeatures
 from ops.flows.cross_scale_flow import ScaleFlow
-from ops.method import Demand, Load, Rehearsal, Shape
-from ops.training import TrainingSettings
 
 #: Numbers that a coupling keeps of each that passes it, beside those of its subnets.
 _KEPT = 7

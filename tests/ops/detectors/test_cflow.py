@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from ops.augment.rotation import rotated
-from ops.cflow import CFlow, CFlowSettings
+from ops.detectors.cflow import CFlow, CFlowSettings
+from ops.detectors.detector import Load, Notes
 from ops.flows.conditional_flow import Positions
 from ops.group import Alone
-from ops.method import Load, Notes
-from tests.ops.test_fastflow import kept_bytes
+from tests.ops.detectors.test_fastflow import kept_bytes
 
 SMALL = {"blocks": 2, "condition": 8, "mixing": "hard", "epochs": 2, "batch": 3, "fibers": 90}
 CELLS = [15 * 15, 7 * 7]

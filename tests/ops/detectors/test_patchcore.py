@@ -7,11 +7,11 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
-from ops import patchcore
+from ops.detectors import patchcore
+from ops.detectors.detector import Load, Notes
+from ops.detectors.patchcore import PatchCore, PatchCoreSettings
 from ops.features import whitening
 from ops.group import Alone
-from ops.method import Load, Notes
-from ops.patchcore import PatchCore, PatchCoreSettings
 from ops.search.patch_store import bytes_each
 from tests.ops.threads import together
 

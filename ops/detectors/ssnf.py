@@ -16,13 +16,13 @@ from torchvision.transforms.functional import adjust_sharpness
 
 from ops.augment import synthetic_defects
 from ops.augment.synthetic_defects import Defective, Picture, rules_for
+from ops.detectors.detector import Demand, Fitted, Load, Notes, Rehearsal, Watch
+from ops.detectors.flow_detector import Cost, FlowDetector, FlowSettings, rehearsal
+from ops.detectors.trained import from_sixteen
 from ops.features.backbone import Backbone
-from ops.flow_detector import Cost, FlowDetector, FlowSettings, rehearsal
 from ops.flows.subnets import Draws, Subnet, stack
 from ops.group import Group
-from ops.method import Demand, Fitted, Load, Notes, Rehearsal, Watch
 from ops.storage.paths import SYNTHETIC
-from ops.training import from_sixteen
 
 T = TypeVar("T")
 K = TypeVar("K")

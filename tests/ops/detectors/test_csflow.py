@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ops.csflow import CsFlow, CsFlowSettings
+from ops.detectors.csflow import CsFlow, CsFlowSettings
+from ops.detectors.detector import Load, Notes
 from ops.group import Alone
-from ops.method import Load, Notes
-from tests.ops.test_fastflow import kept_bytes
+from tests.ops.detectors.test_fastflow import kept_bytes
 
 SMALL = {"scales": 2, "blocks": 2, "hidden": 6, "epochs": 2, "batch": 3}
 

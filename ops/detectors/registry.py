@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from ops.cflow import CFlow
-from ops.csflow import CsFlow
-from ops.differnet import DifferNet
-from ops.fastflow import FastFlow
+from ops.detectors.cflow import CFlow
+from ops.detectors.csflow import CsFlow
+from ops.detectors.detector import Method
+from ops.detectors.differnet import DifferNet
+from ops.detectors.fastflow import FastFlow
+from ops.detectors.padim import PaDiM
+from ops.detectors.patchcore import PatchCore
+from ops.detectors.spade import Spade
+from ops.detectors.ssnf import Ssnf
 from ops.glance import Glance
-from ops.method import Method
-from ops.padim import PaDiM
-from ops.patchcore import PatchCore
-from ops.spade import Spade
-from ops.ssnf import Ssnf
 
 METHODS: dict[str, type[Method]] = {
     method.name: method

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ops.feature_training import TrainedOnFeatures
+from ops.detectors.detector import Load, Rehearsal, Shape
+from ops.detectors.trained import TrainingSettings
+from ops.detectors.trained_on_features import TrainedOnFeatures
 from ops.flows.feature_map_flow import MapFlows, Norm, surprise
 from ops.flows.subnets import Subnet
 from ops.flows.vector_flow import fixed_of
-from ops.method import Load, Rehearsal, Shape
-from ops.training import TrainingSettings
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 from ops.augment.rotation import rotated
+from ops.detectors.detector import Demand, Load, Rehearsal
+from ops.detectors.trained import Trained, TrainingSettings, from_sixteen, to_sixteen
 from ops.flows.vector_flow import NegativeLogLikelihood, VectorFlow
 from ops.group import Group
-from ops.method import Demand, Load, Rehearsal
-from ops.training import Trained, TrainingSettings, from_sixteen, to_sixteen
 
 #: Turned views that go through the network at once when gradients are kept.
 _VIEWS = 8

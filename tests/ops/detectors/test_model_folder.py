@@ -5,12 +5,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ops.features.weights import fingerprint
-from ops.group import Alone
-from ops.images.decode import DecodeSettings
-from ops.images.resize import InputSettings
-from ops.method import Notes
-from ops.model import (
+from ops.detectors.detector import Notes
+from ops.detectors.model_folder import (
     Model,
     ModelCard,
     ProductCard,
@@ -19,7 +15,11 @@ from ops.model import (
     read_model,
     write_model,
 )
-from ops.patchcore import PatchCore, PatchCoreSettings
+from ops.detectors.patchcore import PatchCore, PatchCoreSettings
+from ops.features.weights import fingerprint
+from ops.group import Alone
+from ops.images.decode import DecodeSettings
+from ops.images.resize import InputSettings
 from ops.results.anomaly_map import Scale
 from ops.results.calibration import Calibration
 from ops.storage import files, paths

@@ -15,12 +15,12 @@ import torchvision
 from safetensors.torch import load, save
 from torch import Tensor
 
+from ops.detectors.detector import Method, settings_from
+from ops.detectors.registry import method_named
 from ops.features.backbone import Backbone, BackboneSettings
 from ops.features.weights import fingerprint
 from ops.images.decode import DecodeSettings
 from ops.images.resize import InputSettings
-from ops.method import Method, settings_from
-from ops.methods import method_named
 from ops.results.anomaly_map import Scale
 from ops.results.calibration import Calibration
 from ops.storage import files, paths

@@ -7,9 +7,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from ops.flow_detector import Cost, FlowDetector, FlowSettings, rehearsal
+from ops.detectors.detector import Demand, Load, Rehearsal
+from ops.detectors.flow_detector import Cost, FlowDetector, FlowSettings, rehearsal
 from ops.flows.subnets import Subnet, convolutions
-from ops.method import Demand, Load, Rehearsal
 
 #: Numbers that a coupling keeps of each that passes it, beside those of its subnet.
 _KEPT = 5

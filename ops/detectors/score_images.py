@@ -11,10 +11,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from ops.detectors.detector import Method
+from ops.detectors.model_folder import ModelCard
 from ops.images.exposure import exposed
 from ops.images.resize import InputSettings, unpack
-from ops.method import Method
-from ops.model import ModelCard
 
 #: What detecting adds to the columns of its rows.
 DETECTED = pa.schema(

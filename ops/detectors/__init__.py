@@ -1,0 +1,1 @@
+"""The detectors, one file each, their contract, and the model folder."""

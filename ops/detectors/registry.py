@@ -7,11 +7,11 @@ from ops.detectors.csflow import CsFlow
 from ops.detectors.detector import Method
 from ops.detectors.differnet import DifferNet
 from ops.detectors.fastflow import FastFlow
+from ops.detectors.glance.detector import Glance
 from ops.detectors.padim import PaDiM
 from ops.detectors.patchcore import PatchCore
 from ops.detectors.spade import Spade
 from ops.detectors.ssnf import Ssnf
-from ops.glance import Glance
 
 METHODS: dict[str, type[Method]] = {
     method.name: method

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 from ops.detectors.detector import Notes
+from ops.detectors.glance.detector import Glance, GlanceSettings
+from ops.detectors.glance.global_net import inconsistency
+from ops.detectors.glance.score_windows import scores, spread
 from ops.detectors.score_images import to_images
 from ops.features.backbone import Backbone, BackboneSettings
-from ops.glance import Glance, GlanceSettings
-from ops.glancing import scores, spread
 from ops.group import Alone
 from ops.images.decode import DecodeSettings
 from ops.images.fetch import FetchSettings
 from ops.images.read_images import Read
 from ops.images.resize import InputSettings
-from ops.surroundings import inconsistency
 from tests.bench import features
 from tests.bench.measure import Row, Time, ratio, timed
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ops.detectors.detector import Demand, Load, Rehearsal
-from ops.detectors.trained import Stage, Trained, TrainingSettings, from_sixteen, to_sixteen
-from ops.distillation import (
+from ops.detectors.glance.global_net import GlobalNet, Head, Scene, Surroundings
+from ops.detectors.glance.local_net import (
     Correlation,
     Distillation,
     Lesson,
@@ -21,11 +21,11 @@ from ops.distillation import (
     linear,
     taught,
 )
+from ops.detectors.glance.score_windows import Grid, inconsistencies, scores, spread
+from ops.detectors.glance.training_patches import moments, patch_of, scene_of, snippets_of, stacked
+from ops.detectors.trained import Stage, Trained, TrainingSettings, from_sixteen, to_sixteen
 from ops.features.backbone import Backbone
-from ops.glancing import Grid, inconsistencies, scores, spread
 from ops.group import Alone, Group
-from ops.lessons import moments, patch_of, scene_of, snippets_of, stacked
-from ops.surroundings import GlobalNet, Head, Scene, Surroundings
 
 #: Of s_IAD on probes, what counts as 1.
 _QUANTILE = 0.99

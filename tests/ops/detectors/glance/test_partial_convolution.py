@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from ops.detectors.glance.partial_convolution import Partial, Seen, check, slide
 from ops.features.backbone import Backbone
-from ops.partial import Partial, Seen, check, slide
 
 
 class Residual(nn.Module):

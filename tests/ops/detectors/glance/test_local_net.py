@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ops.distillation import Distillation, Lesson, LocalNet, compactness, initialise
+from ops.detectors.glance.local_net import Distillation, Lesson, LocalNet, compactness, initialise
 from ops.group import Group
 from tests.ops.threads import together
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ops.refining import refined
+from ops.detectors.glance.grid_refinement import refined
 
 
 class Counted:

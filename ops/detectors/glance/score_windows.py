@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ops.refining import refined
-from ops.surroundings import Surroundings, inconsistency
+from ops.detectors.glance.global_net import Surroundings, inconsistency
+from ops.detectors.glance.grid_refinement import refined
 
 #: Windows from one to the next, before any is refined.
 _STEP = 9

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from ops.detectors.detector import Load, Notes
+from ops.detectors.glance.detector import Glance, GlanceSettings
+from ops.detectors.glance.global_net import Surroundings
+from ops.detectors.glance.local_net import Distillation
+from ops.detectors.glance.score_windows import Grid, inconsistencies
+from ops.detectors.glance.training_patches import snippets_of
 from ops.detectors.trained import to_sixteen
-from ops.distillation import Distillation
 from ops.features.backbone import Backbone
-from ops.glance import Glance, GlanceSettings
-from ops.glancing import Grid, inconsistencies
 from ops.group import Alone, Group
-from ops.lessons import snippets_of
-from ops.surroundings import Surroundings
 from tests import pictures
 from tests.ops.detectors.test_trained import Kept, nobody
 from tests.ops.threads import together

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ops.distillation import LocalNet, linear
-from ops.partial import Partial, Seen, check
-from ops.windows import embedded
+from ops.detectors.glance.local_net import LocalNet, linear
+from ops.detectors.glance.partial_convolution import Partial, Seen, check
+from ops.detectors.glance.sliding_windows import embedded
 
 #: Windows of a picture that are hidden at once.
 _AT_ONCE = {"cpu": 32, "cuda": 256}

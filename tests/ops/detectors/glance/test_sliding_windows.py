@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ops.partial import Partial, Seen
-from ops.windows import embedded
-from tests.ops.test_partial import hiding, networks
+from ops.detectors.glance.partial_convolution import Partial, Seen
+from ops.detectors.glance.sliding_windows import embedded
+from tests.ops.detectors.glance.test_partial_convolution import hiding, networks
 
 #: In pixels, at every edge and in every phase of the network's strides.
 CORNERS = [(0, 0), (0, 25), (48, 48), (48, 7), (3, 48), (16, 16), (17, 22), (30, 13), (23, 24)]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from ops.partial import Partial, Seen, Walk, slide
+from ops.detectors.glance.partial_convolution import Partial, Seen, Walk, slide
 
 
 class Region(NamedTuple):

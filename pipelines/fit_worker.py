@@ -17,8 +17,8 @@ from ray.train import DataConfig
 from ops.detectors.detector import Method
 from ops.detectors.registry import method_named
 from ops.detectors.score_images import to_images
+from ops.distributed import Distributed, Group
 from ops.features.backbone import Backbone
-from ops.group import Distributed, Group
 from ops.images.resize import InputSettings
 from pipelines.cluster import Slots
 from pipelines.ledger import DetectorNotes, Found

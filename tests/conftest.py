@@ -169,9 +169,9 @@ def tiny_model(product: str, seed: int = 0):
     from ops.detectors.detector import Notes
     from ops.detectors.model_folder import Model, ModelCard, ProductCard
     from ops.detectors.patchcore import PatchCore, PatchCoreSettings
+    from ops.distributed import Alone
     from ops.features.backbone import Backbone, BackboneSettings
     from ops.features.weights import fingerprint
-    from ops.group import Alone
     from ops.images.decode import DecodeSettings
     from ops.images.resize import InputSettings
     from ops.results.anomaly_map import Scale

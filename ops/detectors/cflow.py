@@ -13,10 +13,10 @@ from ops.augment.rotation import rotated
 from ops.detectors.detector import Demand, Load, Rehearsal, Shape
 from ops.detectors.trained import TrainingSettings
 from ops.detectors.trained_on_features import TrainedOnFeatures
+from ops.distributed import Group
 from ops.flows.conditional_flow import Mixing, PositionFlows, Positions
 from ops.flows.feature_map_flow import surprise
 from ops.flows.vector_flow import fixed_of
-from ops.group import Group
 
 #: Numbers that a coupling keeps of each that passes it, beside those of its subnet.
 _KEPT = 5

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from ops.distributed import Group
 from ops.features.backbone import Backbone
-from ops.group import Group
 
 S = TypeVar("S")
 Shape = tuple[int, int, int]

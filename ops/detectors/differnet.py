@@ -14,8 +14,8 @@ from torchvision.transforms.functional import gaussian_blur
 from ops.augment.rotation import rotated
 from ops.detectors.detector import Demand, Load, Rehearsal
 from ops.detectors.trained import Trained, TrainingSettings, from_sixteen, to_sixteen
+from ops.distributed import Group
 from ops.flows.vector_flow import NegativeLogLikelihood, VectorFlow
-from ops.group import Group
 
 #: Turned views that go through the network at once when gradients are kept.
 _VIEWS = 8

@@ -22,9 +22,9 @@ from ops.detectors.detector import (
     Watch,
     finite_rows,
 )
+from ops.distributed import Group
 from ops.features.backbone import Backbone
 from ops.features.moments import Moments, lengths, packed_size
-from ops.group import Group
 from ops.results import anomaly_map
 
 #: Images to a matrix product. They are its columns, so each goes through the same operations,

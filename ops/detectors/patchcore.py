@@ -21,10 +21,10 @@ from ops.detectors.detector import (
     Watch,
     finite_rows,
 )
+from ops.distributed import Alone, Group
 from ops.features.backbone import Backbone
 from ops.features.patch_features import Embedding, embed
 from ops.features.whitening import Whitening, sample, shared
-from ops.group import Alone, Group
 from ops.search.coreset import Coreset, greedy
 from ops.search.distance import squared
 from ops.search.neighbours import SCRATCH, Bank

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ops.detectors.detector import Demand, Fitted, Load, MapSettings, Method, Notes, Scores, Watch
+from ops.distributed import Group
 from ops.features.backbone import Backbone
-from ops.group import Group
 from ops.search.distance import squared
 from ops.search.gallery import SCRATCH, Positions, finest
 

@@ -19,9 +19,9 @@ from ops.augment.synthetic_defects import Defective, Picture, rules_for
 from ops.detectors.detector import Demand, Fitted, Load, Notes, Rehearsal, Watch
 from ops.detectors.flow_detector import Cost, FlowDetector, FlowSettings, rehearsal
 from ops.detectors.trained import from_sixteen
+from ops.distributed import Group
 from ops.features.backbone import Backbone
 from ops.flows.subnets import Draws, Subnet, stack
-from ops.group import Group
 from ops.storage.paths import SYNTHETIC
 
 T = TypeVar("T")

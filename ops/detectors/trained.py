@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ops.detectors.detector import Fitted, MapSettings, Method, Notes, Scores, Watch
+from ops.distributed import Group
 from ops.features.backbone import Backbone
-from ops.group import Group
 
 #: Images whose maps say what maps of good images look like.
 _PROBES = 4

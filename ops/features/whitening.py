@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ops.group import Group
+from ops.distributed import Group
 
 #: Vectors that mean and covariance are taken of, at most: 28 for each of 1,792 dimensions, and
 #: neither the work nor what workers send each other grows with the images any further.

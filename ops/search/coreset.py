@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ops.group import Group
+from ops.distributed import Group
 from ops.search.distance import LARGEST, slack, squared
 from ops.search.quantised import COLUMNS, Products, Quantiser
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ops.group import Alone
+from ops.distributed import Alone
 from ops.search.coreset import greedy
 
 #: One in so many vectors of a buffer is kept at most: fewer cover worse, more cost more time.

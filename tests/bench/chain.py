@@ -13,8 +13,8 @@ from ops.detectors.detector import Notes
 from ops.detectors.model_folder import ModelCard, ProductCard
 from ops.detectors.patchcore import PatchCore, PatchCoreSettings
 from ops.detectors.score_images import Detect, to_images
+from ops.distributed import Alone
 from ops.features.backbone import Backbone
-from ops.group import Alone
 from ops.images.decode import DecodeSettings
 from ops.images.fetch import FetchSettings
 from ops.images.read_images import Read

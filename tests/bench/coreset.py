@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ops.group import Alone
+from ops.distributed import Alone
 from ops.search.coreset import Coreset, greedy
 from tests.bench import features
 from tests.bench.measure import Row, ratio, timed

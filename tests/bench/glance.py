@@ -17,8 +17,8 @@ from ops.detectors.glance.detector import Glance, GlanceSettings
 from ops.detectors.glance.global_net import inconsistency
 from ops.detectors.glance.score_windows import scores, spread
 from ops.detectors.score_images import to_images
+from ops.distributed import Alone
 from ops.features.backbone import Backbone, BackboneSettings
-from ops.group import Alone
 from ops.images.decode import DecodeSettings
 from ops.images.fetch import FetchSettings
 from ops.images.read_images import Read

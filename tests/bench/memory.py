@@ -11,7 +11,7 @@ import torch
 
 from ops.detectors.detector import Notes
 from ops.detectors.patchcore import PatchCore, PatchCoreSettings
-from ops.group import Alone
+from ops.distributed import Alone
 from tests.bench import features
 from tests.bench.chain import INPUT, LAYERS
 from tests.bench.measure import Row

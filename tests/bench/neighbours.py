@@ -8,7 +8,7 @@ import faiss
 import numpy as np
 import torch
 
-from ops.group import Alone
+from ops.distributed import Alone
 from ops.search.coreset import greedy
 from ops.search.neighbours import Bank
 from tests.bench import features

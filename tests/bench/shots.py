@@ -20,8 +20,8 @@ from jobs import entry, fit, inventory
 from ops.detectors.detector import Method, Notes
 from ops.detectors.registry import METHODS, method_named
 from ops.detectors.score_images import to_images
+from ops.distributed import Alone
 from ops.features.backbone import Backbone
-from ops.group import Alone
 from ops.images.inventory import Inventory
 from ops.images.read_images import Read
 from ops.results.metrics import roc

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from ops.group import Distributed
+from ops.distributed import Distributed
 from ops.search.coreset import greedy
 from tests.bench import features
 from tests.bench.measure import Row, Time

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ops.detectors.detector import MapSettings, Method, Notes, settings_from
 from ops.detectors.registry import METHODS, method_named
+from ops.distributed import Alone, Group
 from ops.features.backbone import Backbone
-from ops.group import Alone, Group
 from ops.images.resize import InputSettings, geometry
 from ops.results import anomaly_map
 from tests import pictures

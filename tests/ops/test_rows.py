@@ -14,7 +14,7 @@ from ops.detectors.detector import Notes
 from ops.detectors.model_folder import ModelCard, ProductCard
 from ops.detectors.patchcore import PatchCore, PatchCoreSettings
 from ops.detectors.score_images import Detect, to_images
-from ops.group import Alone
+from ops.distributed import Alone
 from ops.images.content_index import Contents, key
 from ops.images.decode import DecodeSettings
 from ops.images.fetch import FetchSettings

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ops.group import Group, Reduction
+from ops.distributed import Group, Reduction
 
 T = TypeVar("T")
 

@@ -16,8 +16,8 @@ from ops.detectors.model_folder import read_model, write_model
 from ops.detectors.registry import method_named
 from ops.detectors.score_images import to_images
 from ops.detectors.ssnf import SsnfSettings
+from ops.distributed import Alone
 from ops.features.backbone import Backbone, BackboneSettings
-from ops.group import Alone
 from ops.images.read_images import Read
 from ops.images.resize import InputSettings
 from ops.storage.paths import JOINT

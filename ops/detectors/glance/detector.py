@@ -24,8 +24,8 @@ from ops.detectors.glance.local_net import (
 from ops.detectors.glance.score_windows import Grid, inconsistencies, scores, spread
 from ops.detectors.glance.training_patches import moments, patch_of, scene_of, snippets_of, stacked
 from ops.detectors.trained import Stage, Trained, TrainingSettings, from_sixteen, to_sixteen
+from ops.distributed import Alone, Group
 from ops.features.backbone import Backbone
-from ops.group import Alone, Group
 
 #: Of s_IAD on probes, what counts as 1.
 _QUANTILE = 0.99

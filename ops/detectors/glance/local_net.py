@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ops.distributed import Alone, Group
 from ops.features.backbone import Backbone
-from ops.group import Alone, Group
 
 Correlation = Literal["features", "samples", "raw"]
 _SLOPE = 5e-3

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ops.augment.stains import stained
 from ops.detectors.trained import from_sixteen
-from ops.group import Group
+from ops.distributed import Group
 
 #: Randomness by a key.
 Draw = Callable[..., torch.Generator]

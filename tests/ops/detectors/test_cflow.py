@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from ops.augment.rotation import rotated
 from ops.detectors.cflow import CFlow, CFlowSettings
 from ops.detectors.detector import Load, Notes
+from ops.distributed import Alone
 from ops.flows.conditional_flow import Positions
-from ops.group import Alone
 from tests.ops.detectors.test_fastflow import kept_bytes
 
 SMALL = {"blocks": 2, "condition": 8, "mixing": "hard", "epochs": 2, "batch": 3, "fibers": 90}

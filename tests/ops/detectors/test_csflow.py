@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from ops.detectors.csflow import CsFlow, CsFlowSettings
 from ops.detectors.detector import Load, Notes
-from ops.group import Alone
+from ops.distributed import Alone
 from tests.ops.detectors.test_fastflow import kept_bytes
 
 SMALL = {"scales": 2, "blocks": 2, "hidden": 6, "epochs": 2, "batch": 3}

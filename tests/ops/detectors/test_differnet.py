@@ -16,7 +16,7 @@ from ops.augment.rotation import rotated
 from ops.detectors.detector import Load, Notes
 from ops.detectors.differnet import DifferNet, DifferNetSettings
 from ops.detectors.trained import to_sixteen
-from ops.group import Alone
+from ops.distributed import Alone
 
 SMALL = {"blocks": 2, "hidden": 16, "scales": 2, "views": 6, "epochs": 2, "score_transforms": 6}
 

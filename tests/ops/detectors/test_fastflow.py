@@ -11,8 +11,8 @@ from torch import nn
 
 from ops.detectors.detector import Load, Notes
 from ops.detectors.fastflow import FastFlow, FastFlowSettings
+from ops.distributed import Alone
 from ops.flows.feature_map_flow import MapFlows
-from ops.group import Alone
 
 SMALL = {"blocks": 3, "hidden": 0.1, "epochs": 2, "batch": 3}
 

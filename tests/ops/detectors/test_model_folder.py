@@ -16,8 +16,8 @@ from ops.detectors.model_folder import (
     write_model,
 )
 from ops.detectors.patchcore import PatchCore, PatchCoreSettings
+from ops.distributed import Alone
 from ops.features.weights import fingerprint
-from ops.group import Alone
 from ops.images.decode import DecodeSettings
 from ops.images.resize import InputSettings
 from ops.results.anomaly_map import Scale

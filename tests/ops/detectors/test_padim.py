@@ -10,7 +10,7 @@ from scipy.spatial.distance import mahalanobis
 
 from ops.detectors.detector import Load, Notes
 from ops.detectors.padim import PaDiM, PaDiMSettings
-from ops.group import Alone
+from ops.distributed import Alone
 from ops.results import anomaly_map
 from tests.conftest import ROOT
 from tests.ops.threads import together
@@ -224,7 +224,7 @@ def test_its_demand_is_what_a_fit_then_holds(backbone, images):
 MEASURED = """
 import sys, resource, torch
 from ops.features.backbone import Backbone, BackboneSettings
-from ops.group import Alone
+from ops.distributed import Alone
 from ops.detectors.detector import Notes
 from ops.detectors.padim import PaDiM, PaDiMSettings
 torch.set_num_threads(1)

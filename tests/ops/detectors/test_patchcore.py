@@ -10,8 +10,8 @@ from scipy.spatial.distance import cdist
 from ops.detectors import patchcore
 from ops.detectors.detector import Load, Notes
 from ops.detectors.patchcore import PatchCore, PatchCoreSettings
+from ops.distributed import Alone
 from ops.features import whitening
-from ops.group import Alone
 from ops.search.patch_store import bytes_each
 from tests.ops.threads import together
 

@@ -8,8 +8,8 @@ from sklearn.neighbors import NearestNeighbors
 
 from ops.detectors.detector import Load, Notes
 from ops.detectors.spade import Spade, SpadeSettings
+from ops.distributed import Alone
 from ops.features.backbone import Backbone, BackboneSettings
-from ops.group import Alone
 from tests.ops.threads import together
 
 LAYERS = "features.3,features.6,features.12"  # maps of 7 x 7, 3 x 3 and 1 x 1 at 32 pixels

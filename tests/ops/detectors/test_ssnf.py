@@ -11,7 +11,7 @@ import torch
 from ops.detectors.detector import Load, Notes
 from ops.detectors.ssnf import Ssnf, SsnfSettings, ahead, gate, shared
 from ops.detectors.trained import to_sixteen
-from ops.group import Alone
+from ops.distributed import Alone
 from tests.ops.detectors.test_fastflow import kept_bytes
 from tests.ops.threads import together
 

@@ -12,7 +12,7 @@ from ops.detectors.differnet import DifferNet
 from ops.detectors.fastflow import FastFlow
 from ops.detectors.ssnf import Ssnf
 from ops.detectors.trained import from_sixteen, to_sixteen
-from ops.group import Alone, Group
+from ops.distributed import Alone, Group
 from tests.ops.threads import together
 
 SMALL = {

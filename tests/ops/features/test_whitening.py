@@ -6,9 +6,9 @@ import torch
 from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 
+from ops.distributed import Alone
 from ops.features import whitening
 from ops.features.whitening import Whitening, sample, shared
-from ops.group import Alone
 from tests.ops.threads import together
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ops.group import Alone
+from ops.distributed import Alone
 from ops.search import quantised
 from ops.search.coreset import Coreset, greedy
 from ops.search.distance import squared

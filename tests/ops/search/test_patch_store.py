@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ops.group import Alone
+from ops.distributed import Alone
 from ops.search.coreset import greedy
 from ops.search.patch_store import BoundedShard, Shard, bytes_each
 

@@ -15,8 +15,8 @@ from ops.detectors.glance.local_net import Distillation
 from ops.detectors.glance.score_windows import Grid, inconsistencies
 from ops.detectors.glance.training_patches import snippets_of
 from ops.detectors.trained import to_sixteen
+from ops.distributed import Alone, Group
 from ops.features.backbone import Backbone
-from ops.group import Alone, Group
 from tests import pictures
 from tests.ops.detectors.test_trained import Kept, nobody
 from tests.ops.threads import together

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ops.detectors.glance.local_net import Distillation, Lesson, LocalNet, compactness, initialise
-from ops.group import Group
+from ops.distributed import Group
 from tests.ops.threads import together
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from ops.group import Alone, Distributed
+from ops.distributed import Alone, Distributed
 from tests.ops.threads import together
 
 

@@ -21,7 +21,7 @@ from ops.images import synthetic_parts
 from ops.storage import parquet, uris
 from ops.storage.paths import Out
 from pipelines import records
-from pipelines.cluster import connected
+from pipelines.cluster.resources import connected
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from ops.results import plots
 from ops.storage import files, parquet
 from ops.storage.paths import Out
 from pipelines import evaluate, records
-from pipelines.cluster import Slots, connected
+from pipelines.cluster.resources import Slots, connected
 
 #: Columns of the printed table: heading, width, figure.
 _RATES = (

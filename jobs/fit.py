@@ -24,8 +24,8 @@ from ops.images.fetch import FetchSettings
 from ops.images.resize import InputSettings
 from ops.storage.paths import Out
 from pipelines import fit
-from pipelines.cluster import Slots, connected
-from pipelines.limits import max_failures
+from pipelines.cluster.failure_limit import max_failures
+from pipelines.cluster.resources import Slots, connected
 from pipelines.request import Choose, FitRequest
 
 

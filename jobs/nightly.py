@@ -28,12 +28,12 @@ from ops.storage import files, parquet
 from pipelines import doubles, drift, due, lock, plan, records, report
 from pipelines import run as runs
 from pipelines import score as scoring
-from pipelines.cluster import connected
+from pipelines.cluster.failure_limit import max_failures
+from pipelines.cluster.resources import connected
+from pipelines.cluster.shared_model import SharedModel
 from pipelines.concerns import Limits, concerns
 from pipelines.facts import ReportSettings
-from pipelines.limits import max_failures
 from pipelines.run import ScoreSettings
-from pipelines.shared import SharedModel
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ops.detectors.registry import METHODS
 from ops.features.backbone import Backbone
 from ops.storage.paths import Out
 from pipelines import plan
-from pipelines.cluster import connected
+from pipelines.cluster.resources import connected
 from pipelines.plan import Plan
 from pipelines.request import split
 

@@ -21,10 +21,10 @@ from ops.images.fetch import FetchSettings
 from ops.storage.paths import Out
 from pipelines import plan, score
 from pipelines import run as runs
-from pipelines.cluster import Slots, connected
-from pipelines.limits import max_failures
+from pipelines.cluster.failure_limit import max_failures
+from pipelines.cluster.resources import Slots, connected
+from pipelines.cluster.shared_model import SharedModel
 from pipelines.run import ScoreSettings
-from pipelines.shared import SharedModel
 
 
 @dataclass(frozen=True)

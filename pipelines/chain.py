@@ -18,11 +18,11 @@ from ops.images.fetch import FetchSettings
 from ops.images.read_images import Read
 from ops.results.write_maps import DrawMaps, Policy
 from ops.storage.paths import Out
-from pipelines.cluster import Slots, offered
+from pipelines.cluster.resources import Slots, offered
+from pipelines.cluster.shared_model import SharedModel
+from pipelines.cluster.timeouts import Limited, Stalled, limited, step_limit
 from pipelines.parts import POSITION
 from pipelines.reading import OFFSET, Reading, TakeSlices
-from pipelines.shared import SharedModel
-from pipelines.watchdog import Limited, Stalled, limited, step_limit
 
 
 class _Detect(Detect):

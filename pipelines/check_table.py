@@ -20,9 +20,9 @@ from ops.images.resize import InputSettings, geometry
 from ops.results import anomaly_map, score_table
 from ops.results.score_table import Rule
 from ops.storage import files
+from pipelines.cluster.progress import Watch
 from pipelines.findings import SHOWN, Findings, Subject
 from pipelines.publish import group_rows
-from pipelines.watch import Watch
 
 _BATCH = 2**13
 

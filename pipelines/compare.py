@@ -16,6 +16,7 @@ from ops.results.metrics import Floats
 from ops.results.plots import Shift
 from ops.storage import files, parquet
 from ops.storage.paths import Out
+from pipelines.cluster.progress import Watch
 from pipelines.database import load, opened
 from pipelines.drift import (
     COUNT,
@@ -30,7 +31,6 @@ from pipelines.drift import (
     schema,
     values_of,
 )
-from pipelines.watch import Watch
 
 PRODUCTS = schema(
     "comparison 1",

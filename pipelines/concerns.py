@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.limits import max_failures
+from pipelines.cluster.failure_limit import max_failures
 
 #: Chance of one false alarm in a hundred, over all products of a night.
 _SIGNIFICANT = 0.01

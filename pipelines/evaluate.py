@@ -20,8 +20,8 @@ from ops.results import anomaly_map, metrics
 from ops.results.metrics import PixelHistogram
 from ops.results.plots import PRO_LIMIT, Separation
 from ops.storage import parquet
-from pipelines.cluster import Slots
-from pipelines.watch import Watch
+from pipelines.cluster.progress import Watch
+from pipelines.cluster.resources import Slots
 
 SCHEMA = pa.schema(
     [

@@ -15,8 +15,8 @@ from ops.results import anomaly_map, overlays
 from ops.storage import uris
 from ops.storage.paths import Out
 from pipelines import drift, highlights, history, records
+from pipelines.cluster.progress import Watch
 from pipelines.highlights import Flips, Histogram, Row
-from pipelines.watch import Watch
 
 #: Pictures are decoded whole before they are shrunk, so few at once.
 _THREADS = 4

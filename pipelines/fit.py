@@ -29,15 +29,15 @@ from ops.results.write_maps import Sketched, sheet
 from ops.storage.paths import HELD_OUT, JOINT, Out, picture_file, product_file
 from pipelines import plan, quarantine
 from pipelines.chain import Chain, batches, drawing
-from pipelines.cluster import Slots
+from pipelines.cluster.failure_limit import max_failures
+from pipelines.cluster.isolate import rescued
+from pipelines.cluster.progress import Watch
+from pipelines.cluster.resources import Slots
+from pipelines.cluster.shared_model import SharedModel
 from pipelines.fit_worker import ROW, WholeShards, program
 from pipelines.ledger import Found, Ledger
-from pipelines.limits import max_failures
 from pipelines.reading import Reading
 from pipelines.request import ALL, FitRequest, NothingToFit, Split, split
-from pipelines.rescue import rescued
-from pipelines.shared import SharedModel
-from pipelines.watch import Watch
 
 log = logging.getLogger(__name__)
 #: How many held-out images of a product people are shown, and of how many products.

@@ -20,7 +20,7 @@ from ops.detectors.score_images import to_images
 from ops.distributed import Distributed, Group
 from ops.features.backbone import Backbone
 from ops.images.resize import InputSettings
-from pipelines.cluster import Slots
+from pipelines.cluster.resources import Slots
 from pipelines.ledger import DetectorNotes, Found
 from pipelines.request import DETECTOR
 

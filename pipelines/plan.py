@@ -14,9 +14,9 @@ from ops.detectors.detector import Demand, Load, Shape
 from ops.detectors.registry import method_named
 from ops.features.backbone import Backbone
 from ops.images.read_images import Read
-from pipelines.cluster import Slots
+from pipelines.cluster.resources import Slots
+from pipelines.cluster.shared_model import SharedModel
 from pipelines.request import DETECTOR, FitRequest, Split
-from pipelines.shared import SharedModel
 
 #: A process that has imported everything and loaded a network, before it meets an image.
 _PROCESS = 3 * 2**28

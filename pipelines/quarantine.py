@@ -10,9 +10,9 @@ import ray
 
 from ops.images.read_images import Read
 from pipelines.chain import batches
-from pipelines.cluster import Slots
-from pipelines.rescue import rescued
-from pipelines.watch import Watch
+from pipelines.cluster.isolate import rescued
+from pipelines.cluster.progress import Watch
+from pipelines.cluster.resources import Slots
 
 
 def lethal(read: Read, rows: pa.Table, slots: Slots, watch: Watch) -> dict[str, str]:

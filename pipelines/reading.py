@@ -14,7 +14,7 @@ from ray.data import Dataset
 
 from ops.images.inventory import Inventory
 from ops.images.read_images import Read
-from pipelines.watchdog import limited
+from pipelines.cluster.timeouts import limited
 
 #: What travels from the inventory through the chain.
 CARRIED = ("image_id", "uri", "bytes", "position", "product", "problem")

@@ -22,10 +22,10 @@ from ops.images.failure import STATUSES
 from ops.images.fetch import FetchSettings
 from ops.storage import files
 from ops.storage.paths import Out
+from pipelines.cluster.progress import Watch
 from pipelines.concerns import drifted
 from pipelines.facts import Facts, ReportSettings, gather
 from pipelines.highlights import BINS, Histogram
-from pipelines.watch import Watch
 
 #: Products that have a row of their own, those with the most anomalous images.
 PRODUCTS = 100

@@ -15,7 +15,7 @@ from ops.images.inventory import Inventory
 from ops.results.write_maps import Policy
 from ops.storage import files
 from ops.storage.paths import Out
-from pipelines.shared import SharedModel
+from pipelines.cluster.shared_model import SharedModel
 
 
 @dataclass(frozen=True)

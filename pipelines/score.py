@@ -16,16 +16,16 @@ import ray
 from ops.images.fetch import FetchSettings
 from ops.storage import files
 from pipelines.chain import Chain, batches, drawing, positioned
-from pipelines.cluster import Slots
+from pipelines.cluster.failure_limit import TooManyFailures, max_failures
+from pipelines.cluster.isolate import rescued
+from pipelines.cluster.progress import Watch
+from pipelines.cluster.resources import Slots
+from pipelines.cluster.timeouts import Stalled
 from pipelines.doubles import Doubles
-from pipelines.limits import TooManyFailures, max_failures
 from pipelines.parts import ROWS, BrokenRun, Parts
 from pipelines.publish import publish, top_maps
 from pipelines.reading import carried, slices
-from pipelines.rescue import rescued
 from pipelines.run import Run, described, finished
-from pipelines.watch import Watch
-from pipelines.watchdog import Stalled
 
 log = logging.getLogger(__name__)
 _STREAMS = 3  # how often a stream may begin; then what is missing is scored by itself

@@ -44,7 +44,7 @@ def cluster(s3_server):
     """
     import ray
 
-    from pipelines.cluster import quiet
+    from pipelines.cluster.resources import quiet
 
     os.environ["RAY_AUTH_MODE"] = "disabled"
     ray.init(

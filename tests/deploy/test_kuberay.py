@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from jobs import nightly
-from pipelines import cluster, plan
-from pipelines.cluster import Slots
+from pipelines import plan
+from pipelines.cluster import resources
+from pipelines.cluster.resources import Slots
 from tests.conftest import DATA, ROOT
 from tests.deploy import commands
 
@@ -179,7 +180,7 @@ def slots() -> Slots:
 
 
 def test_the_slots_fit_into_the_largest_cluster_and_wait_for_it(slots, monkeypatch):
-    monkeypatch.setattr(cluster, "_resources", lambda: resources("maxReplicas"))
+    monkeypatch.setattr(resources, "_resources", lambda: resources("maxReplicas"))
     assert slots.count() == slots.workers == 2
     assert slots.reading(slots.workers) >= 20
     smallest = resources("minReplicas")

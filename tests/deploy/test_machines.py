@@ -17,8 +17,8 @@ import ray
 import yaml
 
 from jobs import entry, nightly
-from pipelines import cluster
-from pipelines.cluster import Slots
+from pipelines.cluster import resources
+from pipelines.cluster.resources import Slots
 from tests.conftest import ROOT
 from tests.deploy import commands
 
@@ -155,7 +155,7 @@ def test_the_slots_of_the_clusters_own_example_fit_into_it(monkeypatch):
         name: float(sum(t.get("max_workers", 0) * t["resources"].get(name, 0) for t in types))
         for name in ("CPU", "GPU")
     }
-    monkeypatch.setattr(cluster, "_resources", lambda: has)
+    monkeypatch.setattr(resources, "_resources", lambda: has)
     assert settings.slots.count() == 2
     assert settings.slots.patience
 

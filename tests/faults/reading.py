@@ -35,7 +35,7 @@ from ops.storage import uris
 from ops.storage.paths import Out
 from pipelines import inventory
 from pipelines.chain import Chain, drawing
-from pipelines.cluster import Slots
+from pipelines.cluster.resources import Slots
 from pipelines.reading import carried
 from tests.conftest import DATA, tiny_model
 from tests.faults.mutations import MUTATIONS, SUFFIXES, Mutant, mutant

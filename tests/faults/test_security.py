@@ -20,7 +20,7 @@ from ops.images.fetch import FetchSettings
 from ops.storage import files, uris
 from ops.storage.paths import Out
 from pipelines.chain import Chain, drawing
-from pipelines.cluster import Slots
+from pipelines.cluster.resources import Slots
 from tests import pictures
 from tests.conftest import LOOPBACK_ONLY, ROOT, forget_s3, new_bucket, tiny_model
 from tests.faults.reading import Tensors

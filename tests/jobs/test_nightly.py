@@ -16,7 +16,7 @@ from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
 from pipelines import history, lock
 from pipelines import score as scoring
-from pipelines.limits import TooManyFailures
+from pipelines.cluster.failure_limit import TooManyFailures
 from tests.conftest import tiny_model
 
 PATTERN = "{product}/{name}"

@@ -28,14 +28,14 @@ from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
 from pipelines import check, evaluate, fit, fit_worker, inventory, plan, score
 from pipelines.chain import drawing
-from pipelines.cluster import Slots
+from pipelines.cluster.failure_limit import TooManyFailures
+from pipelines.cluster.resources import Slots
+from pipelines.cluster.shared_model import SharedModel
 from pipelines.findings import Subject
 from pipelines.ledger import DetectorNotes
-from pipelines.limits import TooManyFailures
 from pipelines.parts import Parts
 from pipelines.request import FitRequest, NothingToFit, split
 from pipelines.run import Run, ScoreSettings, prepare
-from pipelines.shared import SharedModel
 from tests.conftest import draw_archive
 from tests.pipelines.deadly import DeadlyChain
 

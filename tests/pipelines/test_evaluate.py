@@ -11,7 +11,7 @@ from ops.images.resize import InputSettings, geometry
 from ops.results import anomaly_map
 from ops.results.anomaly_map import Scale
 from pipelines import evaluate
-from pipelines.cluster import Slots
+from pipelines.cluster.resources import Slots
 from tests.ops.results.test_metrics import histogram
 
 

@@ -22,7 +22,7 @@ from ops.images.read_images import Read
 from ops.images.resize import InputSettings
 from ops.storage.paths import JOINT
 from pipelines import fit, fit_worker, plan
-from pipelines.cluster import Slots
+from pipelines.cluster.resources import Slots
 from pipelines.ledger import DetectorNotes
 from pipelines.request import Choose, FitRequest, NothingToFit, split
 from tests.pipelines.test_chain import nothing, take

@@ -10,8 +10,8 @@ import pyarrow as pa
 import ray
 
 from ops.results import score_table
-from pipelines.cluster import Slots, offered
-from pipelines.watchdog import Stalled, limited, step_limit
+from pipelines.cluster.resources import Slots, offered
+from pipelines.cluster.timeouts import Stalled, limited, step_limit
 
 _SLOW = "it takes longer than the {:g} seconds that a step may take, a sixth of --slots.stall"
 _CRASH = "every process that touched it died or failed; the last one said: "

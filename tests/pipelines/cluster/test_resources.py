@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from pipelines import cluster
-from pipelines.cluster import Slots
+from pipelines.cluster import resources
+from pipelines.cluster.resources import Slots
 from tests.conftest import LOOPBACK_ONLY, ROOT
 
 #: A cluster whose only node with a GPU joins when it is asked for, and what a job on it sees.
@@ -54,7 +54,7 @@ def has(monkeypatch):
     def tell(*answers):
         left = list(answers)
         monkeypatch.setattr(
-            cluster, "_resources", lambda: left.pop(0) if len(left) > 1 else left[0]
+            resources, "_resources", lambda: left.pop(0) if len(left) > 1 else left[0]
         )
 
     return tell

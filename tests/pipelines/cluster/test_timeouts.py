@@ -14,18 +14,18 @@ from ops.images.read_images import Read
 from ops.storage.paths import Out
 from pipelines import score
 from pipelines.chain import Chain, drawing
-from pipelines.cluster import Slots
+from pipelines.cluster.resources import Slots
+from pipelines.cluster.shared_model import SharedModel
+from pipelines.cluster.timeouts import limited
 from pipelines.parts import Parts
 from pipelines.run import ScoreSettings, prepare
-from pipelines.shared import SharedModel
-from pipelines.watchdog import limited
 from tests.conftest import ROOT, tiny_model
 from tests.faults.warehouse import BROKEN, build
 
 HANGS = 5
 HANGING = """
 import re, sys
-from pipelines.watchdog import limited
+from pipelines.cluster.timeouts import limited
 with limited(float(sys.argv[1])):
     print("begun", flush=True)
     re.match("(a+)+$", "a" * int(sys.argv[2]) + "b")  # holds the interpreter

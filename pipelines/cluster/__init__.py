@@ -1,0 +1,1 @@
+"""Ray itself, and how to survive it: resources, memory, timeouts, isolation."""

@@ -17,8 +17,9 @@ from jobs.words import Progress, say, shown
 from ops.detectors.model_folder import ModelCard, read_card
 from ops.storage import files, paths
 from ops.storage.paths import Out
-from pipelines import check, records
+from pipelines import check
 from pipelines.findings import Findings, Subject
+from pipelines.tables import run_records
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     settings, _ = entry.parse(Settings, __doc__, argv, words=("run",))
     entry.reach(settings)
     out = Out(settings.out)
-    record = records.finished(out, settings.run)
+    record = run_records.finished(out, settings.run)
     run_id = settings.run or str(record["run_id"])
     subject = Subject(
         out,

@@ -19,8 +19,9 @@ from jobs import entry
 from jobs.tracking import Record, Tracker
 from jobs.words import Progress, say, shown
 from ops.storage.paths import Out
-from pipelines import compare, records
+from pipelines import compare
 from pipelines.compare import Compared, CompareSettings
+from pipelines.tables import run_records
 
 _COUNTED = (
     "both",
@@ -80,11 +81,11 @@ def _runs(out: Out, settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]
     if bool(settings.a) != bool(settings.b):
         raise ValueError("name two runs, or none to compare the last two")
     if settings.a:
-        before, after = records.finished(out, settings.a), records.finished(out, settings.b)
+        before, after = run_records.finished(out, settings.a), run_records.finished(out, settings.b)
     else:
-        before, after = records.latest(out, 2)
+        before, after = run_records.latest(out, 2)
     for record in (before, after):
-        records.check_whole(record)
+        run_records.check_whole(record)
     return before, after
 
 

@@ -20,8 +20,8 @@ from jobs.words import say
 from ops.images import synthetic_parts
 from ops.storage import parquet, uris
 from ops.storage.paths import Out
-from pipelines import records
 from pipelines.cluster.resources import connected
+from pipelines.tables import run_records
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _break(folder: str) -> None:
 
 def tell(out: Out, settings: Settings) -> None:
     """Where everything lies, how good it was, and one query to try."""
-    record = records.finished(out)
+    record = run_records.finished(out)
     run_id = record["run_id"]
     table = record["totals"]["table"]
     auroc = parquet.read(out.evaluation(run_id)).to_pylist()[-1]["image_auroc"]

@@ -19,7 +19,7 @@ from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 from jobs.words import say
 from ops.images.failure import BrokenPromise
 from ops.storage import files
-from pipelines.lock import Locked
+from pipelines.tables.lock import Locked
 
 S = TypeVar("S")
 #: What sysexits.h calls a temporary failure: nothing is wrong, and later will do.

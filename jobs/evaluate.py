@@ -23,8 +23,9 @@ from ops.images.resize import InputSettings
 from ops.results import plots
 from ops.storage import files, parquet
 from ops.storage.paths import Out
-from pipelines import evaluate, records
+from pipelines import evaluate
 from pipelines.cluster.resources import Slots, connected
+from pipelines.tables import run_records
 
 #: Columns of the printed table: heading, width, figure.
 _RATES = (
@@ -64,8 +65,8 @@ def main(argv: Sequence[str]) -> int:
     theirs = published(settings.published) if settings.published else None
     entry.reach(settings)
     out, tracker = Out(settings.out), Tracker(settings.out)
-    record = records.finished(out, settings.run)
-    records.check_whole(record)
+    record = run_records.finished(out, settings.run)
+    run_records.check_whole(record)
     run_id, totals = record["run_id"], record["totals"]
     with tracker.run("evaluate", asdict(settings)) as told:
         told.tags |= {"run_id": run_id, "model_id": record["model_id"]}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from jobs import entry
 from jobs.words import say
 from ops.storage.paths import Out
-from pipelines import expire, lock
+from pipelines.tables import lock, retention
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     out = Out(settings.out)
     retired = [word.strip() for word in settings.retired.split(",") if word.strip()]
     with lock.locked(out, settings.lease) as check:
-        found = expire.expire(out, settings.keep_nights, retired, settings.remove, check)
+        found = retention.expire(out, settings.keep_nights, retired, settings.remove, check)
     for table in found.tables:
         say(f"{table.table}: {table.rows - table.staying} of {table.rows} rows")
     rows = sum(table.rows - table.staying for table in found.tables)

@@ -25,7 +25,7 @@ from ops.detectors.model_folder import ModelCard, read_card
 from ops.images.failure import PASSING, STATUSES, BrokenPromise
 from ops.images.inventory import Inventory
 from ops.storage import files, parquet
-from pipelines import doubles, drift, due, lock, plan, records, report
+from pipelines import doubles, drift, plan, report
 from pipelines import run as runs
 from pipelines import score as scoring
 from pipelines.cluster.failure_limit import max_failures
@@ -34,6 +34,7 @@ from pipelines.cluster.shared_model import SharedModel
 from pipelines.concerns import Limits, concerns
 from pipelines.facts import ReportSettings
 from pipelines.run import ScoreSettings
+from pipelines.tables import lock, pending, run_records
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ class _Night:
         everything = len(Inventory(listed))
         with tempfile.TemporaryDirectory(prefix="nightloupe-") as folder:
             taken = os.path.join(folder, "due.parquet")
-            found = due.due(self.out, listed, card.model_id, self.settings.retried(), taken)
+            found = pending.due(self.out, listed, card.model_id, self.settings.retried(), taken)
             counts = {"new": found.new, "changed": found.changed, "retried": found.retried}
             work = sources.kept(taken, self.out) if found.images else None
         say(
@@ -218,7 +219,7 @@ class _Night:
 
     def _report(self, run_id: str, record: Record) -> None:
         """Make the page about tonight; without it a night is as good."""
-        finished, page = records.finished(self.out, run_id), self.tracker.page(run_id)
+        finished, page = run_records.finished(self.out, run_id), self.tracker.page(run_id)
         fetch, settings = self.settings.fetch, ReportSettings()
         try:
             made = report.report(

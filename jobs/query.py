@@ -22,8 +22,8 @@ from jobs.words import say, shown
 from ops.results import score_table
 from ops.storage import files, parquet
 from ops.storage.paths import Out
-from pipelines import history, records
-from pipelines.history import Label
+from pipelines.tables import current_scores, run_records
+from pipelines.tables.current_scores import Label
 
 _SCREEN = 20
 _FORMATS = (".parquet", ".csv")
@@ -62,9 +62,9 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"limit {settings.limit} must be at least 1")
     entry.reach(settings)
     out = Out(settings.out)
-    model_id = settings.model or str(records.finished(out)["model_id"])
-    with history.opened(out, "2GB", settings.inventory) as database:
-        rows = history.ask(
+    model_id = settings.model or str(run_records.finished(out)["model_id"])
+    with current_scores.opened(out, "2GB", settings.inventory) as database:
+        rows = current_scores.ask(
             database,
             model_id,
             where=_where(settings),
@@ -104,7 +104,7 @@ def _labels(settings: Settings, out: Out, model_id: str) -> dict[str, Label]:
 
 def _warn(rate: float, held_out: dict[str, int]) -> None:
     """Say for which products no p-value can be as low as a rate."""
-    rates = {product: history.promised(rate, count) for product, count in held_out.items()}
+    rates = {product: current_scores.promised(rate, count) for product, count in held_out.items()}
     short = {product: found for product, found in rates.items() if found > rate}
     if short:
         worst = max(short, key=lambda product: short[product])

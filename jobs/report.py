@@ -20,9 +20,10 @@ from jobs.words import Progress, say
 from ops.images.fetch import FetchSettings
 from ops.storage import files
 from ops.storage.paths import Out
-from pipelines import records, report
+from pipelines import report
 from pipelines.facts import ReportSettings
 from pipelines.run import check_night
+from pipelines.tables import run_records
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ def _runs(out: Out, settings: Settings) -> list[dict[str, Any]]:
     if settings.run and settings.night:
         raise ValueError("name a run or a night, not both")
     if settings.night:
-        return records.of_night(out, settings.night)
-    return [records.finished(out, settings.run)]
+        return run_records.of_night(out, settings.night)
+    return [run_records.finished(out, settings.run)]
 
 
 if __name__ == "__main__":

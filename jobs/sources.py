@@ -13,7 +13,7 @@ from ops.images.inventory import Inventory, Tally
 from ops.images.layouts import GOOD, LAYOUTS, Layout, Namer, train_names
 from ops.storage import files
 from ops.storage.paths import Out
-from pipelines import inventory
+from pipelines.tables import take_inventory
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Listing:
 def take(listing: Listing, out: str, progress: Progress) -> Tally:
     """Take an inventory, and say what it met."""
     namer = listing.namer()
-    tally = inventory.take(
+    tally = take_inventory.take(
         listing.locations(),
         out,
         namer,

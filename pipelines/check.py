@@ -9,9 +9,9 @@ from ops.storage import files, paths
 from ops.storage.paths import Out
 from pipelines.check_table import check_table
 from pipelines.cluster.progress import Watch
-from pipelines.database import load, opened
 from pipelines.findings import SHOWN, Findings, Subject
 from pipelines.run import run_key
+from pipelines.tables.database import load, opened
 
 #: What every record holds, from its run's start.
 _RECORDED = ("run_id", "night", "images", "model_id", "settings", "input")

@@ -17,7 +17,6 @@ from ops.results.plots import Shift
 from ops.storage import files, parquet
 from ops.storage.paths import Out
 from pipelines.cluster.progress import Watch
-from pipelines.database import load, opened
 from pipelines.drift import (
     COUNT,
     DRIFT,
@@ -31,6 +30,7 @@ from pipelines.drift import (
     schema,
     values_of,
 )
+from pipelines.tables.database import load, opened
 
 PRODUCTS = schema(
     "comparison 1",

@@ -16,9 +16,9 @@ from ops.images.content_index import KEY, Contents
 from ops.images.read_images import KNOWN
 from ops.storage import files, uris
 from ops.storage.paths import Out
-from pipelines import history
 from pipelines.parts import ROWS
 from pipelines.run import ScoreSettings
+from pipelines.tables import current_scores
 
 _COPIED = (
     "width",
@@ -116,5 +116,5 @@ class Doubles:
 @contextlib.contextmanager
 def known(out: Out, model_id: str, settings: ScoreSettings) -> Iterator[Doubles]:
     """What the nights published so far know of contents."""
-    with history.opened(out) as database:
+    with current_scores.opened(out) as database:
         yield Doubles(database, out, model_id, settings)

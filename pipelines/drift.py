@@ -13,8 +13,8 @@ from ops.results import drift as measures
 from ops.results.metrics import Floats
 from ops.storage import parquet
 from ops.storage.paths import Out
-from pipelines import history
-from pipelines.database import load
+from pipelines.tables import current_scores
+from pipelines.tables.database import load
 
 Measure = Literal["score", "p_value"]
 #: Scores per product and run that tests and correlations rest on, at most.
@@ -82,7 +82,7 @@ def drift_of_run(out: Out, run_id: str, model_id: str, sample: int = SAMPLE) -> 
     One test in twenty is below p = 0.05 by chance alone, so with many products go by `ks_q`; and
     with many images the slightest drift is significant, so go by the sizes `ks` and `psi` too.
     """
-    with history.opened(out) as database:
+    with current_scores.opened(out) as database:
         measure = load_runs(database, [run_id], model_id)
         return drift_of(database, measure, sample) if measure else DRIFT.empty_table()
 

@@ -14,9 +14,10 @@ from ops.images.fetch import FetchSettings, fetch
 from ops.results import anomaly_map, overlays
 from ops.storage import uris
 from ops.storage.paths import Out
-from pipelines import drift, highlights, history, records
+from pipelines import drift, highlights
 from pipelines.cluster.progress import Watch
 from pipelines.highlights import Flips, Histogram, Row
+from pipelines.tables import current_scores, run_records
 
 #: Pictures are decoded whole before they are shrunk, so few at once.
 _THREADS = 4
@@ -144,12 +145,12 @@ def gather(
     `runs` are in the order of their start. Raises ValueError if jobs.expire took rows of one.
     """
     for record in runs:
-        records.check_whole(record)
+        run_records.check_whole(record)
     last = runs[-1]
     model_id = str(last["model_id"])
     names = [str(record["run_id"]) for record in runs]
-    with history.opened(out) as database:
-        measure = drift.load_runs(database, names, model_id, records.later(out, last))
+    with current_scores.opened(out) as database:
+        measure = drift.load_runs(database, names, model_id, run_records.later(out, last))
         products = drift.drift_of(database, measure or "score", drift.SAMPLE).to_pylist()
         here = [row for row in products if row["images_b"]]
         worst = highlights.worst(database, model_id, settings.parts)

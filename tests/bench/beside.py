@@ -18,7 +18,7 @@ from ops.images.inventory import Inventory
 from ops.results import anomaly_map
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
-from pipelines import records
+from pipelines.tables import run_records
 
 #: Pictures, and how many of each kind of defect.
 COUNT, OF_A_KIND = 10, 2
@@ -39,7 +39,7 @@ def chosen(inventory: Inventory) -> list[dict[str, Any]]:
 
 def drawn(out: Out, images: list[dict[str, Any]]) -> tuple[str, Iterator[np.ndarray]]:
     """The method of the last run, and its map of each image."""
-    record = records.finished(out)
+    record = run_records.finished(out)
     scored = parquet.read(record["totals"]["table"], ["image_id", "map_uri"]).to_pylist()
     places = {row["image_id"]: row["map_uri"] for row in scored}
     card = files.read_json(files.join(out.model(record["model_id"]), "model.json"))

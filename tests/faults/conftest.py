@@ -70,7 +70,7 @@ def told(leave, model, monkeypatch, request):
         # Connections of a store that was forgotten complain when they are collected.
         monkeypatch.setattr(logging.getLogger("asyncio"), "disabled", True)
         monkeypatch.setattr("ray.init", None)
-        monkeypatch.setattr("pipelines.inventory.take", None)
+        monkeypatch.setattr("pipelines.tables.take_inventory.take", None)
         code, out, err = leave(job, *(word.format(bucket, model=model) for word in JOBS[job]))
         assert code == 1
         assert err.startswith("error: "), err

@@ -1,6 +1,6 @@
 """What a night of ten million images takes to find: `python -m tests.faults due 10000000 1000`.
 
-A drawn history over ten nights has a row for all but so many of the listed images. `pipelines.due`
+A drawn history over ten nights has a row for all but so many of the listed images. `pipelines.tables.pending`
 runs in processes of its own, with the memory that it takes unasked, and with less.
 """
 
@@ -20,7 +20,7 @@ from ops.images.inventory import Inventory
 from ops.results import score_table
 from ops.storage import parquet
 from ops.storage.paths import Out
-from pipelines import due
+from pipelines.tables import pending
 
 NIGHTS = 10
 MODEL = "ab" * 16
@@ -74,7 +74,7 @@ def _filled(batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
 def ask(folder: str, limit: str) -> None:
     """Find what is due, and say how long it took, what was held at most, and what was found."""
     out, to, start = Out(f"{folder}/out"), f"{folder}/due.parquet", time.perf_counter()
-    found = due.due(out, f"{folder}/listed.parquet", MODEL, ["missing"], to, limit)
+    found = pending.due(out, f"{folder}/listed.parquet", MODEL, ["missing"], to, limit)
     seconds = time.perf_counter() - start
     status = Path("/proc/self/status").read_text().splitlines()
     most = int(next(x for x in status if x.startswith("VmHWM")).split()[1]) / 2**20

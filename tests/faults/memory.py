@@ -23,7 +23,7 @@ from ops.images import synthetic_parts
 from ops.images.inventory import Inventory
 from ops.storage import parquet
 from ops.storage.paths import Out
-from pipelines import records
+from pipelines.tables import run_records
 from tests.conftest import LOOPBACK_ONLY, ROOT, tiny_model
 from tests.faults.processes import Sample, Sampler
 from tests.faults.reading import listed
@@ -127,7 +127,7 @@ def main(words: list[str]) -> None:
         draw(folder / "parts", count)
         inventory = listed(folder / "parts", folder / "parts.parquet")
         samples = score(folder, inventory)
-        record = records.finished(Out(str(folder / "out")))
+        record = run_records.finished(Out(str(folder / "out")))
         table = parquet.read(record["totals"]["table"], ["status", "image_id"])
         assert table["status"].to_pylist() == ["ok"] * count
         assert len(set(table["image_id"].to_pylist())) == count

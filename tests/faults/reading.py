@@ -33,10 +33,10 @@ from ops.images.read_images import Read
 from ops.images.resize import InputSettings, pack, resize
 from ops.storage import uris
 from ops.storage.paths import Out
-from pipelines import inventory
 from pipelines.chain import Chain, drawing
 from pipelines.cluster.resources import Slots
 from pipelines.reading import carried
+from pipelines.tables import take_inventory
 from tests.conftest import DATA, tiny_model
 from tests.faults.mutations import MUTATIONS, SUFFIXES, Mutant, mutant
 
@@ -107,7 +107,7 @@ def listed(folder: Path, out: Path) -> Inventory:
     """An inventory of the folder, as jobs.inventory takes it."""
     suffixes = archives.IMAGE_SUFFIXES.split()
     namer = Namer(Layout("**/{name}"), "part")
-    inventory.take([str(folder)], str(out), namer, suffixes, lambda *_: None)
+    take_inventory.take([str(folder)], str(out), namer, suffixes, lambda *_: None)
     return Inventory(str(out))
 
 

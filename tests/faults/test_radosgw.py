@@ -6,7 +6,7 @@ import pytest
 
 from ops.storage import files
 from ops.storage.paths import Out
-from pipelines import lock
+from pipelines.tables import lock
 from tests.conftest import forget_s3, new_bucket
 from tests.faults import radosgw
 from tests.faults.conftest import REMEDY

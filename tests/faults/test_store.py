@@ -21,7 +21,7 @@ from ops.images.fetch import FetchSettings, fetch
 from ops.storage import files, parquet, retry, uris
 from ops.storage.paths import Out
 from ops.storage.retry import Patience, Unavailable
-from pipelines import lock
+from pipelines.tables import lock
 from tests.conftest import forget_s3, new_bucket
 from tests.faults.proxy import HARMLESS, KINDS, ONE_IN_TEN, UNHEARD
 

@@ -21,7 +21,7 @@ from ops.images import synthetic_parts
 from ops.results import score_table
 from ops.storage import files, parquet
 from ops.storage.paths import Out
-from pipelines import history, records
+from pipelines.tables import current_scores, run_records
 from tests.conftest import ROOT, SECRET, forget_s3, new_bucket, tiny_model
 from tests.faults import radosgw
 from tests.faults.proxy import ONE_IN_TEN, UNHEARD, Proxy, running
@@ -129,10 +129,10 @@ def warehouse(cluster, s3_server, tmp_path_factory):
                 found.said[number] = night("nightly", *found.words, "--out", f"{bucket}/out")
                 patch.undo()
                 found.faults[number] = proxy
-            found.current[number] = history.current(found.out, read_card(model).model_id)
+            found.current[number] = current_scores.current(found.out, read_card(model).model_id)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         assert score.main([*found.words, "--out", f"{bucket}/undisturbed"]) == 0
-    record = records.finished(Out(f"{bucket}/undisturbed"))
+    record = run_records.finished(Out(f"{bucket}/undisturbed"))
     found.undisturbed = parquet.read(record["totals"]["table"])
     assert record["totals"]["retries"] == 0
     return found
@@ -222,7 +222,7 @@ def test_a_night_on_a_real_server(free_port, monkeypatch, tmp_path, capsys):
         night("score", "--inventory", listed, "--model", f"{bucket}/model", "--out", out)
         assert check.main(["--out", out, "--model", f"{bucket}/model"]) == 0
         assert query.main(["--out", out, "--to", str(tmp_path / "worst.csv")]) == 0
-        totals = records.finished(Out(out))["totals"]
+        totals = run_records.finished(Out(out))["totals"]
         assert totals["statuses"] == {"ok": IMAGES, "unreadable": 1}
         assert totals["retries"] == 0
         assert (tmp_path / "worst.csv").read_text().count("\n") == IMAGES + 2

@@ -23,7 +23,7 @@ from ops.images.layouts import Layout, Namer
 from ops.results import score_table
 from ops.storage import files, uris
 from ops.storage.paths import Out
-from pipelines import inventory
+from pipelines.tables import take_inventory
 from tests.conftest import ROOT, tiny_model
 
 SIZE = 48
@@ -69,7 +69,7 @@ def build(root: str, images: int) -> Warehouse:
     found = Warehouse(root, images)
     namer = Namer(Layout("{product}/{name}", ""), "")
     parts = files.join(root, "parts")
-    inventory.take([parts], found.listed, namer, IMAGE_SUFFIXES.split(), lambda *_: None)
+    take_inventory.take([parts], found.listed, namer, IMAGE_SUFFIXES.split(), lambda *_: None)
     write_model(found.model, tiny_model("washer"))
     return found
 

@@ -5,7 +5,7 @@ import pytest
 from jobs import entry, score
 from ops.storage import files
 from ops.storage.paths import Out
-from pipelines import records
+from pipelines.tables import run_records
 
 JOBS = (
     "inventory",
@@ -190,10 +190,10 @@ def test_a_job_that_is_interrupted_leaves_with_130(monkeypatch, capsys):
 def test_there_is_no_latest_run_before_one_is_finished(tmp_path):
     out = Out(str(tmp_path))
     with pytest.raises(FileNotFoundError, match="holds no finished run"):
-        records.finished(out)
+        run_records.finished(out)
     files.write_json(out.run("a"), {"run_id": "a", "started": "2026-11-20T01:00:00+00:00"})
     with pytest.raises(FileNotFoundError, match="no finished run"):
-        records.finished(out)
+        run_records.finished(out)
 
 
 def test_the_latest_run_is_the_finished_one_that_started_last(tmp_path):
@@ -205,16 +205,16 @@ def test_the_latest_run_is_the_finished_one_that_started_last(tmp_path):
     ):
         record = {"run_id": run_id, "started": f"2026-11-{started}T01:00:00+00:00"}
         files.write_json(out.run(run_id), record | ({"totals": totals} if totals else {}))
-    assert records.finished(out)["run_id"] == "a"
+    assert run_records.finished(out)["run_id"] == "a"
     # What a writer that was killed leaves behind is no record.
     files.write_bytes(files.join(out.runs(), f".{'0a1b' * 8}.tmp"), b"{half")
-    assert records.finished(out)["run_id"] == "a"
+    assert run_records.finished(out)["run_id"] == "a"
 
 
 def test_what_is_left_of_an_expired_run_is_no_sample_to_judge_by():
-    records.check_whole({"run_id": "a"})
+    run_records.check_whole({"run_id": "a"})
     with pytest.raises(ValueError, match=r"jobs\.expire left 3 rows"):
-        records.check_whole({"run_id": "a", "expired": {"rows": 3, "at": "2026-11-21"}})
+        run_records.check_whole({"run_id": "a", "expired": {"rows": 3, "at": "2026-11-21"}})
 
 
 def test_an_unfinished_run_is_not_evaluated(leave, tmp_path):

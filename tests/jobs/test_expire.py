@@ -1,8 +1,8 @@
 import pytest
 
 from ops.storage.paths import Out
-from pipelines import history, lock
-from tests.pipelines.test_history import MODELS, publish, row
+from pipelines.tables import current_scores, lock
+from tests.pipelines.tables.test_current_scores import MODELS, publish, row
 
 
 def test_it_says_what_would_go_and_removes_only_when_told(leave, tmp_path):
@@ -13,11 +13,11 @@ def test_it_says_what_would_go_and_removes_only_when_told(leave, tmp_path):
     assert code == 0
     assert "run=2026-11-20-0000/part-00000.parquet: 1 of 1 rows\n" in said
     assert said.endswith("1 rows of 1 tables and 0 maps would go; --remove true removes them\n")
-    assert len(history.published(out)) == 2
+    assert len(current_scores.published(out)) == 2
     code, said, _ = leave("expire", "--keep-nights", "1", "--remove", "true")
     assert said.endswith("1 rows of 1 tables and 0 maps removed\n")
-    assert len(history.current(out, MODELS[0])) == 2
-    assert len(history.published(out)) == 1
+    assert len(current_scores.current(out, MODELS[0])) == 2
+    assert len(current_scores.published(out)) == 1
 
 
 @pytest.mark.parametrize("words", [[], ["--keep-nights", "0"]])

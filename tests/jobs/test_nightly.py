@@ -14,9 +14,9 @@ from ops.images import synthetic_parts
 from ops.results import score_table
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
-from pipelines import history, lock
 from pipelines import score as scoring
 from pipelines.cluster.failure_limit import TooManyFailures
+from pipelines.tables import current_scores, lock
 from tests.conftest import tiny_model
 
 PATTERN = "{product}/{name}"
@@ -84,7 +84,7 @@ class Warehouse:
                 self.work()
 
     def current(self, model=0):
-        rows = history.current(self.out, self.ids[model]).to_pylist()
+        rows = current_scores.current(self.out, self.ids[model]).to_pylist()
         return {row["uri"].rsplit("/", 1)[-1]: row for row in rows}
 
     def counts(self):
@@ -141,13 +141,13 @@ def test_nights_score_what_is_due_and_nothing_else(warehouse, monkeypatch, capsy
     assert second | {"gone.png": None} == first | {"gone.png": None}
 
     # The third: nothing to do, so no table, no run, and no cluster.
-    before = history.published(night.out)
+    before = current_scores.published(night.out)
     capsys.readouterr()
     with monkeypatch.context() as patch:
         patch.setattr(nightly, "connected", None)
         assert night.work() == 0
     assert "nothing to do: every image has its row under this model" in capsys.readouterr().out
-    assert history.published(night.out) == before
+    assert current_scores.published(night.out) == before
     assert "run_id" not in night.records[-1]
     assert night.records[-1]["ended"]
 
@@ -156,7 +156,7 @@ def test_nights_score_what_is_due_and_nothing_else(warehouse, monkeypatch, capsy
     night.draw("washer/0.png", 17)
 
     night.work_and_die(monkeypatch)
-    assert history.published(night.out) == before
+    assert current_scores.published(night.out) == before
     assert night.current() == second
 
     # The fifth finishes it, without scoring again, and then finds one more.
@@ -166,7 +166,7 @@ def test_nights_score_what_is_due_and_nothing_else(warehouse, monkeypatch, capsy
     said = capsys.readouterr().out
     assert "was left unfinished; finishing it first" in said
     assert night.counts() == (1, 0, 0)
-    added = [place for place in history.published(night.out) if place not in before]
+    added = [place for place in current_scores.published(night.out) if place not in before]
     assert sorted(len(parquet.read(place)) for place in added) == [1, 2]
     runs = [parquet.read(place)["run_id"][0].as_py() for place in added]
     totals = [files.read_json(night.out.run(run_id))["totals"] for run_id in runs]
@@ -181,7 +181,7 @@ def test_nights_score_what_is_due_and_nothing_else(warehouse, monkeypatch, capsy
     assert night.counts() == (10, 0, 0)
     assert night.current() == fifth
     assert set(night.current(1)) == set(fifth)
-    for place in history.published(night.out):
+    for place in current_scores.published(night.out):
         assert score_table.violations(parquet.read(place)) == []
     assert night.work(1) == 0
     assert night.counts() == (0, 0, 0)

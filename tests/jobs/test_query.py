@@ -9,7 +9,7 @@ import pytest
 from ops.results import score_table
 from ops.storage import files
 from ops.storage.paths import Out
-from tests.pipelines.test_history import MODELS, publish, row
+from tests.pipelines.tables.test_current_scores import MODELS, publish, row
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ from jobs.tracking import EXPERIMENT, Record, Tracker
 from ops.images.fetch import FetchSettings
 from ops.storage import files
 from ops.storage.paths import Out
-from pipelines import records, report
+from pipelines import report
 from pipelines.facts import ReportSettings
+from pipelines.tables import run_records
 from tests.browser import Browser, chromium
 from tests.pipelines.test_report import FLAGGED, PRODUCTS, first_night, second_night
 from tests.runs import Part, finish, model_of
@@ -138,7 +139,7 @@ def browser(tmp_path_factory):
 def path(out):
     """The report of the second night."""
     settings = ReportSettings(parts=30, thumbnail=64)
-    runs = records.latest(Out(out), 1)
+    runs = run_records.latest(Out(out), 1)
     return Path(report.report(Out(out), runs, "page", settings, FetchSettings(), lambda *_: None))
 
 

@@ -22,7 +22,7 @@ from ops.images.inventory import Inventory
 from ops.results import anomaly_map, score_table
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
-from pipelines import records
+from pipelines.tables import run_records
 from tests.conftest import SECRET, draw_archive, new_bucket, tiny_fit
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -49,7 +49,7 @@ class Night:
 
     @property
     def record(self) -> dict:
-        return records.finished(self.out)
+        return run_records.finished(self.out)
 
     @property
     def table(self) -> pa.Table:
@@ -170,7 +170,7 @@ def test_the_same_files_on_disk_get_the_same_scores(night, tmp_path, cluster):
     inventory.main(["--archive", str(night.drawn), "--layout", "mvtec", "--out", listed])
     words = ["--inventory", listed, "--model", f"{night.bucket}/model", "--out", out]
     assert score.main([*words, "--maps", "none"]) == 0
-    record = records.finished(Out(out))
+    record = run_records.finished(Out(out))
 
     def by_content(table: pa.Table) -> dict[str, float]:
         rows = table.filter(pa.compute.is_valid(table["score"]))

@@ -26,7 +26,7 @@ from ops.images.resize import InputSettings
 from ops.results import anomaly_map, score_table
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
-from pipelines import check, evaluate, fit, fit_worker, inventory, plan, score
+from pipelines import check, evaluate, fit, fit_worker, plan, score
 from pipelines.chain import drawing
 from pipelines.cluster.failure_limit import TooManyFailures
 from pipelines.cluster.resources import Slots
@@ -36,6 +36,7 @@ from pipelines.ledger import DetectorNotes
 from pipelines.parts import Parts
 from pipelines.request import FitRequest, NothingToFit, split
 from pipelines.run import Run, ScoreSettings, prepare
+from pipelines.tables import take_inventory
 from tests.conftest import draw_archive
 from tests.pipelines.deadly import DeadlyChain
 
@@ -56,7 +57,7 @@ def nothing(*_):
 
 def take(folder, out):
     namer = Namer(LAYOUTS["mvtec"], "")
-    inventory.take([str(folder)], str(out), namer, IMAGE_SUFFIXES.split(), nothing)
+    take_inventory.take([str(folder)], str(out), namer, IMAGE_SUFFIXES.split(), nothing)
     return Inventory(str(out))
 
 

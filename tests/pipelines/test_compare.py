@@ -11,9 +11,10 @@ from scipy import stats
 
 from ops.storage import files, parquet
 from ops.storage.paths import Out
-from pipelines import compare, records
+from pipelines import compare
 from pipelines.compare import CompareSettings
 from pipelines.run import ScoreSettings
+from pipelines.tables import run_records
 from tests.runs import Part, finish, list_parts, model_of
 
 PRODUCTS = ("bolt", "../x", "<b>größe", "部品")
@@ -62,7 +63,7 @@ def nights(tmp_path_factory):
     ]
     out = Out(root)
     labels = list_parts(f"{root}/labels.parquet", [*before, *after]).location
-    first, second = records.latest(out, 2)
+    first, second = run_records.latest(out, 2)
     settings = CompareSettings(join="uri", movers=3)
     found = compare.compare(out, first, second, labels, settings, nothing)
     return out, runs, before, after, found
@@ -193,7 +194,7 @@ def test_pictures_lie_in_the_comparisons_folder_whatever_products_are_called(nig
 
 def test_by_image_id_other_versions_are_other_images(nights):
     out = nights[0]
-    first, second = records.latest(out, 2)
+    first, second = run_records.latest(out, 2)
     found = compare.compare(out, first, second, "", CompareSettings(pictures=0), nothing)
     rows = found.products.to_pylist()
     assert sum(row["both"] for row in rows) == 0
@@ -212,7 +213,7 @@ def test_of_different_models_p_values_and_ranks_are_compared_not_scores(tmp_path
     scaled = [replace(part, score=part.score * 1000) for part in parts]
     finish(str(tmp_path), scaled, model_of(["bolt"], seed=1), "2026-11-21", NONE)
     out = Out(str(tmp_path))
-    first, second = records.latest(out, 2)
+    first, second = run_records.latest(out, 2)
     found = compare.compare(out, first, second, "", CompareSettings(), nothing)
     (row,) = found.products.to_pylist()
     assert row["measure"] == "p_value"

@@ -14,7 +14,7 @@ from ops.storage.paths import Out
 from pipelines.doubles import known
 from pipelines.parts import ROWS
 from pipelines.run import ScoreSettings
-from tests.pipelines.test_history import MODELS, publish, row
+from tests.pipelines.tables.test_current_scores import MODELS, publish, row
 
 A, B, C = (letter * 64 for letter in "abc")
 NOW = datetime.datetime(2026, 11, 22, tzinfo=datetime.UTC)

@@ -10,11 +10,12 @@ import pytest
 from ops.results.score_table import SCHEMA
 from ops.storage import parquet
 from ops.storage.paths import Out
-from pipelines import compare, records
+from pipelines import compare
 from pipelines.compare import CompareSettings
 from pipelines.concerns import Limits, concerns
 from pipelines.drift import DRIFT, drift_of_run
 from pipelines.run import ScoreSettings
+from pipelines.tables import run_records
 from tests.runs import Part, finish, model_of
 
 NONE = ScoreSettings("none", False, 100)
@@ -54,7 +55,7 @@ def test_of_two_nights_it_is_the_drift_of_their_comparison(tmp_path):
     found = drift(tmp_path, run)
     assert found.schema.equals(DRIFT, check_metadata=True)
     out = Out(str(tmp_path))
-    both = compare.compare(out, *records.latest(out, 2), "", CompareSettings(), lambda *_: None)
+    both = compare.compare(out, *run_records.latest(out, 2), "", CompareSettings(), lambda *_: None)
     assert found.equals(both.products.select(DRIFT.names).cast(DRIFT))
 
 
@@ -108,7 +109,7 @@ def test_a_sample_is_drawn_by_ids_alone_and_its_size_is_told(tmp_path):
 def test_what_passes_a_limit_is_said(tmp_path, shift, failed, limits, expected):
     night(tmp_path, 19, parts(0))
     run = night(tmp_path, 20, parts(1, shift=shift, failed=failed))
-    totals = records.finished(Out(str(tmp_path)), run.run_id)["totals"]
+    totals = run_records.finished(Out(str(tmp_path)), run.run_id)["totals"]
     said = concerns(totals, drift(tmp_path, run), limits)
     assert len(said) == len(expected)
     for sentence, beginning in zip(said, expected, strict=True):
@@ -121,5 +122,5 @@ def test_a_large_shift_that_chance_explains_is_none(tmp_path):
     run = night(tmp_path, 20, parts(1, count=4))
     found = drift(tmp_path, run)
     assert max(found["psi"].to_pylist()) > 0.25
-    totals = records.finished(Out(str(tmp_path)), run.run_id)["totals"]
+    totals = run_records.finished(Out(str(tmp_path)), run.run_id)["totals"]
     assert concerns(totals, found, Limits("1%", 0.25)) == []

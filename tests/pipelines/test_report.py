@@ -14,10 +14,11 @@ from PIL import Image
 from ops.images.fetch import FetchSettings
 from ops.storage import files
 from ops.storage.paths import Out
-from pipelines import facts, records, report
+from pipelines import facts, report
 from pipelines.facts import ReportSettings
 from pipelines.highlights import BINS, Histogram
 from pipelines.run import ScoreSettings
+from pipelines.tables import run_records
 from tests.runs import Part, finish, model_of
 
 HOSTILE = (
@@ -87,7 +88,7 @@ def nights(tmp_path_factory):
 
 def gathered(out, runs=None, **settings):
     chosen = ReportSettings(**settings)
-    return facts.gather(out, runs or records.latest(out, 1), chosen, FetchSettings(), nothing)
+    return facts.gather(out, runs or run_records.latest(out, 1), chosen, FetchSettings(), nothing)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +170,7 @@ def test_only_what_drifted_drifts(found):
 
 def test_an_earlier_night_is_not_compared_with_later_ones(nights):
     out = nights[0]
-    first = gathered(out, records.latest(out, 2)[:1], parts=5)
+    first = gathered(out, run_records.latest(out, 2)[:1], parts=5)
     assert not first.has_earlier
     assert first.flips == (0, 0, 0, [])
     assert {row["ks"] for row in first.products} == {None}
@@ -187,13 +188,13 @@ def test_runs_of_one_night_are_one_and_the_last_word_counts(tmp_path):
         record = files.read_json(out.run(run.run_id))
         record["started"] = f"2026-11-20T0{hour}:00:00+00:00"
         files.write_json(out.run(run.run_id), record)
-    runs = records.of_night(out, "2026-11-20")
+    runs = run_records.of_night(out, "2026-11-20")
     assert [run["run_id"] for run in runs] == [first.run_id, second.run_id]
     night = gathered(out, runs)
     assert night.images == 11
     assert {part.row["uri"]: part.row["score"] for part in night.parts}[parts[0].uri] == 9.0
     with pytest.raises(FileNotFoundError, match="no finished run of the night 2026-11-19"):
-        records.of_night(out, "2026-11-19")
+        run_records.of_night(out, "2026-11-19")
 
 
 def test_of_another_model_calls_and_p_values_are_compared_but_no_scores(tmp_path):
@@ -210,7 +211,7 @@ def test_of_another_model_calls_and_p_values_are_compared_but_no_scores(tmp_path
 
 
 def test_what_is_left_of_an_expired_run_is_no_report(nights):
-    record = records.latest(nights[0], 1)[0] | {"expired": {"rows": 3, "at": "2026-12-01"}}
+    record = run_records.latest(nights[0], 1)[0] | {"expired": {"rows": 3, "at": "2026-12-01"}}
     with pytest.raises(ValueError, match=r"jobs\.expire left 3 rows"):
         gathered(nights[0], [record])
 
@@ -243,7 +244,7 @@ def test_pictures_are_shown_as_they_were_scored_or_a_sentence_says_why_not(tmp_p
 
 def test_time_and_cost_are_those_on_record(nights):
     out = nights[0]
-    record = records.latest(out, 1)[0]
+    record = run_records.latest(out, 1)[0]
     assert gathered(out, parts=0, price_per_hour=3.0).cost is None  # no seconds are on record
     timed = record | {"totals": record["totals"] | {"seconds": 1800.0, "resumed": 30}}
     told = gathered(out, [timed], parts=0, price_per_hour=3.0, currency="EUR")
@@ -306,7 +307,7 @@ def test_hostile_names_are_text_and_nothing_else(page):
 
 def test_links_lead_to_the_table_and_the_tracker_alone(nights, page, found):
     out = nights[0]
-    run = records.latest(out, 1)[0]
+    run = run_records.latest(out, 1)[0]
     below = f"../scores/night=2026-11-21/run={run['run_id']}/part-00000.parquet"
     assert [attrs["href"] for attrs in page.of("a")] == ["#parts", below]
     for tracker, linked in (
@@ -357,7 +358,7 @@ def test_the_page_is_bounded_in_number_and_size(nights, found):
 
 def test_the_page_is_written_whole_below_the_output_folder(nights):
     out = nights[0]
-    runs = records.latest(out, 1)
+    runs = run_records.latest(out, 1)
     settings = ReportSettings(parts=3)
     location = report.report(out, runs, "a", settings, FetchSettings(), nothing)
     assert location == f"{out.root}/reports/a.html"

@@ -14,7 +14,7 @@ import pyarrow as pa
 from ops.results import score_table
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
-from pipelines import history, records
+from pipelines.tables import current_scores, run_records
 
 _TABLE = re.compile(r"night=(\d{4}-\d\d-\d\d)/run=([^/]+)/part-\d+\.parquet")
 #: Rows that stay: current under their model. Those of a retired model stay only where no other has
@@ -91,7 +91,7 @@ def expire(
     _check(out, retired)
     if not old:
         return Expired((), 0)
-    with history.opened(out, memory) as database:
+    with current_scores.opened(out, memory) as database:
         database.execute(_STAYING)
         found = database.execute("SELECT DISTINCT model_id FROM read_parquet($t)", {"t": old + new})
         models = sorted(model for (model,) in found.fetchall())
@@ -114,7 +114,7 @@ def expire(
 
 def _split(out: Out, keep_nights: int) -> tuple[list[str], list[str]]:
     """Published tables of old nights, and of those that are kept."""
-    places = history.published(out)
+    places = current_scores.published(out)
     nights = {}
     for place in places:
         match = _TABLE.fullmatch(place.removeprefix(f"{out.scores()}/"))
@@ -133,7 +133,7 @@ def _check(out: Out, retired: Sequence[str]) -> None:
             f"{', '.join(under_way)} under {work} are unfinished, and may need what would be "
             "removed; finish them, or remove their folders"
         )
-    if retired and (model := records.finished(out)["model_id"]) in retired:
+    if retired and (model := run_records.finished(out)["model_id"]) in retired:
         raise Refused(f"{model} is the model of the latest run, so it is not retired")
 
 

@@ -12,8 +12,8 @@ from ops.images.failure import PASSING
 from ops.images.inventory import Inventory, image_id
 from ops.storage import parquet
 from ops.storage.paths import Out
-from pipelines import due
-from tests.pipelines.test_history import MODELS, publish, row
+from pipelines.tables import pending
+from tests.pipelines.tables.test_current_scores import MODELS, publish, row
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def listed(out, images):
 
 def found(out, images, model=MODELS[0], retry=PASSING):
     to = f"{out.root}/due.parquet"
-    told = due.due(out, listed(out, images), model, retry, to)
+    told = pending.due(out, listed(out, images), model, retry, to)
     rows = Inventory(to).read().to_pylist() if told.images else []
     return told, [(r["uri"], r["version"]) for r in rows]
 

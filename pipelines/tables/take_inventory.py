@@ -12,7 +12,7 @@ from ops.images.inventory import LISTED, SCHEMA, Tally, listed
 from ops.images.layouts import Namer, split_named
 from ops.storage import parquet
 from pipelines.cluster.progress import Watch
-from pipelines.database import opened
+from pipelines.tables.database import opened
 
 #: Masks join their images by key; sorting and joining spill to disk where memory ends.
 _SORTED = """

@@ -15,8 +15,8 @@ from ops.results import score_table
 from ops.results.calibration import Calibration
 from ops.storage import parquet
 from ops.storage.paths import Out
-from pipelines import history
-from pipelines.history import Label
+from pipelines.tables import current_scores
+from pipelines.tables.current_scores import Label
 from tests.conftest import ROOT
 
 MODELS = ("a" * 32, "b" * 32)
@@ -67,13 +67,13 @@ def out(tmp_path):
 
 
 def current(out, model=MODELS[0], **asked):
-    rows = history.current(out, model, **asked).to_pylist()
+    rows = current_scores.current(out, model, **asked).to_pylist()
     assert len({r["image_id"] for r in rows}) == len(rows)
     return {r["uri"]: r for r in rows}
 
 
 def test_without_any_night_nothing_is_current_and_the_schema_stands(out):
-    found = history.current(out, MODELS[0])
+    found = current_scores.current(out, MODELS[0])
     assert len(found) == 0
     assert found.schema.equals(score_table.SCHEMA)
 
@@ -99,7 +99,7 @@ def test_a_replaced_version_is_not_current_even_if_its_successor_failed(out):
 
 def test_two_members_of_one_name_are_both_current(out):
     publish(out, 0, [row("u.tar#x", "@512", score=1.0), row("u.tar#x", "@1024", score=2.0)])
-    found = history.current(out, MODELS[0]).to_pylist()
+    found = current_scores.current(out, MODELS[0]).to_pylist()
     assert sorted(r["score"] for r in found) == [1.0, 2.0]
 
 
@@ -147,7 +147,7 @@ def test_random_histories_agree_with_a_plain_loop(out, seed):
     found = {
         (model, r["image_id"]): r["run_id"]
         for model in MODELS
-        for r in history.current(out, model).to_pylist()
+        for r in current_scores.current(out, model).to_pylist()
     }
     assert found == expected
 
@@ -166,7 +166,7 @@ def test_the_view_for_athena_finds_the_same_rows_and_declares_the_same_columns(o
         (field.name, str(field.type)) for field in score_table.SCHEMA
     ]
     with duckdb.connect() as database:
-        files = history.published(out)
+        files = current_scores.published(out)
         database.read_parquet(files, hive_partitioning=True).create_view("scores")
         database.execute(view)
         for model in MODELS:
@@ -174,7 +174,7 @@ def test_the_view_for_athena_finds_the_same_rows_and_declares_the_same_columns(o
                 "SELECT * FROM current_scores WHERE model_id = $m", params={"m": model}
             ).to_arrow_table()
             assert theirs.schema.names == score_table.SCHEMA.names
-            ours = history.current(out, model)
+            ours = current_scores.current(out, model)
             assert (
                 theirs.cast(score_table.SCHEMA).sort_by("image_id").equals(ours.sort_by("image_id"))
             )
@@ -184,17 +184,17 @@ def test_the_macros_read_what_a_glob_names_as_their_head_says(out):
     drawn(out, 8)
     with duckdb.connect() as database:
         database.execute(f"SET VARIABLE tables = '{out.scores()}/*/*/part-*.parquet'")
-        database.execute(history.MACROS.read_text())
+        database.execute(current_scores.MACROS.read_text())
         found = database.sql(f"FROM current_scores('{MODELS[0]}')").to_arrow_table()
     assert set(found["image_id"].to_pylist()) == set(
-        history.current(out, MODELS[0])["image_id"].to_pylist()
+        current_scores.current(out, MODELS[0])["image_id"].to_pylist()
     )
 
 
 def ask(out, **asked):
-    with history.opened(out) as database:
+    with current_scores.opened(out) as database:
         return pa.Table.from_batches(
-            history.ask(database, MODELS[0], **asked), score_table.SCHEMA
+            current_scores.ask(database, MODELS[0], **asked), score_table.SCHEMA
         ).to_pylist()
 
 
@@ -209,10 +209,10 @@ def test_another_false_alarm_rate_gives_the_labels_that_the_model_would_have_giv
         for i, (s, p) in enumerate(zip(values, p_values, strict=True))
     ]
     publish(out, 0, [*rows, row("u/bad", status="missing")])
-    with history.opened(out) as database:
+    with current_scores.opened(out) as database:
         for rate in (0.01, 0.1, 0.2, 0.25, 0.3, 0.5, 0.9):
             labels = {"bolt": Label.at_rate(rate, held_out)}
-            found = list(history.ask(database, MODELS[0], labels=labels))
+            found = list(current_scores.ask(database, MODELS[0], labels=labels))
             threshold = calibration.threshold(rate)
             for r in pa.Table.from_batches(found).to_pylist():
                 expected = None if r["score"] is None else r["score"] > threshold
@@ -236,7 +236,7 @@ def test_rows_come_with_the_highest_scores_first_and_failures_last(out):
 
 def test_a_condition_that_is_none_is_quoted(out):
     publish(out, 0, [row("u/1")])
-    with history.opened(out) as database:
+    with current_scores.opened(out) as database:
         for where in ("scre > 1", "score >", "uri = 3 AND", "product::INT = 1"):
             with pytest.raises(ValueError, match="is no condition over the score table"):
-                list(history.ask(database, MODELS[0], where=where))
+                list(current_scores.ask(database, MODELS[0], where=where))

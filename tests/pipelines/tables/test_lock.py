@@ -13,7 +13,7 @@ import pytest
 
 from ops.storage import files
 from ops.storage.paths import Out
-from pipelines import lock
+from pipelines.tables import lock
 from tests.conftest import ROOT
 
 LEASE = 0.6

@@ -11,10 +11,10 @@ from ops.images.inventory import image_id
 from ops.results import score_table
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
-from pipelines import history
-from pipelines.expire import Refused, expire
-from pipelines.lock import LostLock
-from tests.pipelines.test_history import MODELS, drawn, publish, row
+from pipelines.tables import current_scores
+from pipelines.tables.lock import LostLock
+from pipelines.tables.retention import Refused, expire
+from tests.pipelines.tables.test_current_scores import MODELS, drawn, publish, row
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def out(tmp_path):
 
 def current(out):
     """All current rows, and whether their maps are there."""
-    rows = [r for model in MODELS for r in history.current(out, model).to_pylist()]
+    rows = [r for model in MODELS for r in current_scores.current(out, model).to_pylist()]
     assert all(os.path.exists(uris.parse(r["map_uri"]).location) for r in rows if r["map_uri"])
     return sorted(map(str, rows))
 
@@ -65,7 +65,7 @@ def test_superseded_rows_and_their_maps_go_and_all_else_stays(out):
     assert told.maps == 1  # of the version that u/1 no longer has; u/2 shares its own with newer
     assert len(maps(out)) == 4
     assert expire(out, 1, [], remove=True) == told
-    assert history.published(out) == [second, third]
+    assert current_scores.published(out) == [second, third]
     assert current(out) == before
     assert maps(out) == sorted([image_id("u/1", "2"), image_id("u/2", "1"), image_id("u/3", "1")])
     assert not os.path.exists(out.overlay(MODELS[0], image_id("u/1", "1")))
@@ -95,22 +95,22 @@ def test_old_models_stay_until_they_are_retired_and_even_then_where_no_other_has
         expire(out, 1, ["c"], remove=True)
     (found,) = expire(out, 1, [MODELS[0]], remove=True).tables
     assert (found.rows, found.staying) == (3, 2)
-    left = history.current(out, MODELS[0])["uri"].to_pylist()
+    left = current_scores.current(out, MODELS[0])["uri"].to_pylist()
     assert sorted(left) == ["u/2", "u/3"]
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_whatever_the_history_what_is_current_stays_current(out, seed):
     drawn(out, seed)
-    before, rows = current(out), sum(len(parquet.read(t)) for t in history.published(out))
+    before, rows = current(out), sum(len(parquet.read(t)) for t in current_scores.published(out))
     # All drawn runs are of one night; each becomes a night of its own.
-    for day, place in enumerate(history.published(out)):
+    for day, place in enumerate(current_scores.published(out)):
         run_id = place.split("/run=")[1].split("/")[0]
         files.write_bytes(out.table(f"2026-12-{day + 1:02d}", run_id), files.read_bytes(place))
         files.remove_file(place)
     told = expire(out, 1, [], remove=True)
     assert current(out) == before
-    assert sum(len(parquet.read(t)) for t in history.published(out)) == rows - sum(
+    assert sum(len(parquet.read(t)) for t in current_scores.published(out)) == rows - sum(
         f.rows - f.staying for f in told.tables
     )
     assert told.tables
@@ -144,17 +144,17 @@ def test_the_failure_that_keeps_an_older_score_current_stays_with_it(out):
     nightly(out, 0, [one])
     nightly(out, 1, [row("u/1", "2"), row("u/1", "1", status="unavailable")])
     nightly(out, 2, [row("u/2")])
-    before = history.current(out, MODELS[0]).to_pylist()
+    before = current_scores.current(out, MODELS[0]).to_pylist()
     assert len(before) == 3
     for _ in range(2):
         expire(out, 1, [], remove=True)
-        assert history.current(out, MODELS[0]).to_pylist() == before
+        assert current_scores.current(out, MODELS[0]).to_pylist() == before
 
 
 def test_nothing_goes_once_the_lock_is_lost(out):
     nightly(out, 0, [row("u/1")])
     nightly(out, 1, [row("u/1")])
-    before = history.published(out)
+    before = current_scores.published(out)
 
     def lost():
         raise LostLock("lost")
@@ -162,21 +162,21 @@ def test_nothing_goes_once_the_lock_is_lost(out):
     expire(out, 1, [], remove=False, check=lost)
     with pytest.raises(LostLock):
         expire(out, 1, [], remove=True, check=lost)
-    assert history.published(out) == before
+    assert current_scores.published(out) == before
     assert expire(out, 1, [], remove=True).tables
 
 
 def test_what_is_begun_while_tables_are_searched_is_seen(out, monkeypatch):
     nightly(out, 0, [row("u/1")])
     nightly(out, 1, [row("u/1")])
-    before = history.published(out)
-    opened = history.opened
+    before = current_scores.published(out)
+    opened = current_scores.opened
 
     def begun(*asked):
         files.write_bytes(f"{out.work('2026-11-22-ab')}/started", b"")
         return opened(*asked)
 
-    monkeypatch.setattr(history, "opened", begun)
+    monkeypatch.setattr(current_scores, "opened", begun)
     with pytest.raises(Refused, match=r"2026-11-22-ab under .* are unfinished"):
         expire(out, 1, [], remove=True)
-    assert history.published(out) == before
+    assert current_scores.published(out) == before

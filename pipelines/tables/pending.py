@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ops.images import inventory
 from ops.storage import parquet
 from ops.storage.paths import Out
-from pipelines import history
+from pipelines.tables import current_scores
 
 #: Addresses are due as a whole: of two members of one name both are scored, so that the newest run
 #: over an address always holds all that it stands for.
@@ -62,7 +62,7 @@ def due(
     Failed rows count as valid unless their status is among `retry`. `to` is an inventory, sorted
     like any other; nothing is written if nothing is due.
     """
-    with history.opened(out, memory, listed) as database:
+    with current_scores.opened(out, memory, listed) as database:
         asked = {"model": model_id, "listed": listed, "retry": list(retry)}
         for statement in _DUE.strip().split(";\n"):
             names = [name for name in asked if f"${name}" in statement]

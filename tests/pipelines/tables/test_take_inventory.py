@@ -17,12 +17,12 @@ from ops.images.archives import IMAGE_SUFFIXES
 from ops.images.fetch import fetch
 from ops.images.inventory import SCHEMA, Inventory
 from ops.images.layouts import LAYOUTS, Layout, Namer
-from pipelines import inventory
+from pipelines.tables import take_inventory
 from tests.conftest import DATA, ROOT
 
 
 def take(places, out, layout: Layout, product="parts", split=None):
-    tally = inventory.take(
+    tally = take_inventory.take(
         [str(place) for place in places],
         str(out),
         Namer(layout, product),
@@ -105,10 +105,10 @@ def test_images_off_the_pattern_are_rows_without_a_product(archive, tmp_path):
 
 def test_an_empty_place_says_so(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(inventory.EmptyArchive, match="it is empty"):
+    with pytest.raises(take_inventory.EmptyArchive, match="it is empty"):
         take([tmp_path / "empty"], tmp_path / "i.parquet", LAYOUTS["mvtec"])
     (tmp_path / "empty" / "a.txt").write_text("x")
-    with pytest.raises(inventory.EmptyArchive, match=r"1 files end in \.txt"):
+    with pytest.raises(take_inventory.EmptyArchive, match=r"1 files end in \.txt"):
         take([tmp_path / "empty"], tmp_path / "i.parquet", LAYOUTS["mvtec"])
     with pytest.raises(FileNotFoundError, match="nowhere"):
         take([tmp_path / "nowhere"], tmp_path / "i.parquet", LAYOUTS["mvtec"])

@@ -15,7 +15,7 @@ import pyarrow as pa
 from ops.results import score_table
 from ops.storage import files, parquet
 from ops.storage.paths import Out
-from pipelines.database import opened as database_opened
+from pipelines.tables.database import opened as database_opened
 
 #: The macros `current_scores(model)` and `current_keys(model)`, the same for people and for us.
 MACROS = Path(__file__).parents[1] / "deploy" / "sql" / "duckdb.sql"

@@ -1,0 +1,1 @@
+"""The tables and records of an output folder, queried with DuckDB."""

@@ -17,8 +17,8 @@ from jobs.words import Progress, say, shown
 from ops.detectors.model_folder import ModelCard, read_card
 from ops.storage import files, paths
 from ops.storage.paths import Out
-from pipelines import check
-from pipelines.findings import Findings, Subject
+from pipelines.scoring import verify
+from pipelines.scoring.violations import Findings, Subject
 from pipelines.tables import run_records
 
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
         _card(settings.model, out, str(record.get("model_id"))),
     )
     with Progress() as progress:
-        found = check.check(subject, settings.share, progress)
+        found = verify.check(subject, settings.share, progress)
     for violation in found.violations.values():
         say(f"broken: {violation.rule}")
         for value in violation.values:

@@ -25,15 +25,16 @@ from ops.detectors.model_folder import ModelCard, read_card
 from ops.images.failure import PASSING, STATUSES, BrokenPromise
 from ops.images.inventory import Inventory
 from ops.storage import files, parquet
-from pipelines import doubles, drift, plan, report
-from pipelines import run as runs
-from pipelines import score as scoring
+from pipelines import drift, plan, report
 from pipelines.cluster.failure_limit import max_failures
 from pipelines.cluster.resources import connected
 from pipelines.cluster.shared_model import SharedModel
 from pipelines.concerns import Limits, concerns
 from pipelines.facts import ReportSettings
-from pipelines.run import ScoreSettings
+from pipelines.scoring import deduplicate
+from pipelines.scoring import run as runs
+from pipelines.scoring import score as scoring
+from pipelines.scoring.run import ScoreSettings
 from pipelines.tables import lock, pending, run_records
 
 
@@ -249,7 +250,7 @@ class _Night:
             plan.check_scoring(model, self.settings.slots)
             run = runs.prepare(work, model, self.out, policy, night, after)
             begin(run)
-            with doubles.known(self.out, model.card.model_id, policy) as known:
+            with deduplicate.known(self.out, model.card.model_id, policy) as known:
                 totals = scoring.score(
                     run, self.settings.fetch, self.settings.slots, str(limit), self._watch, known
                 )

@@ -22,7 +22,7 @@ from ops.storage import files
 from ops.storage.paths import Out
 from pipelines import report
 from pipelines.facts import ReportSettings
-from pipelines.run import check_night
+from pipelines.scoring.run import check_night
 from pipelines.tables import run_records
 
 

@@ -28,7 +28,6 @@ from ops.results.calibration import Calibration
 from ops.results.write_maps import Sketched, sheet
 from ops.storage.paths import HELD_OUT, JOINT, Out, picture_file, product_file
 from pipelines import plan, quarantine
-from pipelines.chain import Chain, batches, drawing
 from pipelines.cluster.failure_limit import max_failures
 from pipelines.cluster.isolate import rescued
 from pipelines.cluster.progress import Watch
@@ -36,8 +35,9 @@ from pipelines.cluster.resources import Slots
 from pipelines.cluster.shared_model import SharedModel
 from pipelines.fit_worker import ROW, WholeShards, program
 from pipelines.ledger import Found, Ledger
-from pipelines.reading import Reading
 from pipelines.request import ALL, FitRequest, NothingToFit, Split, split
+from pipelines.scoring.read_stage import Reading
+from pipelines.scoring.stream import Chain, batches, drawing
 
 log = logging.getLogger(__name__)
 #: How many held-out images of a product people are shown, and of how many products.

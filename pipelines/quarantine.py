@@ -9,10 +9,10 @@ import pyarrow.compute as pc
 import ray
 
 from ops.images.read_images import Read
-from pipelines.chain import batches
 from pipelines.cluster.isolate import rescued
 from pipelines.cluster.progress import Watch
 from pipelines.cluster.resources import Slots
+from pipelines.scoring.stream import batches
 
 
 def lethal(read: Read, rows: pa.Table, slots: Slots, watch: Watch) -> dict[str, str]:

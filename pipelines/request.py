@@ -17,7 +17,7 @@ from ops.images.decode import DecodeSettings
 from ops.images.fetch import FetchSettings
 from ops.images.inventory import Inventory
 from ops.images.resize import InputSettings
-from pipelines.reading import CARRIED
+from pipelines.scoring.read_stage import CARRIED
 
 #: The column that says which detector an image is for.
 DETECTOR = "detector"

@@ -17,9 +17,9 @@ from ops.results import anomaly_map
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
 from pipelines.cluster.shared_model import SharedModel
-from pipelines.parts import ROWS, Parts
-from pipelines.publish import publish
-from pipelines.run import Run, ScoreSettings, described, prepare
+from pipelines.scoring.chunks import ROWS, Parts
+from pipelines.scoring.publish import publish
+from pipelines.scoring.run import Run, ScoreSettings, described, prepare
 from tests.conftest import tiny_model
 
 NOW = datetime.datetime(2026, 11, 20, 3, tzinfo=datetime.UTC)

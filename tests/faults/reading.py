@@ -33,9 +33,9 @@ from ops.images.read_images import Read
 from ops.images.resize import InputSettings, pack, resize
 from ops.storage import uris
 from ops.storage.paths import Out
-from pipelines.chain import Chain, drawing
 from pipelines.cluster.resources import Slots
-from pipelines.reading import carried
+from pipelines.scoring.read_stage import carried
+from pipelines.scoring.stream import Chain, drawing
 from pipelines.tables import take_inventory
 from tests.conftest import DATA, tiny_model
 from tests.faults.mutations import MUTATIONS, SUFFIXES, Mutant, mutant

@@ -17,7 +17,7 @@ from ops.images.fetch import FetchSettings
 from ops.images.read_images import Read
 from ops.images.resize import InputSettings
 from ops.storage import uris
-from pipelines.reading import carried
+from pipelines.scoring.read_stage import carried
 from tests import pictures
 from tests.faults.reading import listed
 

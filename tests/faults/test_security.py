@@ -19,8 +19,8 @@ from ops.features.weights import load_weights
 from ops.images.fetch import FetchSettings
 from ops.storage import files, uris
 from ops.storage.paths import Out
-from pipelines.chain import Chain, drawing
 from pipelines.cluster.resources import Slots
+from pipelines.scoring.stream import Chain, drawing
 from tests import pictures
 from tests.conftest import LOOPBACK_ONLY, ROOT, forget_s3, new_bucket, tiny_model
 from tests.faults.reading import Tensors

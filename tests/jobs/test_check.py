@@ -13,7 +13,7 @@ from ops.results import anomaly_map
 from ops.results.anomaly_map import Scale
 from ops.results.score_table import SCHEMA
 from ops.storage import files, parquet, paths, uris
-from pipelines.run import ScoreSettings
+from pipelines.scoring.run import ScoreSettings
 from tests.runs import Part, draw_map, finish, list_parts, model_of
 
 NIGHT = "2026-11-20"
@@ -384,9 +384,9 @@ def test_a_run_whose_folder_has_moved_is_checked_where_it_is(damage, leave, tmp_
 
 
 def test_group_rows_are_bounded_by_the_part_on_record(damage, leave, monkeypatch):
-    from pipelines import check_table
+    from pipelines.scoring import verify_table
 
-    monkeypatch.setattr(check_table, "group_rows", lambda part_rows: part_rows)
+    monkeypatch.setattr(verify_table, "group_rows", lambda part_rows: part_rows)
     code, out, _ = leave("check", "--out", damage.out.root)
     assert code == 1
     assert "group 0: 18 rows, not 10" in out

@@ -10,7 +10,7 @@ import pytest
 from jobs.tracking import EXPERIMENT, Tracker
 from ops.storage import files, parquet
 from ops.storage.paths import Out
-from pipelines.run import ScoreSettings
+from pipelines.scoring.run import ScoreSettings
 from tests.runs import Part, finish, model_of
 
 HOSTILE = "../<b>\x1b[2J$x"

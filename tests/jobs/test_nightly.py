@@ -14,8 +14,8 @@ from ops.images import synthetic_parts
 from ops.results import score_table
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
-from pipelines import score as scoring
 from pipelines.cluster.failure_limit import TooManyFailures
+from pipelines.scoring import score as scoring
 from pipelines.tables import current_scores, lock
 from tests.conftest import tiny_model
 

@@ -123,7 +123,7 @@ def test_only_what_jobs_need_is_shipped(night, head):
     shipped = next(place for place in places if place.is_dir())
     files = [file for file in shipped.rglob("*") if file.is_file()]
     names = {str(file.relative_to(shipped)) for file in files}
-    assert {"jobs/score.py", "pipelines/score.py", "ops/results/score_table.py"} <= names
+    assert {"jobs/score.py", "pipelines/scoring/score.py", "ops/results/score_table.py"} <= names
     foreign = [
         name
         for name in names

@@ -7,7 +7,7 @@ import signal
 from dataclasses import dataclass
 
 from ops.images.read_images import Read
-from pipelines.chain import Chain
+from pipelines.scoring.stream import Chain
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from ops.storage import files, parquet
 from ops.storage.paths import Out
 from pipelines import compare
 from pipelines.compare import CompareSettings
-from pipelines.run import ScoreSettings
+from pipelines.scoring.run import ScoreSettings
 from pipelines.tables import run_records
 from tests.runs import Part, finish, list_parts, model_of
 

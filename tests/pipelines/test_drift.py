@@ -14,7 +14,7 @@ from pipelines import compare
 from pipelines.compare import CompareSettings
 from pipelines.concerns import Limits, concerns
 from pipelines.drift import DRIFT, drift_of_run
-from pipelines.run import ScoreSettings
+from pipelines.scoring.run import ScoreSettings
 from pipelines.tables import run_records
 from tests.runs import Part, finish, model_of
 

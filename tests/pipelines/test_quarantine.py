@@ -11,7 +11,7 @@ from pipelines import fit
 from pipelines.quarantine import lethal
 from pipelines.request import split
 from tests.pipelines.deadly import Deadly, DeadlyChain
-from tests.pipelines.test_chain import SLOTS, nothing, request, take
+from tests.pipelines.scoring.test_stream import SLOTS, nothing, request, take
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -17,7 +17,7 @@ from ops.storage.paths import Out
 from pipelines import facts, report
 from pipelines.facts import ReportSettings
 from pipelines.highlights import BINS, Histogram
-from pipelines.run import ScoreSettings
+from pipelines.scoring.run import ScoreSettings
 from pipelines.tables import run_records
 from tests.runs import Part, finish, model_of
 

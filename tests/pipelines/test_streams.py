@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import ray
 
-from pipelines import score
+from pipelines.scoring import score
 
 
 class Broken:

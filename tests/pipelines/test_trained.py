@@ -25,7 +25,7 @@ from pipelines import fit, fit_worker, plan
 from pipelines.cluster.resources import Slots
 from pipelines.ledger import DetectorNotes
 from pipelines.request import Choose, FitRequest, NothingToFit, split
-from tests.pipelines.test_chain import nothing, take
+from tests.pipelines.scoring.test_stream import nothing, take
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 SLOTS = Slots(workers=2, cpus=1, readers=0.5, batch=4)

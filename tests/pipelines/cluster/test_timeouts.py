@@ -12,13 +12,13 @@ from ops.images.fetch import FetchSettings
 from ops.images.inventory import Inventory
 from ops.images.read_images import Read
 from ops.storage.paths import Out
-from pipelines import score
-from pipelines.chain import Chain, drawing
 from pipelines.cluster.resources import Slots
 from pipelines.cluster.shared_model import SharedModel
 from pipelines.cluster.timeouts import limited
-from pipelines.parts import Parts
-from pipelines.run import ScoreSettings, prepare
+from pipelines.scoring import score
+from pipelines.scoring.chunks import Parts
+from pipelines.scoring.run import ScoreSettings, prepare
+from pipelines.scoring.stream import Chain, drawing
 from tests.conftest import ROOT, tiny_model
 from tests.faults.warehouse import BROKEN, build
 

@@ -7,10 +7,10 @@ import duckdb
 from ops.images.inventory import Inventory
 from ops.storage import files, paths
 from ops.storage.paths import Out
-from pipelines.check_table import check_table
 from pipelines.cluster.progress import Watch
-from pipelines.findings import SHOWN, Findings, Subject
-from pipelines.run import run_key
+from pipelines.scoring.run import run_key
+from pipelines.scoring.verify_table import check_table
+from pipelines.scoring.violations import SHOWN, Findings, Subject
 from pipelines.tables.database import load, opened
 
 #: What every record holds, from its run's start.

@@ -15,17 +15,17 @@ import ray
 
 from ops.images.fetch import FetchSettings
 from ops.storage import files
-from pipelines.chain import Chain, batches, drawing, positioned
 from pipelines.cluster.failure_limit import TooManyFailures, max_failures
 from pipelines.cluster.isolate import rescued
 from pipelines.cluster.progress import Watch
 from pipelines.cluster.resources import Slots
 from pipelines.cluster.timeouts import Stalled
-from pipelines.doubles import Doubles
-from pipelines.parts import ROWS, BrokenRun, Parts
-from pipelines.publish import publish, top_maps
-from pipelines.reading import carried, slices
-from pipelines.run import Run, described, finished
+from pipelines.scoring.chunks import ROWS, BrokenRun, Parts
+from pipelines.scoring.deduplicate import Doubles
+from pipelines.scoring.publish import publish, top_maps
+from pipelines.scoring.read_stage import carried, slices
+from pipelines.scoring.run import Run, described, finished
+from pipelines.scoring.stream import Chain, batches, drawing, positioned
 
 log = logging.getLogger(__name__)
 _STREAMS = 3  # how often a stream may begin; then what is missing is scored by itself

@@ -12,7 +12,7 @@ from ops.images.inventory import SCHEMA, Inventory, image_id
 from ops.results import score_table
 from ops.storage import parquet
 from ops.storage.paths import Out
-from pipelines.parts import ROWS, BrokenRun, Parts
+from pipelines.scoring.chunks import ROWS, BrokenRun, Parts
 
 NOW = datetime.datetime(2026, 11, 20, tzinfo=datetime.UTC)
 

@@ -21,8 +21,8 @@ from ops.results import anomaly_map, score_table
 from ops.results.score_table import Rule
 from ops.storage import files
 from pipelines.cluster.progress import Watch
-from pipelines.findings import SHOWN, Findings, Subject
-from pipelines.publish import group_rows
+from pipelines.scoring.publish import group_rows
+from pipelines.scoring.violations import SHOWN, Findings, Subject
 
 _BATCH = 2**13
 

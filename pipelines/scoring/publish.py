@@ -11,10 +11,10 @@ import pyarrow.compute as pc
 
 from ops.results import score_table
 from ops.storage import files, parquet
-from pipelines.chain import Chain, batches, drawing
-from pipelines.parts import BrokenRun, Parts
-from pipelines.reading import slices
-from pipelines.run import Run
+from pipelines.scoring.chunks import BrokenRun, Parts
+from pipelines.scoring.read_stage import slices
+from pipelines.scoring.run import Run
+from pipelines.scoring.stream import Chain, batches, drawing
 
 
 def top_maps(run: Run, chain: Chain, parts: Parts) -> dict[str, str]:

@@ -11,9 +11,9 @@ from ops.images.failure import STATUSES
 from ops.images.read_images import KNOWN
 from ops.storage import files, uris
 from ops.storage.paths import Out
-from pipelines.doubles import known
-from pipelines.parts import ROWS
-from pipelines.run import ScoreSettings
+from pipelines.scoring.chunks import ROWS
+from pipelines.scoring.deduplicate import known
+from pipelines.scoring.run import ScoreSettings
 from tests.pipelines.tables.test_current_scores import MODELS, publish, row
 
 A, B, C = (letter * 64 for letter in "abc")

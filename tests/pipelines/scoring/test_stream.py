@@ -26,16 +26,17 @@ from ops.images.resize import InputSettings
 from ops.results import anomaly_map, score_table
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
-from pipelines import check, evaluate, fit, fit_worker, plan, score
-from pipelines.chain import drawing
+from pipelines import evaluate, fit, fit_worker, plan
 from pipelines.cluster.failure_limit import TooManyFailures
 from pipelines.cluster.resources import Slots
 from pipelines.cluster.shared_model import SharedModel
-from pipelines.findings import Subject
 from pipelines.ledger import DetectorNotes
-from pipelines.parts import Parts
 from pipelines.request import FitRequest, NothingToFit, split
-from pipelines.run import Run, ScoreSettings, prepare
+from pipelines.scoring import score, verify
+from pipelines.scoring.chunks import Parts
+from pipelines.scoring.run import Run, ScoreSettings, prepare
+from pipelines.scoring.stream import drawing
+from pipelines.scoring.violations import Subject
 from pipelines.tables import take_inventory
 from tests.conftest import draw_archive
 from tests.pipelines.deadly import DeadlyChain
@@ -121,7 +122,7 @@ def test_a_check_of_the_files_finds_the_promise_kept(world):
     record = files.read_json(world.out.run(world.run.run_id))
     place, card = world.inventory.location, world.model.card
     subject = Subject(world.out, world.run.run_id, record, place, card)
-    found = check.check(subject, 1.0, nothing)
+    found = verify.check(subject, 1.0, nothing)
     assert found.violations == {}
     assert (found.images, found.maps_named, found.maps_read) == (39, 34, 34)
 

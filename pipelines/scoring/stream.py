@@ -21,8 +21,8 @@ from ops.storage.paths import Out
 from pipelines.cluster.resources import Slots, offered
 from pipelines.cluster.shared_model import SharedModel
 from pipelines.cluster.timeouts import Limited, Stalled, limited, step_limit
-from pipelines.parts import POSITION
-from pipelines.reading import OFFSET, Reading, TakeSlices
+from pipelines.scoring.chunks import POSITION
+from pipelines.scoring.read_stage import OFFSET, Reading, TakeSlices
 
 
 class _Detect(Detect):

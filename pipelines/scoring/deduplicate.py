@@ -16,8 +16,8 @@ from ops.images.content_index import KEY, Contents
 from ops.images.read_images import KNOWN
 from ops.storage import files, uris
 from ops.storage.paths import Out
-from pipelines.parts import ROWS
-from pipelines.run import ScoreSettings
+from pipelines.scoring.chunks import ROWS
+from pipelines.scoring.run import ScoreSettings
 from pipelines.tables import current_scores
 
 _COPIED = (

@@ -1,0 +1,1 @@
+"""From an inventory to a verified, published score table."""

@@ -23,10 +23,10 @@ from ops.images.decode import DecodeSettings
 from ops.images.fetch import FetchSettings
 from ops.images.resize import InputSettings
 from ops.storage.paths import Out
-from pipelines import fit
 from pipelines.cluster.failure_limit import max_failures
 from pipelines.cluster.resources import Slots, connected
-from pipelines.request import Choose, FitRequest
+from pipelines.fitting import fit
+from pipelines.fitting.request import Choose, FitRequest
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from jobs.words import Progress, say
 from ops.detectors.registry import METHODS
 from ops.features.backbone import Backbone
 from ops.storage.paths import Out
-from pipelines import plan
 from pipelines.cluster.resources import connected
-from pipelines.plan import Plan
-from pipelines.request import split
+from pipelines.fitting import plan
+from pipelines.fitting.plan import Plan
+from pipelines.fitting.request import split
 
 
 def main(argv: Sequence[str]) -> int:

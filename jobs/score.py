@@ -19,10 +19,10 @@ from jobs.words import Progress, say
 from ops.detectors.model_folder import ModelCard, read_card
 from ops.images.fetch import FetchSettings
 from ops.storage.paths import Out
-from pipelines import plan
 from pipelines.cluster.failure_limit import max_failures
 from pipelines.cluster.resources import Slots, connected
 from pipelines.cluster.shared_model import SharedModel
+from pipelines.fitting import plan
 from pipelines.scoring import run as runs
 from pipelines.scoring import score
 from pipelines.scoring.run import ScoreSettings

@@ -25,7 +25,7 @@ from ops.features.backbone import Backbone
 from ops.images.inventory import Inventory
 from ops.images.read_images import Read
 from ops.results.metrics import roc
-from pipelines.request import Choose, FitRequest, split
+from pipelines.fitting.request import Choose, FitRequest, split
 from tests.bench.features import WEIGHTS
 from tests.bench.measure import Row
 from tests.conftest import DATA, ROOT

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from jobs import nightly
-from pipelines import plan
 from pipelines.cluster import resources
 from pipelines.cluster.resources import Slots
+from pipelines.fitting import plan
 from tests.conftest import DATA, ROOT
 from tests.deploy import commands
 

@@ -21,10 +21,10 @@ from ops.features.backbone import Backbone, BackboneSettings
 from ops.images.read_images import Read
 from ops.images.resize import InputSettings
 from ops.storage.paths import JOINT
-from pipelines import fit, fit_worker, plan
 from pipelines.cluster.resources import Slots
-from pipelines.ledger import DetectorNotes
-from pipelines.request import Choose, FitRequest, NothingToFit, split
+from pipelines.fitting import fit, plan, worker
+from pipelines.fitting.coordinator import DetectorNotes
+from pipelines.fitting.request import Choose, FitRequest, NothingToFit, split
 from tests.pipelines.scoring.test_stream import nothing, take
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -87,8 +87,8 @@ def model(folder):
 
 def _deadly(config):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit_worker, "DetectorNotes", DeadlyNotes)
-        fit_worker.program(config)
+        patch.setattr(worker, "DetectorNotes", DeadlyNotes)
+        worker.program(config)
 
 
 def alone(inventory, asked):

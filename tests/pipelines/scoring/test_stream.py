@@ -26,12 +26,13 @@ from ops.images.resize import InputSettings
 from ops.results import anomaly_map, score_table
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
-from pipelines import evaluate, fit, fit_worker, plan
+from pipelines import evaluate
 from pipelines.cluster.failure_limit import TooManyFailures
 from pipelines.cluster.resources import Slots
 from pipelines.cluster.shared_model import SharedModel
-from pipelines.ledger import DetectorNotes
-from pipelines.request import FitRequest, NothingToFit, split
+from pipelines.fitting import fit, plan
+from pipelines.fitting.coordinator import DetectorNotes
+from pipelines.fitting.request import FitRequest, NothingToFit, split
 from pipelines.scoring import score, verify
 from pipelines.scoring.chunks import Parts
 from pipelines.scoring.run import Run, ScoreSettings, prepare
@@ -359,8 +360,8 @@ def test_a_fit_whose_worker_dies_in_a_merge_goes_on_from_the_picks_it_noted(
     def worker(config):
         DeadlyNotes.diary = diary
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(fit_worker, "DetectorNotes", DeadlyNotes)
-            fit_worker.program(config)
+            patch.setattr(worker, "DetectorNotes", DeadlyNotes)
+            worker.program(config)
 
     monkeypatch.setattr(fit, "program", worker)
     model = fit.fit(world.inventory, request(), SLOTS, nothing)

@@ -16,7 +16,7 @@ from ops.features.backbone import Backbone
 from ops.images.read_images import Read
 from pipelines.cluster.resources import Slots
 from pipelines.cluster.shared_model import SharedModel
-from pipelines.request import DETECTOR, FitRequest, Split
+from pipelines.fitting.request import DETECTOR, FitRequest, Split
 
 #: A process that has imported everything and loaded a network, before it meets an image.
 _PROCESS = 3 * 2**28

@@ -6,7 +6,7 @@ import pytest
 
 from ops.detectors.patchcore import PatchCoreSettings
 from ops.features.backbone import BackboneSettings
-from pipelines.request import FitRequest, split
+from pipelines.fitting.request import FitRequest, split
 from tests.runs import Part, list_parts
 
 

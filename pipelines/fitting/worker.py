@@ -21,8 +21,8 @@ from ops.distributed import Distributed, Group
 from ops.features.backbone import Backbone
 from ops.images.resize import InputSettings
 from pipelines.cluster.resources import Slots
-from pipelines.ledger import DetectorNotes, Found
-from pipelines.request import DETECTOR
+from pipelines.fitting.coordinator import DetectorNotes, Found
+from pipelines.fitting.request import DETECTOR
 
 #: The column with an image's number in the fit's list.
 ROW = "row"

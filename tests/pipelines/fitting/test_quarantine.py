@@ -7,9 +7,9 @@ import functools
 import pytest
 
 from ops.images.read_images import Read
-from pipelines import fit
-from pipelines.quarantine import lethal
-from pipelines.request import split
+from pipelines.fitting import fit
+from pipelines.fitting.quarantine import lethal
+from pipelines.fitting.request import split
 from tests.pipelines.deadly import Deadly, DeadlyChain
 from tests.pipelines.scoring.test_stream import SLOTS, nothing, request, take
 

@@ -27,15 +27,15 @@ from ops.results.anomaly_map import LEVELS, Scale
 from ops.results.calibration import Calibration
 from ops.results.write_maps import Sketched, sheet
 from ops.storage.paths import HELD_OUT, JOINT, Out, picture_file, product_file
-from pipelines import plan, quarantine
 from pipelines.cluster.failure_limit import max_failures
 from pipelines.cluster.isolate import rescued
 from pipelines.cluster.progress import Watch
 from pipelines.cluster.resources import Slots
 from pipelines.cluster.shared_model import SharedModel
-from pipelines.fit_worker import ROW, WholeShards, program
-from pipelines.ledger import Found, Ledger
-from pipelines.request import ALL, FitRequest, NothingToFit, Split, split
+from pipelines.fitting import plan, quarantine
+from pipelines.fitting.coordinator import Found, Ledger
+from pipelines.fitting.request import ALL, FitRequest, NothingToFit, Split, split
+from pipelines.fitting.worker import ROW, WholeShards, program
 from pipelines.scoring.read_stage import Reading
 from pipelines.scoring.stream import Chain, batches, drawing
 

@@ -19,8 +19,8 @@ from jobs import entry
 from jobs.tracking import Record, Tracker
 from jobs.words import Progress, say, shown
 from ops.storage.paths import Out
-from pipelines import compare
-from pipelines.compare import Compared, CompareSettings
+from pipelines.reports import compare
+from pipelines.reports.compare import Compared, CompareSettings
 from pipelines.tables import run_records
 
 _COUNTED = (

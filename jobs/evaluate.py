@@ -23,8 +23,8 @@ from ops.images.resize import InputSettings
 from ops.results import plots
 from ops.storage import files, parquet
 from ops.storage.paths import Out
-from pipelines import evaluate
 from pipelines.cluster.resources import Slots, connected
+from pipelines.reports import evaluate
 from pipelines.tables import run_records
 
 #: Columns of the printed table: heading, width, figure.

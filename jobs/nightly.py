@@ -25,13 +25,13 @@ from ops.detectors.model_folder import ModelCard, read_card
 from ops.images.failure import PASSING, STATUSES, BrokenPromise
 from ops.images.inventory import Inventory
 from ops.storage import files, parquet
-from pipelines import drift, report
 from pipelines.cluster.failure_limit import max_failures
 from pipelines.cluster.resources import connected
 from pipelines.cluster.shared_model import SharedModel
-from pipelines.concerns import Limits, concerns
-from pipelines.facts import ReportSettings
 from pipelines.fitting import plan
+from pipelines.reports import drift, report
+from pipelines.reports.alerts import Limits, concerns
+from pipelines.reports.report_data import ReportSettings
 from pipelines.scoring import deduplicate
 from pipelines.scoring import run as runs
 from pipelines.scoring import score as scoring

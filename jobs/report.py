@@ -20,8 +20,8 @@ from jobs.words import Progress, say
 from ops.images.fetch import FetchSettings
 from ops.storage import files
 from ops.storage.paths import Out
-from pipelines import report
-from pipelines.facts import ReportSettings
+from pipelines.reports import report
+from pipelines.reports.report_data import ReportSettings
 from pipelines.scoring.run import check_night
 from pipelines.tables import run_records
 

@@ -18,7 +18,7 @@ from ops.storage.paths import Out
 from pipelines.tables.database import opened as database_opened
 
 #: The macros `current_scores(model)` and `current_keys(model)`, the same for people and for us.
-MACROS = Path(__file__).parents[1] / "deploy" / "sql" / "duckdb.sql"
+MACROS = Path(__file__).parents[2] / "deploy" / "sql" / "duckdb.sql"
 #: p-values are multiples of 1 / (1 + held-out images), so this only absorbs rounding.
 _ROUNDING = 1e-12
 

@@ -164,7 +164,7 @@ def test_pods_have_no_rights_that_they_do_not_need():
         }
 
 
-def resources(replicas: str) -> dict[str, float]:
+def cluster_resources(replicas: str) -> dict[str, float]:
     """What Ray has with all groups at their `replicas`."""
     found = {"CPU": 0.0, "GPU": 0.0}
     for group in cluster_of("cronjob")["workerGroupSpecs"]:
@@ -180,10 +180,10 @@ def slots() -> Slots:
 
 
 def test_the_slots_fit_into_the_largest_cluster_and_wait_for_it(slots, monkeypatch):
-    monkeypatch.setattr(resources, "_resources", lambda: resources("maxReplicas"))
+    monkeypatch.setattr(resources, "_resources", lambda: cluster_resources("maxReplicas"))
     assert slots.count() == slots.workers == 2
     assert slots.reading(slots.workers) >= 20
-    smallest = resources("minReplicas")
+    smallest = cluster_resources("minReplicas")
     assert smallest["GPU"] == 0  # no GPU is paid for while an archive is listed
     assert slots.patience >= 600
 

@@ -1,6 +1,6 @@
 """What a night of ten million images takes to find: `python -m tests.faults due 10000000 1000`.
 
-A drawn history over ten nights has a row for all but so many of the listed images. `pipelines.tables.pending`
+A drawn history over ten nights has a row for all but so many of the listed images. `pending`
 runs in processes of its own, with the memory that it takes unasked, and with less.
 """
 

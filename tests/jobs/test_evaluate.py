@@ -2,7 +2,7 @@ import pyarrow as pa
 
 from jobs.evaluate import tell
 from jobs.published import published
-from pipelines.evaluate import SCHEMA
+from pipelines.reports.evaluate import SCHEMA
 
 BOLT = {
     "product": "a_product_of_a_long_name",

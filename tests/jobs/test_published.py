@@ -4,7 +4,7 @@ from dataclasses import asdict
 import pytest
 
 from jobs import published
-from pipelines.evaluate import SCHEMA
+from pipelines.reports.evaluate import SCHEMA
 from tests.conftest import ROOT
 
 FIGURES = ("image_auroc", "pixel_auroc", "pro", "oracle_errors")

@@ -14,11 +14,11 @@ from jobs.tracking import EXPERIMENT, Record, Tracker
 from ops.images.fetch import FetchSettings
 from ops.storage import files
 from ops.storage.paths import Out
-from pipelines import report
-from pipelines.facts import ReportSettings
+from pipelines.reports import report
+from pipelines.reports.report_data import ReportSettings
 from pipelines.tables import run_records
 from tests.browser import Browser, chromium
-from tests.pipelines.test_report import FLAGGED, PRODUCTS, first_night, second_night
+from tests.pipelines.reports.test_report import FLAGGED, PRODUCTS, first_night, second_night
 from tests.runs import Part, finish, model_of
 
 TAB, ENTER, SPACE = ("Tab", 9), ("Enter", 13, "\r"), (" ", 32, " ")

@@ -20,7 +20,7 @@ JOINING = textwrap.dedent("""
     import ray
     from ray.cluster_utils import Cluster
     from ray.util import placement_group_table
-    from pipelines.cluster import Slots
+    from pipelines.cluster.resources import Slots
 
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
 

@@ -26,13 +26,13 @@ from ops.images.resize import InputSettings
 from ops.results import anomaly_map, score_table
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
-from pipelines import evaluate
 from pipelines.cluster.failure_limit import TooManyFailures
 from pipelines.cluster.resources import Slots
 from pipelines.cluster.shared_model import SharedModel
 from pipelines.fitting import fit, plan
 from pipelines.fitting.coordinator import DetectorNotes
 from pipelines.fitting.request import FitRequest, NothingToFit, split
+from pipelines.reports import evaluate
 from pipelines.scoring import score, verify
 from pipelines.scoring.chunks import Parts
 from pipelines.scoring.run import Run, ScoreSettings, prepare
@@ -357,13 +357,13 @@ def test_a_fit_whose_worker_dies_in_a_merge_goes_on_from_the_picks_it_noted(
 ):
     diary = tmp_path / "diary"
 
-    def worker(config):
+    def deadly(config):
         DeadlyNotes.diary = diary
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(worker, "DetectorNotes", DeadlyNotes)
             worker.program(config)
 
-    monkeypatch.setattr(fit, "program", worker)
+    monkeypatch.setattr(fit, "program", deadly)
     model = fit.fit(world.inventory, request(), SLOTS, nothing)
     told = [line.split() for line in diary.read_text().splitlines()]
     processes = dict.fromkeys(process for _, process, _ in told)

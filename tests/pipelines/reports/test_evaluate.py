@@ -10,8 +10,8 @@ from ops.images.inventory import SCHEMA as INVENTORY
 from ops.images.resize import InputSettings, geometry
 from ops.results import anomaly_map
 from ops.results.anomaly_map import Scale
-from pipelines import evaluate
 from pipelines.cluster.resources import Slots
+from pipelines.reports import evaluate
 from tests.ops.results.test_metrics import histogram
 
 

@@ -28,7 +28,7 @@ class Limits:
 def concerns(totals: Mapping[str, Any], drift: pa.Table, limits: Limits) -> list[str]:
     """A sentence for each limit that a night passes; the products that drifted most come first.
 
-    `totals` are those of a run, `drift` is its table of `pipelines.drift`. A shift that chance
+    `totals` are those of a run, `drift` is its drift table. A shift that chance
     explains (Kolmogorov-Smirnov, adjusted for all products) is none, however large.
     """
     said = []

@@ -10,10 +10,10 @@ import pytest
 from ops.results.score_table import SCHEMA
 from ops.storage import parquet
 from ops.storage.paths import Out
-from pipelines import compare
-from pipelines.compare import CompareSettings
-from pipelines.concerns import Limits, concerns
-from pipelines.drift import DRIFT, drift_of_run
+from pipelines.reports import compare
+from pipelines.reports.alerts import Limits, concerns
+from pipelines.reports.compare import CompareSettings
+from pipelines.reports.drift import DRIFT, drift_of_run
 from pipelines.scoring.run import ScoreSettings
 from pipelines.tables import run_records
 from tests.runs import Part, finish, model_of

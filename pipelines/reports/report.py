@@ -23,9 +23,9 @@ from ops.images.fetch import FetchSettings
 from ops.storage import files
 from ops.storage.paths import Out
 from pipelines.cluster.progress import Watch
-from pipelines.concerns import drifted
-from pipelines.facts import Facts, ReportSettings, gather
-from pipelines.highlights import BINS, Histogram
+from pipelines.reports.alerts import drifted
+from pipelines.reports.report_data import Facts, ReportSettings, gather
+from pipelines.reports.report_queries import BINS, Histogram
 
 #: Products that have a row of their own, those with the most anomalous images.
 PRODUCTS = 100

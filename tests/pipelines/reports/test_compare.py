@@ -11,8 +11,8 @@ from scipy import stats
 
 from ops.storage import files, parquet
 from ops.storage.paths import Out
-from pipelines import compare
-from pipelines.compare import CompareSettings
+from pipelines.reports import compare
+from pipelines.reports.compare import CompareSettings
 from pipelines.scoring.run import ScoreSettings
 from pipelines.tables import run_records
 from tests.runs import Part, finish, list_parts, model_of

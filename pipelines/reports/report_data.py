@@ -14,9 +14,9 @@ from ops.images.fetch import FetchSettings, fetch
 from ops.results import anomaly_map, overlays
 from ops.storage import uris
 from ops.storage.paths import Out
-from pipelines import drift, highlights
 from pipelines.cluster.progress import Watch
-from pipelines.highlights import Flips, Histogram, Row
+from pipelines.reports import drift, report_queries
+from pipelines.reports.report_queries import Flips, Histogram, Row
 from pipelines.tables import current_scores, run_records
 
 #: Pictures are decoded whole before they are shrunk, so few at once.
@@ -153,18 +153,18 @@ def gather(
         measure = drift.load_runs(database, names, model_id, run_records.later(out, last))
         products = drift.drift_of(database, measure or "score", drift.SAMPLE).to_pylist()
         here = [row for row in products if row["images_b"]]
-        worst = highlights.worst(database, model_id, settings.parts)
+        worst = report_queries.worst(database, model_id, settings.parts)
         facts = Facts(
             runs=runs,
             settings=settings,
-            statuses=highlights.statuses(database),
+            statuses=report_queries.statuses(database),
             products=sorted(here, key=lambda r: (-r["anomalous_b"], r["product"] or "")),
             same_unit=measure == "score",
             has_earlier=measure is not None,
-            histograms=highlights.histograms(database, measure == "score"),
+            histograms=report_queries.histograms(database, measure == "score"),
             parts=[],
-            failed=highlights.failed(database, model_id, settings.parts),
-            flips=highlights.flips(database, settings.parts),
+            failed=report_queries.failed(database, model_id, settings.parts),
+            flips=report_queries.flips(database, settings.parts),
             tracker=tracker,
         )
     thresholds = facts.thresholds

@@ -14,9 +14,9 @@ from PIL import Image
 from ops.images.fetch import FetchSettings
 from ops.storage import files
 from ops.storage.paths import Out
-from pipelines import facts, report
-from pipelines.facts import ReportSettings
-from pipelines.highlights import BINS, Histogram
+from pipelines.reports import report, report_data
+from pipelines.reports.report_data import ReportSettings
+from pipelines.reports.report_queries import BINS, Histogram
 from pipelines.scoring.run import ScoreSettings
 from pipelines.tables import run_records
 from tests.runs import Part, finish, model_of
@@ -88,7 +88,9 @@ def nights(tmp_path_factory):
 
 def gathered(out, runs=None, **settings):
     chosen = ReportSettings(**settings)
-    return facts.gather(out, runs or run_records.latest(out, 1), chosen, FetchSettings(), nothing)
+    return report_data.gather(
+        out, runs or run_records.latest(out, 1), chosen, FetchSettings(), nothing
+    )
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from ops.results.plots import Shift
 from ops.storage import files, parquet
 from ops.storage.paths import Out
 from pipelines.cluster.progress import Watch
-from pipelines.drift import (
+from pipelines.reports.drift import (
     COUNT,
     DRIFT,
     REAL,

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jobs import entry
-from jobs.words import Progress, say, shown
+from jobs.cli import entry
+from jobs.cli.console import Progress, say, shown
 from ops.detectors.model_folder import ModelCard, read_card
 from ops.storage import files, paths
 from ops.storage.paths import Out

@@ -15,9 +15,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs import entry
+from jobs.cli import entry
+from jobs.cli.console import Progress, say, shown
 from jobs.tracking import Record, Tracker
-from jobs.words import Progress, say, shown
 from ops.storage.paths import Out
 from pipelines.reports import compare
 from pipelines.reports.compare import Compared, CompareSettings

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import duckdb
 from PIL import Image
 
-from jobs import entry, evaluate, fit, inventory, score
+from jobs import evaluate, fit, inventory, score
+from jobs.cli import entry
+from jobs.cli.console import say
 from jobs.tracking import Tracker, redact
-from jobs.words import say
 from ops.images import synthetic_parts
 from ops.storage import parquet, uris
 from ops.storage.paths import Out

@@ -13,10 +13,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs import entry
-from jobs.published import Published, published
+from jobs.cli import entry
+from jobs.cli.console import Progress, say
+from jobs.cli.published_results import Published, published
 from jobs.tracking import Tracker
-from jobs.words import Progress, say
 from ops.images.fetch import FetchSettings
 from ops.images.inventory import Inventory
 from ops.images.resize import InputSettings

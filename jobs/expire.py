@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jobs import entry
-from jobs.words import say
+from jobs.cli import entry
+from jobs.cli.console import say
 from ops.storage.paths import Out
 from pipelines.tables import lock, retention
 

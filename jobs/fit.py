@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from jobs import entry, sources
+from jobs.cli import entry, sources
+from jobs.cli.console import Progress, say
 from jobs.tracking import Tracker
-from jobs.words import Progress, say
 from ops.detectors.detector import settings_from
 from ops.detectors.model_folder import Model, ModelCard, write_model
 from ops.detectors.registry import METHODS, method_named

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jobs import entry, sources
-from jobs.words import Progress, say
+from jobs.cli import entry, sources
+from jobs.cli.console import Progress, say
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from jobs import entry, score, sources
+from jobs import score
+from jobs.cli import entry, sources
+from jobs.cli.console import Progress, say
 from jobs.tracking import Record, Tracker
-from jobs.words import Progress, say
 from ops.detectors.model_folder import ModelCard, read_card
 from ops.images.failure import PASSING, STATUSES, BrokenPromise
 from ops.images.inventory import Inventory

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jobs import entry, fit, sources
+from jobs import fit
+from jobs.cli import entry, sources
+from jobs.cli.console import Progress, say
 from jobs.tracking import Tracker
-from jobs.words import Progress, say
 from ops.detectors.registry import METHODS
 from ops.features.backbone import Backbone
 from ops.storage.paths import Out

@@ -17,8 +17,8 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import csv
 
-from jobs import entry
-from jobs.words import say, shown
+from jobs.cli import entry
+from jobs.cli.console import say, shown
 from ops.results import score_table
 from ops.storage import files, parquet
 from ops.storage.paths import Out

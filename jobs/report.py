@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from jobs import entry
+from jobs.cli import entry
+from jobs.cli.console import Progress, say
 from jobs.tracking import Tracker
-from jobs.words import Progress, say
 from ops.images.fetch import FetchSettings
 from ops.storage import files
 from ops.storage.paths import Out

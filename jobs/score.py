@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from jobs import entry, sources
+from jobs.cli import entry, sources
+from jobs.cli.console import Progress, say
 from jobs.tracking import Tracker
-from jobs.words import Progress, say
 from ops.detectors.model_folder import ModelCard, read_card
 from ops.images.fetch import FetchSettings
 from ops.storage.paths import Out

@@ -16,7 +16,8 @@ import pyarrow as pa
 import torch
 from matplotlib.figure import Figure
 
-from jobs import entry, fit, inventory
+from jobs import fit, inventory
+from jobs.cli import entry
 from ops.detectors.detector import Method, Notes
 from ops.detectors.registry import METHODS, method_named
 from ops.detectors.score_images import to_images

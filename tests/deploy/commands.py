@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import entry
+from jobs.cli import entry
 from tests.conftest import ROOT
 
 DEPLOY = ROOT / "deploy"

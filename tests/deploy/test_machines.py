@@ -16,7 +16,8 @@ import pytest
 import ray
 import yaml
 
-from jobs import entry, nightly
+from jobs import nightly
+from jobs.cli import entry
 from pipelines.cluster import resources
 from pipelines.cluster.resources import Slots
 from tests.conftest import ROOT

@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from jobs import entry, fit, published
+from jobs import fit
+from jobs.cli import entry, published_results
 from ops.detectors.registry import METHODS
 from tests.conftest import ROOT
 
@@ -33,13 +34,13 @@ _FIGURES = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(set(published.read()) - NOT_OURS))
+@pytest.mark.parametrize("name", sorted(set(published_results.read()) - NOT_OURS))
 def test_what_was_published_has_a_preset_whose_head_says_so(name):
     data_set, preset = name.split("/")
     head = (ROOT / "deploy" / "methods" / f"{preset}.toml").read_text()
     if data_set != "mvtec":
         return  # the preset is for the data set that most figures are of
-    row = published.published(name)
+    row = published_results.published(name)
     told = [f"{word} {getattr(row, key)}" for key, word in _FIGURES.items() if getattr(row, key)]
     assert f"# Published means over its {row.products} products: {', '.join(told)}." in head
     assert f"--published {name}" in head

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jobs import entry
+from jobs.cli import entry
 from ops.detectors.model_folder import write_model
 from ops.images import synthetic_parts
 from ops.results import score_table

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from jobs import entry
+from jobs.cli import entry
 
 
 @pytest.fixture

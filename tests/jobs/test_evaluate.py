@@ -1,7 +1,7 @@
 import pyarrow as pa
 
+from jobs.cli.published_results import published
 from jobs.evaluate import tell
-from jobs.published import published
 from pipelines.reports.evaluate import SCHEMA
 
 BOLT = {

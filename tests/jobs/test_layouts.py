@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jobs import sources
-from jobs.words import Progress
+from jobs.cli import sources
+from jobs.cli.console import Progress
 from ops.images.decode import decode
 from ops.images.fetch import fetch
 from ops.images.layouts import LAYOUTS

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import pytest
 from PIL import Image
 
-from jobs import check, entry, nightly, sources
+from jobs import check, nightly
+from jobs.cli import entry, sources
 from ops.detectors.model_folder import read_card, write_model
 from ops.images import synthetic_parts
 from ops.results import score_table

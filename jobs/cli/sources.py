@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass, replace
 
-from jobs.words import Progress, say
+from jobs.cli.console import Progress, say
 from ops.images.archives import IMAGE_SUFFIXES
 from ops.images.inventory import Inventory, Tally
 from ops.images.layouts import GOOD, LAYOUTS, Layout, Namer, train_names

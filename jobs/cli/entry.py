@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TypeVar
 import jsonargparse
 from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 
-from jobs.words import say
+from jobs.cli.console import say
 from ops.images.failure import BrokenPromise
 from ops.storage import files
 from pipelines.tables.lock import Locked

@@ -6,8 +6,8 @@ import termios
 
 import pytest
 
-from jobs import words
-from jobs.words import Progress, say
+from jobs.cli import console
+from jobs.cli.console import Progress, say
 
 
 def show(progress: Progress) -> None:
@@ -19,7 +19,7 @@ def show(progress: Progress) -> None:
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(words, "_SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(console, "_SECONDS_BETWEEN_LINES", 0.0)
 
 
 def test_a_log_gets_lines_with_done_total_rate_and_failures(capsys, impatient):

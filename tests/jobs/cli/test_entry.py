@@ -2,7 +2,8 @@ import sys
 
 import pytest
 
-from jobs import entry, score
+from jobs import score
+from jobs.cli import entry
 from ops.storage import files
 from ops.storage.paths import Out
 from pipelines.tables import run_records

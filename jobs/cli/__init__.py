@@ -1,0 +1,1 @@
+"""What all commands share: settings, exit codes, progress and messages."""

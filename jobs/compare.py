@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from jobs.cli import entry
 from jobs.cli.console import Progress, say, shown
-from jobs.tracking import Record, Tracker
+from jobs.tracking.tracker import Record, Tracker
 from ops.storage.paths import Out
 from pipelines.reports import compare
 from pipelines.reports.compare import Compared, CompareSettings

@@ -17,7 +17,7 @@ from PIL import Image
 from jobs import evaluate, fit, inventory, score
 from jobs.cli import entry
 from jobs.cli.console import say
-from jobs.tracking import Tracker, redact
+from jobs.tracking.tracker import Tracker, redact
 from ops.images import synthetic_parts
 from ops.storage import parquet, uris
 from ops.storage.paths import Out

@@ -16,7 +16,7 @@ import pyarrow as pa
 from jobs.cli import entry
 from jobs.cli.console import Progress, say
 from jobs.cli.published_results import Published, published
-from jobs.tracking import Tracker
+from jobs.tracking.tracker import Tracker
 from ops.images.fetch import FetchSettings
 from ops.images.inventory import Inventory
 from ops.images.resize import InputSettings

@@ -14,7 +14,7 @@ from typing import Any
 
 from jobs.cli import entry, sources
 from jobs.cli.console import Progress, say
-from jobs.tracking import Tracker
+from jobs.tracking.tracker import Tracker
 from ops.detectors.detector import settings_from
 from ops.detectors.model_folder import Model, ModelCard, write_model
 from ops.detectors.registry import METHODS, method_named

@@ -21,7 +21,7 @@ from typing import Any
 from jobs import score
 from jobs.cli import entry, sources
 from jobs.cli.console import Progress, say
-from jobs.tracking import Record, Tracker
+from jobs.tracking.tracker import Record, Tracker
 from ops.detectors.model_folder import ModelCard, read_card
 from ops.images.failure import PASSING, STATUSES, BrokenPromise
 from ops.images.inventory import Inventory

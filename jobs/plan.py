@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from jobs import fit
 from jobs.cli import entry, sources
 from jobs.cli.console import Progress, say
-from jobs.tracking import Tracker
+from jobs.tracking.tracker import Tracker
 from ops.detectors.registry import METHODS
 from ops.features.backbone import Backbone
 from ops.storage.paths import Out

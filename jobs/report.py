@@ -16,7 +16,7 @@ from typing import Any
 
 from jobs.cli import entry
 from jobs.cli.console import Progress, say
-from jobs.tracking import Tracker
+from jobs.tracking.tracker import Tracker
 from ops.images.fetch import FetchSettings
 from ops.storage import files
 from ops.storage.paths import Out

@@ -15,7 +15,7 @@ from typing import Any
 
 from jobs.cli import entry, sources
 from jobs.cli.console import Progress, say
-from jobs.tracking import Tracker
+from jobs.tracking.tracker import Tracker
 from ops.detectors.model_folder import ModelCard, read_card
 from ops.images.fetch import FetchSettings
 from ops.storage.paths import Out

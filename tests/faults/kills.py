@@ -24,7 +24,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from jobs import check
-from jobs.tracking import EXPERIMENT, Tracker
+from jobs.tracking.tracker import EXPERIMENT, Tracker
 from ops.storage import files
 from ops.storage.paths import Out
 from tests.cluster import Cluster

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from jobs.tracking import EXPERIMENT, Tracker
+from jobs.tracking.tracker import EXPERIMENT, Tracker
 from ops.storage import files, parquet
 from ops.storage.paths import Out
 from pipelines.scoring.run import ScoreSettings

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.tracking import EXPERIMENT, Record, Tracker
+from jobs.tracking.tracker import EXPERIMENT, Record, Tracker
 from ops.images.fetch import FetchSettings
 from ops.storage import files
 from ops.storage.paths import Out

@@ -12,7 +12,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from jobs.tracking import EXPERIMENT, Record, Tracker, redact
+from jobs.tracking.tracker import EXPERIMENT, Record, Tracker, redact
 from ops.detectors.model_folder import read_model
 from ops.storage import files
 from tests.conftest import tiny_model

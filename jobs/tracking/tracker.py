@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from jobs import served
+from jobs.tracking import pyfunc
 from ops.detectors.model_folder import Model, read_model, versions, write_model
 from ops.storage import files
 from ops.storage.paths import Out
@@ -237,14 +237,14 @@ class Tracker:
             client = self._client()
             with tempfile.TemporaryDirectory(prefix="nightloupe-") as folder:
                 write_model(folder, model)
-                served.describe(folder)
+                pyfunc.describe(folder)
                 client.log_artifacts(run_id, folder, "model")
             if not client.search_registered_models(f"name = '{name}'"):
                 client.create_registered_model(name)
             source = f"{client.get_run(run_id).info.artifact_uri}/model"
             tags = {"model_id": model.card.model_id, "method": model.card.method}
             version = client.create_model_version(
-                name, source, run_id, tags=tags, description=redact(served.page(model))
+                name, source, run_id, tags=tags, description=redact(pyfunc.page(model))
             )
             client.set_registered_model_alias(name, alias, version.version)
         for trouble in troubles:

@@ -11,8 +11,8 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-from jobs import served
-from jobs.tracking import Record, Tracker
+from jobs.tracking import pyfunc
+from jobs.tracking.tracker import Record, Tracker
 from ops.detectors.score_images import Detect
 from ops.images import synthetic_parts
 from ops.images.fetch import FetchSettings
@@ -62,12 +62,12 @@ def test_it_scores_as_a_night_does_and_failures_are_rows(registered, loaded, tmp
     places = [str(good), str(bad), str(good)]
     asked = pd.DataFrame({"location": places, "product": ["bolt", "bolt", "nut"]})
     found = loaded.predict(asked)
-    assert list(found.columns) == list(served.ANSWER)
+    assert list(found.columns) == list(pyfunc.ANSWER)
     assert list(found["status"]) == ["ok", "unreadable", "unknown_product"]
     assert list(found["uri"]) == [uris.make(place) for place in places]
     rows = pa.Table.from_pylist([{"uri": uris.make(places[0]), "product": "bolt"}], SCHEMA)
     read = Read(model.card.input, model.card.decode, FetchSettings())
-    scored = Detect(served._Held(model))(read(rows))
+    scored = Detect(pyfunc._Held(model))(read(rows))
     assert found["score"][0] == scored["score"][0].as_py()
     assert found["p_value"][0] == scored["p_value"][0].as_py()
     assert pd.isna(found["score"][1])
@@ -80,13 +80,13 @@ def test_rows_that_lack_a_column_are_refused(loaded):
 
 def test_its_page_names_its_pictures_and_what_they_show():
     pictures = {"a%2Fb.held-out.png": b"", "c.held-out.png": b"", "_joint.synthetic.png": b""}
-    told = served.page(replace(tiny_model("a/b"), pictures=pictures)).splitlines()
+    told = pyfunc.page(replace(tiny_model("a/b"), pictures=pictures)).splitlines()
     shown = [line.split(",")[0].split(";")[0] for line in told if line.startswith("* ")]
     assert shown == [
         "* `*.held-out.png`: the good images held out of the fit that score highest",
         "* `*.synthetic.png`: good images",
     ]
-    assert "Pictures" not in served.page(tiny_model("a/b"))
+    assert "Pictures" not in pyfunc.page(tiny_model("a/b"))
 
 
 def test_its_page_escapes_names_and_is_no_longer_than_a_database_takes():
@@ -94,7 +94,7 @@ def test_its_page_escapes_names_and_is_no_longer_than_a_database_takes():
     (card,) = model.card.products.values()
     names = ["<b>|\nrow", *(f"product-{number:03d}" for number in range(500))]
     many = replace(model, card=replace(model.card, products=dict.fromkeys(names, card)))
-    told = served.page(many)
+    told = pyfunc.page(many)
     assert 4700 < len(told) <= 4900
     rows = [line for line in told.splitlines() if line.startswith("| ")][1:]
     assert rows[0].startswith("| &lt;b&gt;&#124; row | 2 | ")

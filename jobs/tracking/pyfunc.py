@@ -89,7 +89,7 @@ def describe(folder: str) -> None:
 
     asked = Schema([ColSpec("string", "location"), ColSpec("string", "product")])
     described = Described(signature=ModelSignature(inputs=asked))
-    pyfunc.add_to_model(described, loader_module="jobs.served", data=".")
+    pyfunc.add_to_model(described, loader_module="jobs.tracking.pyfunc", data=".")
     described.save(os.path.join(folder, "MLmodel"))
 
 

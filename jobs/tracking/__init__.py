@@ -1,0 +1,1 @@
+"""MLflow: one tracked run per job, and registered models as pyfunc."""

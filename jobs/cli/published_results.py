@@ -6,7 +6,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-FILE = Path(__file__).parents[1] / "deploy" / "published.toml"
+FILE = Path(__file__).parents[2] / "deploy" / "published.toml"
 
 
 @dataclass(frozen=True)

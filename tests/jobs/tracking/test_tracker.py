@@ -221,7 +221,7 @@ def heard():
     stream, gone = io.StringIO(), io.StringIO()
     gone.close()
     handlers = [logging.StreamHandler(stream), logging.StreamHandler(gone)]
-    logger = logging.getLogger("jobs.tracking")
+    logger = logging.getLogger("jobs.tracking.tracker")
     for handler in handlers:
         logger.addHandler(handler)
     yield stream

@@ -29,7 +29,7 @@ from ops.storage.paths import Out
 from pipelines.cluster.failure_limit import TooManyFailures
 from pipelines.cluster.resources import Slots
 from pipelines.cluster.shared_model import SharedModel
-from pipelines.fitting import fit, plan
+from pipelines.fitting import fit, plan, worker
 from pipelines.fitting.coordinator import DetectorNotes
 from pipelines.fitting.request import FitRequest, NothingToFit, split
 from pipelines.reports import evaluate

@@ -57,7 +57,7 @@ def rows_below(words: str) -> list[str]:
 
 def test_what_the_project_is_quoted_with_it_says():
     files = [
-        file for folder in ("ops", "pipelines", "jobs") for file in (ROOT / folder).glob("*.py")
+        file for folder in ("ops", "pipelines", "jobs") for file in (ROOT / folder).rglob("*.py")
     ]
     said = "\n".join(file.read_text() for file in files)
     quoted = [cell.strip("`") for cell in rows_below("what is behind them:")]

@@ -218,8 +218,8 @@ def test_tensors_that_were_changed_are_refused(folder, name):
 
 
 def test_tensors_of_another_product_are_refused(folder):
-    files = [files.join(folder, paths.product_file(name)) for name in PRODUCTS]
-    files.write_bytes(files[0], files.read_bytes(files[1]))
+    tensors = [files.join(folder, paths.product_file(name)) for name in PRODUCTS]
+    files.write_bytes(tensors[0], files.read_bytes(tensors[1]))
     with pytest.raises(ValueError, match="does not hold the tensors"):
         read_model(folder)
 

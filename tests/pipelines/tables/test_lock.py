@@ -20,7 +20,7 @@ LEASE = 0.6
 HOLD = """
 import sys, time
 from ops.storage.paths import Out
-from pipelines import lock
+from pipelines.tables import lock
 with lock.locked(Out(sys.argv[1]), float(sys.argv[2])):
     print("held", flush=True)
     time.sleep(100)

@@ -202,10 +202,10 @@ def test_the_magnetic_tiles_are_listed_as_their_authors_split_them(tmp_path):
 
 LISTING = """
 import resource, sys
-from ops import storage
+from ops.storage import files
 from ops.images.archives import IMAGE_SUFFIXES
 from ops.images.layouts import Layout, Namer
-from pipelines import inventory
+from pipelines.tables import take_inventory
 
 def listing(location):
     for i in range(int(sys.argv[2])):

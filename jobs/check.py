@@ -1,7 +1,7 @@
 """Prove that a finished run kept its promise, from its files alone, or say what is wrong.
 
 python -m jobs.check --out out
-python -m jobs.check 2026-11-20-6f0c2b8d1e3a4c55 --out s3://bucket/out --share 0.01
+python -m jobs.check 2026-11-20-6f0c2b8d1e3a4c55 --out s3://bucket/out --map-sample 0.01
 
 Exits with 0 if every image of the inventory has exactly one valid row, and every map that was
 promised is there and can be decoded; else with 1, after each broken rule, values, and the remedy.
@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jobs.cli import entry
-from jobs.cli.console import Progress, say, shown
+from jobs.cli.console import Progress, echo, shown
 from ops.detectors.model_folder import ModelCard, read_card
 from ops.storage import files, paths
 from ops.storage.paths import Out
 from pipelines.scoring import verify
-from pipelines.scoring.violations import Findings, Subject
+from pipelines.scoring.violations import Findings, RunUnderCheck
 from pipelines.tables import run_records
 
 
@@ -34,23 +34,23 @@ class Settings:
     """The inventory that was scored; default: where it lay then."""
     model: str = ""
     """The folder of the model that scored; default: the one below OUT, if it is there."""
-    share: float = 1.0
+    map_sample: float = 1.0
     """The share of maps that is read, chosen by a hash of the images' ids; 1 reads all."""
 
     def __post_init__(self) -> None:
         """Refuse what is no share."""
-        if not 0 <= self.share <= 1:
-            raise ValueError(f"share {self.share} must lie between 0 and 1")
+        if not 0 <= self.map_sample <= 1:
+            raise ValueError(f"map_sample {self.map_sample} must lie between 0 and 1")
 
 
 def main(argv: Sequence[str]) -> int:
     """Check a run."""
     settings, _ = entry.parse(Settings, __doc__, argv, words=("run",))
-    entry.reach(settings)
+    entry.check_access(settings)
     out = Out(settings.out)
     record = run_records.finished(out, settings.run)
     run_id = settings.run or str(record["run_id"])
-    subject = Subject(
+    subject = RunUnderCheck(
         out,
         run_id,
         record,
@@ -58,15 +58,15 @@ def main(argv: Sequence[str]) -> int:
         _card(settings.model, out, str(record.get("model_id"))),
     )
     with Progress() as progress:
-        found = verify.check(subject, settings.share, progress)
+        found = verify.check(subject, settings.map_sample, progress)
     for violation in found.violations.values():
-        say(f"broken: {violation.rule}")
+        echo(f"broken: {violation.rule}")
         for value in violation.values:
-            say(f"  found:  {shown(value)}")
+            echo(f"  found:  {shown(value)}")
         if violation.count > len(violation.values):
-            say(f"  found:  {violation.count - len(violation.values)} more like these")
-        say(f"  remedy: {violation.remedy}")
-    say(_sentence(run_id, found))
+            echo(f"  found:  {violation.count - len(violation.values)} more like these")
+        echo(f"  remedy: {violation.remedy}")
+    echo(_sentence(run_id, found))
     return 1 if found.violations else 0
 
 

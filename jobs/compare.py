@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.cli import entry
-from jobs.cli.console import Progress, say, shown
+from jobs.cli.console import Progress, echo, shown
 from jobs.tracking.tracker import Record, Tracker
 from ops.storage.paths import Out
 from pipelines.reports import compare
@@ -56,7 +56,7 @@ class Settings(CompareSettings):
 def main(argv: Sequence[str]) -> int:
     """Compare two runs."""
     settings, _ = entry.parse(Settings, __doc__, argv, words=("a", "b"))
-    entry.reach(settings)
+    entry.check_access(settings)
     out = Out(settings.out)
     before, after = _runs(out, settings)
     runs = str(before["run_id"]), str(after["run_id"])
@@ -70,10 +70,10 @@ def main(argv: Sequence[str]) -> int:
             told.files[f"comparison/{name}.parquet"] = out.comparison(*runs, name)
         for number, location in enumerate(found.pictures.values()):
             told.files[f"comparison/picture_{number}.png"] = location
-    say(f"A: run {runs[0]}, model {before['model_id']}")
-    say(f"B: run {runs[1]}, model {after['model_id']}")
-    tell(found)
-    say(f"tables and pictures: {out.comparisons(*runs)}")
+    echo(f"A: run {runs[0]}, model {before['model_id']}")
+    echo(f"B: run {runs[1]}, model {after['model_id']}")
+    print_summary(found)
+    echo(f"tables and pictures: {out.comparisons(*runs)}")
     return 0
 
 
@@ -101,37 +101,37 @@ def _track(told: Record, found: Compared) -> None:
         told.metrics |= {f"product_{number}.{k}": v for k, v in measured.items()}
 
 
-def tell(found: Compared) -> None:
+def print_summary(found: Compared) -> None:
     """A row per product, what its figures mean, and the images that moved most."""
     rows = found.products.to_pylist()
-    say(
+    echo(
         f"{'product':16} {'both':>7} {'only A':>6} {'only B':>6} {'failed':>9} {'flips':>9} "
         f"{'Spearman':>8} {'Kendall':>7} {'KS':>5} {'q':>7} {'PSI':>6}"
     )
     for row in rows:
-        say(_line(row))
+        echo(_line(row))
     if rows and not any(row["both"] for row in rows):
-        say(
+        echo(
             "The runs share no image, as nights that score only what is new: only distributions are"
         )
-        say("compared. Name two runs that do, or join by address: --join uri")
-    say("failed: in A and B; flips: + called anomalous by B alone, - by A alone")
+        echo("compared. Name two runs that do, or join by address: --join uri")
+    echo("failed: in A and B; flips: + called anomalous by B alone, - by A alone")
     changed, moved = (sum(row[name] for row in rows) for name in ("status", "moved"))
-    say(f"{changed} images changed their status, {moved} their product")
+    echo(f"{changed} images changed their status, {moved} their product")
     if any(row["measure"] == "p_value" for row in rows):
-        say("The models differ, and with them the unit of scores: KS and PSI are of p-values, and")
-        say("Spearman, Kendall and pictures of ranks.")
-    say("KS, q and PSI: drift of the distribution; q is the p-value of KS, adjusted for all")
-    say("products: of those with q < 0.05 about one in twenty is chance. With many images the")
-    say(
+        echo("The models differ, and with them the unit of scores: KS and PSI are of p-values, and")
+        echo("Spearman, Kendall and pictures of ranks.")
+    echo("KS, q and PSI: drift of the distribution; q is the p-value of KS, adjusted for all")
+    echo("products: of those with q < 0.05 about one in twenty is chance. With many images the")
+    echo(
         "slightest drift has a small q; see PSI too: above 0.1 slight, above 0.25 marked by custom."
     )
     if labelled := sum(row["labelled"] for row in rows):
         errors = [sum(row[f"errors_{side}"] for row in rows) for side in ("a", "b")]
-        say(f"of {labelled} labelled images A called {errors[0]} wrong, B {errors[1]}")
+        echo(f"of {labelled} labelled images A called {errors[0]} wrong, B {errors[1]}")
     for row in _most_moved(found.movers):
         places = f"from the {_place(row['rank_a'])} in A to the {_place(row['rank_b'])} in B"
-        say(f"moved: {shown(row['uri'])}, {places}")
+        echo(f"moved: {shown(row['uri'])}, {places}")
 
 
 def _line(row: dict[str, Any]) -> str:

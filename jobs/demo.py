@@ -16,7 +16,7 @@ from PIL import Image
 
 from jobs import evaluate, fit, inventory, score
 from jobs.cli import entry
-from jobs.cli.console import say
+from jobs.cli.console import echo
 from jobs.tracking.tracker import Tracker, redact
 from ops.images import synthetic_parts
 from ops.storage import parquet, uris
@@ -46,24 +46,24 @@ def main(argv: Sequence[str]) -> int:
         os.rename(f"{archive}.drawing", archive)  # half a drawing is none
     listed = os.path.join(settings.out, "inventory.parquet")
     with connected():
-        say("\n1. inventory")
+        echo("\n1. inventory")
         inventory.main(["--archive", archive, "--layout", "mvtec", "--out", listed])
-        say("\n2. fit")
+        echo("\n2. fit")
         fit.main([
             "--inventory", listed, "--out", settings.out, "--name", "demo",
             "--backbone.name", "resnet18", "--backbone.layers", "layer1,layer2",
             "--backbone.weights", "random", "--input.size", str(settings.size),
-            "--patchcore.embedding", "concat", "--patchcore.ratio", "0.02",
+            "--patchcore.embedding", "concat", "--patchcore.coreset_ratio", "0.02",
             "--holdout", "0.2", "--false-alarm-rate", "0.1",
         ])  # fmt: skip
-        say("\n3. score")
+        echo("\n3. score")
         score.main([
             "--inventory", listed, "--out", settings.out, "--model", "models:/demo@champion",
             "--maps", "all", "--overlays", "true",
         ])  # fmt: skip
-        say("\n4. evaluate")
+        echo("\n4. evaluate")
         evaluate.main(["--out", settings.out])
-    tell(out, settings)
+    print_summary(out, settings)
     return 0
 
 
@@ -82,7 +82,7 @@ def draw(archive: str, settings: Settings) -> None:
                 _save(picture, archive, product, "test", defect, f"{i:03d}.png")
                 _save(mask, archive, product, "ground_truth", defect, f"{i:03d}_mask.png")
     _break(os.path.join(archive, "washer", "test", "good"))
-    say("drew two products, with five broken files among them")
+    echo("drew two products, with five broken files among them")
 
 
 def _save(pixels: synthetic_parts.Image, archive: str, *parts: str) -> None:
@@ -112,7 +112,7 @@ def _break(folder: str) -> None:
             file.write(content)
 
 
-def tell(out: Out, settings: Settings) -> None:
+def print_summary(out: Out, settings: Settings) -> None:
     """Where everything lies, how good it was, and one query to try."""
     record = run_records.finished(out)
     run_id = record["run_id"]
@@ -123,13 +123,13 @@ def tell(out: Out, settings: Settings) -> None:
     place = f"FROM '{out.scores()}/**/*.parquet'"
     what = "product, status, count(*) AS images, round(max(score), 3) AS worst"
     query = " ".join(["SELECT", what, place, "GROUP BY ALL ORDER BY ALL"])
-    say(f"\nimage AUROC  {auroc:.3f} (mean over two products; random weights)")
-    say(f"table        {table}")
-    say(f"maps         {out.maps(record['model_id'])}")
-    say(f"worst parts  {picture}")
-    say(f"tracker      {redact(str(Tracker(settings.out).uri))}")
-    say(f'\ntry, in .venv/bin/python:\n>>> import duckdb\n>>> duckdb.sql("{query}")')
-    say(str(duckdb.sql(query)))
+    echo(f"\nimage AUROC  {auroc:.3f} (mean over two products; random weights)")
+    echo(f"table        {table}")
+    echo(f"maps         {out.maps(record['model_id'])}")
+    echo(f"worst parts  {picture}")
+    echo(f"tracker      {redact(str(Tracker(settings.out).uri))}")
+    echo(f'\ntry, in .venv/bin/python:\n>>> import duckdb\n>>> duckdb.sql("{query}")')
+    echo(str(duckdb.sql(query)))
 
 
 def _montage(table: str, out: Out, model_id: str, path: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.cli import entry
-from jobs.cli.console import Progress, say
+from jobs.cli.console import Progress, echo
 from jobs.cli.published_results import Published, published
 from jobs.tracking.tracker import Tracker
 from ops.images.fetch import FetchSettings
@@ -23,7 +23,7 @@ from ops.images.resize import InputSettings
 from ops.results import plots
 from ops.storage import files, parquet
 from ops.storage.paths import Out
-from pipelines.cluster.resources import Slots, connected
+from pipelines.cluster.resources import Resources, connected
 from pipelines.reports import evaluate
 from pipelines.tables import run_records
 
@@ -56,14 +56,14 @@ class Settings:
     cluster: str | None = None
     """Address of a Ray cluster; default: RAY_ADDRESS, else one is started for the job."""
     fetch: FetchSettings = field(default_factory=FetchSettings)
-    slots: Slots = field(default_factory=Slots)
+    resources: Resources = field(default_factory=Resources)
 
 
 def main(argv: Sequence[str]) -> int:
     """Evaluate a run."""
     settings, _ = entry.parse(Settings, __doc__, argv)
     theirs = published(settings.published) if settings.published else None
-    entry.reach(settings)
+    entry.check_access(settings)
     out, tracker = Out(settings.out), Tracker(settings.out)
     record = run_records.finished(out, settings.run)
     run_records.check_whole(record)
@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
                 record.get("thresholds", {}),
                 InputSettings(**record["input"]),
                 settings.fetch,
-                settings.slots,
+                settings.resources,
                 progress,
             )
         parquet.write(out.evaluation(run_id), evaluate.SCHEMA, [found])
@@ -93,39 +93,39 @@ def main(argv: Sequence[str]) -> int:
             told.files[f"curves/product_{number}.png"] = picture
         if theirs:
             told.metrics |= {f"published.{k}": v for k, v in _figures_of(theirs).items()}
-    tell(found, theirs)
-    say(f"evaluation: {out.evaluation(run_id)}")
-    say(f"curves and scores: {files.join(out.root, 'evaluations', run_id)}")
+    print_summary(found, theirs)
+    echo(f"evaluation: {out.evaluation(run_id)}")
+    echo(f"curves and scores: {files.join(out.root, 'evaluations', run_id)}")
     return 0
 
 
-def tell(found: pa.Table, theirs: Published | None = None) -> None:
+def print_summary(found: pa.Table, theirs: Published | None = None) -> None:
     """The metrics as a table, the mean last, and what was published below it."""
     rows = found.to_pylist()
     rates = " ".join(f"{heading:>{width}}" for heading, width, _ in _RATES)
-    say(f"{'product':16} {'good':>6} {'bad':>5} {rates} {'its errors':>14} {'model errors':>14}")
+    echo(f"{'product':16} {'good':>6} {'bad':>5} {rates} {'its errors':>14} {'model errors':>14}")
     for row in rows:
-        say(_line(row, 4))
+        echo(_line(row, 4))
     if theirs:
         ours, of_theirs = len(rows) - 1, theirs.products
-        say(_line({"product": "published", **_figures_of(theirs)}, 3))
+        echo(_line({"product": "published", **_figures_of(theirs)}, 3))
         note = (
             "" if ours == of_theirs else f", a mean over {of_theirs} products; ours is over {ours}"
         )
-        say(f"published: {theirs.name}, {theirs.source}{note}")
-    say(
+        echo(f"published: {theirs.name}, {theirs.source}{note}")
+    echo(
         "errors: false alarms + misses, at the threshold of the best F1, which saw the labels, "
         "and at\nthe model's own"
     )
     mean = rows[-1]
     if mean["pixel_auroc_error"] is not None:
-        say(
+        echo(
             f"16-bit maps: grey levels change the mean pixel AUROC by at most "
             f"{mean['pixel_auroc_error']:.1e}, PRO by {mean['pro_error']:.1e}"
         )
     for row in rows:
         if row["note"]:
-            say(f"{row['product']}: {row['note']}")
+            echo(f"{row['product']}: {row['note']}")
 
 
 def _line(row: dict[str, Any], digits: int) -> str:

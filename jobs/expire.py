@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jobs.cli import entry
-from jobs.cli.console import say
+from jobs.cli.console import echo
 from ops.storage.paths import Out
 from pipelines.tables import lock, retention
 
@@ -39,16 +39,16 @@ def main(argv: Sequence[str]) -> int:
     settings, _ = entry.parse(Settings, __doc__, argv)
     if settings.keep_nights is None:
         raise ValueError("say how many nights stay as they are: --keep-nights 30")
-    entry.reach(settings)
+    entry.check_access(settings)
     out = Out(settings.out)
     retired = [word.strip() for word in settings.retired.split(",") if word.strip()]
     with lock.locked(out, settings.lease) as check:
         found = retention.expire(out, settings.keep_nights, retired, settings.remove, check)
     for table in found.tables:
-        say(f"{table.table}: {table.rows - table.staying} of {table.rows} rows")
+        echo(f"{table.table}: {table.rows - table.staying} of {table.rows} rows")
     rows = sum(table.rows - table.staying for table in found.tables)
     told = f"{rows} rows of {len(found.tables)} tables and {found.maps} maps"
-    say(f"{told} removed" if settings.remove else f"{told} would go; --remove true removes them")
+    echo(f"{told} removed" if settings.remove else f"{told} would go; --remove true removes them")
     return 0
 
 

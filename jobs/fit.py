@@ -13,20 +13,20 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from jobs.cli import entry, sources
-from jobs.cli.console import Progress, say
+from jobs.cli.console import Progress, echo
 from jobs.tracking.tracker import Tracker
 from ops.detectors.detector import settings_from
 from ops.detectors.model_folder import Model, ModelCard, write_model
-from ops.detectors.registry import METHODS, method_named
+from ops.detectors.registry import DETECTORS, detector_class
 from ops.features.backbone import BackboneSettings
 from ops.images.decode import DecodeSettings
 from ops.images.fetch import FetchSettings
 from ops.images.resize import InputSettings
 from ops.storage.paths import Out
 from pipelines.cluster.failure_limit import max_failures
-from pipelines.cluster.resources import Slots, connected
+from pipelines.cluster.resources import Resources, connected
 from pipelines.fitting import fit
-from pipelines.fitting.request import Choose, FitRequest
+from pipelines.fitting.request import FitRequest, Select
 
 
 @dataclass(frozen=True)
@@ -57,28 +57,28 @@ class Settings(sources.Listing):
     """Alias that the new version gets there."""
     cluster: str | None = None
     """Address of a Ray cluster; default: RAY_ADDRESS, else one is started for the job."""
-    choose: Choose = field(default_factory=Choose)
+    select: Select = field(default_factory=Select)
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
     input: InputSettings = field(default_factory=InputSettings)
     decode: DecodeSettings = field(default_factory=DecodeSettings)
     fetch: FetchSettings = field(default_factory=FetchSettings)
-    slots: Slots = field(default_factory=Slots)
+    resources: Resources = field(default_factory=Resources)
 
 
 def main(argv: Sequence[str]) -> int:
     """Fit a model."""
-    groups = {name: kind.Settings for name, kind in METHODS.items()}
+    groups = {name: kind.Settings for name, kind in DETECTORS.items()}
     settings, methods = entry.parse(Settings, __doc__, argv, groups)
-    method_named(settings.method)
+    detector_class(settings.method)
     sources.check(settings.inventory, settings)
     max_failures(str(settings.max_failed), 0)
-    entry.reach(settings)
+    entry.check_access(settings)
     chosen = methods[settings.method]
     out = Out(settings.out)
     tracker = Tracker(settings.out)
     with tracker.run("fit", asdict(settings) | {settings.method: asdict(chosen)}) as record:
         if settings.backbone.weights == "random" and not settings.grow:
-            say("warning: the backbone's weights are random; fine for a trial, not for parts")
+            echo("warning: the backbone's weights are random; fine for a trial, not for parts")
         with (
             model_to_grow(settings, tracker) as grown,
             Progress() as progress,
@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
         ):
             inventory = sources.inventory_of(settings.inventory, settings, out, progress)
             request = request_of(settings, chosen, grown)
-            model = fit.fit(inventory, request, settings.slots, progress, grown)
+            model = fit.fit(inventory, request, settings.resources, progress, grown)
         location = settings.model or out.model(model.card.model_id)
         write_model(location, model)
         record.metrics |= _metrics(model)
@@ -95,12 +95,12 @@ def main(argv: Sequence[str]) -> int:
         record.tags |= {"model_id": model.card.model_id, "model": location}
         if grown:
             record.tags["grown_from"] = grown.card.model_id
-            say(f"grown from {grown.card.model_id}, which rests on older images")
-        _tell(model, location)
+            echo(f"grown from {grown.card.model_id}, which rests on older images")
+        _print_summary(model, location)
         if settings.name:
             registered = tracker.register(model, settings.name, settings.alias, record)
             if registered:
-                say(f"registered: {registered}")
+                echo(f"registered: {registered}")
     return 0
 
 
@@ -113,7 +113,7 @@ def request_of(settings: Settings, chosen: Any, grown: Model | None) -> FitReque
         input=settings.input,
         decode=settings.decode,
         fetch=settings.fetch,
-        choose=settings.choose,
+        select=settings.select,
         joint=settings.joint,
         holdout=settings.holdout,
         false_alarm_rate=settings.false_alarm_rate,
@@ -137,7 +137,7 @@ def _like(request: FitRequest, card: ModelCard) -> FitRequest:
     return replace(
         request,
         method=card.method,
-        settings=settings_from(method_named(card.method).Settings, card.settings),
+        settings=settings_from(detector_class(card.method).Settings, card.settings),
         backbone=card.backbone,
         input=card.input,
         decode=card.decode,
@@ -162,21 +162,21 @@ def _curves(model: Model) -> dict[str, list[float]]:
     }
 
 
-def _tell(model: Model, location: str) -> None:
+def _print_summary(model: Model, location: str) -> None:
     for name, card in model.card.products.items():
         figures = ", ".join(f"{key} {value:g}" for key, value in card.figures.items())
-        say(f"{name}: {figures}")
+        echo(f"{name}: {figures}")
         promised = card.calibration.promised_rate(model.card.false_alarm_rate)
         if promised is None:
-            say(f"{name}: no image was held out, so there are no p-values and no threshold")
+            echo(f"{name}: no image was held out, so there are no p-values and no threshold")
         elif promised > model.card.false_alarm_rate:
-            say(
+            echo(
                 f"{name}: {len(card.calibration.scores)} held-out images can only promise a false "
                 f"alarm rate of {promised:.3f}, not {model.card.false_alarm_rate}"
             )
     if failures := model.card.fit["failures"]:
-        say(f"{model.card.fit['failed']} images could not be read, such as {failures[0]}")
-    say(f"model: {location}")
+        echo(f"{model.card.fit['failed']} images could not be read, such as {failures[0]}")
+    echo(f"model: {location}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jobs.cli import entry, sources
-from jobs.cli.console import Progress, say
+from jobs.cli.console import Progress, echo
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Settings(sources.Listing):
 def main(argv: Sequence[str]) -> int:
     """Take an inventory."""
     settings, _ = entry.parse(Settings, __doc__, argv)
-    entry.reach(settings)
+    entry.check_access(settings)
     with Progress() as progress:
         sources.take(settings, settings.out, progress)
-    say(f"inventory: {settings.out}")
+    echo(f"inventory: {settings.out}")
     return 0
 
 

@@ -20,10 +20,10 @@ from typing import Any
 
 from jobs import score
 from jobs.cli import entry, sources
-from jobs.cli.console import Progress, say
+from jobs.cli.console import Progress, echo
 from jobs.tracking.tracker import Record, Tracker
 from ops.detectors.model_folder import ModelCard, read_card
-from ops.images.failure import PASSING, STATUSES, BrokenPromise
+from ops.images.failure import PASSING, STATUSES, RunError
 from ops.images.inventory import Inventory
 from ops.storage import files, parquet
 from pipelines.cluster.failure_limit import max_failures
@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
     settings.retried()
     if not settings.model:
         raise ValueError("name the model: --model FOLDER, s3://... or models:/name@alias")
-    entry.reach(settings)
+    entry.check_access(settings)
     tracker = Tracker(settings.out)
     with lock.locked(tracker.out, settings.lease) as check, Progress() as progress:
         _Night(settings, tracker, check, progress).work()
@@ -122,14 +122,14 @@ class _Night:
         if not files.is_folder(self.out.work(last["run_id"])):
             return None
         if last["model_id"] != card.model_id:
-            say(f"run {last['run_id']} was left unfinished under another model, and is dropped")
+            echo(f"run {last['run_id']} was left unfinished under another model, and is dropped")
             files.remove_folder(self.out.work(last["run_id"]))
             return None
         return last
 
     def _finish(self, left: dict[str, Any], place: str) -> None:
         """Publish what a killed night has; if that cannot be, tonight's list has its images."""
-        say(f"run {left['run_id']} was left unfinished; finishing it first")
+        echo(f"run {left['run_id']} was left unfinished; finishing it first")
         try:
             self._score(
                 place,
@@ -142,8 +142,8 @@ class _Night:
             )
         except lock.LostLock:
             raise
-        except (BrokenPromise, FileNotFoundError) as error:
-            say(f"run {left['run_id']} cannot be finished: {error}")
+        except (RunError, FileNotFoundError) as error:
+            echo(f"run {left['run_id']} cannot be finished: {error}")
 
     def _due(
         self, place: str, card: ModelCard, record: Record, left: dict[str, Any] | None
@@ -159,7 +159,7 @@ class _Night:
             found = pending.due(self.out, listed, card.model_id, self.settings.retried(), taken)
             counts = {"new": found.new, "changed": found.changed, "retried": found.retried}
             work = sources.kept(taken, self.out) if found.images else None
-        say(
+        echo(
             f"{everything} images: {found.new} new, {found.changed} changed, "
             f"{found.retried} to be tried again"
         )
@@ -174,7 +174,7 @@ class _Night:
         }
         if work is None:
             self._drop(left, "")
-            say("nothing to do: every image has its row under this model")
+            echo("nothing to do: every image has its row under this model")
             return told
         policy = _policy(self.settings)
         told |= {
@@ -208,7 +208,7 @@ class _Night:
         limits = Limits(str(self.settings.warn_failed), self.settings.warn_drift)
         warnings = concerns(totals, found, limits)
         for number, sentence in enumerate(warnings):
-            say(f"warning: {sentence}")
+            echo(f"warning: {sentence}")
             record.tags[f"warning_{number}"] = sentence
         record.metrics["warnings"] = float(len(warnings))
         if known := [psi for psi in found["psi"].to_pylist() if psi is not None]:
@@ -230,10 +230,10 @@ class _Night:
             )
         except Exception as error:  # whatever it is, the night is published
             remedy = f"python -m jobs.report {run_id} --out {self.out.root} makes it"
-            say(f"warning: there is no report ({type(error).__name__}: {error}); {remedy}")
+            echo(f"warning: there is no report ({type(error).__name__}: {error}); {remedy}")
             return
         record.files["report.html"] = made
-        say(f"report: {made}")
+        echo(f"report: {made}")
 
     def _score(
         self,
@@ -249,20 +249,25 @@ class _Night:
         limit = max_failures(str(self.settings.max_failed), everything)
         with connected(self.settings.cluster):
             model = SharedModel.read(place, work.products())
-            plan.check_scoring(model, self.settings.slots)
+            plan.check_scoring(model, self.settings.resources)
             run = runs.prepare(work, model, self.out, policy, night, after)
             begin(run)
             with deduplicate.known(self.out, model.card.model_id, policy) as known:
                 totals = scoring.score(
-                    run, self.settings.fetch, self.settings.slots, str(limit), self._watch, known
+                    run,
+                    self.settings.fetch,
+                    self.settings.resources,
+                    str(limit),
+                    self._watch,
+                    known,
                 )
-        say(f"run: {run.run_id}")
-        score.tell(totals)
+        echo(f"run: {run.run_id}")
+        score.print_summary(totals)
         return totals
 
 
 def _policy(settings: Settings) -> ScoreSettings:
-    return ScoreSettings(settings.maps, settings.overlays, settings.part_rows)
+    return ScoreSettings(settings.maps, settings.overlays, settings.chunk_rows)
 
 
 def _now() -> str:

@@ -1,8 +1,8 @@
 """The current scores: one row per image, the newest valid one under a model, over all nights.
 
 python -m jobs.query --out out --product washer --limit 50
-python -m jobs.query --out s3://bucket/out --where "is_anomalous AND width > 1000" --to worst.csv
-python -m jobs.query --out out --false-alarm-rate 0.001 --to relabelled.parquet
+python -m jobs.query --out s3://bucket/out --where "width > 1000" --output worst.csv
+python -m jobs.query --out out --false-alarm-rate 0.001 --output relabelled.parquet
 
 Labels follow --threshold or --false-alarm-rate where given, without scoring again.
 """
@@ -18,7 +18,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from jobs.cli import entry
-from jobs.cli.console import say, shown
+from jobs.cli.console import echo, shown
 from ops.results import score_table
 from ops.storage import files, parquet
 from ops.storage.paths import Out
@@ -49,18 +49,18 @@ class Settings:
     """The share of good images that may be called anomalous, instead of the model's."""
     inventory: str = ""
     """Only images that this inventory lists; others may be gone from the archive."""
-    to: str = ""
+    output: str = ""
     """A file to write, .parquet or .csv, local or s3://; default: the screen."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Ask for current scores."""
     settings, _ = entry.parse(Settings, __doc__, argv)
-    if settings.to and not settings.to.endswith(_FORMATS):
-        raise ValueError(f"--to {settings.to} must end in one of {' '.join(_FORMATS)}")
+    if settings.output and not settings.output.endswith(_FORMATS):
+        raise ValueError(f"--output {settings.output} must end in one of {' '.join(_FORMATS)}")
     if settings.limit is not None and settings.limit < 1:
         raise ValueError(f"limit {settings.limit} must be at least 1")
-    entry.reach(settings)
+    entry.check_access(settings)
     out = Out(settings.out)
     model_id = settings.model or str(run_records.finished(out)["model_id"])
     with current_scores.opened(out, "2GB", settings.inventory) as database:
@@ -68,15 +68,15 @@ def main(argv: Sequence[str]) -> int:
             database,
             model_id,
             where=_where(settings),
-            limit=settings.limit or (None if settings.to else _SCREEN),
+            limit=settings.limit or (None if settings.output else _SCREEN),
             labels=_labels(settings, out, model_id),
             only=settings.inventory,
         )
-        written = _write(settings.to, rows) if settings.to else _show(rows)
+        written = _write(settings.output, rows) if settings.output else _show(rows)
     if not written:
-        say(f"no such image under model {model_id}")
-    elif settings.to:
-        say(f"{written} images: {settings.to}")
+        echo(f"no such image under model {model_id}")
+    elif settings.output:
+        echo(f"{written} images: {settings.output}")
     return 0
 
 
@@ -108,7 +108,7 @@ def _warn(rate: float, held_out: dict[str, int]) -> None:
     short = {product: found for product, found in rates.items() if found > rate}
     if short:
         worst = max(short, key=lambda product: short[product])
-        say(
+        echo(
             f"warning: {len(short)} of {len(held_out)} products had too few good images held out "
             f"for a false alarm rate of {rate:g}, such as {shown(worst)}: {held_out[worst]} "
             f"promise {short[worst]:.3g}, and that is taken"
@@ -142,13 +142,13 @@ def _write(location: str, rows: Iterator[pa.RecordBatch]) -> int:
 def _show(rows: Iterator[pa.RecordBatch]) -> int:
     found = list(itertools.chain.from_iterable(batch.to_pylist() for batch in rows))
     if found:
-        say(f"{'score':>12} {'p':>7} {'bad':>3} {'status':12} {'product':16} address")
+        echo(f"{'score':>12} {'p':>7} {'bad':>3} {'status':12} {'product':16} address")
     for row in found:
         score = "-" if row["score"] is None else f"{row['score']:.6g}"
         p_value = "-" if row["p_value"] is None else f"{row['p_value']:.3g}"
         bad = {True: "yes", False: "no", None: "-"}[row["is_anomalous"]]
         product = str(row["product"] or "-")[:16]
-        say(f"{score:>12} {p_value:>7} {bad:>3} {row['status']:12} {product:16} {row['uri']}")
+        echo(f"{score:>12} {p_value:>7} {bad:>3} {row['status']:12} {product:16} {row['uri']}")
     return len(found)
 
 

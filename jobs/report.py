@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from jobs.cli import entry
-from jobs.cli.console import Progress, say
+from jobs.cli.console import Progress, echo
 from jobs.tracking.tracker import Tracker
 from ops.images.fetch import FetchSettings
 from ops.storage import files
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     """Make the page."""
     settings, _ = entry.parse(Settings, __doc__, argv, words=("run",))
     check_night(settings.night)
-    entry.reach(settings)
+    entry.check_access(settings)
     out, tracker = Out(settings.out), Tracker(settings.out)
     runs = _runs(out, settings)
     name = settings.night or str(runs[0]["run_id"])
@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
             )
         told.files["report.html"] = location
         told.metrics["bytes"] = float(files.describe(location).bytes)
-    say(f"report: {location}")
+    echo(f"report: {location}")
     return 0
 
 

@@ -14,13 +14,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from jobs.cli import entry, sources
-from jobs.cli.console import Progress, say
+from jobs.cli.console import Progress, echo
 from jobs.tracking.tracker import Tracker
 from ops.detectors.model_folder import ModelCard, read_card
 from ops.images.fetch import FetchSettings
 from ops.storage.paths import Out
 from pipelines.cluster.failure_limit import max_failures
-from pipelines.cluster.resources import Slots, connected
+from pipelines.cluster.resources import Resources, connected
 from pipelines.cluster.shared_model import SharedModel
 from pipelines.fitting import plan
 from pipelines.scoring import run as runs
@@ -45,7 +45,7 @@ class Settings(ScoreSettings, sources.Listing):
     cluster: str | None = None
     """Address of a Ray cluster; default: RAY_ADDRESS, else one is started for the job."""
     fetch: FetchSettings = field(default_factory=FetchSettings)
-    slots: Slots = field(default_factory=Slots)
+    resources: Resources = field(default_factory=Resources)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -55,29 +55,29 @@ def main(argv: Sequence[str]) -> int:
     max_failures(str(settings.max_failed), 0)
     runs.check_night(settings.night)
     out, tracker = Out(settings.out), Tracker(settings.out)
-    policy = ScoreSettings(settings.maps, settings.overlays, settings.part_rows)
+    policy = ScoreSettings(settings.maps, settings.overlays, settings.chunk_rows)
     if not settings.model:
         raise ValueError("name the model: --model FOLDER, s3://... or models:/name@alias")
     with tracker.located(settings.model) as place:
         check(read_card(place), settings)
-        entry.reach(settings)
+        entry.check_access(settings)
         with Progress() as progress, connected(settings.cluster):
             inventory = sources.inventory_of(settings.inventory, settings, out, progress)
             model = SharedModel.read(place, inventory.products())
-            plan.check_scoring(model, settings.slots)
+            plan.check_scoring(model, settings.resources)
             run = runs.prepare(inventory, model, out, policy, settings.night)
             if totals := runs.finished(run):
-                say(f"run {run.run_id} is finished; nothing to do")
-                tell(totals)
+                echo(f"run {run.run_id} is finished; nothing to do")
+                print_summary(totals)
                 return 0
             with tracker.run("score", asdict(settings)) as record:
                 record.tags |= {"run_id": run.run_id, "model_id": model.card.model_id}
                 totals = score.score(
-                    run, settings.fetch, settings.slots, str(settings.max_failed), progress
+                    run, settings.fetch, settings.resources, str(settings.max_failed), progress
                 )
                 record.metrics |= metrics_of(totals)
-    say(f"run: {run.run_id}")
-    tell(totals)
+    echo(f"run: {run.run_id}")
+    print_summary(totals)
     return 0
 
 
@@ -97,20 +97,20 @@ def metrics_of(totals: dict[str, Any]) -> dict[str, float]:
     return plain | {f"status.{k}": float(v) for k, v in totals["statuses"].items()}
 
 
-def tell(totals: dict[str, Any]) -> None:
+def print_summary(totals: dict[str, Any]) -> None:
     """Totals for people."""
     counts = ", ".join(f"{count} {status}" for status, count in totals["statuses"].items())
-    say(
+    echo(
         f"{totals['images']} images: {counts}; {totals['anomalous']} anomalous; "
         f"{totals['images_per_second']:g} images/s"
     )
     if totals.get("copied"):  # runs of old have no such figure
-        say(f"{totals['copied']} of them were scored before under another name, and not again")
+        echo(f"{totals['copied']} of them were scored before under another name, and not again")
     if totals["maps_beyond_scale"]:
-        say(f"{totals['maps_beyond_scale']} maps reach beyond the model's scale; scores do not")
+        echo(f"{totals['maps_beyond_scale']} maps reach beyond the model's scale; scores do not")
     if totals.get("retries"):
-        say(f"{totals['retries']} reads were repeated before the store answered")
-    say(f"table: {totals['table']}")
+        echo(f"{totals['retries']} reads were repeated before the store answered")
+    echo(f"table: {totals['table']}")
 
 
 if __name__ == "__main__":

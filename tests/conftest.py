@@ -27,7 +27,7 @@ TINY = {
     "--backbone.weights": "random",
     "--input.size": "64",
     "--patchcore.embedding": "concat",
-    "--patchcore.ratio": "0.1",
+    "--patchcore.coreset_ratio": "0.1",
 }
 
 
@@ -166,7 +166,7 @@ def tiny_model(product: str, seed: int = 0):
     """A model of one product, fitted on noise in this process, without a cluster."""
     import torch
 
-    from ops.detectors.detector import Notes
+    from ops.detectors.detector import Checkpoint
     from ops.detectors.model_folder import Model, ModelCard, ProductCard
     from ops.detectors.patchcore import PatchCore, PatchCoreSettings
     from ops.distributed import Alone
@@ -179,10 +179,10 @@ def tiny_model(product: str, seed: int = 0):
     from ops.storage.paths import product_file
 
     backbone = Backbone(BackboneSettings("squeezenet1_1", "features.3", "random"))
-    detector = PatchCore(PatchCoreSettings(ratio=0.05, embedding="concat"), backbone)
+    detector = PatchCore(PatchCoreSettings(coreset_ratio=0.05, embedding="concat"), backbone)
     noise = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
     detector.gather(noise, torch.arange(2))
-    figures = detector.fit(Alone(), lambda *_: None, Notes()).figures
+    figures = detector.fit(Alone(), lambda *_: None, Checkpoint()).figures
     state, of_backbone = detector.state(), backbone.state()
     calibration = Calibration((1.0, 2.0))
     card = ModelCard(

@@ -17,7 +17,7 @@ from ops.results import anomaly_map
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
 from pipelines.cluster.shared_model import SharedModel
-from pipelines.scoring.chunks import ROWS, Parts
+from pipelines.scoring.chunks import ROWS, Chunks
 from pipelines.scoring.publish import publish
 from pipelines.scoring.run import Run, ScoreSettings, described, prepare
 from tests.conftest import tiny_model
@@ -74,7 +74,7 @@ def finish(
     if not files.exists(f"{out.model(model.card.model_id)}/model.json"):
         write_model(out.model(model.card.model_id), model)
     run = prepare(inventory, SharedModel(model.card, None, {}), out, settings, night)
-    collected = Parts(out, run.run_id, inventory, settings.part_rows)
+    collected = Chunks(out, run.run_id, inventory, settings.chunk_rows)
     rows = [_row(run, place, part) for place, part in enumerate(parts)]
     collected.add(pa.Table.from_pylist(rows, ROWS))
     images = publish(run, collected, _top(run, rows) if settings.top else None)

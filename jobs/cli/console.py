@@ -12,7 +12,7 @@ _SECONDS_BETWEEN_LINES = 15.0
 _UNITS = {"coreset": "centre", "list": "file"}  # all other stages count images
 
 
-def say(text: str) -> None:
+def echo(text: str) -> None:
     """One line for people."""
     tqdm.write(text, file=sys.stderr if text.startswith("error:") else sys.stdout)
 

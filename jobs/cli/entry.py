@@ -16,8 +16,8 @@ from typing import Any, NoReturn, TypeVar
 import jsonargparse
 from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 
-from jobs.cli.console import say
-from ops.images.failure import BrokenPromise
+from jobs.cli.console import echo
+from ops.images.failure import RunError
 from ops.storage import files
 from pipelines.tables.lock import Locked
 
@@ -27,7 +27,7 @@ BUSY = 75
 #: What a user can mend: told in a sentence. All else is a bug and shows its traceback.
 MENDABLE = (
     BotoCoreError,  # no credentials, no such host
-    BrokenPromise,
+    RunError,
     OSError,  # not there, forbidden, disk full, no connection
     ValueError,
 )
@@ -95,10 +95,10 @@ def parse(
     return kind(**values), chosen
 
 
-def reach(settings: Any) -> None:
+def check_access(settings: Any) -> None:
     """Fail now, before a cluster or a listing, where S3 lacks a bucket of theirs or denies it."""
     for place in sorted(set(_on_s3(settings))):
-        files.reach(place)
+        files.check_access(place)
 
 
 def _on_s3(settings: Any) -> Iterator[str]:
@@ -152,15 +152,15 @@ def start(job: Callable[[Sequence[str]], int]) -> NoReturn:
     try:
         code = job(sys.argv[1:])
     except Locked as busy:
-        say(f"{busy}; nothing to do here")
+        echo(f"{busy}; nothing to do here")
         code = BUSY
     except MENDABLE as error:
         if os.environ.get("NIGHTLOUPE_LOG") == "DEBUG":
             raise
-        say(f"error: {error}{_remedy(error)}")
+        echo(f"error: {error}{_remedy(error)}")
         code = 1
     except KeyboardInterrupt:
-        say("stopped; start the same command again to go on")
+        echo("stopped; start the same command again to go on")
         code = 130
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()

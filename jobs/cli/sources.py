@@ -7,10 +7,10 @@ import shutil
 import tempfile
 from dataclasses import dataclass, replace
 
-from jobs.cli.console import Progress, say
+from jobs.cli.console import Progress, echo
 from ops.images.archives import IMAGE_SUFFIXES
 from ops.images.inventory import Inventory, Tally
-from ops.images.layouts import GOOD, LAYOUTS, Layout, Namer, train_names
+from ops.images.layouts import GOOD, LAYOUTS, Layout, PathParser, train_names
 from ops.storage import files
 from ops.storage.paths import Out
 from pipelines.tables import take_inventory
@@ -51,7 +51,7 @@ class Listing:
             )
         return [place.removeprefix("file://") for place in found]
 
-    def namer(self) -> Namer:
+    def path_parser(self) -> PathParser:
         """What reads paths. Raises ValueError for an unknown layout or field."""
         if self.layout and self.layout not in LAYOUTS:
             raise ValueError(f"unknown layout {self.layout!r}; known: {', '.join(LAYOUTS)}")
@@ -68,7 +68,7 @@ class Listing:
             product=self.product or base.product,
         )
         own = os.path.basename(place if files.is_s3(place) else os.path.abspath(place))
-        return Namer(layout, own.split(".")[0] or "product")
+        return PathParser(layout, own.split(".")[0] or "product")
 
     def _train_names(self, layout: Layout, place: str) -> frozenset[str]:
         file = self.train_names
@@ -84,30 +84,30 @@ class Listing:
 
 def take(listing: Listing, out: str, progress: Progress) -> Tally:
     """Take an inventory, and say what it met."""
-    namer = listing.namer()
+    path_parser = listing.path_parser()
     tally = take_inventory.take(
         listing.locations(),
         out,
-        namer,
+        path_parser,
         listing.suffixes.split(),
         progress,
         listing.split or None,
     )
-    say(f"{tally.images} images and {tally.masks} masks listed")
-    if namer.layout.label_by_mask and not tally.masks:
-        say("warning: there is no mask, so nothing is known to be good or defective")
+    echo(f"{tally.images} images and {tally.masks} masks listed")
+    if path_parser.layout.label_by_mask and not tally.masks:
+        echo("warning: there is no mask, so nothing is known to be good or defective")
     if tally.skipped_frames:
-        say(f"{tally.skipped_frames} frames left out between those that count")
+        echo(f"{tally.skipped_frames} frames left out between those that count")
     if tally.other_files:
         endings = " ".join(sorted(tally.other_suffixes))
-        say(f"{tally.other_files} other files left out ({endings})")
+        echo(f"{tally.other_files} other files left out ({endings})")
     if tally.unmatched:
-        say(
+        echo(
             f"warning: {tally.unmatched} images do not match the pattern and have no product, "
             f"such as {tally.example_unmatched}"
         )
     if tally.problems:
-        say(f"warning: {tally.problems} archives are damaged; a row of each says how")
+        echo(f"warning: {tally.problems} archives are damaged; a row of each says how")
     return tally
 
 
@@ -116,7 +116,7 @@ def check(given: str, listing: Listing) -> None:
     if given and listing.archive:
         raise ValueError("--inventory and --archive exclude each other")
     if not given:
-        listing.namer()
+        listing.path_parser()
 
 
 def inventory_of(given: str, listing: Listing, out: Out, progress: Progress) -> Inventory:

@@ -18,7 +18,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from ops.detectors.model_folder import Model, ModelCard, ProductCard, read_model
-from ops.detectors.score_images import Detect
+from ops.detectors.score_images import ScoreImages
 from ops.images.fetch import FetchSettings
 from ops.images.inventory import SCHEMA
 from ops.images.read_images import Read
@@ -57,13 +57,13 @@ class _Held:
         return self.model.products[product]
 
 
-class Served:
+class PyfuncModel:
     """Scores images by address; one row for each, in order, failures as rows."""
 
     def __init__(self, model: Model) -> None:
         card = model.card
         self._read = Read(card.input, card.decode, FetchSettings(), set(card.products))
-        self._detect = Detect(_Held(model))
+        self._detect = ScoreImages(_Held(model))
 
     def predict(self, data: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:  # noqa: ARG002 - as MLflow calls it
         """Scores of images whose `location` (a path or s3:// URI) and `product` the rows tell."""
@@ -75,9 +75,9 @@ class Served:
         return self._detect(read).select(ANSWER).to_pandas()
 
 
-def _load_pyfunc(path: str) -> Served:
+def _load_pyfunc(path: str) -> PyfuncModel:
     """What MLflow calls; the name is its."""
-    return Served(read_model(path))
+    return PyfuncModel(read_model(path))
 
 
 def describe(folder: str) -> None:

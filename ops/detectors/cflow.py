@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ops.augment.rotation import rotated
-from ops.detectors.detector import Demand, Load, Rehearsal, Shape
+from ops.detectors.detector import FitSize, ResourceEstimate, Shape, TimingProbe
 from ops.detectors.trained import TrainingSettings
 from ops.detectors.trained_on_features import TrainedOnFeatures
 from ops.distributed import Group
@@ -73,24 +73,24 @@ class CFlow(TrainedOnFeatures):
     network: PositionFlows | None
 
     @classmethod
-    def demand(cls, settings: CFlowSettings, load: Load) -> Demand:
+    def estimate(cls, settings: CFlowSettings, load: FitSize) -> ResourceEstimate:
         """What the flows take; weights are most of it."""
         s = settings
         trained = 4 * PositionFlows.trained_of(load.layers, s.blocks, s.condition)
         fixed = 4 * fixed_of(load.layers, s.blocks)
-        batch = min(s.batch, load.share)
+        batch = min(s.batch, load.images_per_worker)
         step = s.blocks * sum(
             _width(shape, s) * batch * -(-shape[1] * shape[2] // _steps(load.layers, s, batch))
             for shape in load.layers
         )
         maps = sum(math.prod(shape) for shape in load.layers)
         whole = max(_width(shape, s) * shape[1] * shape[2] for shape in load.layers)
-        return Demand(
+        return ResourceEstimate(
             vectors=load.images * sum(h * w for _, h, w in load.layers),
             kept=0,
             fit_bytes=6 * trained
             + 2 * fixed
-            + load.share * 2 * 3 * load.size**2
+            + load.images_per_worker * 2 * 3 * load.size**2
             + 4 * int(step + 2 * batch * maps + whole),
             score_bytes=2 * (trained + fixed) + 4 * int(maps + whole),
             model_bytes=trained + fixed,
@@ -98,7 +98,7 @@ class CFlow(TrainedOnFeatures):
         )
 
     @classmethod
-    def rehearsal(cls, settings: CFlowSettings, load: Load) -> Rehearsal:
+    def timing_probe(cls, settings: CFlowSettings, load: FitSize) -> TimingProbe:
         """A step of a worker, behind the backbone; how channels are mixed takes equally long."""
         network = _network(settings, load.layers, "hard")
         batch = min(settings.batch, load.images)
@@ -113,7 +113,7 @@ class CFlow(TrainedOnFeatures):
             network(part).sum().backward()
             optimiser.step()
 
-        return Rehearsal(step, settings.epochs * steps * load.images / batch)
+        return TimingProbe(step, settings.epochs * steps * load.images / batch)
 
     def network_for(self, shapes: list[Shape]) -> PositionFlows:
         """A flow for each layer."""

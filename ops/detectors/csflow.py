@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ops.detectors.detector import Demand, Load, Rehearsal, Shape
+from ops.detectors.detector import FitSize, ResourceEstimate, Shape, TimingProbe
 from ops.detectors.trained import TrainingSettings
 from ops.detectors.trained_on_features import TrainedOnFeatures
 from ops.flows.cross_scale_flow import ScaleFlow
@@ -52,32 +52,32 @@ class CsFlow(TrainedOnFeatures):
     network: ScaleFlow | None
 
     @classmethod
-    def demand(cls, settings: CsFlowSettings, load: Load) -> Demand:
+    def estimate(cls, settings: CsFlowSettings, load: FitSize) -> ResourceEstimate:
         """What the flow takes; what a step keeps is most of it."""
         shapes = _shapes(settings, load)
         weights = 4 * ScaleFlow.parameters_of(shapes, settings.blocks, settings.hidden)
         elements = sum(math.prod(shape) for shape in shapes)
         within = 2 * settings.hidden * elements / load.channels
         step = int(4 * settings.blocks * (_KEPT * elements + 2 * within))
-        return Demand(
+        return ResourceEstimate(
             vectors=load.images * sum(h * w for _, h, w in shapes),
             kept=0,
             fit_bytes=6 * weights
-            + load.share * 2 * 3 * load.size**2
-            + min(settings.batch, load.share) * step,
+            + load.images_per_worker * 2 * 3 * load.size**2
+            + min(settings.batch, load.images_per_worker) * step,
             score_bytes=2 * weights + step,
             model_bytes=weights,
             remedy="lower --csflow.batch, --csflow.hidden or --csflow.blocks",
         )
 
     @classmethod
-    def rehearsal(cls, settings: CsFlowSettings, load: Load) -> Rehearsal:
+    def timing_probe(cls, settings: CsFlowSettings, load: FitSize) -> TimingProbe:
         """A step of one image, behind the backbone."""
         shapes = _shapes(settings, load)
         network = ScaleFlow(shapes, settings.blocks, settings.hidden, 0)
         maps = [torch.zeros(1, *shape) for shape in shapes]
         times = settings.epochs * load.images / load.workers
-        return Rehearsal(lambda: network(maps).sum().backward(), times)
+        return TimingProbe(lambda: network(maps).sum().backward(), times)
 
     def network_for(self, shapes: list[Shape]) -> ScaleFlow:
         """As wide as all layers together."""
@@ -118,7 +118,7 @@ class CsFlow(TrainedOnFeatures):
         return torch.cat([s.flatten() for s in squares]).mean(), squares[0].mean(dim=0)
 
 
-def _shapes(settings: CsFlowSettings, load: Load) -> list[Shape]:
+def _shapes(settings: CsFlowSettings, load: FitSize) -> list[Shape]:
     """Of each scale, if sizes halve exactly."""
     _, height, width = load.layers[0]
     return [

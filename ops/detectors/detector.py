@@ -16,10 +16,10 @@ from ops.features.backbone import Backbone
 S = TypeVar("S")
 Shape = tuple[int, int, int]
 #: How far a fit has come, for people: stage, done, of.
-Watch = Callable[[str, int, int], None]
+ProgressCallback = Callable[[str, int, int], None]
 
 
-class Notes:
+class Checkpoint:
     """What a fit has found so far, for the next attempt if its group breaks; here for none."""
 
     def read(self) -> Any:
@@ -38,7 +38,7 @@ class Scores(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Load:
+class FitSize:
     """What a detector is to be fitted on."""
 
     size: int
@@ -61,13 +61,13 @@ class Load:
         return self.layers[0][1] * self.layers[0][2]
 
     @property
-    def share(self) -> int:
+    def images_per_worker(self) -> int:
         """Images of one worker, at most."""
         return -(-self.images // self.workers)
 
 
 @dataclass(frozen=True)
-class Demand:
+class ResourceEstimate:
     """What the fit of one detector takes, worked out before anything is read."""
 
     vectors: int
@@ -84,7 +84,7 @@ class Demand:
     """Which settings lower the memory."""
 
 
-class Rehearsal(NamedTuple):
+class TimingProbe(NamedTuple):
     """A small piece of a fit's work after the images are taken in, to be timed beforehand."""
 
     work: Callable[[], object]
@@ -110,14 +110,14 @@ class MapSettings:
     """Standard deviation in input pixels of the Gaussian that smooths maps; 0 = none."""
 
 
-class Method(ABC):
+class Detector(ABC):
     """A detector. Larger scores are more anomalous.
 
-    A fit takes in good images once, by `gather` on whichever worker meets them, with `share` in
-    between if the method needs it; then `fit` ends it on all workers together.
+    A fit takes in good images once, by `add_images` on whichever worker meets them, with
+    `exchange` in between if the method needs it; then `fit` ends it on all workers together.
 
     Subclasses MUST name their frozen `Settings` dataclass, whose defaults are the paper's.
-    What `gather` keeps MUST be keyed by `rows`, the images' numbers in the fit's list, not by
+    What `add_images` keeps MUST be keyed by `rows`, the images' numbers in the fit's list, not by
     arrival; `fit` MUST reach the same state for any grouping and order of the images, up to
     `drift`.
     `score` MUST give an image the same score and map whatever batch it comes in, MUST choose its
@@ -131,8 +131,8 @@ class Method(ABC):
     Settings: ClassVar[type[Any]]
     #: Relative difference that order and shards may make to a state.
     drift: ClassVar[float] = 0.0
-    #: Whether workers must `share` after every round of batches.
-    shares: ClassVar[bool] = False
+    #: Whether workers must `exchange` after every round of batches.
+    exchanges: ClassVar[bool] = False
     #: What is fitted, for methods that know some products by name; a fit sets it.
     product: str = ""
 
@@ -143,19 +143,19 @@ class Method(ABC):
 
     @classmethod
     @abstractmethod
-    def demand(cls, settings: Any, load: Load) -> Demand:
+    def estimate(cls, settings: Any, load: FitSize) -> ResourceEstimate:
         """What a fit takes."""
 
     @classmethod
     @abstractmethod
-    def rehearsal(cls, settings: Any, load: Load) -> Rehearsal | None:
+    def timing_probe(cls, settings: Any, load: FitSize) -> TimingProbe | None:
         """A sample of `fit`; None if it takes next to nothing."""
 
     @abstractmethod
-    def gather(self, images: Tensor, rows: Tensor) -> None:
+    def add_images(self, images: Tensor, rows: Tensor) -> None:
         """Take in good images (B, 3, H, W) with their numbers (B,) in the fit's list."""
 
-    def share(self, group: Group) -> None:  # noqa: B027 - most methods share nothing
+    def exchange(self, group: Group) -> None:  # noqa: B027 - most methods share nothing
         """Collective, after a round in which each rank has gathered a batch or nothing."""
 
     def grow(self, state: Mapping[str, Tensor], figures: Mapping[str, float]) -> None:  # noqa: ARG002
@@ -166,7 +166,7 @@ class Method(ABC):
         raise ValueError(f"{self.name} cannot grow a model; fit a new one on all images")
 
     @abstractmethod
-    def fit(self, group: Group, watch: Watch, notes: Notes) -> Fitted:
+    def fit(self, group: Group, watch: ProgressCallback, checkpoint: Checkpoint) -> Fitted:
         """Collective: end the fit, so that every rank has the same detector.
 
         Only rank 0 writes notes. Raises ValueError on every rank if there is nothing to fit.

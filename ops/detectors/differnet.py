@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 from ops.augment.rotation import rotated
-from ops.detectors.detector import Demand, Load, Rehearsal
+from ops.detectors.detector import FitSize, ResourceEstimate, TimingProbe
 from ops.detectors.trained import Trained, TrainingSettings, from_sixteen, to_sixteen
 from ops.distributed import Group
 from ops.flows.vector_flow import NegativeLogLikelihood, VectorFlow
@@ -81,29 +81,29 @@ class DifferNet(Trained):
     network: NegativeLogLikelihood | None
 
     @classmethod
-    def demand(cls, settings: DifferNetSettings, load: Load) -> Demand:
+    def estimate(cls, settings: DifferNetSettings, load: FitSize) -> ResourceEstimate:
         """Weights, gradients, Adam's moments and a copy on its way, and what is kept of images."""
         width = load.channels * settings.scales
         weights = 4 * VectorFlow.parameters_of(width, settings.blocks, settings.hidden)
         cached = settings.features == "cached"
         each = 4 * settings.views * width if cached else 2 * 3 * load.size**2
-        return Demand(
+        return ResourceEstimate(
             vectors=load.images * (settings.views if cached else settings.transforms),
             kept=0,
-            fit_bytes=6 * weights + load.share * each,
+            fit_bytes=6 * weights + load.images_per_worker * each,
             score_bytes=2 * weights,
             model_bytes=weights,
             remedy="lower --differnet.hidden, --differnet.blocks or --differnet.views",
         )
 
     @classmethod
-    def rehearsal(cls, settings: DifferNetSettings, load: Load) -> Rehearsal:
+    def timing_probe(cls, settings: DifferNetSettings, load: FitSize) -> TimingProbe:
         """One step on vectors that need not be looked at."""
         width = load.channels * settings.scales
         vectors = torch.zeros(settings.batch * settings.transforms, width)
         network = NegativeLogLikelihood(VectorFlow(width, settings.blocks, settings.hidden, 0))
         steps = settings.epochs * math.ceil(load.images / settings.batch)
-        return Rehearsal(lambda: network(vectors).mean().backward(), steps / load.workers)
+        return TimingProbe(lambda: network(vectors).mean().backward(), steps / load.workers)
 
     def new_network(self) -> NegativeLogLikelihood:
         """The flow, as wide as the features of all layers and scales."""

@@ -7,8 +7,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from ops.detectors.detector import Demand, Load, Rehearsal
-from ops.detectors.flow_detector import Cost, FlowDetector, FlowSettings, rehearsal
+from ops.detectors.detector import FitSize, ResourceEstimate, TimingProbe
+from ops.detectors.flow_detector import Cost, FlowDetector, FlowSettings, timing_probe
 from ops.flows.subnets import Subnet, convolutions
 
 #: Numbers that a coupling keeps of each that passes it, beside those of its subnet.
@@ -44,23 +44,23 @@ class FastFlow(FlowDetector):
     settings: FastFlowSettings
 
     @classmethod
-    def demand(cls, settings: FastFlowSettings, load: Load) -> Demand:
+    def estimate(cls, settings: FastFlowSettings, load: FitSize) -> ResourceEstimate:
         """What the flows take; what a step keeps is most of it."""
         kept = [_KEPT + settings.hidden] * len(load.layers)
         cost = Cost.of(load, _subnets(settings), settings.norm, kept)
-        return Demand(
+        return ResourceEstimate(
             vectors=load.images * sum(h * w for _, h, w in load.layers),
             kept=0,
-            fit_bytes=cost.fit_bytes(load, min(settings.batch, load.share)),
+            fit_bytes=cost.fit_bytes(load, min(settings.batch, load.images_per_worker)),
             score_bytes=cost.score_bytes,
             model_bytes=cost.model_bytes,
             remedy="lower --fastflow.batch, --fastflow.hidden or --fastflow.blocks",
         )
 
     @classmethod
-    def rehearsal(cls, settings: FastFlowSettings, load: Load) -> Rehearsal:
+    def timing_probe(cls, settings: FastFlowSettings, load: FitSize) -> TimingProbe:
         """A step of one image, behind the backbone."""
-        return rehearsal(settings, load, _subnets(settings), 1)
+        return timing_probe(settings, load, _subnets(settings), 1)
 
     def subnets(self) -> list[Subnet]:
         """Section 3.3: convolutions 3 x 3 and 1 x 1 in turn."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ops.detectors.detector import Load, Rehearsal, Shape
+from ops.detectors.detector import FitSize, Shape, TimingProbe
 from ops.detectors.trained import TrainingSettings
 from ops.detectors.trained_on_features import TrainedOnFeatures
 from ops.flows.feature_map_flow import MapFlows, Norm, surprise
@@ -72,7 +72,9 @@ class Cost:
     image: int
 
     @classmethod
-    def of(cls, load: Load, subnets: Sequence[Subnet], norm: Norm, kept: Sequence[float]) -> Cost:
+    def of(
+        cls, load: FitSize, subnets: Sequence[Subnet], norm: Norm, kept: Sequence[float]
+    ) -> Cost:
         """`kept`: numbers that a coupling keeps, of each layer, for each that passes it."""
         sizes = [math.prod(shape) for shape in load.layers]
         passing = sum(size * each for size, each in zip(sizes, kept, strict=True))
@@ -82,9 +84,9 @@ class Cost:
             image=int(4 * (2 * sum(sizes) + len(subnets) * passing)),
         )
 
-    def fit_bytes(self, load: Load, step: int) -> int:
+    def fit_bytes(self, load: FitSize, step: int) -> int:
         """Weights, gradients, Adam's moments and a copy on its way; images; `step` at a time."""
-        pixels = load.share * 2 * 3 * load.size**2
+        pixels = load.images_per_worker * 2 * 3 * load.size**2
         return 6 * self.trained + 2 * self.fixed + pixels + step * self.image
 
     @property
@@ -98,11 +100,11 @@ class Cost:
         return self.trained + self.fixed
 
 
-def rehearsal(
-    settings: FlowSettings, load: Load, subnets: Sequence[Subnet], times: int
-) -> Rehearsal:
+def timing_probe(
+    settings: FlowSettings, load: FitSize, subnets: Sequence[Subnet], times: int
+) -> TimingProbe:
     """A step of one image, behind the backbone; an epoch has `times` the images."""
     network = MapFlows(load.layers, subnets, settings.clamp, settings.norm, 0)
     maps = [torch.zeros(1, *shape) for shape in load.layers]
     steps = settings.epochs * times * load.images / load.workers
-    return Rehearsal(lambda: network(maps).sum().backward(), steps)
+    return TimingProbe(lambda: network(maps).sum().backward(), steps)

@@ -15,8 +15,8 @@ import torchvision
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ops.detectors.detector import Method, settings_from
-from ops.detectors.registry import method_named
+from ops.detectors.detector import Detector, settings_from
+from ops.detectors.registry import detector_class
 from ops.features.backbone import Backbone, BackboneSettings
 from ops.features.weights import fingerprint
 from ops.images.decode import DecodeSettings
@@ -115,9 +115,9 @@ class ModelCard:
         """The backbone from the tensors that `state` holds."""
         return Backbone(self.backbone, state, device)
 
-    def new_detector(self, state: Mapping[str, Tensor], backbone: Backbone) -> Method:
+    def new_detector(self, state: Mapping[str, Tensor], backbone: Backbone) -> Detector:
         """A fitted detector from its tensors."""
-        kind = method_named(self.method)
+        kind = detector_class(self.method)
         detector = kind(settings_from(kind.Settings, self.settings), backbone)
         detector.load_state(state)
         return detector

@@ -10,16 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ops.detectors.detector import (
-    Demand,
+    Checkpoint,
+    Detector,
+    FitSize,
     Fitted,
-    Load,
     MapSettings,
-    Method,
-    Notes,
-    Rehearsal,
+    ProgressCallback,
+    ResourceEstimate,
     Scores,
     Shape,
-    Watch,
+    TimingProbe,
     finite_rows,
 )
 from ops.distributed import Group
@@ -53,7 +53,7 @@ class PaDiMSettings(MapSettings):
     """Seed of the draw."""
 
 
-class PaDiM(Method):
+class PaDiM(Detector):
     """Mahalanobis distances to the Gaussian of each position; images must be aligned.
 
     While fitting, each rank owns a range of positions and accumulates their moments over the
@@ -65,7 +65,7 @@ class PaDiM(Method):
     settings: PaDiMSettings
     #: Moments agree to 1e-10 and better; the state is rounded to float32.
     drift = 1e-6
-    shares = True
+    exchanges = True
 
     def __init__(self, settings: PaDiMSettings, backbone: Backbone) -> None:
         """Unfitted."""
@@ -81,7 +81,7 @@ class PaDiM(Method):
         self._images = self._dropped = 0
 
     @classmethod
-    def demand(cls, settings: PaDiMSettings, load: Load) -> Demand:
+    def estimate(cls, settings: PaDiMSettings, load: FitSize) -> ResourceEstimate:
         """The moments of a worker's positions, in float64, and the embeddings of a round."""
         positions, width = _grid_size(load.layers), _width(settings, load.channels)
         own = -(-positions // load.workers)
@@ -91,7 +91,7 @@ class PaDiM(Method):
         round_of_images = (_ROUND + 1) * positions * width * (4 * 4 + 8)
         sample = 2 * _SAMPLE * own * width * 4
         factoring = 4 * min(_STEP, own) * width * width * 8
-        return Demand(
+        return ResourceEstimate(
             vectors=load.images * positions,
             kept=positions,
             fit_bytes=own * numbers * 8 + round_of_images + sample + factoring + 2 * model,
@@ -101,7 +101,7 @@ class PaDiM(Method):
         )
 
     @classmethod
-    def rehearsal(cls, settings: PaDiMSettings, load: Load) -> Rehearsal:
+    def timing_probe(cls, settings: PaDiMSettings, load: FitSize) -> TimingProbe:
         """A few of the positions: rounds of images are taken in, then factored."""
         positions, few = _grid_size(load.layers), 8
         moments = Moments(few, _width(settings, load.channels))
@@ -114,7 +114,7 @@ class PaDiM(Method):
                 moments.add(vectors)
             return moments.whitening(slice(few), 1.0)
 
-        return Rehearsal(work, max(1, rounds / _ROUNDS) * positions / few / load.workers)
+        return TimingProbe(work, max(1, rounds / _ROUNDS) * positions / few / load.workers)
 
     @torch.inference_mode()
     def embed(self, images: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ class PaDiM(Method):
         drawn = torch.randperm(total, generator=generator)
         return drawn[: _width(self.settings, total)].sort().values
 
-    def gather(self, images: Tensor, rows: Tensor) -> None:
+    def add_images(self, images: Tensor, rows: Tensor) -> None:
         """Keep the images' embeddings until they are shared; one that is not finite counts."""
         vectors = self.embed(images).cpu()
         keep = finite_rows(vectors.flatten(1))
@@ -149,7 +149,7 @@ class PaDiM(Method):
         self._waiting.append(vectors[keep])
         self._rows.append(rows[keep])
 
-    def share(self, group: Group) -> None:
+    def exchange(self, group: Group) -> None:
         """Every embedding goes to the owners of its positions, who add it to their moments."""
         if self._moments is None and not self._begin(group):
             return
@@ -187,9 +187,9 @@ class PaDiM(Method):
         self._moments = Moments(end - first, len(self.channels))
         return True
 
-    def fit(self, group: Group, watch: Watch, notes: Notes) -> Fitted:  # noqa: ARG002 - it is short
+    def fit(self, group: Group, watch: ProgressCallback, checkpoint: Checkpoint) -> Fitted:  # noqa: ARG002 - it is short
         """Each rank factors the covariances of its positions; all get all."""
-        self.share(group)
+        self.exchange(group)
         counts = torch.tensor([self._images, self._dropped])
         images, dropped = group.all_reduce(counts).tolist()
         if images == dropped:

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from ops.detectors.detector import (
-    Demand,
+    Checkpoint,
+    Detector,
+    FitSize,
     Fitted,
-    Load,
     MapSettings,
-    Method,
-    Notes,
-    Rehearsal,
+    ProgressCallback,
+    ResourceEstimate,
     Scores,
-    Watch,
+    TimingProbe,
     finite_rows,
 )
 from ops.distributed import Alone, Group
@@ -41,15 +41,15 @@ _PART = 4096
 class PatchCoreSettings(MapSettings):
     """Settings of PatchCore."""
 
-    ratio: float = 0.01
+    coreset_ratio: float = 0.01
     """Share of the patches that the bank keeps."""
-    cap: int = 20_000
+    max_bank_size: int = 20_000
     """The bank never holds more vectors than this: scoring costs more than the backbone beyond."""
     embedding: Embedding = "pooled"
     """pooled: as the authors' code averages neighbourhoods; concat: channels side by side."""
     metric: Literal["euclidean", "whitened"] = "euclidean"
     """whitened: what varies among good patches counts less, as in a Mahalanobis distance; for parts
-    whose surface varies. Not with `memory`."""
+    whose surface varies. Not with `fit_memory`."""
     shrinkage: float = 0.01
     """With whitened: share of the mean variance that is added to all variances; above 0."""
     dim: int = 1024
@@ -58,7 +58,7 @@ class PatchCoreSettings(MapSettings):
     """The coreset is chosen in a random projection to this many dimensions; 0 = none."""
     seed: int = 0
     """Seed of the projection."""
-    memory: int = 0
+    fit_memory: int = 0
     """Bytes of patches that each worker may hold while fitting; 0 = all of them, which is exact."""
     reweight: bool = True
     """Weigh image scores by the neighbourhood of the nearest vector (equation 7)."""
@@ -67,9 +67,9 @@ class PatchCoreSettings(MapSettings):
 
     def __post_init__(self) -> None:
         """Refuse what does not go together."""
-        if self.metric == "whitened" and self.memory:
+        if self.metric == "whitened" and self.fit_memory:
             raise ValueError(
-                f"memory {self.memory} thins patches before the metric is known; with "
+                f"fit_memory {self.fit_memory} thins patches before the metric is known; with "
                 "metric = whitened it must be 0: lower input.size or take more workers instead"
             )
         if self.metric == "whitened" and not self.shrinkage > 0:
@@ -79,7 +79,7 @@ class PatchCoreSettings(MapSettings):
             )
 
 
-class PatchCore(Method):
+class PatchCore(Detector):
     """A bank of locally averaged patch features, thinned by the exact greedy coreset.
 
     Scores are Euclidean distances (the authors' code reports squared ones), with `metric` whitened
@@ -98,53 +98,53 @@ class PatchCore(Method):
         self._whitening: Whitening | None = None
         self._search: Bank | None = None
         self._matrix: Tensor | None = None
-        self._shard = BoundedShard(settings.memory) if settings.memory else Shard()
+        self._shard = BoundedShard(settings.fit_memory) if settings.fit_memory else Shard()
         self._grown: Mapping[str, float] = {}
         self._gathered = 0
         self._images = self._dropped = 0
 
     @classmethod
-    def demand(cls, settings: PatchCoreSettings, load: Load) -> Demand:
+    def estimate(cls, settings: PatchCoreSettings, load: FitSize) -> ResourceEstimate:
         """Every patch of a worker's share, or what its memory is bounded to; then the bank."""
         patches = load.images * load.positions
         concat = settings.embedding == "concat"
         width = load.channels if concat else settings.dim
         narrow = settings.projection if 0 < settings.projection < width else width
-        kept = max(1, min(int(settings.ratio * patches), settings.cap))
+        kept = max(1, min(int(settings.coreset_ratio * patches), settings.max_bank_size))
         share = -(-patches // load.workers) * bytes_each(width, narrow)
         bank = kept * width * 4
         whitened = settings.metric == "whitened"
         square = width * (width + 1) if whitened else 0
-        bounded = "" if whitened else "bound it with --patchcore.memory, or "
-        return Demand(
+        bounded = "" if whitened else "bound it with --patchcore.fit_memory, or "
+        return ResourceEstimate(
             vectors=patches,
             kept=kept,
-            fit_bytes=(min(share, settings.memory) if settings.memory else share)
+            fit_bytes=(min(share, settings.fit_memory) if settings.fit_memory else share)
             + 2 * bank
             # In float64 the covariance, its eigenvectors, and what finding them takes.
             + square * 8 * 6,
             score_bytes=2 * bank + 2 * SCRATCH + 4 * square,
             model_bytes=bank + 4 * square,
-            remedy=f"{bounded}lower --patchcore.cap or --input.size",
+            remedy=f"{bounded}lower --patchcore.max_bank_size or --input.size",
         )
 
     @classmethod
-    def rehearsal(cls, settings: PatchCoreSettings, load: Load) -> Rehearsal:
+    def timing_probe(cls, settings: PatchCoreSettings, load: FitSize) -> TimingProbe:
         """A small coreset, without whitening; the greedy's time goes with points times picks."""
         n, k, width = _SAMPLE
         # Features vary along few directions; without that, every point would be as far as another.
         fall = torch.arange(1, width + 1) ** -0.5
         points = torch.randn(n, width, generator=torch.Generator().manual_seed(0)) * fall
-        demand = cls.demand(settings, load)
-        times = demand.vectors * demand.kept / (n * k) / load.workers
-        return Rehearsal(lambda: greedy(points, torch.arange(n), k, Alone()), times)
+        estimate = cls.estimate(settings, load)
+        times = estimate.vectors * estimate.kept / (n * k) / load.workers
+        return TimingProbe(lambda: greedy(points, torch.arange(n), k, Alone()), times)
 
     @torch.inference_mode()
     def embed(self, images: Tensor) -> Tensor:
         """Patch vectors (B, h, w, d)."""
         return embed(self.backbone(images), self.settings.embedding, self.settings.dim)
 
-    def gather(self, images: Tensor, rows: Tensor) -> None:
+    def add_images(self, images: Tensor, rows: Tensor) -> None:
         """Keep every image's patches; their ids are row * patches + patch."""
         for vectors, row in zip(self.embed(images).cpu(), rows.tolist(), strict=True):
             flat = vectors.flatten(0, 1)
@@ -184,7 +184,7 @@ class PatchCore(Method):
         if self._whitens:
             self._whitening = Whitening(state["mean"].cpu(), state["whitening"].cpu())
 
-    def fit(self, group: Group, watch: Watch, notes: Notes) -> Fitted:
+    def fit(self, group: Group, watch: ProgressCallback, checkpoint: Checkpoint) -> Fitted:
         """The exact greedy over all ranks; the bank is the unprojected vectors, in pick order.
 
         Whitening comes first, so that it covers the patches by the distances that scores are.
@@ -205,14 +205,14 @@ class PatchCore(Method):
             self._whiten(group)
         width, narrow = self._widths(group)
         ids, projected = self._shard.points(narrow)
-        k = max(1, min(int(self.settings.ratio * patches), self.settings.cap))
+        k = max(1, min(int(self.settings.coreset_ratio * patches), self.settings.max_bank_size))
 
         def told(found: Coreset) -> None:
             watch("coreset", len(found.ids), k)
             if group.rank == 0:
-                notes.write((found.ids, found.squared, found.rounds))
+                checkpoint.write((found.ids, found.squared, found.rounds))
 
-        begun = _begun(group, notes)
+        begun = _begun(group, checkpoint)
         chosen = greedy(projected, ids, k, group, watch=told, begun=begun)
         self.bank = self._picked(ids, torch.tensor(chosen.ids), width, group)
         cover = torch.tensor([max(self._shard.cover, old.get("radius", 0.0))])
@@ -333,9 +333,9 @@ class PatchCore(Method):
             self._whitening = Whitening(mean.to(device), matrix.to(device))
 
 
-def _begun(group: Group, notes: Notes) -> Coreset | None:
+def _begun(group: Group, checkpoint: Checkpoint) -> Coreset | None:
     """What an earlier attempt noted, as rank 0 reads it. Collective."""
-    ids, squared, rounds = (notes.read() if group.rank == 0 else None) or ([], [], 0)
+    ids, squared, rounds = (checkpoint.read() if group.rank == 0 else None) or ([], [], 0)
     ids, rounds_ = torch.tensor(ids, dtype=torch.int64), torch.tensor([rounds])
     all_ids = torch.cat(group.all_gather(ids)).tolist()
     all_squared = torch.cat(group.all_gather(torch.tensor(squared))).tolist()

@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from ops.detectors.detector import Method
+from ops.detectors.detector import Detector
 from ops.detectors.model_folder import ModelCard
 from ops.images.exposure import exposed
 from ops.images.resize import InputSettings, unpack
@@ -42,7 +42,7 @@ class Tensors(Protocol):
         """One detector's."""
 
 
-class Detect:
+class ScoreImages:
     """Scores rows that have pixels. Holds one backbone, and detectors of up to `memory` bytes.
 
     Of the detectors it has met, those used longest ago leave first; one is always held.
@@ -106,7 +106,7 @@ class Detect:
             for value, p, grid in zip(values, p_values, maps, strict=True)
         ]
 
-    def _detector(self, product: str) -> Method:
+    def _detector(self, product: str) -> Detector:
         file = self._card.products[product].file  # which products may share
         if file not in self._detectors:
             state = self._tensors.of_product(product)
@@ -123,7 +123,7 @@ class Detect:
 
 
 class _Held(NamedTuple):
-    detector: Method
+    detector: Detector
     bytes: int
 
 

@@ -17,7 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ops.detectors.detector import Demand, Fitted, Load, MapSettings, Method, Notes, Scores, Watch
+from ops.detectors.detector import (
+    Checkpoint,
+    Detector,
+    FitSize,
+    Fitted,
+    MapSettings,
+    ProgressCallback,
+    ResourceEstimate,
+    Scores,
+)
 from ops.distributed import Group
 from ops.features.backbone import Backbone
 from ops.search.distance import squared
@@ -37,7 +46,7 @@ class SpadeSettings(MapSettings):
     """Number kappa of nearest positions whose distances are averaged."""
     pyramid: Literal["levels", "concat"] = "levels"
     """levels: a map of each layer, averaged; concat: layers side by side, as the paper has it."""
-    half: bool = False
+    float16: bool = False
     """Keep the pyramids in float16: half the memory; distances are to the rounded values."""
 
     def __post_init__(self) -> None:
@@ -49,7 +58,7 @@ class SpadeSettings(MapSettings):
             raise ValueError(f"pyramid {self.pyramid!r} must be levels or concat")
 
 
-class Spade(Method):
+class Spade(Detector):
     """A gallery: of each good image the average of the last layer, and the maps of those before.
 
     With one layer only, it is both. Images whose features are not finite are left out.
@@ -67,31 +76,31 @@ class Spade(Method):
         self.levels: list[Tensor] = []
         self._kept: dict[int, list[Tensor]] = {}  # by row: the descriptor, then the levels
         self._images = self._dropped = 0
-        self._kind = torch.float16 if settings.half else torch.float32
+        self._kind = torch.float16 if settings.float16 else torch.float32
 
     @classmethod
-    def demand(cls, settings: SpadeSettings, load: Load) -> Demand:
+    def estimate(cls, settings: SpadeSettings, load: FitSize) -> ResourceEstimate:
         """The gallery, which every worker ends with, and its share of it before."""
         pyramid = load.layers[:-1] or load.layers
-        width = 2 if settings.half else 4
+        width = 2 if settings.float16 else 4
         vectors = sum(height * columns for _, height, columns in pyramid)
         each = 4 * load.layers[-1][0] + sum(width * c * h * w for c, h, w in pyramid)
         gallery = load.images * each
         rounds = (load.workers + 2) * min(_ROUND, load.images) * each
         block = 4 * sum(c for c, _, _ in pyramid) * 2**12
-        return Demand(
+        return ResourceEstimate(
             vectors=load.images * vectors,
             kept=load.images * vectors,
             # Once more for the copy that one of them hands over.
-            fit_bytes=load.share * each + rounds + 2 * gallery,
+            fit_bytes=load.images_per_worker * each + rounds + 2 * gallery,
             score_bytes=2 * gallery + SCRATCH + block,
             model_bytes=gallery,
-            remedy="halve it with --spade.half true, or choose fewer images with --choose.shots, "
+            remedy="halve it with --spade.float16 true, or choose fewer images (--select.shots), a "
             "coarser --backbone.layers or a lower --input.size",
         )
 
     @classmethod
-    def rehearsal(cls, settings: SpadeSettings, load: Load) -> None:  # noqa: ARG003 - as in the base
+    def timing_probe(cls, settings: SpadeSettings, load: FitSize) -> None:  # noqa: ARG003 - as in the base
         """None: once the images are taken in, they are only put together."""
         return
 
@@ -107,7 +116,7 @@ class Spade(Method):
             for i in range(len(images))
         ]
 
-    def gather(self, images: Tensor, rows: Tensor) -> None:
+    def add_images(self, images: Tensor, rows: Tensor) -> None:
         """Keep every image's descriptor and pyramid."""
         for (descriptor, *levels), row in zip(self.describe(images), rows.tolist(), strict=True):
             # Copies, so that none keeps its whole batch in memory.
@@ -127,7 +136,7 @@ class Spade(Method):
         self._images += int(figures.get("images", count))
         self._dropped += int(figures.get("dropped_images", 0))
 
-    def fit(self, group: Group, watch: Watch, notes: Notes) -> Fitted:  # noqa: ARG002 - too short
+    def fit(self, group: Group, watch: ProgressCallback, checkpoint: Checkpoint) -> Fitted:  # noqa: ARG002 - too short
         """Put the gallery together in the order of rows, a few images of each rank at a time."""
         counts = group.all_reduce(torch.tensor([self._images, self._dropped])).tolist()
         rows = torch.tensor(sorted(self._kept), dtype=torch.int64)

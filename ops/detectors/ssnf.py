@@ -16,8 +16,15 @@ from torchvision.transforms.functional import adjust_sharpness
 
 from ops.augment import synthetic_defects
 from ops.augment.synthetic_defects import Defective, Picture, rules_for
-from ops.detectors.detector import Demand, Fitted, Load, Notes, Rehearsal, Watch
-from ops.detectors.flow_detector import Cost, FlowDetector, FlowSettings, rehearsal
+from ops.detectors.detector import (
+    Checkpoint,
+    FitSize,
+    Fitted,
+    ProgressCallback,
+    ResourceEstimate,
+    TimingProbe,
+)
+from ops.detectors.flow_detector import Cost, FlowDetector, FlowSettings, timing_probe
 from ops.detectors.trained import from_sixteen
 from ops.distributed import Group
 from ops.features.backbone import Backbone
@@ -63,12 +70,12 @@ class SsnfSettings(FlowSettings):
     """Whether training also pushes synthetic defects away."""
     category: str = ""
     """Whose defects to make (carpet, bottle, screw, ...); default: the product's name."""
-    cut: float = 1e5
+    max_nll: float = 1e5
     """Synthetic images beyond so many nats are let go. It is for the paper's 602,112 elements; for
     other sizes of the maps it is scaled alike, which is our choice."""
     sources: int = 0
     """Good images that patches are taken from; each worker holds them. 0 = all."""
-    makers: int = 1
+    defect_threads: int = 1
     """Threads of each worker that make synthetic defects ahead of the steps; 0 = none."""
 
     @property
@@ -105,7 +112,7 @@ class Ssnf(FlowDetector):
         self._pushed = 0
 
     @classmethod
-    def demand(cls, settings: SsnfSettings, load: Load) -> Demand:
+    def estimate(cls, settings: SsnfSettings, load: FitSize) -> ResourceEstimate:
         """What the flows take; what a step keeps is most of it."""
         attentions, convolutions = (settings.layers.count(kind) for kind in ("attn", "conv"))
         kept = []
@@ -115,9 +122,9 @@ class Ssnf(FlowDetector):
             pairs = settings.heads * height * width * (2.25 if settings.dropout else 0)
             kept.append(5 + (within + attentions * pairs) / channels)
         cost = Cost.of(load, _subnets(settings, Draws()), settings.norm, kept)
-        step = min(settings.batch, load.share) * (2 if settings.synthetic else 1)
+        step = min(settings.batch, load.images_per_worker) * (2 if settings.synthetic else 1)
         sources = min(load.images, settings.sources or load.images) if settings.synthetic else 0
-        return Demand(
+        return ResourceEstimate(
             vectors=load.images * sum(h * w for _, h, w in load.layers),
             kept=0,
             fit_bytes=cost.fit_bytes(load, step) + sources * 2 * 3 * load.size**2,
@@ -127,10 +134,10 @@ class Ssnf(FlowDetector):
         )
 
     @classmethod
-    def rehearsal(cls, settings: SsnfSettings, load: Load) -> Rehearsal:
+    def timing_probe(cls, settings: SsnfSettings, load: FitSize) -> TimingProbe:
         """A step of one image, behind the backbone."""
         times = 2 if settings.synthetic else 1
-        return rehearsal(settings, load, _subnets(settings, Draws()), times)
+        return timing_probe(settings, load, _subnets(settings, Draws()), times)
 
     def subnets(self) -> list[Subnet]:
         """All alike."""
@@ -163,7 +170,7 @@ class Ssnf(FlowDetector):
             self._made = ahead(
                 lambda row: self.synthetic(self._samples[row], row, epoch),
                 rows,
-                self.settings.makers,
+                self.settings.defect_threads,
                 2 * self.settings.batch,
             )
 
@@ -213,14 +220,14 @@ class Ssnf(FlowDetector):
             return super().weights(losses, share, group)
         assert self.network is not None
         good, synthetic = losses.cpu().chunk(2) if len(losses) else (losses.cpu(), losses.cpu())
-        cut = self.settings.cut * self.network.elements / _PAPERS
+        cut = self.settings.max_nll * self.network.elements / _PAPERS
         gated = gate(good, synthetic, self._changed[: len(synthetic)], cut, group)
         self._pushed += gated.pushed
         return gated.weights.to(losses)
 
-    def fit(self, group: Group, watch: Watch, notes: Notes) -> Fitted:
+    def fit(self, group: Group, watch: ProgressCallback, checkpoint: Checkpoint) -> Fitted:
         """Train, and show what was trained against."""
-        said = super().fit(group, watch, notes)
+        said = super().fit(group, watch, checkpoint)
         if self.settings.synthetic:
             shown = sorted(self._sources.items())[:_SHOWN]
             pairs = [(self._picture(s), self.synthetic(s, row, 0)) for row, s in shown]

@@ -12,7 +12,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ops.detectors.detector import Fitted, MapSettings, Method, Notes, Scores, Watch
+from ops.detectors.detector import (
+    Checkpoint,
+    Detector,
+    Fitted,
+    MapSettings,
+    ProgressCallback,
+    Scores,
+)
 from ops.distributed import Group
 from ops.features.backbone import Backbone
 
@@ -44,7 +51,7 @@ class Stage(NamedTuple):
     epochs: int
 
 
-class Trained(Method):
+class Trained(Detector):
     """A method that trains a network, over epochs, on samples that it keeps of the good images.
 
     Which images make a step follows from the seed, the epoch and the images' numbers alone; each
@@ -133,7 +140,7 @@ class Trained(Method):
         """Move the weights along their gradients, which are the same on every rank."""
         optimiser.step()
 
-    def gather(self, images: Tensor, rows: Tensor) -> None:
+    def add_images(self, images: Tensor, rows: Tensor) -> None:
         """Keep a sample of every image."""
         for image, row in zip(images, rows.tolist(), strict=True):
             self._images += 1
@@ -148,7 +155,7 @@ class Trained(Method):
                 self._probes[row] = image.cpu()
                 self._probes = dict(sorted(self._probes.items())[:_PROBES])
 
-    def fit(self, group: Group, watch: Watch, notes: Notes) -> Fitted:
+    def fit(self, group: Group, watch: ProgressCallback, checkpoint: Checkpoint) -> Fitted:
         """Train for all epochs; the last one counts, as nothing says which is best."""
         rows = torch.cat(group.all_gather(torch.tensor(sorted(self._samples), dtype=torch.int64)))
         rows = rows.sort().values
@@ -158,14 +165,16 @@ class Trained(Method):
         height, width = group.all_reduce(torch.tensor(self._size), "max").tolist()
         self._size = (height, width)  # a rank without images must know it too
         rows = self.training_rows(rows)
-        noted = notes.read() or {}
+        noted = checkpoint.read() or {}
         curves: dict[str, list[float]] = dict(noted.get("curves", {}))
         for stage in self.stages():
             self.network = stage.network.to(self.backbone.device)
             if stage.name in curves:
                 continue
             going_on = noted if noted.get("stage") == stage.name else None
-            curves[stage.name] = self._train(stage, rows, going_on, curves, group, watch, notes)
+            curves[stage.name] = self._train(
+                stage, rows, going_on, curves, group, watch, checkpoint
+            )
         assert self.network is not None
         self.network.eval()
         self.finish(group)
@@ -181,8 +190,8 @@ class Trained(Method):
         noted: Any,
         before: dict[str, list[float]],
         group: Group,
-        watch: Watch,
-        notes: Notes,
+        watch: ProgressCallback,
+        checkpoint: Checkpoint,
     ) -> list[float]:
         """The losses of a stage's epochs, from what is noted of it on."""
         network = stage.network
@@ -195,7 +204,7 @@ class Trained(Method):
             watch(stage.name, epoch + 1, stage.epochs)
             if group.rank == 0:
                 found = _noted(curve, network, optimiser)
-                notes.write({"stage": stage.name, "curves": dict(before), **found})
+                checkpoint.write({"stage": stage.name, "curves": dict(before), **found})
         return curve
 
     def _epoch(

@@ -19,7 +19,7 @@ STATUSES: dict[str, str] = {
 PASSING = ("missing", "forbidden", "unavailable", "crashed_worker")
 
 
-class BrokenPromise(RuntimeError):
+class RunError(RuntimeError):
     """A run that cannot end as it promised; people can mend the cause and start it again."""
 
 

@@ -20,7 +20,7 @@ from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 from ops.images import archives
 from ops.images.failure import Failure
 from ops.storage import files, uris
-from ops.storage.retry import BELOW_S3FS, Patience, Unavailable, patient
+from ops.storage.retry import BELOW_S3FS, RetryPolicy, Unavailable, patient
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class FetchSettings:
     """Files larger than this many bytes are not read (status too_large)."""
     attempts: int = 5
     """How often a read that fails for a passing reason is tried."""
-    patience: float = 0.5
+    backoff: float = 0.5
     """Seconds before the second attempt; doubles with each, with jitter, up to 20."""
 
 
@@ -54,7 +54,7 @@ def fetch(
     """
     if size is not None and size > settings.max_bytes:
         _too_large(size, settings.max_bytes)
-    patience = Patience(settings.attempts, settings.patience, again)
+    patience = RetryPolicy(settings.attempts, settings.backoff, again)
     try:
         with patient(patience):
             # Requests to S3 are repeated further below; here are disks, and reads that came short.

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ops.images import archives
-from ops.images.layouts import Namer
+from ops.images.layouts import PathParser
 from ops.storage import files, uris
 from ops.storage.parquet import column
 
@@ -59,13 +59,13 @@ def image_id(uri: str, version: str) -> str:
 
 def listed(
     locations: Sequence[str],
-    namer: Namer,
+    path_parser: PathParser,
     suffixes: Sequence[str],
     tally: Tally,
     rows: int = 10_000,
 ) -> Iterator[pa.RecordBatch]:
     """Stream the images and masks of archives as batches of `LISTED`."""
-    found = (_row(entry, namer, suffixes, tally) for entry in _entries(locations))
+    found = (_row(entry, path_parser, suffixes, tally) for entry in _entries(locations))
     kept = (row for row in found if row)
     while batch := list(islice(kept, rows)):
         yield pa.RecordBatch.from_pylist(batch, schema=LISTED)
@@ -77,7 +77,7 @@ def _entries(locations: Iterable[str]) -> Iterator[archives.Entry]:
 
 
 def _row(
-    entry: archives.Entry, namer: Namer, suffixes: Sequence[str], tally: Tally
+    entry: archives.Entry, path_parser: PathParser, suffixes: Sequence[str], tally: Tally
 ) -> dict[str, object] | None:
     # A row of Parquet needs no suffix: its column of bytes says that it is an image.
     in_parquet = uris.parse(entry.uri).location.lower().endswith(archives.PARQUET)
@@ -88,7 +88,7 @@ def _row(
             tally.other_suffixes.add("." + entry.name.rpartition(".")[2][:12].lower())
         return None
     # Names that are not UTF-8 keep their bytes in the URI; what a path says must be readable text.
-    named = namer(entry.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
+    named = path_parser(entry.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
     if named.is_skipped and not entry.problem:
         tally.skipped_frames += 1
         return None

@@ -133,7 +133,7 @@ class Named(NamedTuple):
     is_skipped: bool = False
 
 
-class Namer:
+class PathParser:
     """Reads paths by a layout."""
 
     def __init__(self, layout: Layout, product: str) -> None:

@@ -36,7 +36,7 @@ READ = pa.schema(
 )
 
 
-class Room:
+class PixelBudget:
     """Bounds the pixels that the threads of a process work on at once, each some 14 bytes.
 
     A picture that is larger than all of the room has it to itself.
@@ -61,7 +61,7 @@ class Room:
 
 
 #: Eight pictures of four megapixels at once, but of a hundred one after the other.
-_ROOM = Room(2**25)
+_ROOM = PixelBudget(2**25)
 
 
 @dataclass(frozen=True)

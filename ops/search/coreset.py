@@ -52,7 +52,7 @@ class Coreset:
     rounds: int = 0
 
 
-Watch = Callable[[Coreset], None]
+ProgressCallback = Callable[[Coreset], None]
 
 
 def greedy(
@@ -61,7 +61,7 @@ def greedy(
     k: int,
     group: Group,
     batch: int = 0,
-    watch: Watch | None = None,
+    watch: ProgressCallback | None = None,
     begun: Coreset | None = None,
     enough: float = 0.0,
 ) -> Coreset:

@@ -114,7 +114,7 @@ def exists(location: str) -> bool:
     return os.path.isfile(location)
 
 
-def reach(location: str) -> None:
+def check_access(location: str) -> None:
     """Ask the store of a location on S3 whether it is there and lets this process look.
 
     Raises FileNotFoundError (no such bucket), PermissionError (wrong keys, or none of its own), or

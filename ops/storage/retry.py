@@ -50,7 +50,7 @@ class Unavailable(OSError):
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How a request that fails for a passing reason is repeated.
 
     A silent store is asked three times, each for the read timeout; one that refuses at once
@@ -75,12 +75,12 @@ class Patience:
         }
 
 
-_patience: contextvars.ContextVar[Patience] = contextvars.ContextVar("_patience")
-_DEFAULT = Patience()
+_patience: contextvars.ContextVar[RetryPolicy] = contextvars.ContextVar("_patience")
+_DEFAULT = RetryPolicy()
 
 
 @contextlib.contextmanager
-def patient(patience: Patience) -> Iterator[None]:
+def patient(patience: RetryPolicy) -> Iterator[None]:
     """Another patience for what this thread does meanwhile."""
     token = _patience.set(patience)
     try:
@@ -111,7 +111,7 @@ def _give_up(state: tenacity.RetryCallState) -> None:
 
 
 class PatientS3(S3FileSystem):  # type: ignore[misc]  # untyped
-    """s3fs whose every request, with the body of its answer, is one attempt of `Patience`."""
+    """s3fs whose every request, with the body of its answer, is one attempt of `RetryPolicy`."""
 
     retries = 1
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from ops.images.failure import BrokenPromise
+from ops.images.failure import RunError
 
 
-class TooManyFailures(BrokenPromise):
+class TooManyFailures(RunError):
     """More images failed than --max-failed allows."""
 
 

@@ -10,10 +10,13 @@ import pyarrow as pa
 import ray
 
 from ops.results import score_table
-from pipelines.cluster.resources import Slots, offered
+from pipelines.cluster.resources import Resources, offered
 from pipelines.cluster.timeouts import Stalled, limited, step_limit
 
-_SLOW = "it takes longer than the {:g} seconds that a step may take, a sixth of --slots.stall"
+_SLOW = (
+    "it takes longer than the {:g} seconds that a step may take, a sixth of "
+    "--resources.stall_timeout"
+)
 _CRASH = "every process that touched it died or failed; the last one said: "
 
 
@@ -21,7 +24,7 @@ class Steps(Protocol):
     """What is to be done to rows, such as a `Chain`."""
 
     @property
-    def slots(self) -> Slots:
+    def resources(self) -> Resources:
         """What one process of it takes."""
 
     def alone(self, rows: pa.Table) -> pa.Table:
@@ -30,17 +33,17 @@ class Steps(Protocol):
 
 @ray.remote(max_retries=0)
 def _alone(steps: Steps, rows: pa.Table) -> pa.Table:
-    with limited(step_limit(steps.slots.stall)):
+    with limited(step_limit(steps.resources.stall_timeout)):
         return steps.alone(rows)
 
 
-def rescued(steps: Steps, rows: pa.Table) -> Iterator[pa.Table]:
+def process_isolated(steps: Steps, rows: pa.Table) -> Iterator[pa.Table]:
     """Process rows in processes of their own, halving what fails, until the culprits are alone.
 
     Raises Stalled if the cluster has no room for such a process.
     """
-    task = _alone.options(num_cpus=steps.slots.cpus, num_gpus=steps.slots.gpus)
-    stall = steps.slots.stall
+    task = _alone.options(num_cpus=steps.resources.cpus, num_gpus=steps.resources.gpus)
+    stall = steps.resources.stall_timeout
     waiting = [rows]
     while waiting:
         group = waiting.pop()

@@ -5,4 +5,4 @@ from __future__ import annotations
 from collections.abc import Callable
 
 #: Called with stage, done, of (0 if unknown) and failed.
-Watch = Callable[[str, int, int, int], None]
+ProgressCallback = Callable[[str, int, int, int], None]

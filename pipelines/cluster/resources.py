@@ -36,7 +36,7 @@ def offered() -> str:
 
 
 @dataclass(frozen=True)
-class Slots:
+class Resources:
     """What a job takes of the cluster."""
 
     workers: int = 0
@@ -45,20 +45,20 @@ class Slots:
     """CPUs of each of them, and so its threads."""
     gpus: float = 0.0
     """GPUs of each of them. Stated here, never guessed: the head node may have none."""
-    most: int = 0
+    max_workers: int = 0
     """Detectors that a run may grow to while images wait, as far as the cluster has room, also on
     nodes that join meanwhile; 0 = as many as at its start."""
-    memory: int = 2**32
+    detector_cache: int = 2**32
     """Bytes of fitted detectors that each of them keeps loaded; of a model with more products,
     those used longest ago make room."""
-    readers: float = 0.5
+    reader_cpus: float = 0.5
     """CPUs that one task of fetching and decoding, or of drawing maps, reserves."""
     batch: int = 16
     """Images that cross from one stage to the next at a time."""
-    patience: float = 0.0
+    wait_for_nodes: float = 0.0
     """Seconds to wait for nodes that `workers` need and that have not joined yet; an autoscaler is
     asked for them."""
-    stall: float = 900.0
+    stall_timeout: float = 900.0
     """Seconds without a finished image after which a run ends. A process that takes a sixth of
     them for one batch is ended, and its images are tried again. 0 = wait for ever."""
 
@@ -78,28 +78,30 @@ class Slots:
         A pool of actors that holds every CPU starves the tasks that feed it, for ever.
         """
         cpus, gpus, fitting = self._fitting()
-        if self.workers > fitting and self.patience:
+        if self.workers > fitting and self.wait_for_nodes:
             self._await_nodes()
             cpus, gpus, fitting = self._fitting()
         wanted = self.workers or max(1, min(fitting, math.floor(fitting * 0.75) or 1))
         if wanted > fitting:
             raise ValueError(
                 f"{wanted} workers of {self.cpus:g} CPUs and {self.gpus:g} GPUs do not fit beside "
-                f"two readers of {self.readers:g} into {cpus:g} CPUs and {gpus:g} GPUs; lower "
-                f"--slots.workers to {max(fitting, 0)} or --slots.cpus"
+                f"two readers of {self.reader_cpus:g} into {cpus:g} CPUs and {gpus:g} GPUs; lower "
+                f"--resources.workers to {max(fitting, 0)} or --resources.cpus"
             )
         return wanted
 
     def at_most(self) -> int:
         """How many detectors a run may grow to on the nodes that are there."""
-        return max(self.count(), min(self.most, self._fitting()[2]))
+        return max(self.count(), min(self.max_workers, self._fitting()[2]))
 
     def _fitting(self) -> tuple[float, float, int]:
         """CPUs and GPUs of the cluster as it is, and how many workers these hold."""
-        resources = _resources()
-        cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+        total = _resources()
+        cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
         fitting = (
-            math.floor((cpus - 2 * self.readers) / self.cpus) if self.cpus else self.workers or 1
+            math.floor((cpus - 2 * self.reader_cpus) / self.cpus)
+            if self.cpus
+            else self.workers or 1
         )
         if self.gpus:
             fitting = min(fitting, math.floor(gpus / self.gpus))
@@ -108,13 +110,13 @@ class Slots:
     def _await_nodes(self) -> None:
         """Ask for room, wait for it, and give it back; what dies meanwhile asks no longer."""
         log.warning(
-            "waiting up to %g s for nodes that hold %d workers", self.patience, self.workers
+            "waiting up to %g s for nodes that hold %d workers", self.wait_for_nodes, self.workers
         )
         worker = {"CPU": self.cpus, "GPU": self.gpus}
-        bundles = [worker] * self.workers + [{"CPU": self.readers}] * 2
+        bundles = [worker] * self.workers + [{"CPU": self.reader_cpus}] * 2
         asked = [{name: n for name, n in bundle.items() if n} for bundle in bundles]
         group = placement_group([bundle for bundle in asked if bundle])
-        group.wait(math.ceil(self.patience))  # it takes whole seconds
+        group.wait(math.ceil(self.wait_for_nodes))  # it takes whole seconds
         remove_placement_group(group)
 
     def reading(self, workers: int) -> int:
@@ -123,7 +125,9 @@ class Slots:
         Where detectors may become more, so may these; Ray Data's budgets then keep that room.
         """
         free = _resources().get("CPU", 0.0) - workers * self.cpus
-        return max(1, math.floor(free / self.readers) - 1) * -(-max(self.most, workers) // workers)
+        return max(1, math.floor(free / self.reader_cpus) - 1) * -(
+            -max(self.max_workers, workers) // workers
+        )
 
 
 @contextlib.contextmanager

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from ops.images.failure import BrokenPromise
+from ops.images.failure import RunError
 
 #: A step is tried three times before its images are left out, each time in a process that has to
 #: start; all that must not look like a stall.
 _STEPS = 6
 
 
-class Stalled(BrokenPromise):
+class Stalled(RunError):
     """Nothing was finished for a long time."""
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import ray
 
-from ops.detectors.detector import Notes
+from ops.detectors.detector import Checkpoint
 
 
 class Found(NamedTuple):
@@ -19,7 +19,7 @@ class Found(NamedTuple):
 
 
 @ray.remote(num_cpus=0)
-class Ledger:
+class FitCoordinator:
     """One actor per fit. What it is told twice counts once, as groups may restart."""
 
     def __init__(self, total: int) -> None:
@@ -80,16 +80,16 @@ class Ledger:
         return self._found[detector]
 
 
-class DetectorNotes(Notes):
+class DetectorCheckpoint(Checkpoint):
     """Notes on the fit of one detector, which outlive the workers."""
 
-    def __init__(self, ledger: Any, detector: str) -> None:
-        self._ledger, self._detector = ledger, detector
+    def __init__(self, coordinator: Any, detector: str) -> None:
+        self._coordinator, self._detector = coordinator, detector
 
     def read(self) -> Any:
         """From the ledger."""
-        return ray.get(self._ledger.noted.remote(self._detector))
+        return ray.get(self._coordinator.noted.remote(self._detector))
 
     def write(self, found: Any) -> None:
         """To the ledger, without waiting for it."""
-        self._ledger.note.remote(self._detector, found)
+        self._coordinator.note.remote(self._detector, found)

@@ -28,12 +28,12 @@ from ops.results.calibration import Calibration
 from ops.results.write_maps import Sketched, sheet
 from ops.storage.paths import HELD_OUT, JOINT, Out, picture_file, product_file
 from pipelines.cluster.failure_limit import max_failures
-from pipelines.cluster.isolate import rescued
-from pipelines.cluster.progress import Watch
-from pipelines.cluster.resources import Slots
+from pipelines.cluster.isolate import process_isolated
+from pipelines.cluster.progress import ProgressCallback
+from pipelines.cluster.resources import Resources
 from pipelines.cluster.shared_model import SharedModel
 from pipelines.fitting import plan, quarantine
-from pipelines.fitting.coordinator import Found, Ledger
+from pipelines.fitting.coordinator import FitCoordinator, Found
 from pipelines.fitting.request import ALL, FitRequest, NothingToFit, Split, split
 from pipelines.fitting.worker import ROW, WholeShards, program
 from pipelines.scoring.read_stage import Reading
@@ -47,8 +47,8 @@ _SKETCHES, _SHEETS = 6, 100
 def fit(
     inventory: Inventory,
     request: FitRequest,
-    slots: Slots,
-    watch: Watch,
+    resources: Resources,
+    watch: ProgressCallback,
     grown: Model | None = None,
 ) -> Model:
     """Fit one detector per product, or one for all, on good images, then calibrate each product.
@@ -61,11 +61,11 @@ def fit(
     chosen = split(inventory, request)
     # Weights are fetched once, here.
     network = Backbone(request.backbone, grown.backbone if grown else None)
-    plan.check(plan.of_fit(chosen, request, network, slots))
+    plan.check(plan.of_fit(chosen, request, network, resources))
     backbone = network.state()
-    ledger = _fit_detectors(chosen, request, backbone, slots, watch, grown)
-    failures: list[str] = ray.get(ledger.failures.remote())
-    found = {detector: ray.get(ledger.found.remote(detector)) for detector in chosen.detectors}
+    coordinator = _fit_detectors(chosen, request, backbone, resources, watch, grown)
+    failures: list[str] = ray.get(coordinator.failures.remote())
+    found = {detector: ray.get(coordinator.found.remote(detector)) for detector in chosen.detectors}
     ceiling = 4 * max(f.figures["map_ceiling"] for f in found.values()) or 1.0
     ceiling = max(ceiling, grown.card.map_scale.scale * (LEVELS - 1)) if grown else ceiling
     cards, tensors = _cards(chosen, request.joint, found, grown)
@@ -95,7 +95,7 @@ def fit(
         for kind, picture in found[ALL if request.joint else name].pictures.items()
     }
     model = Model(card, backbone, tensors, pictures)
-    return _calibrated(model, chosen.held_out, request.fetch, slots, watch)
+    return _calibrated(model, chosen.held_out, request.fetch, resources, watch)
 
 
 def _cards(
@@ -132,8 +132,8 @@ def _fit_detectors(
     chosen: Split,
     request: FitRequest,
     backbone: dict[str, Tensor],
-    slots: Slots,
-    watch: Watch,
+    resources: Resources,
+    watch: ProgressCallback,
     grown: Model | None,
 ) -> Any:
     rows = chosen.fit.append_column(ROW, pa.array(range(len(chosen.fit)), pa.int64()))
@@ -143,48 +143,55 @@ def _fit_detectors(
         "detectors": chosen.detectors,
         "backbone": ray.put(backbone),
         "grown": _grown(grown) if grown else {},
-        "slots": slots,
+        "resources": resources,
         "limit": max_failures(request.max_failed, len(rows)),
     }
     try:
-        return _attempt(rows, {}, read, slots, config, watch)
+        return _attempt(rows, {}, read, resources, config, watch)
     except ray.train.TrainingFailedError:
-        if not (lethal := quarantine.lethal(read, rows, slots, watch)):
+        if not (
+            find_crashing_images := quarantine.find_crashing_images(read, rows, resources, watch)
+        ):
             raise
-        log.warning("%d images kill whoever reads them; they are left out", len(lethal))
-        rows = rows.filter(pc.invert(pc.is_in(rows["uri"], pa.array(list(lethal)))))
-        return _attempt(rows, lethal, read, slots, config, watch)
+        log.warning(
+            "%d images kill whoever reads them; they are left out", len(find_crashing_images)
+        )
+        rows = rows.filter(pc.invert(pc.is_in(rows["uri"], pa.array(list(find_crashing_images)))))
+        return _attempt(rows, find_crashing_images, read, resources, config, watch)
 
 
 def _attempt(
     rows: pa.Table,
     failures: dict[str, str],
     read: Read,
-    slots: Slots,
+    resources: Resources,
     config: dict[str, Any],
-    watch: Watch,
+    watch: ProgressCallback,
 ) -> Any:
     """Fit on rows; returns the ledger, which knows of earlier failures. Raises NothingToFit."""
-    blocks = [rows.slice(i, slots.batch) for i in range(0, len(rows), slots.batch)]
+    blocks = [rows.slice(i, resources.batch) for i in range(0, len(rows), resources.batch)]
     images = ray.data.from_blocks(blocks or [rows]).map_batches(
-        Reading(read, slots.batch),
+        Reading(read, resources.batch),
         batch_size=None,
         batch_format="pyarrow",
-        num_cpus=slots.readers,
+        num_cpus=resources.reader_cpus,
         max_retries=2,
     )
-    ledger: Any = Ledger.remote(len(rows))  # type: ignore[attr-defined]  # added by ray.remote
-    ray.get(ledger.extracted.remote([], failures))
-    with tempfile.TemporaryDirectory(prefix="nightloupe-") as scratch, _watching(ledger, watch):
+    coordinator: Any = FitCoordinator.remote(len(rows))  # type: ignore[attr-defined]  # added by ray.remote
+    ray.get(coordinator.extracted.remote([], failures))
+    with (
+        tempfile.TemporaryDirectory(prefix="nightloupe-") as scratch,
+        _watching(coordinator, watch),
+    ):
         TorchTrainer(
             program,
-            train_loop_config=config | {"ledger": ledger},
+            train_loop_config=config | {"coordinator": coordinator},
             torch_config=TorchConfig(backend="gloo"),
             scaling_config=ScalingConfig(
-                num_workers=slots.count(),
-                use_gpu=bool(slots.gpus),
-                resources_per_worker={"CPU": slots.cpus}
-                | ({"GPU": slots.gpus} if slots.gpus else {}),
+                num_workers=resources.count(),
+                use_gpu=bool(resources.gpus),
+                resources_per_worker={"CPU": resources.cpus}
+                | ({"GPU": resources.gpus} if resources.gpus else {}),
             ),
             datasets={"images": images},
             dataset_config=WholeShards(),
@@ -192,9 +199,9 @@ def _attempt(
                 name="fit", storage_path=scratch, failure_config=FailureConfig(max_failures=2)
             ),
         ).fit()
-    if verdict := ray.get(ledger.verdict.remote()):
+    if verdict := ray.get(coordinator.verdict.remote()):
         raise NothingToFit(verdict)
-    return ledger
+    return coordinator
 
 
 def _grown(model: Model) -> dict[str, tuple[Any, dict[str, float]]]:
@@ -209,14 +216,14 @@ def _grown(model: Model) -> dict[str, tuple[Any, dict[str, float]]]:
 class _watching:  # noqa: N801 - reads as a verb in its with statement
     """Asks the ledger twice a second, in a thread, as the trainer keeps this one busy."""
 
-    def __init__(self, ledger: Any, watch: Watch) -> None:
-        self._ledger, self._watch = ledger, watch
+    def __init__(self, coordinator: Any, watch: ProgressCallback) -> None:
+        self._coordinator, self._watch = coordinator, watch
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def _run(self) -> None:
         while not self._ended.wait(0.5):
-            self._watch(*ray.get(self._ledger.watch.remote()))
+            self._watch(*ray.get(self._coordinator.watch.remote()))
 
     def __enter__(self) -> None:
         self._thread.start()
@@ -224,17 +231,21 @@ class _watching:  # noqa: N801 - reads as a verb in its with statement
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
-        self._watch(*ray.get(self._ledger.watch.remote()))
+        self._watch(*ray.get(self._coordinator.watch.remote()))
 
 
 def _calibrated(
-    model: Model, held_out: pa.Table, fetch: FetchSettings, slots: Slots, watch: Watch
+    model: Model,
+    held_out: pa.Table,
+    fetch: FetchSettings,
+    resources: Resources,
+    watch: ProgressCallback,
 ) -> Model:
     """The model with the scores of its held-out images, which the scoring chain gives."""
     if not len(held_out):
         return model
     draw = drawing(model.card, Out(""), "none", overlays=True, kind=Sketched)
-    chain = Chain(SharedModel.put(model), draw, fetch, slots)
+    chain = Chain(SharedModel.put(model), draw, fetch, resources)
     products = sorted(set(held_out["product"].to_pylist()))
     found = {name: _HeldOut([], []) for name in products}
     shown = set(products[:_SHEETS])
@@ -280,7 +291,7 @@ class _HeldOut(NamedTuple):
 
 def _scored(chain: Chain, rows: pa.Table) -> Iterator[pa.Table]:
     """Rows through the chain; those that took their workers down once more by themselves."""
-    size = chain.slots.batch
+    size = chain.resources.batch
     blocks = [rows.slice(start, size) for start in range(0, len(rows), size)]
     stream = chain.stream(ray.data.from_blocks(blocks))
     stream.context.max_errored_blocks = -1
@@ -290,4 +301,4 @@ def _scored(chain: Chain, rows: pa.Table) -> Iterator[pa.Table]:
         yield scored
     lost = rows.filter(pc.invert(pc.is_in(rows["uri"], pa.array(sorted(seen), pa.string()))))
     for start in range(0, len(lost), size):
-        yield from rescued(chain, lost.slice(start, size))
+        yield from process_isolated(chain, lost.slice(start, size))

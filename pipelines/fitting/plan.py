@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import ray
 import torch
 
-from ops.detectors.detector import Demand, Load, Shape
-from ops.detectors.registry import method_named
+from ops.detectors.detector import FitSize, ResourceEstimate, Shape
+from ops.detectors.registry import detector_class
 from ops.features.backbone import Backbone
 from ops.images.read_images import Read
-from pipelines.cluster.resources import Slots
+from pipelines.cluster.resources import Resources
 from pipelines.cluster.shared_model import SharedModel
 from pipelines.fitting.request import DETECTOR, FitRequest, Split
 
@@ -32,9 +32,9 @@ class Plan:
     """A fit, before it starts; by detector."""
 
     workers: int
-    loads: dict[str, Load]
+    loads: dict[str, FitSize]
     held_out: int
-    demands: dict[str, Demand]
+    estimates: dict[str, ResourceEstimate]
     backbone_bytes: int
     memory: int
     """Bytes of detectors that a worker keeps loaded."""
@@ -47,36 +47,41 @@ class Plan:
     @property
     def fit_bytes(self) -> int:
         """Memory of each worker of the fit; detectors are fitted one after the other."""
-        own = max(demand.fit_bytes for demand in self.demands.values())
+        own = max(estimate.fit_bytes for estimate in self.estimates.values())
         return _PROCESS + 2 * self.backbone_bytes + own
 
     @property
     def score_bytes(self) -> int:
         """Memory of each worker that scores, once it has met every detector."""
-        own = _held([demand.score_bytes for demand in self.demands.values()], 2 * self.memory)
+        own = _held([estimate.score_bytes for estimate in self.estimates.values()], 2 * self.memory)
         return _PROCESS + 2 * self.backbone_bytes + own
 
     @property
     def model_bytes(self) -> int:
         """Size of the model folder."""
-        return self.backbone_bytes + sum(demand.model_bytes for demand in self.demands.values())
+        return self.backbone_bytes + sum(
+            estimate.model_bytes for estimate in self.estimates.values()
+        )
 
 
-def of_fit(chosen: Split, request: FitRequest, backbone: Backbone, slots: Slots) -> Plan:
+def of_fit(chosen: Split, request: FitRequest, backbone: Backbone, resources: Resources) -> Plan:
     """The plan of a fit on these images, on this cluster."""
     counts = chosen.fit[DETECTOR].value_counts().to_pylist()
-    kind, size, workers = method_named(request.method), request.input.size, slots.count()
+    kind, size, workers = detector_class(request.method), request.input.size, resources.count()
     shapes = _shapes(backbone, size)
     loads = {
-        entry["values"]: Load(size, shapes, entry["counts"], workers, backbone) for entry in counts
+        entry["values"]: FitSize(size, shapes, entry["counts"], workers, backbone)
+        for entry in counts
     }
     return Plan(
         workers=workers,
         loads=loads,
         held_out=len(chosen.held_out),
-        demands={detector: kind.demand(request.settings, load) for detector, load in loads.items()},
+        estimates={
+            detector: kind.estimate(request.settings, load) for detector, load in loads.items()
+        },
         backbone_bytes=sum(t.numel() * t.element_size() for t in backbone.state().values()),
-        memory=slots.memory,
+        memory=resources.detector_cache,
     )
 
 
@@ -87,15 +92,15 @@ def _shapes(backbone: Backbone, size: int) -> list[Shape]:
 
 def check(plan: Plan) -> None:
     """Refuse a fit whose workers cannot hold what it takes. Raises DoesNotFit."""
-    name, worst = max(plan.demands.items(), key=lambda item: item[1].fit_bytes)
+    name, worst = max(plan.estimates.items(), key=lambda item: item[1].fit_bytes)
     _check(f"the fit of {name!r}", plan.fit_bytes, plan.workers, worst.remedy)
 
 
-def check_scoring(model: SharedModel, slots: Slots) -> None:
+def check_scoring(model: SharedModel, resources: Resources) -> None:
     """Refuse a model whose detectors a worker cannot hold. Raises DoesNotFit."""
-    own = model.bytes_of_backbone + _held(model.bytes_of_detectors, slots.memory)
-    remedy = "lower --slots.memory or --slots.most, or fit smaller detectors"
-    _check("scoring with this model", _PROCESS + 2 * own, slots.at_most(), remedy)
+    own = model.bytes_of_backbone + _held(model.bytes_of_detectors, resources.detector_cache)
+    remedy = "lower --resources.detector_cache or --resources.max_workers, or fit smaller detectors"
+    _check("scoring with this model", _PROCESS + 2 * own, resources.at_most(), remedy)
 
 
 def _held(sizes: Sequence[int], memory: int) -> int:
@@ -131,26 +136,28 @@ class Minutes:
 
 
 def minutes(
-    plan: Plan, chosen: Split, request: FitRequest, backbone: Backbone, slots: Slots
+    plan: Plan, chosen: Split, request: FitRequest, backbone: Backbone, resources: Resources
 ) -> Minutes:
     """Time a few of the images and a sample of the fit on one worker's threads here, and scale."""
-    torch.set_num_threads(slots.threads)
-    kind = method_named(request.method)
+    torch.set_num_threads(resources.threads)
+    kind = detector_class(request.method)
     method = kind(request.settings, backbone)
     rows = chosen.fit.slice(0, _IMAGES)
     image = torch.zeros(1, 3, request.input.size, request.input.size)
-    method.gather(image, torch.tensor([0]))
+    method.add_images(image, torch.tensor([0]))
     read = _seconds(lambda: Read(request.input, request.decode, request.fetch)(rows)) / len(rows)
     per_image = (
         read
-        + _seconds(lambda: [method.gather(image, torch.tensor([n])) for n in range(1, _IMAGES + 1)])
+        + _seconds(
+            lambda: [method.add_images(image, torch.tensor([n])) for n in range(1, _IMAGES + 1)]
+        )
         / _IMAGES
     )
     work, times = None, 0.0
     for load in plan.loads.values():
-        if rehearsal := kind.rehearsal(request.settings, load):
-            work = work or rehearsal.work  # one network at a time, as each may be large
-            times += rehearsal.times
+        if timing_probe := kind.timing_probe(request.settings, load):
+            work = work or timing_probe.work  # one network at a time, as each may be large
+            times += timing_probe.times
     fit = _seconds(work) * times if work else 0.0
     images = sum(plan.images.values())
     return Minutes(

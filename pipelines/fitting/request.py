@@ -26,7 +26,7 @@ ALL = "all products"
 
 
 @dataclass(frozen=True)
-class Choose:
+class Select:
     """Which of the good images a fit takes."""
 
     products: list[str] = field(default_factory=list)
@@ -47,7 +47,7 @@ class FitRequest:
     input: InputSettings = field(default_factory=InputSettings)
     decode: DecodeSettings = field(default_factory=DecodeSettings)
     fetch: FetchSettings = field(default_factory=FetchSettings)
-    choose: Choose = field(default_factory=Choose)
+    select: Select = field(default_factory=Select)
     joint: bool = False
     holdout: float = 0.1
     false_alarm_rate: float = 0.01
@@ -57,8 +57,8 @@ class FitRequest:
         """Refuse shares that are none."""
         if not 0 <= self.holdout < 1:
             raise ValueError(f"holdout {self.holdout} must lie in [0, 1)")
-        if self.choose.shots < 0:
-            raise ValueError(f"shots {self.choose.shots} must be at least 0, which means all")
+        if self.select.shots < 0:
+            raise ValueError(f"shots {self.select.shots} must be at least 0, which means all")
         if not 0 < self.false_alarm_rate < 1:
             raise ValueError(f"false_alarm_rate {self.false_alarm_rate} must lie in (0, 1)")
 
@@ -98,8 +98,8 @@ def split(inventory: Inventory, request: FitRequest) -> Split:
     if rows["split"].null_count < len(rows):
         keep = pc.and_(keep, pc.fill_null(pc.equal(rows["split"], "train"), False))
     rows = rows.filter(keep).sort_by([("product", "ascending"), ("uri", "ascending")])
-    if request.choose.products:
-        rows = _only(rows, request.choose.products, inventory.location)
+    if request.select.products:
+        rows = _only(rows, request.select.products, inventory.location)
     if not len(rows):
         raise NothingToFit(
             f"{inventory.location} has no good image with a product in split train (or without "
@@ -114,7 +114,7 @@ def split(inventory: Inventory, request: FitRequest) -> Split:
         least = 1 if request.holdout else 0
         count = min(max(least, round(len(mine) * request.holdout)), len(mine) - 1)
         held[mine[:count]] = True
-        shot[_drawn(mine[count:], ids, request.choose)] = True
+        shot[_drawn(mine[count:], ids, request.select)] = True
     rows = rows.select(list(CARRIED))
     fitted = rows.filter(pa.array(shot))
     detectors = pa.array([ALL] * len(fitted)) if request.joint else fitted["product"]
@@ -129,13 +129,13 @@ def _only(rows: pa.Table, products: Sequence[str], location: str) -> pa.Table:
     return rows.filter(pc.is_in(rows["product"], pa.array(products, pa.string())))
 
 
-def _drawn(mine: npt.NDArray[np.int64], ids: Any, choose: Choose) -> npt.NDArray[np.int64]:
+def _drawn(mine: npt.NDArray[np.int64], ids: Any, select: Select) -> npt.NDArray[np.int64]:
     """Shots among rows of one product: those whose ids hash lowest with the seed."""
-    if not choose.shots:
+    if not select.shots:
         return mine
-    salt = choose.seed.to_bytes(8, "big", signed=True)
+    salt = select.seed.to_bytes(8, "big", signed=True)
 
     def order(row: int) -> bytes:
         return hashlib.blake2b(ids[row].encode(), digest_size=16, key=salt).digest()
 
-    return np.array(sorted(mine, key=order)[: choose.shots], dtype=np.int64)
+    return np.array(sorted(mine, key=order)[: select.shots], dtype=np.int64)

@@ -14,14 +14,14 @@ import ray.train
 import torch
 from ray.train import DataConfig
 
-from ops.detectors.detector import Method
-from ops.detectors.registry import method_named
+from ops.detectors.detector import Detector
+from ops.detectors.registry import detector_class
 from ops.detectors.score_images import to_images
 from ops.distributed import Distributed, Group
 from ops.features.backbone import Backbone
 from ops.images.resize import InputSettings
-from pipelines.cluster.resources import Slots
-from pipelines.fitting.coordinator import DetectorNotes, Found
+from pipelines.cluster.resources import Resources
+from pipelines.fitting.coordinator import DetectorCheckpoint, Found
 from pipelines.fitting.request import DETECTOR
 
 #: The column with an image's number in the fit's list.
@@ -56,30 +56,30 @@ class WholeShards(DataConfig):
 
 def program(config: dict[str, Any]) -> None:
     """Fit the detectors one after the other; all workers fit the same ones in the same order."""
-    ledger, slots, request = config["ledger"], config["slots"], config["request"]
-    if ray.get(ledger.verdict.remote()):
+    coordinator, resources, request = config["coordinator"], config["resources"], config["request"]
+    if ray.get(coordinator.verdict.remote()):
         return  # the group was restarted after a verdict that another attempt would not change
-    torch.set_num_threads(slots.threads)
+    torch.set_num_threads(resources.threads)
     state = {name: tensor.clone() for name, tensor in ray.get(config["backbone"]).items()}
-    backbone = Backbone(request.backbone, state, slots.device)
-    finished = set(ray.get(ledger.finished.remote()))  # by the group before a restart
+    backbone = Backbone(request.backbone, state, resources.device)
+    finished = set(ray.get(coordinator.finished.remote()))  # by the group before a restart
     waiting = [detector for detector in config["detectors"] if detector not in finished]
-    stream = Stream(slots, ledger, config["limit"], request.input, waiting)
+    stream = Stream(resources, coordinator, config["limit"], request.input, waiting)
     group = Distributed()
     for name in waiting:
-        detector = method_named(request.method)(request.settings, backbone)
+        detector = detector_class(request.method)(request.settings, backbone)
         detector.product = name
         if group.rank == 0 and name in config["grown"]:
             state, figures = config["grown"][name]
             tensors = {key: tensor.clone() for key, tensor in ray.get(state).items()}
             with stream.refusing(name):
                 detector.grow(tensors, figures)
-        _gather(name, detector, stream, group)
-        if not _fit(name, detector, ledger, group):
+        _add_images(name, detector, stream, group)
+        if not _fit(name, detector, coordinator, group):
             return
 
 
-def _gather(name: str, detector: Method, stream: Stream, group: Group) -> None:
+def _add_images(name: str, detector: Detector, stream: Stream, group: Group) -> None:
     """Collective: take in all images of a detector, on whichever workers they are.
 
     The stream is in the order of detectors, so a worker that meets the next one knows that its
@@ -89,34 +89,36 @@ def _gather(name: str, detector: Method, stream: Stream, group: Group) -> None:
         mine = stream.detector == name
         if mine:
             with stream.refusing(name):
-                detector.gather(*stream.take())
-        if mine and not detector.shares:
+                detector.add_images(*stream.take())
+        if mine and not detector.exchanges:
             continue
         if not int(group.all_reduce(torch.tensor([int(mine)]), "max")):
             return
-        if detector.shares:
-            detector.share(group)
+        if detector.exchanges:
+            detector.exchange(group)
 
 
-def _fit(name: str, detector: Method, ledger: Any, group: Group) -> bool:
+def _fit(name: str, detector: Detector, coordinator: Any, group: Group) -> bool:
     """Collective. False on every rank if there is a verdict against the fit."""
 
     def watch(stage: str, done: int, of: int) -> None:
         if group.rank == 0:
-            ledger.progress.remote(stage, done, of)
+            coordinator.progress.remote(stage, done, of)
 
-    refused = torch.tensor([int(bool(ray.get(ledger.verdict.remote())))])
+    refused = torch.tensor([int(bool(ray.get(coordinator.verdict.remote())))])
     if int(group.all_reduce(refused, "max")):
         return False
     try:
-        said = detector.fit(group, watch, DetectorNotes(ledger, name))
+        said = detector.fit(group, watch, DetectorCheckpoint(coordinator, name))
     except ValueError as error:  # on every rank, as the contract has it
-        ray.get(ledger.refuse.remote(f"{name}: {error}"))
+        ray.get(coordinator.refuse.remote(f"{name}: {error}"))
         return False
     if group.rank == 0:
         figures = said.figures | {"map_ceiling": detector.map_ceiling()}
         tensors = {key: tensor.cpu() for key, tensor in detector.state().items()}
-        ray.get(ledger.finish.remote(name, Found(figures, said.curves, tensors, said.pictures)))
+        ray.get(
+            coordinator.finish.remote(name, Found(figures, said.curves, tensors, said.pictures))
+        )
     return True
 
 
@@ -124,9 +126,19 @@ class Stream:
     """This worker's readable images, in runs of one detector; the ledger hears of every row."""
 
     def __init__(
-        self, slots: Slots, ledger: Any, limit: int, seen: InputSettings, waiting: list[str]
+        self,
+        resources: Resources,
+        coordinator: Any,
+        limit: int,
+        seen: InputSettings,
+        waiting: list[str],
     ) -> None:
-        self._slots, self._ledger, self._limit, self._input = slots, ledger, limit, seen
+        self._resources, self._coordinator, self._limit, self._input = (
+            resources,
+            coordinator,
+            limit,
+            seen,
+        )
         self._runs = (run for run in self._all() if run.detector in waiting)
         self._next = next(self._runs, None)
 
@@ -140,7 +152,7 @@ class Stream:
         assert self._next
         rows = self._next.rows
         self._next = next(self._runs, None)
-        images = to_images(rows, self._input, self._slots.device)
+        images = to_images(rows, self._input, self._resources.device)
         return images, torch.tensor(rows[ROW].to_pylist())
 
     @contextlib.contextmanager
@@ -149,25 +161,25 @@ class Stream:
         try:
             yield
         except ValueError as error:
-            ray.get(self._ledger.refuse.remote(f"{name}: {error}"))
+            ray.get(self._coordinator.refuse.remote(f"{name}: {error}"))
             self._next = None
 
     def _all(self) -> Iterator[_Run]:
         shard: Any = ray.train.get_dataset_shard("images")
         for batch in shard.iter_batches(
-            batch_size=self._slots.batch, batch_format="pyarrow", prefetch_batches=1
+            batch_size=self._resources.batch, batch_format="pyarrow", prefetch_batches=1
         ):
             broken = batch.filter(pc.not_equal(batch["status"], "ok"))
             uris, reasons = broken["uri"].to_pylist(), broken["reason"].to_pylist()
             failures = dict(zip(uris, reasons, strict=True))
-            told = self._ledger.extracted.remote(batch[ROW].to_pylist(), failures)
+            told = self._coordinator.extracted.remote(batch[ROW].to_pylist(), failures)
             failed = ray.get(told)
             if failed > self._limit:
                 verdict = (
                     f"{failed} images of the fit cannot be read, more than --max_failed allows "
                     f"({self._limit}), such as {next(iter(failures.items()), '')}"
                 )
-                ray.get(self._ledger.refuse.remote(verdict))
+                ray.get(self._coordinator.refuse.remote(verdict))
                 return  # the vote before the next fit ends it on every rank
             good = batch.filter(pc.equal(batch["status"], "ok"))
             for detector in dict.fromkeys(good[DETECTOR].to_pylist()):

@@ -16,7 +16,7 @@ from ops.results.metrics import Floats
 from ops.results.plots import Shift
 from ops.storage import files, parquet
 from ops.storage.paths import Out
-from pipelines.cluster.progress import Watch
+from pipelines.cluster.progress import ProgressCallback
 from pipelines.reports.drift import (
     COUNT,
     DRIFT,
@@ -121,7 +121,7 @@ def compare(
     after: Mapping[str, Any],
     labels: str,
     settings: CompareSettings,
-    watch: Watch,
+    watch: ProgressCallback,
 ) -> Compared:
     """Compare two finished runs, given their records; writes tables and pictures below `out`.
 

@@ -20,8 +20,8 @@ from ops.results import anomaly_map, metrics
 from ops.results.metrics import PixelHistogram
 from ops.results.plots import PRO_LIMIT, Separation
 from ops.storage import parquet
-from pipelines.cluster.progress import Watch
-from pipelines.cluster.resources import Slots
+from pipelines.cluster.progress import ProgressCallback
+from pipelines.cluster.resources import Resources
 
 SCHEMA = pa.schema(
     [
@@ -123,8 +123,8 @@ def evaluate(
     thresholds: Mapping[str, float | None],
     input_settings: InputSettings,
     fetch_settings: FetchSettings,
-    slots: Slots,
-    watch: Watch,
+    resources: Resources,
+    watch: ProgressCallback,
 ) -> Evaluation:
     """Metrics per product of a score table against an inventory's labels.
 
@@ -143,7 +143,7 @@ def evaluate(
             "no scored image has a label; take an inventory with --layout or --pattern"
         )
     ok = rows.filter(pc.equal(rows["status"], "ok"))
-    pixels = _pixels(ok, ComparePixels(input_settings, fetch_settings), slots, watch)
+    pixels = _pixels(ok, ComparePixels(input_settings, fetch_settings), resources, watch)
     products = sorted(set(rows["product"].to_pylist()) - {None})
     found, separations = [], []
     for product in products:
@@ -159,14 +159,16 @@ def _compare(compare: ComparePixels, rows: pa.Table) -> dict[str, _Pixels]:
     return compare(rows)
 
 
-def _pixels(ok: pa.Table, compare: ComparePixels, slots: Slots, watch: Watch) -> dict[str, _Pixels]:
+def _pixels(
+    ok: pa.Table, compare: ComparePixels, resources: Resources, watch: ProgressCallback
+) -> dict[str, _Pixels]:
     """Pixel histograms of the products all of whose images have maps: no figure on a selection."""
     without = set(ok.filter(pc.is_null(ok["map_uri"]))["product"].to_pylist())
     masked = set(ok.filter(pc.is_valid(ok["mask_uri"]))["product"].to_pylist())
     wanted = sorted(masked - without)
     rows = ok.filter(pc.is_in(ok["product"], pa.array(wanted, pa.string())))
     rows = rows.sort_by("product")
-    task: Any = _compare.options(num_cpus=slots.readers)
+    task: Any = _compare.options(num_cpus=resources.reader_cpus)
     step = max(64, -(-len(rows) // 1000))
     waiting = [task.remote(compare, rows.slice(i, step)) for i in range(0, len(rows), step)]
     found: dict[str, _Pixels] = {}

@@ -22,9 +22,9 @@ from ops.images.failure import STATUSES
 from ops.images.fetch import FetchSettings
 from ops.storage import files
 from ops.storage.paths import Out
-from pipelines.cluster.progress import Watch
+from pipelines.cluster.progress import ProgressCallback
 from pipelines.reports.alerts import drifted
-from pipelines.reports.report_data import Facts, ReportSettings, gather
+from pipelines.reports.report_data import Facts, ReportSettings, collect
 from pipelines.reports.report_queries import BINS, Histogram
 
 #: Products that have a row of their own, those with the most anomalous images.
@@ -59,7 +59,7 @@ def report(
     name: str,
     settings: ReportSettings,
     reading: FetchSettings,
-    watch: Watch,
+    watch: ProgressCallback,
     tracker: str = "",
 ) -> str:
     """Write the page about finished runs of one night and one model; returns where it lies.
@@ -68,7 +68,7 @@ def report(
     by the settings, and by `PRODUCTS`.
     """
     location = out.report(name)
-    facts = gather(out, runs, settings, reading, watch, tracker)
+    facts = collect(out, runs, settings, reading, watch, tracker)
     files.write_bytes(location, render(out, facts))
     return location
 

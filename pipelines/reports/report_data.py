@@ -14,7 +14,7 @@ from ops.images.fetch import FetchSettings, fetch
 from ops.results import anomaly_map, overlays
 from ops.storage import uris
 from ops.storage.paths import Out
-from pipelines.cluster.progress import Watch
+from pipelines.cluster.progress import ProgressCallback
 from pipelines.reports import drift, report_queries
 from pipelines.reports.report_queries import Flips, Histogram, Row
 from pipelines.tables import current_scores, run_records
@@ -132,12 +132,12 @@ class Facts(NamedTuple):
         return self.settings.price_per_hour * self.seconds / 3600
 
 
-def gather(
+def collect(
     out: Out,
     runs: Sequence[Mapping[str, Any]],
     settings: ReportSettings,
     reading: FetchSettings,
-    watch: Watch,
+    watch: ProgressCallback,
     tracker: str = "",
 ) -> Facts:
     """What there is to say of finished runs of one night and one model, given their records.

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ops.images.failure import PASSING, BrokenPromise
+from ops.images.failure import PASSING, RunError
 from ops.images.inventory import Inventory
 from ops.results import score_table
 from ops.storage import files, parquet
@@ -25,18 +25,18 @@ _PASSING = pa.array(PASSING)
 _KEPT = re.compile(r"kept-\d+\.parquet")
 
 
-class BrokenRun(BrokenPromise):
+class BrokenRun(RunError):
     """A finished run that does not hold what it promised."""
 
 
 @dataclass
-class Parts:
+class Chunks:
     """The parts of one run. A part is a slice of the inventory; its number follows from that."""
 
     out: Out
     run_id: str
     inventory: Inventory
-    part_rows: int
+    chunk_rows: int
     statuses: dict[str, int] = field(default_factory=dict)
     anomalous: int = 0
     done: int = 0
@@ -44,7 +44,7 @@ class Parts:
     def __post_init__(self) -> None:
         """Take up what an earlier attempt left: finished parts, and rows of unfinished ones."""
         self._open: dict[int, list[pa.Table]] = {}
-        self._finished = np.zeros(-(-len(self.inventory) // self.part_rows), dtype=bool)
+        self._finished = np.zeros(-(-len(self.inventory) // self.chunk_rows), dtype=bool)
         work = self.out.work(self.run_id)
         names = files.names(work)
         for name in names:
@@ -54,7 +54,7 @@ class Parts:
             if _KEPT.fullmatch(name):
                 kept = parquet.read(files.join(work, name))
                 kept = kept.filter(pc.invert(pc.is_in(kept["status"], _PASSING)))
-                numbers = kept[POSITION].to_numpy() // self.part_rows
+                numbers = kept[POSITION].to_numpy() // self.chunk_rows
                 self.add(kept.filter(pa.array(~self._finished[numbers])))
 
     def _take_up(self, number: int, location: str) -> None:
@@ -82,8 +82,8 @@ class Parts:
             self.statuses[status] = self.statuses.get(status, 0) + entry["counts"]
 
     def _span(self, number: int) -> tuple[int, int]:
-        start = number * self.part_rows
-        return start, min(start + self.part_rows, len(self.inventory))
+        start = number * self.chunk_rows
+        return start, min(start + self.chunk_rows, len(self.inventory))
 
     def missing(self) -> Iterator[tuple[int, int]]:
         """Spans [start, stop) of inventory rows that have no score row yet."""
@@ -105,7 +105,7 @@ class Parts:
         if not len(rows):
             return
         rows = rows.select(ROWS.names).cast(ROWS)
-        numbers = rows[POSITION].to_numpy() // self.part_rows
+        numbers = rows[POSITION].to_numpy() // self.chunk_rows
         for number in np.unique(numbers).tolist():
             if self._finished[number]:
                 continue

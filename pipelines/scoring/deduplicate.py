@@ -55,7 +55,7 @@ _HAS_ITS_MAP = {
 }
 
 
-class Doubles:
+class ScoreCache:
     """What earlier nights found for contents, under one model."""
 
     def __init__(
@@ -114,7 +114,7 @@ class Doubles:
 
 
 @contextlib.contextmanager
-def known(out: Out, model_id: str, settings: ScoreSettings) -> Iterator[Doubles]:
+def known(out: Out, model_id: str, settings: ScoreSettings) -> Iterator[ScoreCache]:
     """What the nights published so far know of contents."""
     with current_scores.opened(out) as database:
-        yield Doubles(database, out, model_id, settings)
+        yield ScoreCache(database, out, model_id, settings)

@@ -11,19 +11,19 @@ import pyarrow.compute as pc
 
 from ops.results import score_table
 from ops.storage import files, parquet
-from pipelines.scoring.chunks import BrokenRun, Parts
+from pipelines.scoring.chunks import BrokenRun, Chunks
 from pipelines.scoring.read_stage import slices
 from pipelines.scoring.run import Run
 from pipelines.scoring.stream import Chain, batches, drawing
 
 
-def top_maps(run: Run, chain: Chain, parts: Parts) -> dict[str, str]:
+def top_maps(run: Run, chain: Chain, chunks: Chunks) -> dict[str, str]:
     """Draw the maps of the K highest scores, by scoring these images again; id -> map."""
     ids = np.empty(0, dtype=object)
     values = np.empty(0)
     places = np.empty(0, dtype=np.int64)
     offset = 0
-    for rows in parts.tables():
+    for rows in chunks.tables():
         ids = np.append(ids, rows["image_id"].to_numpy())
         values = np.append(values, rows["score"].fill_null(-np.inf).to_numpy())
         places = np.append(places, np.arange(offset, offset + len(rows)))
@@ -32,7 +32,7 @@ def top_maps(run: Run, chain: Chain, parts: Parts) -> dict[str, str]:
         best = best[np.isfinite(values[best])]
         ids, values, places = ids[best], values[best], places[best]
     draw = drawing(run.model.card, run.out, "all", run.settings.overlays)
-    again = Chain(chain.model, draw, chain.fetch, chain.slots)
+    again = Chain(chain.model, draw, chain.fetch, chain.resources)
     source = slices(run.inventory, [(int(p), int(p) + 1) for p in sorted(places)], 1)
     if source is None:
         return {}
@@ -43,16 +43,16 @@ def top_maps(run: Run, chain: Chain, parts: Parts) -> dict[str, str]:
     return found
 
 
-def group_rows(part_rows: int) -> int:
+def group_rows(chunk_rows: int) -> int:
     """The most rows of one row group of the table."""
-    return max(part_rows, 4096)
+    return max(chunk_rows, 4096)
 
 
-def publish(run: Run, parts: Parts, drawn: dict[str, str] | None) -> int:
+def publish(run: Run, chunks: Chunks, drawn: dict[str, str] | None) -> int:
     """Merge all checked parts into the run's one table, which appears whole. Returns its rows."""
 
     def final() -> Iterator[pa.Table]:
-        for rows in parts.tables():
+        for rows in chunks.tables():
             if drawn is not None:
                 uris = [drawn.get(name) for name in rows["image_id"].to_pylist()]
                 where = rows.schema.get_field_index("map_uri")
@@ -62,7 +62,7 @@ def publish(run: Run, parts: Parts, drawn: dict[str, str] | None) -> int:
 
     location = run.out.table(run.night, run.run_id)
     written = parquet.write(
-        location, score_table.SCHEMA, final(), group_rows(run.settings.part_rows)
+        location, score_table.SCHEMA, final(), group_rows(run.settings.chunk_rows)
     )
     if written != len(run.inventory):
         raise BrokenRun(f"{written} rows for {len(run.inventory)} images")

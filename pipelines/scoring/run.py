@@ -26,15 +26,15 @@ class ScoreSettings:
     """Which maps are drawn: none, flagged, all, or top:K for the K highest scores."""
     overlays: bool = False
     """Also draw each map over its image, for people."""
-    part_rows: int = 4096
+    chunk_rows: int = 4096
     """Rows of a part: what a killed run may have to repeat, and a row group of the table."""
 
     def __post_init__(self) -> None:
         """Refuse what is no policy."""
         if not re.fullmatch(r"none|flagged|all|top:[1-9]\d*", self.maps):
             raise ValueError(f"maps {self.maps!r} is none of: none, flagged, all, top:K")
-        if self.part_rows < 1:
-            raise ValueError(f"part_rows {self.part_rows} must be at least 1")
+        if self.chunk_rows < 1:
+            raise ValueError(f"part_rows {self.chunk_rows} must be at least 1")
 
     @property
     def top(self) -> int:

@@ -16,12 +16,12 @@ import ray
 from ops.images.fetch import FetchSettings
 from ops.storage import files
 from pipelines.cluster.failure_limit import TooManyFailures, max_failures
-from pipelines.cluster.isolate import rescued
-from pipelines.cluster.progress import Watch
-from pipelines.cluster.resources import Slots
+from pipelines.cluster.isolate import process_isolated
+from pipelines.cluster.progress import ProgressCallback
+from pipelines.cluster.resources import Resources
 from pipelines.cluster.timeouts import Stalled
-from pipelines.scoring.chunks import ROWS, BrokenRun, Parts
-from pipelines.scoring.deduplicate import Doubles
+from pipelines.scoring.chunks import ROWS, BrokenRun, Chunks
+from pipelines.scoring.deduplicate import ScoreCache
 from pipelines.scoring.publish import publish, top_maps
 from pipelines.scoring.read_stage import carried, slices
 from pipelines.scoring.run import Run, described, finished
@@ -34,14 +34,14 @@ _STREAMS = 3  # how often a stream may begin; then what is missing is scored by 
 def score(
     run: Run,
     fetch: FetchSettings,
-    slots: Slots,
+    resources: Resources,
     max_failed: str,
-    watch: Watch,
-    doubles: Doubles | None = None,
+    watch: ProgressCallback,
+    score_cache: ScoreCache | None = None,
 ) -> dict[str, Any]:
     """Score what is missing of a run, check all of it, publish it; returns the run's totals.
 
-    Images whose bytes `doubles` knows get what these bytes were given before. A finished run is
+    Images whose bytes `score_cache` knows get what these bytes were given before. A finished run is
     left as it is. Raises TooManyFailures, or Stalled if nothing was finished for too long, with
     everything scored so far kept; BrokenRun, with nothing kept.
     """
@@ -53,14 +53,14 @@ def score(
     # The mark that a run is under way; also what makes its night be found again.
     files.write_bytes(files.join(run.out.work(run.run_id), "started"), b"")
     draw = drawing(run.model.card, run.out, run.settings.policy, run.settings.overlays)
-    chain = Chain(run.model, draw, fetch, slots)
-    parts = Parts(run.out, run.run_id, run.inventory, run.settings.part_rows)
-    resumed = parts.done
+    chain = Chain(run.model, draw, fetch, resources)
+    chunks = Chunks(run.out, run.run_id, run.inventory, run.settings.chunk_rows)
+    resumed = chunks.done
     limit = max_failures(max_failed, len(run.inventory))
-    counts = _fill(run, chain, parts, limit, watch, doubles)
-    drawn = top_maps(run, chain, parts) if run.settings.top else None
+    counts = _fill(run, chain, chunks, limit, watch, score_cache)
+    drawn = top_maps(run, chain, chunks) if run.settings.top else None
     try:
-        published = publish(run, parts, drawn)
+        published = publish(run, chunks, drawn)
     except BrokenRun as broken:
         # Else every later start would find the same.
         files.remove_folder(run.out.work(run.run_id))
@@ -71,11 +71,11 @@ def score(
     seconds = (datetime.datetime.now(datetime.UTC) - started).total_seconds()
     totals = {
         "images": published,
-        "statuses": dict(sorted(parts.statuses.items())),
-        "failed": parts.failed,
-        "anomalous": parts.anomalous,
+        "statuses": dict(sorted(chunks.statuses.items())),
+        "failed": chunks.failed,
+        "anomalous": chunks.anomalous,
         "maps_beyond_scale": counts["saturated"],
-        "copied": doubles.copied if doubles else 0,
+        "copied": score_cache.copied if score_cache else 0,
         "retries": counts["retries"],
         "resumed": resumed,
         "seconds": round(seconds, 3),
@@ -90,10 +90,10 @@ def score(
 def _fill(
     run: Run,
     chain: Chain,
-    parts: Parts,
+    chunks: Chunks,
     limit: int,
-    watch: Watch,
-    doubles: Doubles | None = None,
+    watch: ProgressCallback,
+    score_cache: ScoreCache | None = None,
 ) -> Counter[str]:
     """Score every row that has none yet.
 
@@ -103,60 +103,60 @@ def _fill(
     total, counts = len(run.inventory), Counter[str]()
 
     def judge() -> None:
-        if parts.failed > limit:
+        if chunks.failed > limit:
             raise TooManyFailures(
-                f"{parts.failed} of {parts.done} images failed, more than --max_failed allows "
-                f"({limit}): {_worst(parts)}. The rows scored so far are kept: mend the cause, or "
+                f"{chunks.failed} of {chunks.done} images failed, more than --max_failed allows "
+                f"({limit}): {_worst(chunks)}. The rows scored so far are kept: mend the cause, or "
                 "raise --max_failed, and start the same command again"
             )
 
     def take(rows: pa.Table) -> None:
         counts.update({name: pc.sum(rows[name]).as_py() or 0 for name in ("saturated", "retries")})
         rows = _score_rows(run, rows)
-        parts.add(doubles.completed(rows) if doubles else rows)
-        watch("score", parts.done, total, parts.failed)
+        chunks.add(score_cache.completed(rows) if score_cache else rows)
+        watch("score", chunks.done, total, chunks.failed)
         judge()
 
-    watch("score", parts.done, total, parts.failed)
+    watch("score", chunks.done, total, chunks.failed)
     try:
-        if doubles:
-            for rows in _streamed(run, replace(chain, known=doubles.contents()), parts):
+        if score_cache:
+            for rows in _streamed(run, replace(chain, known=score_cache.contents()), chunks):
                 take(rows)
-        if not doubles or doubles.lost:
-            for rows in _streamed(run, chain, parts):
+        if not score_cache or score_cache.lost:
+            for rows in _streamed(run, chain, chunks):
                 take(rows)
         # What fell out of the stream lost its workers; each is tried again by itself.
-        for start, stop in list(parts.missing()):
-            for begin in range(start, stop, chain.slots.batch):
-                group = carried(run.inventory, begin, min(begin + chain.slots.batch, stop))
-                for rows in rescued(chain, group):
+        for start, stop in list(chunks.missing()):
+            for begin in range(start, stop, chain.resources.batch):
+                group = carried(run.inventory, begin, min(begin + chain.resources.batch, stop))
+                for rows in process_isolated(chain, group):
                     take(rows)
         judge()  # also what an earlier attempt left complete
     except Stalled as stalled:
-        parts.keep()
+        chunks.keep()
         raise Stalled(
-            f"{total - parts.done} of {total} images have no row yet: {stalled}. The rows scored "
-            "so far are kept: mend the cluster, or raise --slots.stall, and start the same command "
-            "again"
+            f"{total - chunks.done} of {total} images have no row yet: {stalled}. The rows scored "
+            "so far are kept: mend the cluster, or raise --resources.stall_timeout, and start the same "
+            "command again"
         ) from None
     except BaseException:
-        parts.keep()
+        chunks.keep()
         raise
     return counts
 
 
-def _worst(parts: Parts) -> str:
-    failed = {k: v for k, v in parts.statuses.items() if k != "ok"}
+def _worst(chunks: Chunks) -> str:
+    failed = {k: v for k, v in chunks.statuses.items() if k != "ok"}
     return ", ".join(f"{count} {status}" for status, count in sorted(failed.items()))
 
 
-def _streamed(run: Run, chain: Chain, parts: Parts) -> Iterator[pa.Table]:
+def _streamed(run: Run, chain: Chain, chunks: Chunks) -> Iterator[pa.Table]:
     for _ in range(_STREAMS):
-        source = slices(run.inventory, list(parts.missing()), max(chain.slots.batch, 32))
+        source = slices(run.inventory, list(chunks.missing()), max(chain.resources.batch, 32))
         if source is None:
             return
         stream = chain.stream(*source)
-        # Blocks whose workers died are left out instead of failing all: `Parts` knows what is
+        # Blocks whose workers died are left out instead of failing all: `Chunks` knows what is
         # missing.
         stream.context.max_errored_blocks = -1
         try:

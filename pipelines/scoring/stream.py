@@ -12,20 +12,20 @@ from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError
 
 from ops.detectors.model_folder import ModelCard
-from ops.detectors.score_images import Detect
+from ops.detectors.score_images import ScoreImages
 from ops.images.content_index import Contents
 from ops.images.fetch import FetchSettings
 from ops.images.read_images import Read
 from ops.results.write_maps import DrawMaps, Policy
 from ops.storage.paths import Out
-from pipelines.cluster.resources import Slots, offered
+from pipelines.cluster.resources import Resources, offered
 from pipelines.cluster.shared_model import SharedModel
 from pipelines.cluster.timeouts import Limited, Stalled, limited, step_limit
 from pipelines.scoring.chunks import POSITION
 from pipelines.scoring.read_stage import OFFSET, Reading, TakeSlices
 
 
-class _Detect(Detect):
+class _TimedScoreImages(ScoreImages):
     """Detecting that must not take longer than its limit over some rows."""
 
     def __init__(self, limit: float, *given: Any) -> None:
@@ -45,7 +45,7 @@ class Chain:
     model: SharedModel
     draw: DrawMaps
     fetch: FetchSettings
-    slots: Slots
+    resources: Resources
     known: Contents | None = None
     """Contents whose rows leave the chain with status `KNOWN`, not scored."""
 
@@ -60,25 +60,31 @@ class Chain:
 
         Retries are bounded; a block whose retries are used up fails, with all of its rows.
         """
-        slots, workers, limit = self.slots, self.slots.count(), step_limit(self.slots.stall)
+        resources, workers, limit = (
+            self.resources,
+            self.resources.count(),
+            step_limit(self.resources.stall_timeout),
+        )
         stream = (
             source.map_batches(
-                Reading(self.read, slots.batch, take, limit),
+                Reading(self.read, resources.batch, take, limit),
                 batch_size=None,
                 batch_format="pyarrow",
-                num_cpus=slots.readers,
-                compute=TaskPoolStrategy(size=slots.reading(workers)),
+                num_cpus=resources.reader_cpus,
+                compute=TaskPoolStrategy(size=resources.reading(workers)),
                 max_retries=2,
             )
             .map_batches(
-                _Detect,
+                _TimedScoreImages,
                 fn_constructor_args=(limit, *self._detect),
-                batch_size=slots.batch,
+                batch_size=resources.batch,
                 batch_format="pyarrow",
-                num_cpus=slots.cpus,
-                num_gpus=slots.gpus,
+                num_cpus=resources.cpus,
+                num_gpus=resources.gpus,
                 compute=ActorPoolStrategy(
-                    min_size=workers, max_size=max(workers, slots.most), initial_size=workers
+                    min_size=workers,
+                    max_size=max(workers, resources.max_workers),
+                    initial_size=workers,
                 ),
                 # A pool never replaces an actor that may not restart, and would wait for ever once
                 # all are gone. What kills its actor again and again, its retries bound.
@@ -87,24 +93,30 @@ class Chain:
             )
             .map_batches(
                 Limited(self.draw, limit),
-                batch_size=slots.batch,
+                batch_size=resources.batch,
                 batch_format="pyarrow",
-                num_cpus=slots.readers,
+                num_cpus=resources.reader_cpus,
                 max_retries=2,
             )
         )
-        stream.context.execution_no_progress_timeout_s = slots.stall or -1
+        stream.context.execution_no_progress_timeout_s = resources.stall_timeout or -1
         return stream
 
     def alone(self, rows: pa.Table) -> pa.Table:
         """The same steps, one after the other, in this process."""
-        return self.draw(Detect(*self._detect)(self.read(rows)))
+        return self.draw(ScoreImages(*self._detect)(self.read(rows)))
 
     @property
     def _detect(self) -> tuple[SharedModel, str, int, int, bool]:
-        """What `Detect` takes."""
-        slots = self.slots
-        return self.model, slots.device, slots.threads, slots.memory, self.draw.overlays
+        """What `ScoreImages` takes."""
+        resources = self.resources
+        return (
+            self.model,
+            resources.device,
+            resources.threads,
+            resources.detector_cache,
+            self.draw.overlays,
+        )
 
 
 def drawing(

@@ -7,10 +7,10 @@ import duckdb
 from ops.images.inventory import Inventory
 from ops.storage import files, paths
 from ops.storage.paths import Out
-from pipelines.cluster.progress import Watch
+from pipelines.cluster.progress import ProgressCallback
 from pipelines.scoring.run import run_key
 from pipelines.scoring.verify_table import check_table
-from pipelines.scoring.violations import SHOWN, Findings, Subject
+from pipelines.scoring.violations import SHOWN, Findings, RunUnderCheck
 from pipelines.tables.database import load, opened
 
 #: What every record holds, from its run's start.
@@ -26,7 +26,7 @@ _PROMISES = {
 }
 
 
-def check(subject: Subject, share: float, watch: Watch) -> Findings:
+def check(subject: RunUnderCheck, share: float, watch: ProgressCallback) -> Findings:
     """Check a run's record, table, maps and what else it left. Memory does not grow with images.
 
     Of the maps a `share` is read, chosen by a hash of the images' ids; 1 reads all of them.
@@ -52,7 +52,7 @@ def check(subject: Subject, share: float, watch: Watch) -> Findings:
     return found
 
 
-def _check_record(subject: Subject, found: Findings) -> None:
+def _check_record(subject: RunUnderCheck, found: Findings) -> None:
     record, totals = subject.record, subject.record["totals"]
     altered = f"the record was altered; {subject.again}"
     found.expect("the record is that of the run", record["run_id"], subject.run_id, altered)
@@ -75,7 +75,7 @@ def _check_record(subject: Subject, found: Findings) -> None:
         )
 
 
-def _check_files(subject: Subject, found: Findings) -> None:
+def _check_files(subject: RunUnderCheck, found: Findings) -> None:
     folder = subject.table.rpartition("/")[0]
     there = [item.name for item in files.listing(folder)] if files.is_folder(folder) else []
     if paths.TABLE not in there:
@@ -94,7 +94,7 @@ def _check_files(subject: Subject, found: Findings) -> None:
     )
 
 
-def _inventory(subject: Subject, found: Findings) -> Inventory | None:
+def _inventory(subject: RunUnderCheck, found: Findings) -> Inventory | None:
     """The inventory that was scored, if it is still there and as it was."""
     try:
         inventory = Inventory(subject.inventory)
@@ -117,7 +117,10 @@ def _inventory(subject: Subject, found: Findings) -> Inventory | None:
 
 
 def _check_ids(
-    subject: Subject, inventory: Inventory, database: duckdb.DuckDBPyConnection, found: Findings
+    subject: RunUnderCheck,
+    inventory: Inventory,
+    database: duckdb.DuckDBPyConnection,
+    found: Findings,
 ) -> None:
     """Exactly one row per image of the inventory."""
     load(database, "listed", inventory.location, ["image_id", "uri", "product"])
@@ -152,7 +155,9 @@ def _check_ids(
     )
 
 
-def _check_policy(subject: Subject, database: duckdb.DuckDBPyConnection, found: Findings) -> None:
+def _check_policy(
+    subject: RunUnderCheck, database: duckdb.DuckDBPyConnection, found: Findings
+) -> None:
     """Whether just the rows have maps that the policy on record promises one."""
     policy = subject.record["settings"]["maps"]
     kind, _, top = policy.partition(":")

@@ -20,19 +20,19 @@ from ops.images.resize import InputSettings, geometry
 from ops.results import anomaly_map, score_table
 from ops.results.score_table import Rule
 from ops.storage import files
-from pipelines.cluster.progress import Watch
+from pipelines.cluster.progress import ProgressCallback
 from pipelines.scoring.publish import group_rows
-from pipelines.scoring.violations import SHOWN, Findings, Subject
+from pipelines.scoring.violations import SHOWN, Findings, RunUnderCheck
 
 _BATCH = 2**13
 
 
 def check_table(
-    subject: Subject,
+    subject: RunUnderCheck,
     database: duckdb.DuckDBPyConnection,
     share: float,
     found: Findings,
-    watch: Watch,
+    watch: ProgressCallback,
 ) -> bool:
     """One pass over the table: its schema, its rows, its maps, its totals.
 
@@ -77,7 +77,7 @@ def check_table(
 
 
 def _check_totals(
-    subject: Subject, counted: Mapping[str, int], anomalous: int, found: Findings
+    subject: RunUnderCheck, counted: Mapping[str, int], anomalous: int, found: Findings
 ) -> None:
     totals = {
         "images": found.images,
@@ -90,7 +90,7 @@ def _check_totals(
         found.expect(rule, subject.record["totals"].get(name), value, subject.again)
 
 
-def _check_schema(subject: Subject, table: pq.ParquetFile, found: Findings) -> bool:
+def _check_schema(subject: RunUnderCheck, table: pq.ParquetFile, found: Findings) -> bool:
     """Whether rows can be checked at all."""
     schema = table.schema_arrow
     if not score_table.has_columns(schema):
@@ -133,7 +133,7 @@ def _check_schema(subject: Subject, table: pq.ParquetFile, found: Findings) -> b
     return True
 
 
-def _rules(subject: Subject) -> Iterator[Rule]:
+def _rules(subject: RunUnderCheck) -> Iterator[Rule]:
     """What rows of this run may not be."""
     for name in ("run_id", "model_id"):
         yield _other(name, subject.record[name])
@@ -176,7 +176,7 @@ def _calibrated(card: ModelCard) -> Rule:
     return Rule("rows whose p_value is not the model's", ("score", "p_value"), broken)
 
 
-def _check_rule(subject: Subject, rows: pa.Table, rule: Rule, found: Findings) -> None:
+def _check_rule(subject: RunUnderCheck, rows: pa.Table, rule: Rule, found: Findings) -> None:
     wrong = score_table.offenders(rows, rule)
     if len(wrong):
         few = wrong.slice(0, SHOWN).select(["image_id", *dict.fromkeys(rule.columns)]).to_pylist()
@@ -187,7 +187,7 @@ def _check_rule(subject: Subject, rows: pa.Table, rule: Rule, found: Findings) -
 class _Maps:
     """Reads the maps that rows name."""
 
-    def __init__(self, subject: Subject, share: float) -> None:
+    def __init__(self, subject: RunUnderCheck, share: float) -> None:
         self._again = f"restore the map; or, to draw it again, {subject.again}"
         self._model_id = subject.record["model_id"]
         self._input = InputSettings(**subject.record["input"])

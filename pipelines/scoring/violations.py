@@ -50,7 +50,7 @@ class Findings:
 
 
 @dataclass(frozen=True)
-class Subject:
+class RunUnderCheck:
     """A finished run, and what else is at hand to check it against."""
 
     out: Out

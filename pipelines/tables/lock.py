@@ -21,7 +21,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ops.images.failure import BrokenPromise
+from ops.images.failure import RunError
 from ops.storage import files
 from ops.storage.paths import Out
 
@@ -30,7 +30,7 @@ _BEATS = 6
 _KEY = re.compile(r"(\d+)\.json")
 
 
-class Locked(BrokenPromise):
+class Locked(RunError):
     """Another process works on the output folder."""
 
     def __init__(self, place: str, holder: dict[str, Any]) -> None:
@@ -38,7 +38,7 @@ class Locked(BrokenPromise):
         super().__init__(f"process {pid} on {host} works on {place} since {since}")
 
 
-class LostLock(BrokenPromise):
+class LostLock(RunError):
     """The lock was lost while work went on; what is unfinished is left to its new holder."""
 
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 
 from ops.images.inventory import LISTED, SCHEMA, Tally, listed
-from ops.images.layouts import Namer, split_named
+from ops.images.layouts import PathParser, split_named
 from ops.storage import parquet
-from pipelines.cluster.progress import Watch
+from pipelines.cluster.progress import ProgressCallback
 from pipelines.tables.database import opened
 
 #: Masks join their images by key; sorting and joining spill to disk where memory ends.
@@ -42,9 +42,9 @@ class EmptyArchive(ValueError):
 def take(
     locations: Sequence[str],
     out: str,
-    namer: Namer,
+    path_parser: PathParser,
     suffixes: Sequence[str],
-    watch: Watch,
+    watch: ProgressCallback,
     split: str | None = None,
     memory: str = "2GB",
 ) -> Tally:
@@ -57,7 +57,7 @@ def take(
     with tempfile.TemporaryDirectory(prefix="nightloupe-") as folder:
         path = os.path.join(folder, "listed.parquet")
         parquet.write(
-            path, LISTED, _watched(listed(locations, namer, suffixes, tally), tally, watch)
+            path, LISTED, _watched(listed(locations, path_parser, suffixes, tally), tally, watch)
         )
         if not tally.images:
             raise EmptyArchive(_nothing(locations, suffixes, tally))
@@ -66,7 +66,7 @@ def take(
                 "listed": path,
                 "split": split_named(split) if split else None,
                 # Without any mask nothing is known to be good.
-                "label_by_mask": namer.layout.label_by_mask and tally.masks > 0,
+                "label_by_mask": path_parser.layout.label_by_mask and tally.masks > 0,
             }
             found = database.sql(_SORTED, params=asked).to_arrow_reader(2**16)
             parquet.write(out, SCHEMA, found, rows=4096)  # workers read slices
@@ -74,7 +74,7 @@ def take(
 
 
 def _watched(
-    batches: Iterator[pa.RecordBatch], tally: Tally, watch: Watch
+    batches: Iterator[pa.RecordBatch], tally: Tally, watch: ProgressCallback
 ) -> Iterator[pa.RecordBatch]:
     for batch in batches:
         watch("list", tally.images, 0, tally.problems)

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from ops.detectors.detector import Notes
+from ops.detectors.detector import Checkpoint
 from ops.detectors.model_folder import ModelCard, ProductCard
 from ops.detectors.patchcore import PatchCore, PatchCoreSettings
-from ops.detectors.score_images import Detect, to_images
+from ops.detectors.score_images import ScoreImages, to_images
 from ops.distributed import Alone
 from ops.features.backbone import Backbone
 from ops.images.decode import DecodeSettings
@@ -51,13 +51,13 @@ class Fitted:
 def fitted(bank: int) -> Fitted:
     """PatchCore on a hundred images, with a bank of that size."""
     backbone = features.backbone(LAYERS)
-    settings = PatchCoreSettings(ratio=1.0, cap=bank, embedding="concat")
+    settings = PatchCoreSettings(coreset_ratio=1.0, max_bank_size=bank, embedding="concat")
     detector = PatchCore(settings, backbone)
     read = Read(INPUT, DecodeSettings(), FetchSettings())
     for number, path in enumerate(features.images()[:100]):
         image = to_images(read(features.rows_of([path])), INPUT, "cpu")
-        detector.gather(image, torch.tensor([number]))
-    figures = detector.fit(Alone(), lambda *_: None, Notes()).figures
+        detector.add_images(image, torch.tensor([number]))
+    figures = detector.fit(Alone(), lambda *_: None, Checkpoint()).figures
     card = ModelCard(
         method="patchcore",
         settings=asdict(settings),
@@ -105,7 +105,7 @@ def rows() -> Iterator[Row]:
         with tempfile.TemporaryDirectory() as out:
             card = model.card
             read = Read(INPUT, DecodeSettings(), FetchSettings(), threads=1)
-            detect = Detect(model)
+            detect = ScoreImages(model)
             draw = DrawMaps("bench", INPUT, card.map_scale, 4.0, {"tile": None}, Out(out), "all")
 
             def ours() -> None:

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ops.detectors.detector import Notes
+from ops.detectors.detector import Checkpoint
 from ops.detectors.glance.detector import Glance, GlanceSettings
 from ops.detectors.glance.global_net import inconsistency
 from ops.detectors.glance.score_windows import scores, spread
@@ -28,7 +28,7 @@ from tests.bench.measure import Row, Time, ratio, timed
 
 INPUT = InputSettings(size=256, fit="squash")
 #: A short fit: times depend on no weight, but what is foretold does.
-FIT = GlanceSettings(epochs=3, local_epochs=3, batch=8, lr=3e-4, probes=2)
+FIT = GlanceSettings(epochs=3, local_epochs=3, batch=8, lr=3e-4, validation_images=2)
 SCORE = replace(FIT, stride=4)
 IMAGES = 24
 #: Windows that the plain loop is timed on.
@@ -46,8 +46,8 @@ def images() -> Tensor:
 def fitted(backbone: Backbone) -> Glance:
     """With windows every 4 px."""
     detector = Glance(FIT, backbone)
-    detector.gather(images()[:IMAGES], torch.arange(IMAGES))
-    detector.fit(Alone(), lambda *_: None, Notes())
+    detector.add_images(images()[:IMAGES], torch.arange(IMAGES))
+    detector.fit(Alone(), lambda *_: None, Checkpoint())
     finer = Glance(SCORE, backbone)
     finer.load_state(detector.state())
     return finer

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ops.detectors.detector import Notes
+from ops.detectors.detector import Checkpoint
 from ops.detectors.patchcore import PatchCore, PatchCoreSettings
 from ops.distributed import Alone
 from tests.bench import features
@@ -34,7 +34,7 @@ def fit(memory: int) -> None:
     from ops.images.read_images import Read
 
     torch.set_num_threads(1)
-    settings = PatchCoreSettings(embedding="concat", memory=memory)
+    settings = PatchCoreSettings(embedding="concat", fit_memory=memory)
     detector = PatchCore(settings, features.backbone(LAYERS))
     read = Read(INPUT, DecodeSettings(), FetchSettings(), threads=1)
     images = features.images()
@@ -44,10 +44,10 @@ def fit(memory: int) -> None:
     while count < PATCHES:
         table = features.rows_of([images[number % len(images)]])
         image = to_images(read(table), INPUT, "cpu")
-        detector.gather(image, torch.tensor([number]))
+        detector.add_images(image, torch.tensor([number]))
         number += 1
         count += detector.embed(image).shape[1] ** 2 if number == 1 else count // (number - 1)
-    found = detector.fit(Alone(), lambda *_: None, Notes()).figures
+    found = detector.fit(Alone(), lambda *_: None, Checkpoint()).figures
     names = ("patches", "bank", "radius", "local_r", "union_r", "factor")
     print(before, peak(), *(found[name] for name in names))
 

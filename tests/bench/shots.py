@@ -18,15 +18,15 @@ from matplotlib.figure import Figure
 
 from jobs import fit, inventory
 from jobs.cli import entry
-from ops.detectors.detector import Method, Notes
-from ops.detectors.registry import METHODS, method_named
+from ops.detectors.detector import Checkpoint, Detector
+from ops.detectors.registry import DETECTORS, detector_class
 from ops.detectors.score_images import to_images
 from ops.distributed import Alone
 from ops.features.backbone import Backbone
 from ops.images.inventory import Inventory
 from ops.images.read_images import Read
 from ops.results.metrics import roc
-from pipelines.fitting.request import Choose, FitRequest, split
+from pipelines.fitting.request import FitRequest, Select, split
 from tests.bench.features import WEIGHTS
 from tests.bench.measure import Row
 from tests.conftest import DATA, ROOT
@@ -34,7 +34,7 @@ from tests.conftest import DATA, ROOT
 TILES = DATA / "mtd"
 #: Presets, and what differs from them; of few images a bank keeps a quarter, as in the paper.
 CURVES = {
-    "patchcore-squeezenet": {"patchcore.ratio": "0.25"},
+    "patchcore-squeezenet": {"patchcore.coreset_ratio": "0.25"},
     "padim-squeezenet": {},
     "spade-squeezenet": {},
 }
@@ -79,7 +79,7 @@ def _listed(folder: str) -> Inventory:
 
 
 def _request(preset: str, changes: dict[str, str]) -> FitRequest:
-    groups = {name: kind.Settings for name, kind in METHODS.items()}
+    groups = {name: kind.Settings for name, kind in DETECTORS.items()}
     words = ["--config", str(ROOT / "deploy" / "methods" / f"{preset}.toml")]
     words += ["--backbone.weights", str(WEIGHTS)]
     words += [word for name, value in changes.items() for word in (f"--{name}", value)]
@@ -100,12 +100,12 @@ def _auroc(listed: Inventory, wanted: FitRequest, test: pa.Table, shots: int, se
     settings: Any = wanted.settings
     if hasattr(settings, "seed"):
         settings = replace(settings, seed=seed)
-    wanted = replace(wanted, settings=settings, choose=Choose(shots=shots, seed=seed))
+    wanted = replace(wanted, settings=settings, select=Select(shots=shots, seed=seed))
     good = _read(wanted, split(listed, wanted).fit)
-    detector: Method = method_named(wanted.method)(settings, Backbone(wanted.backbone))
-    detector.gather(_images(wanted, good), torch.arange(len(good)))
+    detector: Detector = detector_class(wanted.method)(settings, Backbone(wanted.backbone))
+    detector.add_images(_images(wanted, good), torch.arange(len(good)))
     detector.share(Alone())
-    detector.fit(Alone(), lambda *_: None, Notes())
+    detector.fit(Alone(), lambda *_: None, Checkpoint())
     scores = torch.cat(
         [
             detector.score(_images(wanted, test.slice(start, 8))).image

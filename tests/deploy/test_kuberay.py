@@ -12,7 +12,7 @@ import yaml
 
 from jobs import nightly
 from pipelines.cluster import resources
-from pipelines.cluster.resources import Slots
+from pipelines.cluster.resources import Resources
 from pipelines.fitting import plan
 from tests.conftest import DATA, ROOT
 from tests.deploy import commands
@@ -175,17 +175,17 @@ def cluster_resources(replicas: str) -> dict[str, float]:
 
 
 @pytest.fixture
-def slots() -> Slots:
-    return commands.settings_of(ENTRYPOINT.split()).slots
+def resources() -> Resources:
+    return commands.settings_of(ENTRYPOINT.split()).resources
 
 
-def test_the_slots_fit_into_the_largest_cluster_and_wait_for_it(slots, monkeypatch):
+def test_the_resources_fit_into_the_largest_cluster_and_wait_for_it(resources, monkeypatch):
     monkeypatch.setattr(resources, "_resources", lambda: cluster_resources("maxReplicas"))
-    assert slots.count() == slots.workers == 2
-    assert slots.reading(slots.workers) >= 20
+    assert resources.count() == resources.workers == 2
+    assert resources.reading(resources.workers) >= 20
     smallest = cluster_resources("minReplicas")
     assert smallest["GPU"] == 0  # no GPU is paid for while an archive is listed
-    assert slots.patience >= 600
+    assert resources.wait_for_nodes >= 600
 
 
 def test_ray_is_told_the_resources_that_its_pod_has():
@@ -200,9 +200,9 @@ def test_ray_is_told_the_resources_that_its_pod_has():
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
 
 
-def test_a_worker_with_all_the_detectors_it_may_hold_fits_into_its_pod(slots):
+def test_a_worker_with_all_the_detectors_it_may_hold_fits_into_its_pod(resources):
     backbone = GIB // 4  # a WideResNet-50-2
-    needed = plan._PROCESS + 2 * (backbone + slots.memory)
+    needed = plan._PROCESS + 2 * (backbone + resources.detector_cache)
     for pod in list(pods_of("cronjob").values())[1:]:
         limit = pod["containers"][0]["resources"]["limits"]["memory"]
         assert limit.endswith("Gi")

@@ -19,7 +19,7 @@ import yaml
 from jobs import nightly
 from jobs.cli import entry
 from pipelines.cluster import resources
-from pipelines.cluster.resources import Slots
+from pipelines.cluster.resources import Resources
 from tests.conftest import ROOT
 from tests.deploy import commands
 
@@ -144,7 +144,7 @@ def test_ray_takes_the_cluster_file():
     assert "--env=RAY_AUTH_MODE=token" in AWS["docker"]["run_options"]
 
 
-def test_the_slots_of_the_clusters_own_example_fit_into_it(monkeypatch):
+def test_the_resources_of_the_clusters_own_example_fit_into_it(monkeypatch):
     line = next(
         line for line in (DEPLOY / "aws.yaml").read_text().splitlines() if "job submit" in line
     )
@@ -157,8 +157,8 @@ def test_the_slots_of_the_clusters_own_example_fit_into_it(monkeypatch):
         for name in ("CPU", "GPU")
     }
     monkeypatch.setattr(resources, "_resources", lambda: has)
-    assert settings.slots.count() == 2
-    assert settings.slots.patience
+    assert settings.resources.count() == 2
+    assert settings.resources.wait_for_nodes
 
 
 @pytest.mark.parametrize("file", ["aws.yaml", "compose.yaml", "crontab", "local-stack"])
@@ -214,8 +214,8 @@ def test_the_crontab_starts_the_same_night():
 def test_an_example_of_a_nights_settings_loads(file):
     settings, _ = entry.parse(nightly.Settings, nightly.__doc__, ["--config", str(file)])
     assert settings.model == "models:/nightloupe@champion"
-    assert isinstance(settings.slots, Slots)
-    settings.namer()
+    assert isinstance(settings.resources, Resources)
+    settings.path_parser()
 
 
 def test_the_stack_says_what_it_lacks(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from jobs import fit
 from jobs.cli import entry, published_results
-from ops.detectors.registry import METHODS
+from ops.detectors.registry import DETECTORS
 from tests.conftest import ROOT
 
 PRESETS = sorted((ROOT / "deploy" / "methods").glob("*.toml"))
@@ -16,7 +16,7 @@ PRESETS = sorted((ROOT / "deploy" / "methods").glob("*.toml"))
 
 @pytest.mark.parametrize("file", PRESETS, ids=lambda file: file.stem)
 def test_a_preset_holds_only_settings_of_the_fit_and_says_how_to_run_it(file):
-    groups = {name: kind.Settings for name, kind in METHODS.items()}
+    groups = {name: kind.Settings for name, kind in DETECTORS.items()}
     settings, methods = entry.parse(fit.Settings, fit.__doc__, ["--config", str(file)], groups)
     assert settings.method in methods
     jobs = re.findall(r"python -m jobs\.(\w+)", file.read_text())

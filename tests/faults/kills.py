@@ -235,7 +235,7 @@ def done(world: World, out: str) -> float:
     if files.names(Out(out).scores()):
         return 1.0
     parts = [name for name in files.names(Out(out).work()) if "/part-" in name]
-    return min(1.0, len(parts) * world.warehouse("disk").part_rows / world.images)
+    return min(1.0, len(parts) * world.warehouse("disk").chunk_rows / world.images)
 
 
 def finished(job: subprocess.Popen) -> int | None:

@@ -31,7 +31,7 @@ from tests.faults.reading import listed
 PART, PER_TAR = 100, 10_000
 #: Images until workers have what they need and every stage is full.
 WARM_UP = 2_000
-SLOTS = ("--slots.workers", "2", "--slots.cpus", "0.5", "--slots.batch", "32")
+SLOTS = ("--resources.workers", "2", "--resources.cpus", "0.5", "--resources.batch", "32")
 
 
 def draw(folder: Path, count: int) -> None:

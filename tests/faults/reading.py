@@ -28,19 +28,19 @@ from ops.images.decode import DecodeSettings, decode
 from ops.images.failure import Failure
 from ops.images.fetch import FetchSettings
 from ops.images.inventory import Inventory
-from ops.images.layouts import Layout, Namer
+from ops.images.layouts import Layout, PathParser
 from ops.images.read_images import Read
 from ops.images.resize import InputSettings, pack, resize
 from ops.storage import uris
 from ops.storage.paths import Out
-from pipelines.cluster.resources import Slots
+from pipelines.cluster.resources import Resources
 from pipelines.scoring.read_stage import carried
 from pipelines.scoring.stream import Chain, drawing
 from pipelines.tables import take_inventory
 from tests.conftest import DATA, tiny_model
 from tests.faults.mutations import MUTATIONS, SUFFIXES, Mutant, mutant
 
-FETCH = FetchSettings(attempts=1, patience=0)
+FETCH = FetchSettings(attempts=1, backoff=0)
 BATCH, SECONDS = 250, 60
 #: What belongs to a traceback or to this machine, and not into a sentence.
 NO_WORDS = re.compile(
@@ -56,7 +56,7 @@ class Outcome(NamedTuple):
     reason: str | None
     sha256: str | None
     seconds: float
-    memory: int
+    fit_memory: int
     changed: bool
     score: float | None
 
@@ -106,8 +106,8 @@ def place(folder: Path, mutants: Sequence[Mutant]) -> None:
 def listed(folder: Path, out: Path) -> Inventory:
     """An inventory of the folder, as jobs.inventory takes it."""
     suffixes = archives.IMAGE_SUFFIXES.split()
-    namer = Namer(Layout("**/{name}"), "part")
-    take_inventory.take([str(folder)], str(out), namer, suffixes, lambda *_: None)
+    path_parser = PathParser(Layout("**/{name}"), "part")
+    take_inventory.take([str(folder)], str(out), path_parser, suffixes, lambda *_: None)
     return Inventory(str(out))
 
 
@@ -121,7 +121,7 @@ def outcomes(mutants: Sequence[Mutant]) -> Iterator[Outcome]:
         assert len(found) == len(mutants)
         model = Tensors(tiny_model("part"))
         draw = drawing(model.card, Out(f"{name}/out"), "flagged")
-        chain = Chain(model, draw, FETCH, Slots())
+        chain = Chain(model, draw, FETCH, Resources())
         by_name = {one.name: one for one in mutants}
         alone = []
         for at in range(len(rows)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ops.storage import files, retry
-from ops.storage.retry import Patience
+from ops.storage.retry import RetryPolicy
 from tests.faults.conftest import JOBS, REMEDY
 from tests.faults.proxy import DENIALS
 
@@ -44,7 +44,7 @@ def test_an_output_folder_is_tried_before_the_archive_is_listed(proxy, bucket, l
 @pytest.mark.parametrize("job", ["inventory", "score", "nightly", "query"])
 @pytest.mark.parametrize("address", ["http://no-such-host.invalid", "http://127.0.0.1:9"])
 def test_a_store_that_is_not_there_is_named(s3_server, told, monkeypatch, job, address):
-    monkeypatch.setattr(retry, "_DEFAULT", Patience(attempts=3, first=0.01))
+    monkeypatch.setattr(retry, "_DEFAULT", RetryPolicy(attempts=3, first=0.01))
     monkeypatch.setenv("AWS_ENDPOINT_URL", address)
     said = told(job, "s3://bucket")
     assert "the store failed 3 times in a row" in said
@@ -62,8 +62,8 @@ def test_who_may_read_a_file_but_not_list_may_name_it(proxy, bucket):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files.s3(), "call_s3", no_listing)
-        files.reach(f"{bucket}/parts.tar")
+        files.check_access(f"{bucket}/parts.tar")
         with pytest.raises(PermissionError, match=f"{bucket}/none.tar: Access Denied"):
-            files.reach(f"{bucket}/none.tar")
+            files.check_access(f"{bucket}/none.tar")
         with pytest.raises(PermissionError, match=f"{bucket}: Access Denied"):
-            files.reach(bucket)
+            files.check_access(bucket)

@@ -40,7 +40,7 @@ STRANGE = [
     "C:\\windows\\x.png",
     "é\u202egnp.png",
 ]
-READ = Read(InputSettings(size=32), DecodeSettings(), FetchSettings(attempts=1, patience=0))
+READ = Read(InputSettings(size=32), DecodeSettings(), FetchSettings(attempts=1, backoff=0))
 
 
 def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:

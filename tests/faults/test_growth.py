@@ -47,7 +47,16 @@ def detectors(node) -> set[int]:
 
 def test_detectors_join_on_a_node_that_joins(warehouse, model, nodes, tmp_path):
     log, out = str(tmp_path / "log"), str(tmp_path / "out")
-    words = ["--model", model, "--slots.batch", "5", "--slots.workers", "1", "--slots.most", "3"]
+    words = [
+        "--model",
+        model,
+        "--resources.batch",
+        "5",
+        "--resources.workers",
+        "1",
+        "--resources.max_workers",
+        "3",
+    ]
     job = start("score", warehouse.words(out, *words), log, {"RAY_ADDRESS": nodes.address})
     deadline = time.monotonic() + 120
     while not detectors(nodes.head):

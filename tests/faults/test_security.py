@@ -19,7 +19,7 @@ from ops.features.weights import load_weights
 from ops.images.fetch import FetchSettings
 from ops.storage import files, uris
 from ops.storage.paths import Out
-from pipelines.cluster.resources import Slots
+from pipelines.cluster.resources import Resources
 from pipelines.scoring.stream import Chain, drawing
 from tests import pictures
 from tests.conftest import LOOPBACK_ONLY, ROOT, forget_s3, new_bucket, tiny_model
@@ -64,7 +64,7 @@ def test_nothing_is_unpickled_from_weights_to_scores(tmp_path, no_pickle):
     row = {"image_id": "ab", "uri": uris.make(str(tmp_path / "a.png")), "product": "part"}
     row |= {"bytes": None, "position": None, "problem": None, "offset": 0}
     draw = drawing(model.card, Out(str(tmp_path / "out")), "all")
-    scored = Chain(model, draw, FetchSettings(), Slots()).alone(pa.Table.from_pylist([row]))
+    scored = Chain(model, draw, FetchSettings(), Resources()).alone(pa.Table.from_pylist([row]))
     assert scored["status"].to_pylist() == ["ok"]
     with pytest.raises(AssertionError, match="unpickled"):
         pickle.loads(b"")

@@ -20,7 +20,7 @@ from ops.images.failure import Failure
 from ops.images.fetch import FetchSettings, fetch
 from ops.storage import files, parquet, retry, uris
 from ops.storage.paths import Out
-from ops.storage.retry import Patience, Unavailable
+from ops.storage.retry import RetryPolicy, Unavailable
 from pipelines.tables import lock
 from tests.conftest import forget_s3, new_bucket
 from tests.faults.proxy import HARMLESS, KINDS, ONE_IN_TEN, UNHEARD
@@ -29,13 +29,13 @@ pytestmark = pytest.mark.slow
 
 DATA = random.Random(0).randbytes(10_000)
 TABLE = pa.table({"number": list(range(5000))})
-HASTY = FetchSettings(attempts=4, patience=0.01)
+HASTY = FetchSettings(attempts=4, backoff=0.01)
 
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch):
     """Attempts follow each other at once; archives are opened anew."""
-    monkeypatch.setattr(retry, "_DEFAULT", Patience(attempts=4, first=0.01))
+    monkeypatch.setattr(retry, "_DEFAULT", RetryPolicy(attempts=4, first=0.01))
     fetching._container.cache_clear()
 
 
@@ -87,7 +87,7 @@ READS = {
     "listing": (lambda place, _: names(place), ["1.bin", "3.parquet", "b/2.bin"]),
     "folder": (lambda place, _: files.is_folder(f"{place}/b"), True),
     "copy": (_copied, (DATA, b"two")),
-    "reach": (lambda place, _: files.reach(place), None),
+    "reach": (lambda place, _: files.check_access(place), None),
     "fetch": (
         lambda place, _: fetch(uris.make(f"{place}/1.bin"), None, len(DATA), HASTY),
         DATA,
@@ -313,7 +313,7 @@ def test_a_store_that_never_answers_is_given_up(monkeypatch):
         silent.listen(20)
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setattr(files, "_S3_CLIENT", files._S3_CLIENT | {"read_timeout": 0.5})
-        monkeypatch.setattr(retry, "_DEFAULT", Patience(attempts=3, first=0.01))
+        monkeypatch.setattr(retry, "_DEFAULT", RetryPolicy(attempts=3, first=0.01))
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.setenv(name, "any")
         forget_s3()

@@ -113,7 +113,7 @@ def warehouse(cluster, s3_server, tmp_path_factory):
     write_model(model, tiny_model("washer"))
     (folder / "night.toml").write_text(
         f'archive = {places}\npattern = "{{product}}/{{name}}"\nmodel = "{model}"\nmaps = "all"\n'
-        "[slots]\nworkers = 1\nbatch = 4\n[fetch]\npatience = 0.05\n"
+        "[resources]\nworkers = 1\nbatch = 4\n[fetch]\nbackoff = 0.05\n"
     )
     tracker = f"sqlite:///{folder}/mlflow.db"
     found = Warehouse(bucket, tracker, ["--config", str(folder / "night.toml")])
@@ -221,7 +221,7 @@ def test_a_night_on_a_real_server(free_port, monkeypatch, tmp_path, capsys):
         assert inventory.main([*words, "--out", listed]) == 0
         night("score", "--inventory", listed, "--model", f"{bucket}/model", "--out", out)
         assert check.main(["--out", out, "--model", f"{bucket}/model"]) == 0
-        assert query.main(["--out", out, "--to", str(tmp_path / "worst.csv")]) == 0
+        assert query.main(["--out", out, "--output", str(tmp_path / "worst.csv")]) == 0
         totals = run_records.finished(Out(out))["totals"]
         assert totals["statuses"] == {"ok": IMAGES, "unreadable": 1}
         assert totals["retries"] == 0

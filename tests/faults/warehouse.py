@@ -19,7 +19,7 @@ from PIL import Image
 from ops.detectors.model_folder import write_model
 from ops.images import synthetic_parts
 from ops.images.archives import IMAGE_SUFFIXES
-from ops.images.layouts import Layout, Namer
+from ops.images.layouts import Layout, PathParser
 from ops.results import score_table
 from ops.storage import files, uris
 from ops.storage.paths import Out
@@ -36,7 +36,7 @@ class Warehouse:
 
     root: str
     images: int
-    part_rows: int = 100
+    chunk_rows: int = 100
 
     @property
     def listed(self) -> str:
@@ -49,7 +49,7 @@ class Warehouse:
     def words(self, out: str, *more: str) -> list[str]:
         """What jobs.score is told."""
         words = ["--inventory", self.listed, "--model", self.model, "--out", out]
-        return [*words, "--part-rows", str(self.part_rows), "--slots.batch", "50", *more]
+        return [*words, "--part-rows", str(self.chunk_rows), "--resources.batch", "50", *more]
 
 
 def build(root: str, images: int) -> Warehouse:
@@ -67,9 +67,9 @@ def build(root: str, images: int) -> Warehouse:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(put, range(images)))
     found = Warehouse(root, images)
-    namer = Namer(Layout("{product}/{name}", ""), "")
+    path_parser = PathParser(Layout("{product}/{name}", ""), "")
     parts = files.join(root, "parts")
-    take_inventory.take([parts], found.listed, namer, IMAGE_SUFFIXES.split(), lambda *_: None)
+    take_inventory.take([parts], found.listed, path_parser, IMAGE_SUFFIXES.split(), lambda *_: None)
     write_model(found.model, tiny_model("washer"))
     return found
 

@@ -88,7 +88,7 @@ def test_a_sound_run_keeps_its_promise_under_every_policy_of_maps(runs, leave, p
 
 def test_a_share_of_the_maps_is_stated(runs, leave):
     code, out, _ = leave(
-        "check", runs["all"].run_id, "--out", runs["all"].out.root, "--share", "0.5"
+        "check", runs["all"].run_id, "--out", runs["all"].out.root, "--map-sample", "0.5"
     )
     assert code == 0
     read = int(out.split("; ")[1].split()[0])
@@ -386,7 +386,7 @@ def test_a_run_whose_folder_has_moved_is_checked_where_it_is(damage, leave, tmp_
 def test_group_rows_are_bounded_by_the_part_on_record(damage, leave, monkeypatch):
     from pipelines.scoring import verify_table
 
-    monkeypatch.setattr(verify_table, "group_rows", lambda part_rows: part_rows)
+    monkeypatch.setattr(verify_table, "group_rows", lambda chunk_rows: chunk_rows)
     code, out, _ = leave("check", "--out", damage.out.root)
     assert code == 1
     assert "group 0: 18 rows, not 10" in out
@@ -395,7 +395,7 @@ def test_group_rows_are_bounded_by_the_part_on_record(damage, leave, monkeypatch
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--share", "2"], "share 2.0 must lie between 0 and 1"),
+        (["--map-sample", "2"], "map_sample 2.0 must lie between 0 and 1"),
         (["2026-11-20-00", "--out", "o"], "holds no run 2026-11-20-00"),
         (["--out", "o"], "o holds no finished run"),
     ],

@@ -1,7 +1,7 @@
 import pyarrow as pa
 
 from jobs.cli.published_results import published
-from jobs.evaluate import tell
+from jobs.evaluate import print_summary
 from pipelines.reports.evaluate import SCHEMA
 
 BOLT = {
@@ -24,7 +24,7 @@ BARE = {"product": "nut", "good": 3, "defective": 0, "note": "no masks"}
 
 
 def said(capsys, *rows: dict, theirs: str = "") -> list[str]:
-    tell(pa.Table.from_pylist(list(rows), SCHEMA), published(theirs) if theirs else None)
+    print_summary(pa.Table.from_pylist(list(rows), SCHEMA), published(theirs) if theirs else None)
     return capsys.readouterr().out.splitlines()
 
 

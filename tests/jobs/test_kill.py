@@ -15,7 +15,7 @@ IMAGES = 2000
 
 def score(warehouse, out, log):
     """A job with a small cluster of its own."""
-    words = warehouse.words(str(out), "--maps", "none", "--slots.batch", "100")
+    words = warehouse.words(str(out), "--maps", "none", "--resources.batch", "100")
     return start("score", words, str(log), {"RAY_ADDRESS": ""})
 
 

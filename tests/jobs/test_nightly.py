@@ -99,7 +99,7 @@ def warehouse(cluster, tmp_path_factory):
     for seed, place in enumerate(models):
         write_model(place, tiny_model("washer", seed))
     words = ["--archive", str(root / "parts"), "--pattern", PATTERN, "--out", str(root / "out")]
-    words += ["--maps", "all", "--fetch.patience", "0.01", "--slots.workers", "1"]
+    words += ["--maps", "all", "--fetch.backoff", "0.01", "--resources.workers", "1"]
     return Warehouse(root, words, models, [read_card(place).model_id for place in models])
 
 

@@ -70,11 +70,11 @@ def test_a_rate_that_too_few_held_out_images_can_promise_is_warned_of(leave, nig
 
 
 def test_files_hold_all_columns_and_rows(leave, nights):
-    code, said, _ = leave("query", "--to", "found.parquet")
+    code, said, _ = leave("query", "--output", "found.parquet")
     assert (code, said) == (0, "5 images: found.parquet\n")
     found = pq.read_table("found.parquet")
     assert score_table.violations(found) == []
-    assert leave("query", "--to", "found.csv")[0] == 0
+    assert leave("query", "--output", "found.csv")[0] == 0
     read = pd.read_csv("found.csv")
     assert read["score"].tolist() == found["score"].to_pylist() == [8.0, 3.0, 2.0, 1.0, 0.0]
     assert list(read.columns) == score_table.SCHEMA.names
@@ -83,7 +83,7 @@ def test_files_hold_all_columns_and_rows(leave, nights):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--to", "found.xls"], "--to found.xls must end in one of .parquet .csv"),
+        (["--output", "found.xls"], "--output found.xls must end in one of .parquet .csv"),
         (["--limit", "0"], "limit 0 must be at least 1"),
         (["--threshold", "1", "--false-alarm-rate", "0.1"], "exclude each other"),
         (["--false-alarm-rate", "1.5"], "false_alarm_rate 1.5 must lie between 0 and 1"),

@@ -220,7 +220,7 @@ def test_a_heading_sorts_its_table_and_says_so(page, browser):
                 assert known == (ascending if order == "ascending" else ascending[::-1])
 
 
-def choose(browser, name, value):
+def select(browser, name, value):
     browser.value(
         f"(() => {{ const e = document.getElementById({name!r}); e.value = {value!r};"
         "e.dispatchEvent(new Event('input', { bubbles: true })); })()"
@@ -231,13 +231,13 @@ def choose(browser, name, value):
 def test_filters_leave_what_passes_all_of_them(page, browser):
     everything = in_sight(browser)
     assert len(everything) == 36
-    choose(browser, "product", "p:bolt")
+    select(browser, "product", "p:bolt")
     bolts = in_sight(browser)
     assert {row[2] for row in bolts} == {"bolt"}
     assert len(bolts) == sum(row[2] == "bolt" for row in everything)
-    choose(browser, "status", "unreadable")
+    select(browser, "status", "unreadable")
     assert [row[3] for row in in_sight(browser)] == ["", ""]
-    choose(browser, "call", "yes")
+    select(browser, "call", "yes")
     assert in_sight(browser) == []
     assert browser.value("document.querySelector('p.none').offsetHeight") > 0
     assert browser.value("document.getElementById('shown').textContent") == "0 of 36 shown"

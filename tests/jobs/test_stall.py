@@ -22,7 +22,9 @@ class Squatter:
 
 def test_a_run_without_room_says_what_is_missing_and_goes_on_later(cluster, leave, tmp_path):
     warehouse, out = build(str(tmp_path), 24), str(tmp_path / "out")
-    words = warehouse.words(out, "--maps", "none", "--slots.workers", "1", "--slots.stall", "5")
+    words = warehouse.words(
+        out, "--maps", "none", "--resources.workers", "1", "--resources.stall_timeout", "5"
+    )
     squatter = Squatter.options(num_cpus=3.9).remote()
     assert ray.get(squatter.there.remote())
     code, _, told = leave("score", *words)

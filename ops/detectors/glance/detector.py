@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ops.detectors.detector import Demand, Load, Rehearsal
+from ops.detectors.detector import FitSize, ResourceEstimate, TimingProbe
 from ops.detectors.glance.global_net import GlobalNet, Head, Scene, Surroundings
 from ops.detectors.glance.local_net import (
     Correlation,
@@ -73,7 +73,7 @@ class GlanceSettings(TrainingSettings):
     """lambda_s, the weight of s_IAD in the score; that of s_DAD is the rest."""
     scale: Literal["quantile", "raw"] = "quantile"
     """quantile: s_IAD is divided by its 99th percentile on good images kept out of training."""
-    probes: int = 8
+    validation_images: int = 8
     """Good images kept out of training, at most a tenth of them; below ten, some are both."""
     tolerance: float = 0.0
     """Windows are left out where those around them foretell what they would add to the map, as
@@ -110,7 +110,7 @@ class Glance(Trained):
         self._snippets: dict[int, Tensor] = {}
 
     @classmethod
-    def demand(cls, settings: GlanceSettings, load: Load) -> Demand:
+    def estimate(cls, settings: GlanceSettings, load: FitSize) -> ResourceEstimate:
         """Weights, gradients, Adam's moments and a copy on its way, images, and a step's maps."""
         assert load.backbone
         windows = settings.grid.count(load.size) ** 2
@@ -118,21 +118,23 @@ class Glance(Trained):
         others = nn.ModuleList(_parts(settings, load.backbone)).parameters()
         weights = copied + sum(4 * weight.numel() for weight in others)
         step = -(-settings.batch // load.workers) * settings.patches * _BYTES * load.size**2
-        return Demand(
+        return ResourceEstimate(
             vectors=load.images * windows,
             kept=0,
-            fit_bytes=6 * weights + load.share * 2 * 3 * load.size**2 + step,
+            fit_bytes=6 * weights + load.images_per_worker * 2 * 3 * load.size**2 + step,
             score_bytes=2 * weights + _MAPS * _BYTES * load.size**2,
             model_bytes=weights,
             remedy="lower --glance.batch, --glance.patches or --input.size",
         )
 
     @classmethod
-    def rehearsal(cls, settings: GlanceSettings, load: Load) -> Rehearsal:
+    def timing_probe(cls, settings: GlanceSettings, load: FitSize) -> TimingProbe:
         """A lesson and a scene of one image, forward and backward, as often as the longer stage."""
         assert load.backbone
         detector = cls(settings, load.backbone)
-        detector.gather(torch.rand(1, 3, load.size, load.size), torch.zeros(1, dtype=torch.int64))
+        detector.add_images(
+            torch.rand(1, 3, load.size, load.size), torch.zeros(1, dtype=torch.int64)
+        )
 
         def work() -> None:
             for stage in detector.stages():
@@ -142,7 +144,7 @@ class Glance(Trained):
                 losses.mean().backward()
 
         epochs = max(settings.epochs, settings.local_epochs)
-        return Rehearsal(work, epochs * load.images / load.workers)
+        return TimingProbe(work, epochs * load.images / load.workers)
 
     def new_network(self) -> Surroundings:
         """All that scores rest on."""
@@ -180,8 +182,8 @@ class Glance(Trained):
     def training_rows(self, rows: Tensor) -> Tensor:
         """All but the probes."""
         order = rows[torch.randperm(len(rows), generator=self.generator("probes"))]
-        count = min(self.settings.probes, len(rows) // 10)
-        self._aside = set(order[: count or self.settings.probes].tolist())
+        count = min(self.settings.validation_images, len(rows) // 10)
+        self._aside = set(order[: count or self.settings.validation_images].tolist())
         return order[count:].sort().values
 
     @torch.no_grad()

@@ -7,7 +7,7 @@ import termios
 import pytest
 
 from jobs.cli import console
-from jobs.cli.console import Progress, say
+from jobs.cli.console import Progress, echo
 
 
 def show(progress: Progress) -> None:
@@ -74,6 +74,6 @@ def test_a_terminal_gets_a_bar_that_is_drawn_over(monkeypatch):
 
 
 def test_errors_go_to_stderr_and_all_else_to_stdout(capsys):
-    say("error: no")
-    say("yes")
+    echo("error: no")
+    echo("yes")
     assert capsys.readouterr() == ("yes\n", "error: no\n")

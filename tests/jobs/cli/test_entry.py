@@ -38,7 +38,7 @@ def test_an_unknown_setting_is_named_and_the_known_ones_are_listed(leave):
     assert code == 2
     assert "--frobnicate" in err
     known = err.split("known settings:")[1].replace(",", " ").split()
-    assert {"archive", "maps", "max_failed", "fetch.attempts", "slots.workers"} <= set(known)
+    assert {"archive", "maps", "max_failed", "fetch.attempts", "resources.workers"} <= set(known)
     assert not [name for name in known if not name.replace(".", "_").isidentifier()]
 
 
@@ -74,12 +74,12 @@ def test_values_keep_their_hyphens():
 def test_settings_come_from_a_file_and_the_command_line_overrides_them(tmp_path):
     file = toml(
         tmp_path,
-        'archive = ["a", "b"]\nmaps = "top:5"\nmax_failed = "5%"\n[slots]\nbatch = 3\ncpus = 2.0',
+        'archive = ["a", "b"]\nmaps = "top:5"\nmax_failed = "5%"\n[resources]\nbatch = 3\ncpus = 2.0',
     )
-    found = parsed("--config", file, "--maps", "all", "--slots.batch", "7")
+    found = parsed("--config", file, "--maps", "all", "--resources.batch", "7")
     assert found.locations() == ["a", "b"]
     assert (found.maps, found.max_failed) == ("all", "5%")
-    assert (found.slots.batch, found.slots.cpus) == (7, 2.0)
+    assert (found.resources.batch, found.resources.cpus) == (7, 2.0)
 
 
 def test_a_file_of_settings_that_is_not_there_is_said_so(leave):

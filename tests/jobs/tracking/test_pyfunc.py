@@ -13,7 +13,7 @@ from PIL import Image
 
 from jobs.tracking import pyfunc
 from jobs.tracking.tracker import Record, Tracker
-from ops.detectors.score_images import Detect
+from ops.detectors.score_images import ScoreImages
 from ops.images import synthetic_parts
 from ops.images.fetch import FetchSettings
 from ops.images.inventory import SCHEMA
@@ -67,7 +67,7 @@ def test_it_scores_as_a_night_does_and_failures_are_rows(registered, loaded, tmp
     assert list(found["uri"]) == [uris.make(place) for place in places]
     rows = pa.Table.from_pylist([{"uri": uris.make(places[0]), "product": "bolt"}], SCHEMA)
     read = Read(model.card.input, model.card.decode, FetchSettings())
-    scored = Detect(pyfunc._Held(model))(read(rows))
+    scored = ScoreImages(pyfunc._Held(model))(read(rows))
     assert found["score"][0] == scored["score"][0].as_py()
     assert found["p_value"][0] == scored["p_value"][0].as_py()
     assert pd.isna(found["score"][1])

@@ -235,7 +235,7 @@ def test_a_tracker_that_is_down_is_told_later(tmp_path, monkeypatch, free_port, 
     address = f"127.0.0.1:{free_port()}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ann:{PASSWORD}@{address}")
     started = time.monotonic()
-    settings = {"archive": f"https://ann:{PASSWORD}@store/parts", "slots": {"cpus": 1.0}}
+    settings = {"archive": f"https://ann:{PASSWORD}@store/parts", "resources": {"cpus": 1.0}}
     with Tracker(out).run("night", settings) as record:
         record.metrics["images"] = 7
         record.tags["source"] = f"ftp://ann:{PASSWORD}@store"
@@ -260,7 +260,7 @@ def test_a_tracker_that_is_down_is_told_later(tmp_path, monkeypatch, free_port, 
         pass
     assert spooled(out) == []
     (run,) = runs(out, "night")
-    assert run.data.params == {"archive": "https://***@store/parts", "slots.cpus": "1.0"}
+    assert run.data.params == {"archive": "https://***@store/parts", "resources.cpus": "1.0"}
     assert run.data.metrics == {"images": 7.0}
     assert run.info.start_time == kept["started_ms"]
     (delivered,) = MlflowClient(Tracker(out).uri).list_artifacts(run.info.run_id, "curves")

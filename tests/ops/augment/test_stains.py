@@ -13,17 +13,17 @@ def drawn(seed: int, patch: torch.Tensor) -> torch.Tensor:
 
 
 def test_enough_pixels_change_visibly_and_most_stay_as_they_were():
-    shares = []
+    exchanges = []
     for seed in range(60):
         patch = torch.full((3, 32, 32), (seed % 3) / 2)
         found = drawn(seed, patch)
         assert found.min() >= 0
         assert found.max() <= 1
         changed = (found - patch).abs().amax(dim=0) > 8 / 255
-        shares.append(float(changed.float().mean()))
-    assert min(shares) >= 0.002
-    assert sum(shares) / len(shares) < 0.2
-    assert len(set(shares)) > 30
+        exchanges.append(float(changed.float().mean()))
+    assert min(exchanges) >= 0.002
+    assert sum(exchanges) / len(exchanges) < 0.2
+    assert len(set(exchanges)) > 30
 
 
 def test_the_same_generator_gives_the_same_stain():

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from ops.augment.rotation import rotated
 from ops.detectors.cflow import CFlow, CFlowSettings
-from ops.detectors.detector import Load, Notes
+from ops.detectors.detector import Checkpoint, FitSize
 from ops.distributed import Alone
 from ops.flows.conditional_flow import Positions
 from tests.ops.detectors.test_fastflow import kept_bytes
@@ -27,8 +27,8 @@ def images():
 @pytest.fixture(scope="module")
 def fitted(backbone, images):
     detector = CFlow(CFlowSettings(**SMALL), backbone)
-    detector.gather(images, torch.arange(len(images)))
-    detector.fit(Alone(), lambda *_: None, Notes())
+    detector.add_images(images, torch.arange(len(images)))
+    detector.fit(Alone(), lambda *_: None, Checkpoint())
     return detector
 
 
@@ -117,14 +117,19 @@ def test_peaks_are_the_largest_of_the_good_images(fitted, backbone, images):
 
 def test_its_demand_is_what_a_fit_then_takes(fitted, backbone, images):
     shapes = [tuple(layer.shape[1:]) for layer in backbone(images[:1])]
-    demand = CFlow.demand(fitted.settings, Load(64, shapes, 4, 1))
+    estimate = CFlow.estimate(fitted.settings, FitSize(64, shapes, 4, 1))
     network = fitted.new_network()
     weights = list(network.parameters())
-    assert demand.model_bytes == sum(4 * p.numel() for p in weights)
-    assert demand.vectors == 4 * sum(CELLS)
+    assert estimate.model_bytes == sum(4 * p.numel() for p in weights)
+    assert estimate.vectors == 4 * sum(CELLS)
     kept = kept_bytes(network, next(fitted.steps(samples(fitted, images[:3]), 0, 3)))
     trained = sum(4 * p.numel() for p in weights if p.requires_grad)
-    rest = demand.fit_bytes - 6 * trained - 2 * (demand.model_bytes - trained) - 4 * 2 * 3 * 64 * 64
+    rest = (
+        estimate.fit_bytes
+        - 6 * trained
+        - 2 * (estimate.model_bytes - trained)
+        - 4 * 2 * 3 * 64 * 64
+    )
     features = 4 * 2 * 3 * sum(math.prod(shape) for shape in shapes)
     whole = max(4 * (5 * c + 5 * (c - c // 2 + 8)) * h * w for c, h, w in shapes)
     assert kept <= rest - features - whole <= 1.6 * kept
@@ -132,15 +137,15 @@ def test_its_demand_is_what_a_fit_then_takes(fitted, backbone, images):
 
 def test_a_rehearsal_is_a_step_of_one_worker(backbone, images):
     shapes = [tuple(layer.shape[1:]) for layer in backbone(images[:1])]
-    rehearsal = CFlow.rehearsal(CFlowSettings(**SMALL), Load(64, shapes, 48, 2))
-    rehearsal.work()
-    assert rehearsal.times == 2 * 7 * 48 / 3
+    timing_probe = CFlow.timing_probe(CFlowSettings(**SMALL), FitSize(64, shapes, 48, 2))
+    timing_probe.work()
+    assert timing_probe.times == 2 * 7 * 48 / 3
 
 
 def test_rotations_are_loaded_and_not_drawn_again(backbone, images, monkeypatch):
     drawn = CFlow(CFlowSettings(**SMALL | {"mixing": "soft", "epochs": 1}), backbone)
-    drawn.gather(images, torch.arange(len(images)))
-    drawn.fit(Alone(), lambda *_: None, Notes())
+    drawn.add_images(images, torch.arange(len(images)))
+    drawn.fit(Alone(), lambda *_: None, Checkpoint())
     loaded = CFlow(drawn.settings, backbone)
     monkeypatch.setattr("scipy.stats.special_ortho_group.rvs", None)
     loaded.load_state(drawn.state())

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ops.detectors.detector import MapSettings, Method, Notes, settings_from
-from ops.detectors.registry import METHODS, method_named
+from ops.detectors.detector import Checkpoint, Detector, MapSettings, settings_from
+from ops.detectors.registry import DETECTORS, detector_class
 from ops.distributed import Alone, Group
 from ops.features.backbone import Backbone
 from ops.images.resize import InputSettings, geometry
@@ -59,13 +59,13 @@ BLOBS = [(20, 40), (45, 18), (32, 32)]
 GOOD = 7
 
 #: Methods by name, some once more with other settings, which follow the name.
-NAMES = [*METHODS, "patchcore whitened"]
+NAMES = [*DETECTORS, "patchcore whitened"]
 
 every_method = pytest.mark.parametrize("name", NAMES)
 
 
-def kind_of(name: str) -> type[Method]:
-    return method_named(name.split(maxsplit=1)[0])
+def kind_of(name: str) -> type[Detector]:
+    return detector_class(name.split(maxsplit=1)[0])
 
 
 def to_images(drawn: list[np.ndarray]) -> Tensor:
@@ -86,35 +86,35 @@ def unseen() -> Tensor:
     return to_images(drawn + blobs)
 
 
-def new(name: str, backbone: Backbone, **settings: object) -> Method:
+def new(name: str, backbone: Backbone, **settings: object) -> Detector:
     kind = kind_of(name)
     return kind(settings_from(kind.Settings, SMALL.get(name, {}) | settings), backbone)
 
 
-def fit(method: Method, batches: list[tuple[Tensor, list[int]]], group: Group) -> Method:
+def fit(method: Detector, batches: list[tuple[Tensor, list[int]]], group: Group) -> Detector:
     """Fit on this rank's batches of images and their numbers."""
     for i in range(int(group.all_reduce(torch.tensor([len(batches)]), "max"))):
         if i < len(batches):
             images, rows = batches[i]
-            method.gather(images, torch.tensor(rows))
-        method.share(group)
-    said = method.fit(group, lambda stage, done, of: None, Notes())
+            method.add_images(images, torch.tensor(rows))
+        method.exchange(group)
+    said = method.fit(group, lambda stage, done, of: None, Checkpoint())
     assert all(math.isfinite(value) for value in said.figures.values())
     assert all(math.isfinite(value) for curve in said.curves.values() for value in curve)
     return method
 
 
 @pytest.fixture(scope="module")
-def fitted(backbone, good) -> dict[str, Method]:
+def fitted(backbone, good) -> dict[str, Detector]:
     everything = [(good, list(range(GOOD)))]
     return {name: fit(new(name, backbone), everything, Alone()) for name in NAMES}
 
 
-def equal_states(one: Method, other: Method) -> bool:
+def equal_states(one: Detector, other: Detector) -> bool:
     return far_apart(one, other) == 0
 
 
-def far_apart(one: Method, other: Method) -> float:
+def far_apart(one: Detector, other: Detector) -> float:
     """The largest difference of two states, relative to the largest entry of its tensor."""
     a, b = one.state(), other.state()
     assert a.keys() == b.keys()
@@ -211,7 +211,7 @@ SHARDS = {
 def test_any_shards_give_the_same_detector_on_every_rank(name, shards, fitted, backbone, good):
     methods = [new(name, backbone) for _ in shards]
 
-    def program(group: Group) -> Method:
+    def program(group: Group) -> Detector:
         mine = shards[group.rank]
         return fit(methods[group.rank], [(good[[row]], [row]) for row in mine], group)
 
@@ -265,4 +265,4 @@ def test_an_image_whose_features_are_no_numbers_spoils_neither_fit_nor_neighbour
 
 def test_an_unknown_method_is_refused_with_the_known():
     with pytest.raises(ValueError, match="unknown method 'patchcroe'; known: patchcore, spade"):
-        method_named("patchcroe")
+        detector_class("patchcroe")

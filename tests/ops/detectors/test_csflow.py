@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ops.detectors.csflow import CsFlow, CsFlowSettings
-from ops.detectors.detector import Load, Notes
+from ops.detectors.detector import Checkpoint, FitSize
 from ops.distributed import Alone
 from tests.ops.detectors.test_fastflow import kept_bytes
 
@@ -22,8 +22,8 @@ def images():
 @pytest.fixture(scope="module")
 def fitted(backbone, images):
     detector = CsFlow(CsFlowSettings(**SMALL), backbone)
-    detector.gather(images, torch.arange(len(images)))
-    detector.fit(Alone(), lambda *_: None, Notes())
+    detector.add_images(images, torch.arange(len(images)))
+    detector.fit(Alone(), lambda *_: None, Checkpoint())
     return detector
 
 
@@ -60,13 +60,13 @@ def test_a_step_is_no_longer_than_it_may_be(fitted, monkeypatch):
 def test_its_demand_is_what_a_fit_then_takes(backbone, images):
     shapes = [tuple(layer.shape[1:]) for layer in backbone(images[:1])]
     detector = CsFlow(CsFlowSettings(**SMALL | {"hidden": 64}), backbone)
-    detector.gather(images, torch.arange(3))
-    demand = CsFlow.demand(detector.settings, Load(64, shapes, 3, 1))
+    detector.add_images(images, torch.arange(3))
+    estimate = CsFlow.estimate(detector.settings, FitSize(64, shapes, 3, 1))
     kept = kept_bytes(detector.new_network(), detector.features(images))
     trained = sum(4 * p.numel() for p in detector.new_network().parameters())
-    assert demand.model_bytes == trained
-    activations = demand.fit_bytes - 6 * trained - 3 * 2 * 3 * 64 * 64
+    assert estimate.model_bytes == trained
+    activations = estimate.fit_bytes - 6 * trained - 3 * 2 * 3 * 64 * 64
     assert kept <= activations <= 1.6 * kept
-    rehearsal = CsFlow.rehearsal(detector.settings, Load(64, shapes, 48, 2))
-    rehearsal.work()
-    assert rehearsal.times == 2 * 48 / 2
+    timing_probe = CsFlow.timing_probe(detector.settings, FitSize(64, shapes, 48, 2))
+    timing_probe.work()
+    assert timing_probe.times == 2 * 48 / 2

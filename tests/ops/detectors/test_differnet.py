@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from torchvision.transforms.functional import rotate
 
 from ops.augment.rotation import rotated
-from ops.detectors.detector import Load, Notes
+from ops.detectors.detector import Checkpoint, FitSize
 from ops.detectors.differnet import DifferNet, DifferNetSettings
 from ops.detectors.trained import to_sixteen
 from ops.distributed import Alone
@@ -28,8 +28,8 @@ def images():
 
 def fitted(backbone, images, **settings):
     detector = DifferNet(DifferNetSettings(**SMALL | settings), backbone)
-    detector.gather(images, torch.arange(len(images)))
-    detector.fit(Alone(), lambda *_: None, Notes())
+    detector.add_images(images, torch.arange(len(images)))
+    detector.fit(Alone(), lambda *_: None, Checkpoint())
     return detector
 
 
@@ -89,7 +89,7 @@ def test_online_features_are_new_in_every_epoch_and_follow_from_the_seed(backbon
 
 def test_standardised_features_have_mean_zero_and_variance_one(backbone, images):
     detector = DifferNet(DifferNetSettings(**SMALL, standardise=True), backbone)
-    detector.gather(images, torch.arange(4))
+    detector.add_images(images, torch.arange(4))
     network = detector.new_network()
     detector.prepare(network, Alone())
     views = torch.cat(list(detector._samples.values()))
@@ -123,14 +123,14 @@ def test_brightness_and_contrast_vary_when_asked_to(backbone, images):
 def test_its_demand_is_what_a_fit_then_takes(backbone, images):
     settings = DifferNetSettings(**SMALL)
     shapes = [tuple(layer.shape[1:]) for layer in backbone(images[:1])]
-    demand = DifferNet.demand(settings, Load(64, shapes, 4, 1))
+    estimate = DifferNet.estimate(settings, FitSize(64, shapes, 4, 1))
     detector = fitted(backbone, images)
     weights = [p for p in detector.network.parameters() if p.dtype == torch.float32]
-    assert demand.model_bytes == sum(4 * p.numel() for p in weights)
-    assert demand.vectors == 4 * 6
-    rehearsal = DifferNet.rehearsal(settings, Load(64, shapes, 48, 2))
-    rehearsal.work()
-    assert rehearsal.times == 2 * 2 / 2
+    assert estimate.model_bytes == sum(4 * p.numel() for p in weights)
+    assert estimate.vectors == 4 * 6
+    timing_probe = DifferNet.timing_probe(settings, FitSize(64, shapes, 48, 2))
+    timing_probe.work()
+    assert timing_probe.times == 2 * 2 / 2
 
 
 def shape(kind: str, seed: int) -> np.ndarray:

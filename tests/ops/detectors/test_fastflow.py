@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ops.detectors.detector import Load, Notes
+from ops.detectors.detector import Checkpoint, FitSize
 from ops.detectors.fastflow import FastFlow, FastFlowSettings
 from ops.distributed import Alone
 from ops.flows.feature_map_flow import MapFlows
@@ -25,8 +25,8 @@ def images():
 @pytest.fixture(scope="module")
 def fitted(backbone, images):
     detector = FastFlow(FastFlowSettings(**SMALL), backbone)
-    detector.gather(images, torch.arange(len(images)))
-    detector.fit(Alone(), lambda *_: None, Notes())
+    detector.add_images(images, torch.arange(len(images)))
+    detector.fit(Alone(), lambda *_: None, Checkpoint())
     return detector
 
 
@@ -63,13 +63,13 @@ def test_the_size_of_the_authors_flow_on_resnet18(backbone):
 
 def test_its_demand_is_what_a_fit_then_takes(fitted, backbone, images):
     shapes = [tuple(layer.shape[1:]) for layer in backbone(images[:1])]
-    demand = FastFlow.demand(fitted.settings, Load(64, shapes, 4, 1))
+    estimate = FastFlow.estimate(fitted.settings, FitSize(64, shapes, 4, 1))
     weights = list(fitted.network.parameters())
-    assert demand.model_bytes == sum(4 * p.numel() for p in weights)
-    assert demand.vectors == 4 * (15 * 15 + 7 * 7)
+    assert estimate.model_bytes == sum(4 * p.numel() for p in weights)
+    assert estimate.vectors == 4 * (15 * 15 + 7 * 7)
     kept = kept_bytes(fitted.new_network(), fitted.features(images[:3]))
     trained = sum(4 * p.numel() for p in weights if p.requires_grad)
-    activations = demand.fit_bytes - 6 * trained - 2 * (demand.model_bytes - trained)
+    activations = estimate.fit_bytes - 6 * trained - 2 * (estimate.model_bytes - trained)
     activations -= 4 * 2 * 3 * 64 * 64
     assert kept <= activations <= 1.6 * kept
 
@@ -93,9 +93,9 @@ def kept_bytes(network, inputs):
 
 def test_a_rehearsal_is_a_step_of_one_image(backbone, images):
     shapes = [tuple(layer.shape[1:]) for layer in backbone(images[:1])]
-    rehearsal = FastFlow.rehearsal(FastFlowSettings(**SMALL), Load(64, shapes, 48, 2))
-    rehearsal.work()
-    assert rehearsal.times == 2 * 48 / 2
+    timing_probe = FastFlow.timing_probe(FastFlowSettings(**SMALL), FitSize(64, shapes, 48, 2))
+    timing_probe.work()
+    assert timing_probe.times == 2 * 48 / 2
 
 
 def test_maps_of_defects_have_room(fitted, images):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ops.detectors.detector import Notes
+from ops.detectors.detector import Checkpoint
 from ops.detectors.model_folder import (
     Model,
     ModelCard,
@@ -26,7 +26,7 @@ from ops.storage import files, paths
 from tests.ops.conftest import TINY
 
 PRODUCTS = ("nut", "../bolt #1%")
-SETTINGS = PatchCoreSettings(dim=24, projection=0, ratio=0.1)
+SETTINGS = PatchCoreSettings(dim=24, projection=0, coreset_ratio=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +38,8 @@ def images() -> torch.Tensor:
 def fitted(images, backbone) -> dict[str, PatchCore]:
     detectors = {name: PatchCore(SETTINGS, backbone) for name in PRODUCTS}
     for number, detector in enumerate(detectors.values()):
-        detector.gather(images[number : number + 1], torch.tensor([0]))
-        detector.fit(Alone(), lambda *_: None, Notes())
+        detector.add_images(images[number : number + 1], torch.tensor([0]))
+        detector.fit(Alone(), lambda *_: None, Checkpoint())
     return detectors
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.spatial.distance import mahalanobis
 
-from ops.detectors.detector import Load, Notes
+from ops.detectors.detector import Checkpoint, FitSize
 from ops.detectors.padim import PaDiM, PaDiMSettings
 from ops.distributed import Alone
 from ops.results import anomaly_map
@@ -30,9 +30,9 @@ def unfitted(backbone, **settings) -> PaDiM:
 def fit(backbone, images, **settings) -> PaDiM:
     detector = unfitted(backbone, **settings)
     for row, image in enumerate(images):
-        detector.gather(image[None], torch.tensor([row]))
-        detector.share(Alone())
-    detector.figures = detector.fit(Alone(), lambda *_: None, Notes()).figures
+        detector.add_images(image[None], torch.tensor([row]))
+        detector.exchange(Alone())
+    detector.figures = detector.fit(Alone(), lambda *_: None, Checkpoint()).figures
     return detector
 
 
@@ -96,8 +96,8 @@ def test_moments_are_the_same_to_1e_10_for_any_shards_and_order(backbone, images
         detector, mine = unfitted(backbone), shards[group.rank]
         for start in range(0, len(images), 3):
             if len(rows := mine[start : start + 3]):
-                detector.gather(images[rows], rows)
-            detector.share(group)
+                detector.add_images(images[rows], rows)
+            detector.exchange(group)
         return detector._moments
 
     parts = together(ranks, program)
@@ -115,8 +115,8 @@ def test_each_rank_holds_the_moments_of_its_positions_however_many_images(backbo
         def program(group):
             detector = unfitted(backbone)
             for _ in range(repeats):
-                detector.gather(images, torch.arange(len(images)))
-                detector.share(group)
+                detector.add_images(images, torch.arange(len(images)))
+                detector.exchange(group)
             assert not detector._waiting
             moments = detector._moments
             assert len(detector._sample) <= 32
@@ -126,8 +126,8 @@ def test_each_rank_holds_the_moments_of_its_positions_however_many_images(backbo
 
     (alone,) = held(1, 1)
     assert held(1, 4) == [alone]
-    assert max(shares := held(3, 2)) <= alone / 3 + alone / 49
-    assert sum(shares) == alone
+    assert max(exchanges := held(3, 2)) <= alone / 3 + alone / 49
+    assert sum(exchanges) == alone
 
 
 def test_more_ranks_than_positions_still_fit(backbone):
@@ -138,9 +138,9 @@ def test_more_ranks_than_positions_still_fit(backbone):
     def program(group):
         detector = unfitted(backbone)
         if group.rank == 0:
-            detector.gather(tiny, torch.arange(2))
-        detector.share(group)
-        detector.fit(group, lambda *_: None, Notes())
+            detector.add_images(tiny, torch.arange(2))
+        detector.exchange(group)
+        detector.fit(group, lambda *_: None, Checkpoint())
         return detector.state()
 
     for state in together(ranks, program):
@@ -159,9 +159,9 @@ def test_images_with_features_that_are_not_finite_are_left_out_and_counted(backb
 def test_a_ridge_that_is_too_small_is_refused_on_every_rank(backbone, images):
     def program(group):
         detector = unfitted(backbone, ridge=0.0)
-        detector.gather(images[:1], torch.arange(1))
+        detector.add_images(images[:1], torch.arange(1))
         with pytest.raises(ValueError, match=r"positive definite with --padim\.ridge 0;.* raise"):
-            detector.fit(group, lambda *_: None, Notes())
+            detector.fit(group, lambda *_: None, Checkpoint())
 
     together(2, program)
 
@@ -204,19 +204,21 @@ def test_the_sample_is_the_same_images_in_any_order(backbone):
 def test_its_demand_is_what_a_fit_then_holds(backbone, images):
     shapes = [tuple(layer.shape[1:]) for layer in backbone(images[:1])]
     detector = fit(backbone, images)
-    demands = [PaDiM.demand(detector.settings, Load(64, shapes, 12, workers)) for workers in (1, 2)]
-    assert demands[0].vectors == 12 * 49
-    assert demands[0].kept == 49
+    estimates = [
+        PaDiM.estimate(detector.settings, FitSize(64, shapes, 12, workers)) for workers in (1, 2)
+    ]
+    assert estimates[0].vectors == 12 * 49
+    assert estimates[0].kept == 49
     state = detector.state().values()
-    assert demands[0].model_bytes == sum(t.numel() * t.element_size() for t in state)
-    moments = 2 * demands[0].model_bytes  # float64
-    assert moments < demands[0].fit_bytes
-    assert demands[0].fit_bytes - demands[1].fit_bytes > 0.4 * moments
-    more = PaDiM.demand(detector.settings, Load(64, shapes, 12_000, 1))
-    assert more.fit_bytes == demands[0].fit_bytes
-    rehearsal = PaDiM.rehearsal(detector.settings, Load(64, shapes, 12, 2))
-    assert rehearsal.times == 49 / 8 / 2
-    whitening, definite = rehearsal.work()
+    assert estimates[0].model_bytes == sum(t.numel() * t.element_size() for t in state)
+    moments = 2 * estimates[0].model_bytes  # float64
+    assert moments < estimates[0].fit_bytes
+    assert estimates[0].fit_bytes - estimates[1].fit_bytes > 0.4 * moments
+    more = PaDiM.estimate(detector.settings, FitSize(64, shapes, 12_000, 1))
+    assert more.fit_bytes == estimates[0].fit_bytes
+    timing_probe = PaDiM.timing_probe(detector.settings, FitSize(64, shapes, 12, 2))
+    assert timing_probe.times == 49 / 8 / 2
+    whitening, definite = timing_probe.work()
     assert definite
     assert whitening.shape[1] == detector.factor.shape[1]
 

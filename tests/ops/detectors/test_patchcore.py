@@ -8,7 +8,7 @@ import torch
 from scipy.spatial.distance import cdist
 
 from ops.detectors import patchcore
-from ops.detectors.detector import Load, Notes
+from ops.detectors.detector import Checkpoint, FitSize
 from ops.detectors.patchcore import PatchCore, PatchCoreSettings
 from ops.distributed import Alone
 from ops.features import whitening
@@ -25,8 +25,8 @@ def images() -> torch.Tensor:
 
 def fit(backbone, images, **settings) -> PatchCore:
     detector = PatchCore(PatchCoreSettings(**(SMALL | settings)), backbone)
-    detector.gather(images, torch.arange(len(images)))
-    detector.figures = detector.fit(Alone(), lambda *_: None, Notes()).figures
+    detector.add_images(images, torch.arange(len(images)))
+    detector.figures = detector.fit(Alone(), lambda *_: None, Checkpoint()).figures
     return detector
 
 
@@ -127,15 +127,17 @@ def test_a_bank_in_bounded_memory_proves_how_good_it_is(backbone, images):
 def test_its_demand_is_what_a_fit_then_finds(backbone, images):
     settings = PatchCoreSettings(**SMALL | {"projection": 12})
     shapes = [tuple(layer.shape[1:]) for layer in backbone(images[:1])]
-    demand = PatchCore.demand(settings, Load(64, shapes, 4, 1))
+    estimate = PatchCore.estimate(settings, FitSize(64, shapes, 4, 1))
     fitted = fit(backbone, images, projection=12)
-    assert demand.vectors == fitted.figures["patches"]
-    assert demand.kept == fitted.figures["bank"]
-    assert demand.model_bytes == fitted.bank.numel() * 4
-    assert demand.fit_bytes > demand.vectors * 4 * 24
-    halves = PatchCore.demand(settings, Load(64, shapes, 4, 2))
-    assert demand.model_bytes < halves.fit_bytes < demand.fit_bytes
-    bounded = PatchCore.demand(PatchCoreSettings(**SMALL, memory=1000), Load(64, shapes, 4, 1))
+    assert estimate.vectors == fitted.figures["patches"]
+    assert estimate.kept == fitted.figures["bank"]
+    assert estimate.model_bytes == fitted.bank.numel() * 4
+    assert estimate.fit_bytes > estimate.vectors * 4 * 24
+    halves = PatchCore.estimate(settings, FitSize(64, shapes, 4, 2))
+    assert estimate.model_bytes < halves.fit_bytes < estimate.fit_bytes
+    bounded = PatchCore.estimate(
+        PatchCoreSettings(**SMALL, fit_memory=1000), FitSize(64, shapes, 4, 1)
+    )
     assert bounded.fit_bytes == 1000 + 2 * bounded.model_bytes
 
 
@@ -143,8 +145,8 @@ def test_a_grown_bank_covers_old_and_new_patches(backbone, images):
     old = fit(backbone, images[:2], ratio=0.1)
     grown = PatchCore(old.settings, backbone)
     grown.grow(old.state(), old.figures)
-    grown.gather(images[2:], torch.arange(2))
-    figures = grown.fit(Alone(), lambda *_: None, Notes()).figures
+    grown.add_images(images[2:], torch.arange(2))
+    figures = grown.fit(Alone(), lambda *_: None, Checkpoint()).figures
     everything = patches(grown, images).flatten(0, 1)
     assert figures["images"] == 4
     assert figures["patches"] == len(everything)
@@ -154,7 +156,7 @@ def test_a_grown_bank_covers_old_and_new_patches(backbone, images):
     assert figures["local_r"] == pytest.approx(old.radius)
 
 
-class Kept(Notes):
+class Kept(Checkpoint):
     """Notes that stay, as a group's do when it breaks."""
 
     def __init__(self, found=None):
@@ -168,14 +170,14 @@ class Kept(Notes):
 
 
 def test_a_merge_goes_on_from_the_notes_of_one_that_broke(backbone, images):
-    def merged(notes):
+    def merged(checkpoint):
         detector = PatchCore(PatchCoreSettings(**SMALL), backbone)
-        detector.gather(images, torch.arange(4))
-        return detector, detector.fit(Alone(), lambda *_: None, notes).figures
+        detector.add_images(images, torch.arange(4))
+        return detector, detector.fit(Alone(), lambda *_: None, checkpoint).figures
 
-    notes = Kept()
-    whole, _ = merged(notes)
-    ids, gains, _ = notes.found
+    checkpoint = Kept()
+    whole, _ = merged(checkpoint)
+    ids, gains, _ = checkpoint.found
     assert len(ids) == len(whole.bank)
     resumed, figures = merged(Kept((ids[:30], gains[:30], 7)))
     assert torch.equal(resumed.bank, whole.bank)
@@ -216,8 +218,8 @@ def test_scores_of_an_affine_copy_of_the_features_are_the_same_when_whitened(bac
     maps = []
     for kind in (PatchCore, Scaled):
         detector = kind(settings, backbone)
-        detector.gather(images[:3], torch.arange(3))
-        detector.fit(Alone(), lambda *_: None, Notes())
+        detector.add_images(images[:3], torch.arange(3))
+        detector.fit(Alone(), lambda *_: None, Checkpoint())
         maps.append(detector.score(images[3:]).map)
     torch.testing.assert_close(*maps, rtol=2e-3, atol=1e-3)
 
@@ -234,8 +236,8 @@ def test_a_whitened_bank_is_the_same_bits_on_any_shards_by_a_sample(
     def program(group):
         detector = PatchCore(PatchCoreSettings(**SMALL | settings), backbone)
         for row in shards[group.rank]:
-            detector.gather(images[[row]], torch.tensor([row]))
-        detector.fit(group, lambda *_: None, Notes())
+            detector.add_images(images[[row]], torch.tensor([row]))
+        detector.fit(group, lambda *_: None, Checkpoint())
         return detector.state()
 
     for state in together(len(shards), program):
@@ -269,8 +271,8 @@ def test_a_whitened_model_that_is_grown_stays_whitened_as_it_was(backbone, image
         if group.rank == rank:
             grown.grow(old.state(), old.figures)
         row = 2 + group.rank
-        grown.gather(images[[row]], torch.tensor([row]))
-        return grown, grown.fit(group, lambda *_: None, Notes()).figures
+        grown.add_images(images[[row]], torch.tensor([row]))
+        return grown, grown.fit(group, lambda *_: None, Checkpoint()).figures
 
     (grown, figures), (other, _) = together(2, program)
     assert figures["images"] == 4
@@ -288,7 +290,7 @@ def test_a_whitened_model_that_is_grown_stays_whitened_as_it_was(backbone, image
 def test_whitening_takes_its_share_of_the_demand(backbone, images):
     shapes = [tuple(layer.shape[1:]) for layer in backbone(images[:1])]
     plain, white = (
-        PatchCore.demand(PatchCoreSettings(**SMALL, metric=metric), Load(64, shapes, 4, 1))
+        PatchCore.estimate(PatchCoreSettings(**SMALL, metric=metric), FitSize(64, shapes, 4, 1))
         for metric in ("euclidean", "whitened")
     )
     state = fit(backbone, images, metric="whitened").state()
@@ -318,6 +320,6 @@ def test_patches_that_are_all_alike_are_no_ground_to_whiten_by(backbone, images)
             return torch.full_like(super().embed(images), 0.3)
 
     detector = Alike(PatchCoreSettings(**SMALL, metric="whitened"), backbone)
-    detector.gather(images, torch.arange(4))
+    detector.add_images(images, torch.arange(4))
     with pytest.raises(ValueError, match="all alike"):
-        detector.fit(Alone(), lambda *_: None, Notes())
+        detector.fit(Alone(), lambda *_: None, Checkpoint())

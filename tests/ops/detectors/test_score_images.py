@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ops.detectors.detector import Notes
+from ops.detectors.detector import Checkpoint
 from ops.detectors.model_folder import ModelCard, ProductCard
 from ops.detectors.patchcore import PatchCore, PatchCoreSettings
-from ops.detectors.score_images import Detect, to_images
+from ops.detectors.score_images import ScoreImages, to_images
 from ops.distributed import Alone
 from ops.images.content_index import Contents, key
 from ops.images.decode import DecodeSettings
@@ -30,7 +30,7 @@ from tests import pictures
 from tests.ops.conftest import TINY
 
 INPUT = InputSettings(size=64)
-SETTINGS = PatchCoreSettings(dim=24, projection=0, ratio=0.05)
+SETTINGS = PatchCoreSettings(dim=24, projection=0, coreset_ratio=0.05)
 FILES = {
     "good.png": pictures.encoded(pictures.texture(100)),
     "empty.png": b"",
@@ -56,8 +56,8 @@ def tensors(backbone) -> Tensors:
     detector = PatchCore(SETTINGS, backbone)
     drawn = np.stack([pictures.texture(seed) for seed in range(4)])
     images = torch.from_numpy(drawn)[:, None].expand(-1, 3, -1, -1) / 255
-    detector.gather(images, torch.arange(4))
-    detector.fit(Alone(), lambda *_: None, Notes())
+    detector.add_images(images, torch.arange(4))
+    detector.fit(Alone(), lambda *_: None, Checkpoint())
     held = detector.score(images.flip(-1)).image.tolist()
     product = ProductCard("nut.safetensors", "", {}, Calibration.of(held))
     scale = Scale(0.0, 4 * detector.map_ceiling() / anomaly_map.LEVELS)
@@ -143,7 +143,7 @@ def test_how_often_a_read_was_repeated_is_told_of_each_row(rows, monkeypatch):
         return real(location)
 
     monkeypatch.setattr(files, "read_bytes", read_bytes)
-    hasty = FetchSettings(attempts=4, patience=0)
+    hasty = FetchSettings(attempts=4, backoff=0)
     found = Read(INPUT, DecodeSettings(), hasty, ("nut",))(rows)
     assert found["retries"].to_pylist() == [0, 2, 1, 3, 0, 0]
     assert found["status"].to_pylist() == [*STATUSES[:3], "unavailable", *STATUSES[4:]]
@@ -158,7 +158,7 @@ def test_images_lie_between_zero_and_one_in_three_channels_whatever_their_depth(
 
 
 def test_detecting_scores_what_was_read_and_passes_failures_on(rows, tensors):
-    found = Detect(tensors)(read(rows))
+    found = ScoreImages(tensors)(read(rows))
     assert found["status"].to_pylist() == STATUSES
     scores = found["score"].to_pylist()
     assert [score is not None for score in scores] == [status == "ok" for status in STATUSES]
@@ -187,7 +187,7 @@ def test_detectors_used_longest_ago_leave_when_memory_ends(rows, tensors):
 
     def scored(memory):
         fetched.clear()
-        detect = Detect(Many(), memory=memory)
+        detect = ScoreImages(Many(), memory=memory)
         where = good.schema.get_field_index("product")
         found = []
         for asked in ("aba", "cbb", "aaa"):
@@ -204,14 +204,14 @@ def test_detectors_used_longest_ago_leave_when_memory_ends(rows, tensors):
 
 
 def test_a_row_scores_the_same_alone_and_among_others(rows, tensors):
-    detect, batch = Detect(tensors), read(rows)
+    detect, batch = ScoreImages(tensors), read(rows)
     together = detect(batch)
     for i in range(len(batch)):
         assert detect(batch.slice(i, 1)).to_pylist() == together.slice(i, 1).to_pylist()
 
 
 def test_a_score_that_is_no_number_is_a_failure(rows, tensors, monkeypatch):
-    detect = Detect(tensors)
+    detect = ScoreImages(tensors)
     broken = detect._detector("nut")
     broken.bank = broken.bank * torch.nan
     found = detect(read(rows)).to_pylist()
@@ -222,7 +222,7 @@ def test_a_score_that_is_no_number_is_a_failure(rows, tensors, monkeypatch):
 @pytest.mark.parametrize("policy", ["none", "flagged", "all"])
 def test_maps_are_drawn_as_asked_for_and_point_at_the_blob(rows, tensors, tmp_path, policy):
     out = Out(str(tmp_path / "out"))
-    detected = Detect(tensors, keep=True)(read(rows))
+    detected = ScoreImages(tensors, keep=True)(read(rows))
     card, thresholds = tensors.card, {"nut": 1.0}
     draw = DrawMaps("m1", INPUT, card.map_scale, 2.0, thresholds, out, policy, overlays=True)
     drawn = draw(detected).to_pylist()
@@ -244,7 +244,7 @@ def test_maps_are_drawn_as_asked_for_and_point_at_the_blob(rows, tensors, tmp_pa
 
 
 def test_sketches_show_each_picture_above_and_its_map_below(rows, tensors, tmp_path):
-    detected = Detect(tensors, keep=True)(read(rows))
+    detected = ScoreImages(tensors, keep=True)(read(rows))
     where, scale = Out(str(tmp_path / "out")), tensors.card.map_scale
     draw = Sketched("m1", INPUT, scale, 2.0, {"nut": None}, where, "none", overlays=True)
     drawn = draw(detected)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.neighbors import NearestNeighbors
 
-from ops.detectors.detector import Load, Notes
+from ops.detectors.detector import Checkpoint, FitSize
 from ops.detectors.spade import Spade, SpadeSettings
 from ops.distributed import Alone
 from ops.features.backbone import Backbone, BackboneSettings
@@ -27,8 +27,8 @@ def images() -> torch.Tensor:
 
 def fit(backbone, images, **settings) -> Spade:
     detector = Spade(SpadeSettings(**settings), backbone)
-    detector.gather(images, torch.arange(len(images)))
-    detector.figures = detector.fit(Alone(), lambda *_: None, Notes()).figures
+    detector.add_images(images, torch.arange(len(images)))
+    detector.figures = detector.fit(Alone(), lambda *_: None, Checkpoint()).figures
     return detector
 
 
@@ -142,8 +142,8 @@ def test_a_grown_gallery_is_that_of_a_fit_on_everything(half, pyramids, images):
         if group.rank == 0:
             detector.grow(old.state(), old.figures)
         for row in shards[group.rank]:
-            detector.gather(images[3 + row][None], torch.tensor([row]))
-        figures = detector.fit(group, lambda *_: None, Notes()).figures
+            detector.add_images(images[3 + row][None], torch.tensor([row]))
+        figures = detector.fit(group, lambda *_: None, Checkpoint()).figures
         return detector, figures
 
     whole = fit(pyramids, images, half=half)
@@ -163,8 +163,8 @@ def test_a_gallery_of_many_rounds_is_whole(pyramids):
     def program(group):
         detector = Spade(SpadeSettings(), pyramids)
         for row in shards[group.rank]:
-            detector.gather(many[row][None], torch.tensor([row]))
-        detector.fit(group, lambda *_: None, Notes())
+            detector.add_images(many[row][None], torch.tensor([row]))
+        detector.fit(group, lambda *_: None, Checkpoint())
         return detector
 
     for detector in together(3, program):
@@ -205,18 +205,18 @@ def test_the_map_ceiling_is_what_images_left_out_reach(pyramids, images):
 @pytest.mark.parametrize("half", [False, True])
 def test_its_demand_is_what_a_fit_then_finds(half, pyramids, images):
     shapes = [tuple(layer.shape[1:]) for layer in pyramids(images[:1])]
-    settings = SpadeSettings(half=half)
-    demand = Spade.demand(settings, Load(64, shapes, 8, 1))
+    settings = SpadeSettings(float16=half)
+    estimate = Spade.estimate(settings, FitSize(64, shapes, 8, 1))
     detector = fit(pyramids, images, half=half)
     size = sum(t.numel() * t.element_size() for t in detector.state().values())
-    assert demand.model_bytes == size
-    assert demand.vectors == demand.kept == sum(t[..., 0].numel() for t in detector.levels)
-    assert demand.score_bytes > size
-    many = Spade.demand(settings, Load(64, shapes, 800, 4))
+    assert estimate.model_bytes == size
+    assert estimate.vectors == estimate.kept == sum(t[..., 0].numel() for t in detector.levels)
+    assert estimate.score_bytes > size
+    many = Spade.estimate(settings, FitSize(64, shapes, 800, 4))
     assert many.model_bytes == 100 * size
     # A quarter, what crosses at a time, the whole, and the copy that is handed over.
     assert 2.25 * many.model_bytes < many.fit_bytes < 2.4 * many.model_bytes
-    assert Spade.rehearsal(settings, Load(64, shapes, 8, 1)) is None
+    assert Spade.timing_probe(settings, FitSize(64, shapes, 8, 1)) is None
 
 
 def test_settings_that_compare_with_nothing_are_refused():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ops.detectors.detector import Load, Notes
+from ops.detectors.detector import Checkpoint, FitSize
 from ops.detectors.ssnf import Ssnf, SsnfSettings, ahead, gate, shared
 from ops.detectors.trained import to_sixteen
 from ops.distributed import Alone
@@ -29,7 +29,7 @@ def images():
 
 def new(backbone, images, **settings):
     detector = Ssnf(SsnfSettings(**SMALL | settings), backbone)
-    detector.gather(images, torch.arange(len(images)))
+    detector.add_images(images, torch.arange(len(images)))
     return detector
 
 
@@ -84,7 +84,7 @@ def test_every_synthetic_image_follows_from_seed_epoch_and_number_alone(backbone
     def program(group):
         mine = [row for row in range(5) if row % 2 == group.rank]
         half = Ssnf(SsnfSettings(**SMALL), backbone)
-        half.gather(images[mine], torch.tensor(mine))
+        half.add_images(images[mine], torch.tensor(mine))
         half.prepare(torch.nn.Identity(), group)
         return {row: half.synthetic(half._samples[row], row, 1) for row in mine}
 
@@ -113,7 +113,7 @@ def test_fewer_sources_can_be_held_and_are_the_same_on_every_rank(backbone, imag
     def program(group):
         mine = [row for row in range(5) if row % 2 == group.rank]
         half = Ssnf(SsnfSettings(**SMALL, sources=2), backbone)
-        half.gather(images[mine], torch.tensor(mine))
+        half.add_images(images[mine], torch.tensor(mine))
         half.prepare(torch.nn.Identity(), group)
         return list(half._sources)
 
@@ -147,7 +147,7 @@ def test_the_cosine_is_that_of_torchs_scheduler(backbone):
 
 def test_a_map_is_the_mean_of_densities_and_the_score_its_maximum(backbone, images):
     detector = new(backbone, images)
-    detector.fit(Alone(), lambda *_: None, Notes())
+    detector.fit(Alone(), lambda *_: None, Checkpoint())
     found = detector.score(images[:1])
     with torch.no_grad():
         latents = [latent for latent, _ in detector.network.latents(backbone(images[:1]))]
@@ -161,10 +161,10 @@ def test_a_map_is_the_mean_of_densities_and_the_score_its_maximum(backbone, imag
 
 
 def test_a_fit_says_how_many_were_pushed_and_shows_what(backbone, images):
-    said = new(backbone, images).fit(Alone(), lambda *_: None, Notes())
+    said = new(backbone, images).fit(Alone(), lambda *_: None, Checkpoint())
     assert 0 < said.figures["pushed"] <= 5
     assert said.pictures["synthetic"].startswith(b"\x89PNG")
-    said = new(backbone, images, synthetic=False).fit(Alone(), lambda *_: None, Notes())
+    said = new(backbone, images, synthetic=False).fit(Alone(), lambda *_: None, Checkpoint())
     assert not said.pictures
     assert "pushed" not in said.figures
 
@@ -198,15 +198,15 @@ def test_its_demand_is_what_a_fit_then_takes(backbone, images):
     shapes = [tuple(layer.shape[1:]) for layer in backbone(images[:1])]
     for dropout in (0.0, 0.2):
         detector = new(backbone, images[:3], dropout=dropout, hidden=8)
-        demand = Ssnf.demand(detector.settings, Load(64, shapes, 3, 1))
+        estimate = Ssnf.estimate(detector.settings, FitSize(64, shapes, 3, 1))
         detector._draws.generators = [torch.Generator() for _ in range(6)]
         kept = kept_bytes(
             detector.new_network(), detector.features(torch.cat([images[:3], images[:3]]))
         )
         weights = list(detector.new_network().parameters())
-        assert demand.model_bytes == sum(4 * p.numel() for p in weights)
+        assert estimate.model_bytes == sum(4 * p.numel() for p in weights)
         trained = sum(4 * p.numel() for p in weights if p.requires_grad)
-        activations = demand.fit_bytes - 6 * trained - 2 * (demand.model_bytes - trained)
+        activations = estimate.fit_bytes - 6 * trained - 2 * (estimate.model_bytes - trained)
         activations -= 2 * 3 * 2 * 3 * 64 * 64  # the images, and as many sources
         assert kept <= activations <= 1.6 * kept
 

@@ -7,7 +7,7 @@ import torch
 
 from ops.detectors.cflow import CFlow
 from ops.detectors.csflow import CsFlow
-from ops.detectors.detector import Notes
+from ops.detectors.detector import Checkpoint
 from ops.detectors.differnet import DifferNet
 from ops.detectors.fastflow import FastFlow
 from ops.detectors.ssnf import Ssnf
@@ -56,7 +56,7 @@ kinds_of_training = pytest.mark.parametrize(
 )
 
 
-class Kept(Notes):
+class Kept(Checkpoint):
     """Notes in a list, as they would lie elsewhere."""
 
     def __init__(self):
@@ -78,7 +78,7 @@ def gathered(backbone, images, rows=range(7), kind=DifferNet, **settings):
     detector = kind(kind.Settings(**SMALL[kind] | settings), backbone)
     rows = list(rows)
     if rows:
-        detector.gather(images[rows], torch.tensor(rows))
+        detector.add_images(images[rows], torch.tensor(rows))
     return detector
 
 
@@ -96,7 +96,7 @@ def test_an_epoch_takes_every_image_once_in_an_order_of_its_own(backbone, images
 
 
 def test_the_loss_falls_and_is_told_for_every_epoch(backbone, images):
-    said = gathered(backbone, images, epochs=20, lr=3e-3).fit(Alone(), nobody, Notes())
+    said = gathered(backbone, images, epochs=20, lr=3e-3).fit(Alone(), nobody, Checkpoint())
     curve = said.curves["loss"]
     assert len(curve) == 20
     assert curve[-1] < curve[0]
@@ -110,40 +110,40 @@ def test_the_first_loss_is_the_mean_over_all_views_of_all_images(backbone, image
     samples = [(row, detector._samples[row]) for row in range(7)]
     detector.network = network
     expected = float(network(detector.inputs(samples, 0)).mean().detach())
-    curve = detector.fit(Alone(), nobody, Notes()).curves["loss"]
+    curve = detector.fit(Alone(), nobody, Checkpoint()).curves["loss"]
     assert curve == [pytest.approx(expected, rel=1e-6)]
 
 
 @kinds_of_training
 def test_a_fit_that_was_broken_off_ends_as_if_it_had_not_been(kind, backbone, images):
     whole = gathered(backbone, images, kind=kind)
-    curve = whole.fit(Alone(), nobody, Notes()).curves["loss"]
+    curve = whole.fit(Alone(), nobody, Checkpoint()).curves["loss"]
 
     def break_off(stage, done, of):
         if done == 3:
             raise InterruptedError
 
-    notes = Kept()
+    checkpoint = Kept()
     with pytest.raises(InterruptedError):
-        gathered(backbone, images, kind=kind).fit(Alone(), break_off, notes)
-    assert len(notes.found) == 2
+        gathered(backbone, images, kind=kind).fit(Alone(), break_off, checkpoint)
+    assert len(checkpoint.found) == 2
     again = gathered(backbone, images, kind=kind)
-    assert again.fit(Alone(), nobody, notes).curves["loss"] == curve
-    assert len(notes.found) == 5
+    assert again.fit(Alone(), nobody, checkpoint).curves["loss"] == curve
+    assert len(checkpoint.found) == 5
     for key, value in whole.state().items():
         assert torch.equal(again.state()[key], value)
 
 
 @kinds_of_training
 def test_a_broken_fit_may_go_on_with_other_workers(kind, backbone, images):
-    curve = gathered(backbone, images, kind=kind).fit(Alone(), nobody, Notes()).curves["loss"]
-    notes = Kept()
+    curve = gathered(backbone, images, kind=kind).fit(Alone(), nobody, Checkpoint()).curves["loss"]
+    checkpoint = Kept()
     with pytest.raises(InterruptedError):
-        gathered(backbone, images, kind=kind).fit(Alone(), _broken_at(2), notes)
+        gathered(backbone, images, kind=kind).fit(Alone(), _broken_at(2), checkpoint)
     halves = [gathered(backbone, images, rows, kind) for rows in (range(0, 7, 2), range(1, 7, 2))]
 
     def program(group: Group):
-        return halves[group.rank].fit(group, nobody, notes).curves["loss"]
+        return halves[group.rank].fit(group, nobody, checkpoint).curves["loss"]
 
     for found in together(2, program):
         assert found == pytest.approx(curve, rel=1e-4)
@@ -179,7 +179,7 @@ def test_gradients_reach_every_weight(kind, backbone, images):
 
 def test_a_loss_that_is_no_number_ends_the_fit_and_names_the_setting(backbone, images):
     with pytest.raises(ValueError, match=r"the loss of epoch \d+ is (nan|inf); lower .* lr"):
-        gathered(backbone, images, lr=1e12, epochs=20).fit(Alone(), nobody, Notes())
+        gathered(backbone, images, lr=1e12, epochs=20).fit(Alone(), nobody, Checkpoint())
 
 
 @pytest.mark.parametrize("levels", [255, 65535])

@@ -22,7 +22,7 @@ from ops.images.failure import Failure
 from ops.images.fetch import FetchSettings, fetch
 from ops.storage import files, uris
 
-HASTY = FetchSettings(attempts=2, patience=0)
+HASTY = FetchSettings(attempts=2, backoff=0)
 FILES = {
     "a.png": b"first" * 300,
     "dir/b #1?.png": b"second" * 500,
@@ -222,10 +222,10 @@ def test_a_file_that_is_no_archive_is_a_problem(tmp_path, name, data):
     assert found == {"good.png": "ok", name: "problem"}
 
 
-METHODS = {"stored": 0, "deflated": 8, "bzip2": 12, "lzma": 14}
+DETECTORS = {"stored": 0, "deflated": 8, "bzip2": 12, "lzma": 14}
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize("method", DETECTORS.values(), ids=DETECTORS)
 def test_a_damaged_member_of_a_zip_leaves_its_neighbours_alone(tmp_path, method):
     files = [("a.png", b"ab" * 999), ("b.png", random.Random(0).randbytes(999)), ("c.png", b"c")]
     data = bytearray(zipped(files, method))
@@ -293,7 +293,7 @@ PASSING = {
 def test_a_read_that_fails_for_a_passing_reason_is_repeated(tmp_path, monkeypatch, error):
     (entry,) = entries(place(tmp_path, "a.png", b"12"))
     raised = failing(monkeypatch, error, times=2)
-    assert fetch(entry.uri, None, 2, FetchSettings(attempts=3, patience=0)) == b"12"
+    assert fetch(entry.uri, None, 2, FetchSettings(attempts=3, backoff=0)) == b"12"
     assert len(raised) == 2
 
 
@@ -304,7 +304,7 @@ def test_a_store_that_keeps_failing_is_given_up_after_so_many_attempts(
     (entry,) = entries(place(tmp_path, "a.png", b"12"))
     raised = failing(monkeypatch, error, times=99)
     with pytest.raises(Failure, match="unavailable: the store failed 3 times") as failure:
-        fetch(entry.uri, None, 2, FetchSettings(attempts=3, patience=0))
+        fetch(entry.uri, None, 2, FetchSettings(attempts=3, backoff=0))
     assert failure.value.status == "unavailable"
     assert len(raised) == 3
 
@@ -316,7 +316,7 @@ def test_what_does_not_pass_is_tried_once(tmp_path, monkeypatch, error, status):
     (entry,) = entries(place(tmp_path, "a.png", b"12"))
     raised = failing(monkeypatch, error, times=99)
     with pytest.raises(Failure, match=status):
-        fetch(entry.uri, None, 2, FetchSettings(attempts=3, patience=0))
+        fetch(entry.uri, None, 2, FetchSettings(attempts=3, backoff=0))
     assert len(raised) == 1
 
 

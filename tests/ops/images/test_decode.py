@@ -236,7 +236,7 @@ def test_deep_colour_is_read_through_every_filter(channels):
     corner[1:, step:] = raw[:-1, :-step]
     guess = left + above - corner
     near = np.abs(np.stack([left, above, corner]) - guess).argmin(0)
-    paeth = np.choose(near, [left, above, corner])
+    paeth = np.select(near, [left, above, corner])
     filters = [np.zeros_like(raw), left, above, (left + above) // 2, paeth]
     rows = b"".join(
         bytes([y % 5]) + ((raw[y] - filters[y % 5][y]) % 256).astype(np.uint8).tobytes()
@@ -308,8 +308,8 @@ def test_a_pgm_of_twelve_bits_is_scaled_by_the_depth_in_its_header():
     data = b"P5 5 7 4095\n" + twelve.tobytes()
     for settings in (DecodeSettings(), DecodeSettings(bit_depth=12)):
         picture = decode(data, settings)
-        shares = picture.pixels / (2**picture.bit_depth - 1)
-        assert np.allclose(shares, twelve / 4095, atol=1e-4)
+        exchanges = picture.pixels / (2**picture.bit_depth - 1)
+        assert np.allclose(exchanges, twelve / 4095, atol=1e-4)
 
 
 @pytest.mark.parametrize("depth", [8, 0, 17])

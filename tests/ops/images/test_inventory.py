@@ -7,7 +7,7 @@ import pytest
 
 from ops.images import archives, inventory
 from ops.images.inventory import SCHEMA, Inventory, Tally, image_id, listed
-from ops.images.layouts import LAYOUTS, Layout, Namer
+from ops.images.layouts import LAYOUTS, Layout, PathParser
 from ops.storage import parquet
 
 SUFFIXES = archives.IMAGE_SUFFIXES.split()
@@ -15,7 +15,7 @@ SUFFIXES = archives.IMAGE_SUFFIXES.split()
 
 def rows_of(folder, layout=LAYOUTS["mvtec"], rows=10_000) -> tuple[list[dict], Tally]:
     tally = Tally()
-    batches = listed([str(folder)], Namer(layout, "p"), SUFFIXES, tally, rows)
+    batches = listed([str(folder)], PathParser(layout, "p"), SUFFIXES, tally, rows)
     return [row for batch in batches for row in batch.to_pylist()], tally
 
 

@@ -8,14 +8,14 @@ import pyarrow as pa
 from ops.images import read_images
 from ops.images.decode import DecodeSettings
 from ops.images.fetch import FetchSettings
-from ops.images.read_images import Read, Room
+from ops.images.read_images import PixelBudget, Read
 from ops.images.resize import InputSettings
 from ops.storage import uris
 from tests import pictures
 
 
 def test_pictures_share_the_room_and_the_largest_has_it_to_itself():
-    room, lock, held, seen = Room(100), threading.Lock(), [], []
+    room, lock, held, seen = PixelBudget(100), threading.Lock(), [], []
 
     def take(pixels):
         with room.held(pixels):
@@ -34,7 +34,7 @@ def test_pictures_share_the_room_and_the_largest_has_it_to_itself():
 
 
 def test_room_is_given_back_whatever_happens(tmp_path, monkeypatch):
-    room = Room(64 * 64)
+    room = PixelBudget(64 * 64)
     monkeypatch.setattr(read_images, "_ROOM", room)
     whole = pictures.encoded(pictures.texture(0))
     files = [whole, whole[:-40], b"none", pictures.png_by_hand(60_000, 60_000, 8, 2, b"")]

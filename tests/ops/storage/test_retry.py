@@ -15,7 +15,7 @@ from s3fs.errors import translate_boto_error
 from tenacity import Retrying
 
 from ops.storage import files
-from ops.storage.retry import Patience, Unavailable, is_passing
+from ops.storage.retry import RetryPolicy, Unavailable, is_passing
 
 
 def answered(code: str, status: int) -> OSError:
@@ -61,7 +61,7 @@ def test_what_lasts_is_not(name):
     assert not is_passing(LASTING[name])
 
 
-def failing(error: Exception, patience: Patience) -> list[int]:
+def failing(error: Exception, patience: RetryPolicy) -> list[int]:
     """Ask what always fails; one entry per attempt."""
     attempts = []
 
@@ -76,7 +76,7 @@ def failing(error: Exception, patience: Patience) -> list[int]:
 
 def test_each_attempt_but_the_first_is_heard_of():
     again = []
-    patience = Patience(attempts=4, first=0, again=lambda: again.append(1))
+    patience = RetryPolicy(attempts=4, first=0, again=lambda: again.append(1))
     assert len(failing(PASSING["internal"], patience)) == 4
     assert len(again) == 3
     assert len(failing(LASTING["denied"], patience)) == 1
@@ -84,7 +84,7 @@ def test_each_attempt_but_the_first_is_heard_of():
 
 
 def test_a_single_attempt_is_one():
-    assert len(failing(PASSING["cut"], Patience(attempts=1))) == 1
+    assert len(failing(PASSING["cut"], RetryPolicy(attempts=1))) == 1
 
 
 class _At:
@@ -100,13 +100,13 @@ class _At:
 )
 def test_a_silent_store_is_given_up_sooner_than_one_that_refuses(attempt, seconds, over):
     """One long transfer that is cut at its end does not use patience up."""
-    assert bool(Patience().asked()["stop"](_At(attempt, seconds))) == over
+    assert bool(RetryPolicy().asked()["stop"](_At(attempt, seconds))) == over
 
 
 @pytest.mark.parametrize("seconds", [0.0, files._S3_CLIENT["read_timeout"]])
 def test_patience_by_default_ends_within_two_minutes(seconds):
     """Of a store that refuses at once, and of one whose every answer never comes."""
-    asked, attempt, elapsed = Patience().asked(), 1, seconds
+    asked, attempt, elapsed = RetryPolicy().asked(), 1, seconds
     while not asked["stop"](_At(attempt, elapsed)):
         elapsed += asked["wait"](_At(attempt, elapsed)) + seconds
         attempt += 1

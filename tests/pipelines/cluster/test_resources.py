@@ -11,7 +11,7 @@ import time
 import pytest
 
 from pipelines.cluster import resources
-from pipelines.cluster.resources import Slots
+from pipelines.cluster.resources import Resources
 from tests.conftest import LOOPBACK_ONLY, ROOT
 
 #: A cluster whose only node with a GPU joins when it is asked for, and what a job on it sees.
@@ -51,28 +51,28 @@ JOINING = textwrap.dedent("""
 def has(monkeypatch):
     """Sets what the cluster has, one answer a time; the last one stays."""
 
-    def tell(*answers):
+    def print_summary(*answers):
         left = list(answers)
         monkeypatch.setattr(
             resources, "_resources", lambda: left.pop(0) if len(left) > 1 else left[0]
         )
 
-    return tell
+    return print_summary
 
 
 @pytest.mark.parametrize(
     ("slots", "resources", "workers"),
     [
-        (Slots(), {"CPU": 8.0}, 5),
-        (Slots(), {"CPU": 2.0}, 1),
-        (Slots(gpus=1), {"CPU": 20.0, "GPU": 2.0}, 1),
-        (Slots(workers=2, gpus=1), {"CPU": 20.0, "GPU": 2.0}, 2),
-        (Slots(workers=2, gpus=0.5), {"CPU": 20.0, "GPU": 1.0}, 2),
+        (Resources(), {"CPU": 8.0}, 5),
+        (Resources(), {"CPU": 2.0}, 1),
+        (Resources(gpus=1), {"CPU": 20.0, "GPU": 2.0}, 1),
+        (Resources(workers=2, gpus=1), {"CPU": 20.0, "GPU": 2.0}, 2),
+        (Resources(workers=2, gpus=0.5), {"CPU": 20.0, "GPU": 1.0}, 2),
     ],
 )
-def test_workers_leave_room_for_those_who_read_and_draw(has, slots, resources, workers):
+def test_workers_leave_room_for_those_who_read_and_draw(has, resources, resources, workers):
     has(resources)
-    assert slots.count() == workers
+    assert resources.count() == workers
 
 
 @pytest.mark.parametrize(
@@ -80,29 +80,29 @@ def test_workers_leave_room_for_those_who_read_and_draw(has, slots, resources, w
 )
 def test_a_run_may_grow_as_far_as_there_is_room(has, most, detectors, readers):
     has({"CPU": 8.0})
-    slots = Slots(workers=2, most=most)
-    assert slots.at_most() == detectors
-    assert slots.reading(2) == readers
+    resources = Resources(workers=2, max_workers=most)
+    assert resources.at_most() == detectors
+    assert resources.reading(2) == readers
 
 
 def test_what_does_not_fit_is_told_with_what_would(has):
     has({"CPU": 4.0})
     with pytest.raises(ValueError, match=r"4 workers of 1 CPUs .* into 4 CPUs .* to 3 or"):
-        Slots(workers=4).count()
+        Resources(workers=4).count()
 
 
 def test_nodes_that_have_not_joined_are_awaited(has, monkeypatch):
     asked = []
 
-    def ask(slots):
-        asked.append(slots)
+    def ask(resources):
+        asked.append(resources)
 
-    monkeypatch.setattr(Slots, "_await_nodes", ask)
+    monkeypatch.setattr(Resources, "_await_nodes", ask)
     has({"CPU": 0.0}, {"CPU": 4.0})
-    slots = Slots(workers=2, patience=60)
-    assert slots.count() == 2
-    assert slots.count() == 2
-    assert asked == [slots]
+    resources = Resources(workers=2, wait_for_nodes=60)
+    assert resources.count() == 2
+    assert resources.count() == 2
+    assert asked == [resources]
 
 
 @pytest.mark.ray
@@ -112,7 +112,7 @@ def test_patience_ends_and_leaves_nothing_asked_for(cluster):
     before = set(placement_group_table())
     start = time.monotonic()
     with pytest.raises(ValueError, match="do not fit"):
-        Slots(workers=40, patience=0.5).count()
+        Resources(workers=40, wait_for_nodes=0.5).count()
     assert 0.5 <= time.monotonic() - start < 20
     asked = {k: group["state"] for k, group in placement_group_table().items() if k not in before}
     deadline = time.monotonic() + 10

@@ -12,11 +12,11 @@ from ops.images.fetch import FetchSettings
 from ops.images.inventory import Inventory
 from ops.images.read_images import Read
 from ops.storage.paths import Out
-from pipelines.cluster.resources import Slots
+from pipelines.cluster.resources import Resources
 from pipelines.cluster.shared_model import SharedModel
 from pipelines.cluster.timeouts import limited
 from pipelines.scoring import score
-from pipelines.scoring.chunks import Parts
+from pipelines.scoring.chunks import Chunks
 from pipelines.scoring.run import ScoreSettings, prepare
 from pipelines.scoring.stream import Chain, drawing
 from tests.conftest import ROOT, tiny_model
@@ -87,9 +87,9 @@ def test_an_image_that_hangs_becomes_a_row_that_names_the_limit(warehouse, tmp_p
     out, model = Out(str(tmp_path)), SharedModel.put(tiny_model("washer"))
     listed = Inventory(warehouse.listed)
     run = prepare(listed, model, out, ScoreSettings("none", False, 10), None)
-    slots = Slots(workers=1, batch=4, stall=96.0)
-    chain = HangingChain(model, drawing(model.card, out, "none"), FetchSettings(), slots)
-    parts = Parts(out, run.run_id, listed, 10)
+    resources = Resources(workers=1, batch=4, stall_timeout=96.0)
+    chain = HangingChain(model, drawing(model.card, out, "none"), FetchSettings(), resources)
+    parts = Chunks(out, run.run_id, listed, 10)
     score._fill(run, chain, parts, 24, lambda *_: None)
     assert parts.statuses == {"ok": 22, "unreadable": 1, "crashed_worker": 1}
     rows = [row for table in parts.tables() for row in table.to_pylist()]

@@ -8,7 +8,7 @@ import pytest
 
 from ops.images.read_images import Read
 from pipelines.fitting import fit
-from pipelines.fitting.quarantine import lethal
+from pipelines.fitting.quarantine import find_crashing_images
 from pipelines.fitting.request import split
 from tests.pipelines.deadly import Deadly, DeadlyChain
 from tests.pipelines.scoring.test_stream import SLOTS, nothing, request, take
@@ -30,11 +30,13 @@ def test_the_culprits_are_found_among_the_others(inventory):
     uris = rows["uri"].to_pylist()
     victims = (uris[1], uris[2], uris[-1])
     seen = []
-    found = lethal(reader(Deadly, victims=victims), rows, SLOTS, lambda *said: seen.append(said))
+    found = find_crashing_images(
+        reader(Deadly, victims=victims), rows, SLOTS, lambda *said: seen.append(said)
+    )
     assert set(found) == set(victims)
     assert all("every process that touched it died" in reason for reason in found.values())
     assert {said[0] for said in seen} == {"quarantine"}
-    assert lethal(reader(Read), rows, SLOTS, nothing) == {}
+    assert find_crashing_images(reader(Read), rows, SLOTS, nothing) == {}
 
 
 def test_a_fit_and_its_calibration_do_without_them(inventory, monkeypatch):

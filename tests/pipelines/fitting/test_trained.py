@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ops.detectors.detector import Notes
+from ops.detectors.detector import Checkpoint
 from ops.detectors.differnet import DifferNetSettings
 from ops.detectors.model_folder import read_model, write_model
-from ops.detectors.registry import method_named
+from ops.detectors.registry import detector_class
 from ops.detectors.score_images import to_images
 from ops.detectors.ssnf import SsnfSettings
 from ops.distributed import Alone
@@ -21,14 +21,14 @@ from ops.features.backbone import Backbone, BackboneSettings
 from ops.images.read_images import Read
 from ops.images.resize import InputSettings
 from ops.storage.paths import JOINT
-from pipelines.cluster.resources import Slots
+from pipelines.cluster.resources import Resources
 from pipelines.fitting import fit, plan, worker
-from pipelines.fitting.coordinator import DetectorNotes
-from pipelines.fitting.request import Choose, FitRequest, NothingToFit, split
+from pipelines.fitting.coordinator import DetectorCheckpoint
+from pipelines.fitting.request import FitRequest, NothingToFit, Select, split
 from tests.pipelines.scoring.test_stream import nothing, take
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
-SLOTS = Slots(workers=2, cpus=1, readers=0.5, batch=4)
+SLOTS = Resources(workers=2, cpus=1, reader_cpus=0.5, batch=4)
 SETTINGS = DifferNetSettings(
     blocks=2,
     hidden=16,
@@ -49,7 +49,7 @@ def request(**changes):
         "input": InputSettings(64),
         "holdout": 0.2,
         "joint": True,
-        "choose": Choose(shots=5),
+        "choose": Select(shots=5),
     }
     return FitRequest(**values | changes)
 
@@ -59,7 +59,7 @@ def inventory(cluster, archive, tmp_path_factory):
     return take(archive, tmp_path_factory.mktemp("inventory") / "inventory.parquet")
 
 
-class DeadlyNotes(DetectorNotes):
+class DeadlyCheckpoint(DetectorCheckpoint):
     """Notes whose process is killed when it has noted three epochs, if it began from nothing."""
 
     def write(self, found):
@@ -87,17 +87,17 @@ def model(folder):
 
 def _deadly(config):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker, "DetectorNotes", DeadlyNotes)
+        patch.setattr(worker, "DetectorNotes", DeadlyCheckpoint)
         worker.program(config)
 
 
 def alone(inventory, asked):
     """The same fit in one process that nobody disturbs."""
     chosen = split(inventory, asked)
-    detector = method_named(asked.method)(asked.settings, Backbone(asked.backbone))
+    detector = detector_class(asked.method)(asked.settings, Backbone(asked.backbone))
     images = to_images(Read(asked.input, asked.decode, asked.fetch)(chosen.fit), asked.input, "cpu")
     detector.gather(images, torch.arange(len(images)))
-    said = detector.fit(Alone(), nothing, Notes())
+    said = detector.fit(Alone(), nothing, Checkpoint())
     return detector, said
 
 
@@ -156,8 +156,8 @@ def test_a_plan_of_a_joint_fit_counts_one_detector(inventory):
 
 
 def test_shots_are_drawn_by_a_seed_and_never_held_out(inventory):
-    def drawn(**choose):
-        found = split(inventory, request(choose=Choose(**choose)))
+    def drawn(**select):
+        found = split(inventory, request(select=Select(**select)))
         return found.fit["image_id"].to_pylist(), found.held_out["image_id"].to_pylist()
 
     one, held_out = drawn(shots=5, seed=1)

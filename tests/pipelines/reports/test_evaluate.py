@@ -10,7 +10,7 @@ from ops.images.inventory import SCHEMA as INVENTORY
 from ops.images.resize import InputSettings, geometry
 from ops.results import anomaly_map
 from ops.results.anomaly_map import Scale
-from pipelines.cluster.resources import Slots
+from pipelines.cluster.resources import Resources
 from pipelines.reports import evaluate
 from tests.ops.results.test_metrics import histogram
 
@@ -32,7 +32,7 @@ def tables(*products: tuple[str, list[tuple]]) -> tuple[pa.Table, pa.Table]:
 
 def evaluated(*products: tuple[str, list[tuple]], thresholds=None) -> evaluate.Evaluation:
     scored, listed = tables(*products)
-    asked = (InputSettings(8), FetchSettings(), Slots(), lambda *_: None)
+    asked = (InputSettings(8), FetchSettings(), Resources(), lambda *_: None)
     return evaluate.evaluate(scored, listed, thresholds or {}, *asked)
 
 
@@ -106,7 +106,7 @@ def test_a_worker_adds_up_maps_and_masks_of_any_format(tmp_path):
         own = {"product": "bolt", "label": int(kind is not None)}
         mask_uri = kind and str(tmp_path / f"mask{number}.{kind}")
         rows.append(own | {"map_uri": str(tmp_path / f"{number}.png"), "mask_uri": mask_uri})
-    compare = evaluate.ComparePixels(InputSettings(16), FetchSettings(patience=0.01))
+    compare = evaluate.ComparePixels(InputSettings(16), FetchSettings(backoff=0.01))
     found = compare(pa.Table.from_pylist(rows))["bolt"]
     assert np.allclose(found.histogram.counts, histogram(expected).counts, rtol=1e-12)
     assert (found.histogram.images, found.histogram.regions) == (3, 2)

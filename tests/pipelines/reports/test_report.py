@@ -88,7 +88,7 @@ def nights(tmp_path_factory):
 
 def gathered(out, runs=None, **settings):
     chosen = ReportSettings(**settings)
-    return report_data.gather(
+    return report_data.collect(
         out, runs or run_records.latest(out, 1), chosen, FetchSettings(), nothing
     )
 

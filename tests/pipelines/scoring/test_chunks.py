@@ -12,7 +12,7 @@ from ops.images.inventory import SCHEMA, Inventory, image_id
 from ops.results import score_table
 from ops.storage import parquet
 from ops.storage.paths import Out
-from pipelines.scoring.chunks import ROWS, BrokenRun, Parts
+from pipelines.scoring.chunks import ROWS, BrokenRun, Chunks
 
 NOW = datetime.datetime(2026, 11, 20, tzinfo=datetime.UTC)
 
@@ -53,30 +53,30 @@ def rows(inventory, places, score=1.0):
     )
 
 
-def published(parts):
-    return pa.concat_tables(parts.tables())
+def published(chunks):
+    return pa.concat_tables(chunks.tables())
 
 
 def parts_of(inventory, tmp_path):
-    return Parts(Out(str(tmp_path / "out")), "r", inventory, 10)
+    return Chunks(Out(str(tmp_path / "out")), "r", inventory, 10)
 
 
 def test_rows_in_any_order_and_twice_end_once_in_the_inventorys_order(inventory, tmp_path):
-    parts = parts_of(inventory, tmp_path)
+    chunks = parts_of(inventory, tmp_path)
     places = [*range(25), 3, 4, 5, 24]
     random.Random(0).shuffle(places)
     for start in range(0, len(places), 4):
-        parts.add(rows(inventory, places[start : start + 4]))
-    assert parts.done == 25
-    assert not list(parts.missing())
-    assert published(parts)["score"].to_pylist() == [1.0 + i for i in range(25)]
+        chunks.add(rows(inventory, places[start : start + 4]))
+    assert chunks.done == 25
+    assert not list(chunks.missing())
+    assert published(chunks)["score"].to_pylist() == [1.0 + i for i in range(25)]
 
 
 def test_what_is_missing_is_known_row_by_row(inventory, tmp_path):
-    parts = parts_of(inventory, tmp_path)
-    assert list(parts.missing()) == [(0, 10), (10, 20), (20, 25)]
-    parts.add(rows(inventory, [*range(10), 12, 13, 19, 24]))
-    assert list(parts.missing()) == [(10, 12), (14, 19), (20, 24)]
+    chunks = parts_of(inventory, tmp_path)
+    assert list(chunks.missing()) == [(0, 10), (10, 20), (20, 25)]
+    chunks.add(rows(inventory, [*range(10), 12, 13, 19, 24]))
+    assert list(chunks.missing()) == [(10, 12), (14, 19), (20, 24)]
 
 
 def test_a_second_attempt_takes_up_finished_parts_and_kept_rows(inventory, tmp_path):
@@ -106,9 +106,9 @@ def with_status(inventory, status):
 
 
 def test_failures_are_counted_also_over_attempts(inventory, tmp_path):
-    parts = parts_of(inventory, tmp_path)
-    parts.add(with_status(inventory, "unreadable"))
-    assert parts.failed == 3
+    chunks = parts_of(inventory, tmp_path)
+    chunks.add(with_status(inventory, "unreadable"))
+    assert chunks.failed == 3
     assert parts_of(inventory, tmp_path).statuses == {"ok": 7, "unreadable": 3}
 
 
@@ -125,19 +125,19 @@ def test_failures_that_may_have_passed_are_tried_again_by_the_next_attempt(
 
 
 def test_a_part_with_foreign_missing_or_lawless_rows_is_not_published(inventory, tmp_path):
-    parts = parts_of(inventory, tmp_path)
-    parts.add(rows(inventory, range(25)))
-    place = parts.out.part("r", 1)
+    chunks = parts_of(inventory, tmp_path)
+    chunks.add(rows(inventory, range(25)))
+    place = chunks.out.part("r", 1)
     good = parquet.read(place)
     parquet.write(place, score_table.SCHEMA, [good.slice(1)])
     with pytest.raises(BrokenRun, match="part 1"):
-        published(parts)
+        published(chunks)
     swapped = pa.concat_tables([good.slice(1, 1), good.slice(0, 1), good.slice(2)])
     parquet.write(place, score_table.SCHEMA, [swapped])
     with pytest.raises(BrokenRun, match="part 1"):
-        published(parts)
+        published(chunks)
     column = pa.array([None] * len(good), pa.float64())
     where = good.schema.get_field_index("score")
     parquet.write(place, score_table.SCHEMA, [good.set_column(where, "score", column)])
     with pytest.raises(BrokenRun, match="ok rows without a finite score"):
-        published(parts)
+        published(chunks)

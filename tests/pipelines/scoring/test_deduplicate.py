@@ -50,17 +50,17 @@ def met(position, content, product="bolt", status=KNOWN, **more):
 
 
 def completed(out, rows, **settings):
-    with known(out, MODELS[0], ScoreSettings(**settings)) as doubles:
-        found = doubles.completed(pa.Table.from_pylist(rows, ROWS))
-        return {r["position"]: r for r in found.to_pylist()}, doubles
+    with known(out, MODELS[0], ScoreSettings(**settings)) as score_cache:
+        found = score_cache.completed(pa.Table.from_pylist(rows, ROWS))
+        return {r["position"]: r for r in found.to_pylist()}, score_cache
 
 
 def test_a_row_gets_what_its_bytes_were_given_and_keeps_its_own_name(out):
     rows = [met(4, A), met(5, B), met(6, A), met(7, B, status="unreadable", reason="cut short")]
-    found, doubles = completed(out, rows, maps="none")
+    found, score_cache = completed(out, rows, maps="none")
     assert sorted(found) == [4, 5, 6, 7]
     assert found[7] == rows[3]
-    assert (doubles.copied, doubles.lost) == (3, 0)
+    assert (score_cache.copied, score_cache.lost) == (3, 0)
     assert [found[n]["score"] for n in (4, 5, 6)] == [7.5, 2.0, 7.5]
     for row_ in rows[:3]:
         whole = found[row_["position"]]
@@ -81,13 +81,13 @@ def test_maps_are_copied_where_they_are_wanted(out, maps, with_map):
 
 
 def test_what_lacks_its_map_is_scored_again(out):
-    found, doubles = completed(out, [met(4, A), met(5, B)], maps="all")
+    found, score_cache = completed(out, [met(4, A), met(5, B)], maps="all")
     assert sorted(found) == [4]
-    assert doubles.lost == 1
+    assert score_cache.lost == 1
     files.remove_file(out.map(MODELS[0], "0" * 32))
-    found, doubles = completed(out, [met(4, A), met(5, B)], maps="flagged")
+    found, score_cache = completed(out, [met(4, A), met(5, B)], maps="flagged")
     assert sorted(found) == [5]
-    assert (doubles.copied, doubles.lost) == (1, 1)
+    assert (score_cache.copied, score_cache.lost) == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -104,14 +104,14 @@ def test_what_lacks_its_map_is_scored_again(out):
 def test_known_is_what_was_scored_under_the_model_and_has_the_pictures_wanted(
     out, settings, expected
 ):
-    with known(out, MODELS[0], ScoreSettings(**settings)) as doubles:
-        contents = doubles.contents()
+    with known(out, MODELS[0], ScoreSettings(**settings)) as score_cache:
+        contents = score_cache.contents()
     assert {content for content in (A, B, C) if contents.has(content, "bolt")} == expected
     assert not contents.has(A, "nut")
 
 
 def test_an_equal_key_is_no_proof(out):
     """Another product or content that seems known is left to be scored."""
-    found, doubles = completed(out, [met(4, A, product="nut"), met(5, C)], maps="none")
+    found, score_cache = completed(out, [met(4, A, product="nut"), met(5, C)], maps="none")
     assert found == {}
-    assert doubles.lost == 2
+    assert score_cache.lost == 2

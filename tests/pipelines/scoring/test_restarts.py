@@ -13,7 +13,7 @@ from pipelines.scoring import score
 class Broken:
     """A chain whose streams each give two rows, and then lose a block."""
 
-    slots = SimpleNamespace(batch=1)
+    resources = SimpleNamespace(batch=1)
 
     def __init__(self, whole_from: int) -> None:
         self.begun: list[list[int]] = []
@@ -37,9 +37,9 @@ def scored(monkeypatch, chain: Broken) -> list[int]:
 
     monkeypatch.setattr(score, "slices", lambda _, rows, __: (rows,) if rows else None)
     monkeypatch.setattr(score, "batches", batches)
-    parts = SimpleNamespace(missing=lambda: iter(missing))
+    chunks = SimpleNamespace(missing=lambda: iter(missing))
     found = []
-    for row in score._streamed(SimpleNamespace(inventory=None), chain, parts):
+    for row in score._streamed(SimpleNamespace(inventory=None), chain, chunks):
         found.append(row)
         missing.remove(row)
     return found

@@ -21,29 +21,29 @@ from ops.features.backbone import Backbone, BackboneSettings
 from ops.images.archives import IMAGE_SUFFIXES
 from ops.images.fetch import FetchSettings
 from ops.images.inventory import Inventory
-from ops.images.layouts import LAYOUTS, Namer
+from ops.images.layouts import LAYOUTS, PathParser
 from ops.images.resize import InputSettings
 from ops.results import anomaly_map, score_table
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
 from pipelines.cluster.failure_limit import TooManyFailures
-from pipelines.cluster.resources import Slots
+from pipelines.cluster.resources import Resources
 from pipelines.cluster.shared_model import SharedModel
 from pipelines.fitting import fit, plan, worker
-from pipelines.fitting.coordinator import DetectorNotes
+from pipelines.fitting.coordinator import DetectorCheckpoint
 from pipelines.fitting.request import FitRequest, NothingToFit, split
 from pipelines.reports import evaluate
 from pipelines.scoring import score, verify
-from pipelines.scoring.chunks import Parts
+from pipelines.scoring.chunks import Chunks
 from pipelines.scoring.run import Run, ScoreSettings, prepare
 from pipelines.scoring.stream import drawing
-from pipelines.scoring.violations import Subject
+from pipelines.scoring.violations import RunUnderCheck
 from pipelines.tables import take_inventory
 from tests.conftest import draw_archive
 from tests.pipelines.deadly import DeadlyChain
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
-SLOTS = Slots(workers=2, cpus=1, readers=0.5, batch=4)
+SLOTS = Resources(workers=2, cpus=1, reader_cpus=0.5, batch=4)
 BROKEN = {
     "cut.png": "unreadable",
     "empty.png": "unreadable",
@@ -58,15 +58,15 @@ def nothing(*_):
 
 
 def take(folder, out):
-    namer = Namer(LAYOUTS["mvtec"], "")
-    take_inventory.take([str(folder)], str(out), namer, IMAGE_SUFFIXES.split(), nothing)
+    path_parser = PathParser(LAYOUTS["mvtec"], "")
+    take_inventory.take([str(folder)], str(out), path_parser, IMAGE_SUFFIXES.split(), nothing)
     return Inventory(str(out))
 
 
 def request(**changes):
     values = {
         "method": "patchcore",
-        "settings": PatchCoreSettings(ratio=0.1, embedding="concat"),
+        "settings": PatchCoreSettings(coreset_ratio=0.1, embedding="concat"),
         "backbone": BackboneSettings("squeezenet1_1", "features.3,features.6", "random"),
         "input": InputSettings(64),
         "holdout": 0.25,
@@ -107,7 +107,7 @@ def world(cluster, tmp_path_factory):
     shared = SharedModel.put(read_model(location))
     out = Out(str(tmp_path_factory.mktemp("out")))
     run = prepare(listed, shared, out, ScoreSettings("all", True, 10), "2026-11-20")
-    totals = score.score(run, FetchSettings(patience=0.01), SLOTS, "50%", nothing)
+    totals = score.score(run, FetchSettings(backoff=0.01), SLOTS, "50%", nothing)
     return World(listed, shared, out, run, totals, parquet.read(totals["table"]))
 
 
@@ -122,7 +122,7 @@ def test_every_image_is_one_row_in_the_inventorys_order(world):
 def test_a_check_of_the_files_finds_the_promise_kept(world):
     record = files.read_json(world.out.run(world.run.run_id))
     place, card = world.inventory.location, world.model.card
-    subject = Subject(world.out, world.run.run_id, record, place, card)
+    subject = RunUnderCheck(world.out, world.run.run_id, record, place, card)
     found = verify.check(subject, 1.0, nothing)
     assert found.violations == {}
     assert (found.images, found.maps_named, found.maps_read) == (39, 34, 34)
@@ -208,8 +208,8 @@ def comparable(table):
 def test_another_cut_into_batches_and_workers_gives_the_same_rows(world, tmp_path):
     out = Out(str(tmp_path))
     run = prepare(world.inventory, world.model, out, ScoreSettings("none", False, 7), None)
-    slots = Slots(workers=1, cpus=1, readers=0.5, batch=17)
-    totals = score.score(run, FetchSettings(patience=0.01), slots, "50%", nothing)
+    resources = Resources(workers=1, cpus=1, reader_cpus=0.5, batch=17)
+    totals = score.score(run, FetchSettings(backoff=0.01), resources, "50%", nothing)
     assert comparable(parquet.read(totals["table"])).equals(comparable(world.table))
     assert not os.path.exists(tmp_path / "maps")
 
@@ -217,7 +217,7 @@ def test_another_cut_into_batches_and_workers_gives_the_same_rows(world, tmp_pat
 def test_the_top_k_maps_are_those_of_the_highest_scores(world, tmp_path):
     out = Out(str(tmp_path))
     run = prepare(world.inventory, world.model, out, ScoreSettings("top:3"), None)
-    totals = score.score(run, FetchSettings(patience=0.01), SLOTS, "50%", nothing)
+    totals = score.score(run, FetchSettings(backoff=0.01), SLOTS, "50%", nothing)
     rows = [r for r in parquet.read(totals["table"]).to_pylist() if r["status"] == "ok"]
     rows.sort(key=lambda r: -r["score"])
     assert all(r["map_uri"] for r in rows[:3])
@@ -230,16 +230,16 @@ def test_too_many_failures_end_the_run_keep_its_rows_and_can_be_continued(world,
     out = Out(str(tmp_path))
     run = prepare(world.inventory, world.model, out, ScoreSettings("none", False, 10), None)
     with pytest.raises(TooManyFailures, match="more than --max_failed allows"):
-        score.score(run, FetchSettings(patience=0.01), SLOTS, "2", nothing)
+        score.score(run, FetchSettings(backoff=0.01), SLOTS, "2", nothing)
     assert not os.path.exists(tmp_path / "scores")
-    kept = Parts(out, run.run_id, world.inventory, 10)
+    kept = Chunks(out, run.run_id, world.inventory, 10)
     assert kept.done > 0
     taken_up = prepare(world.inventory, world.model, out, ScoreSettings("none", False, 10), None)
     assert taken_up.run_id == run.run_id
     with pytest.raises(TooManyFailures):
-        score.score(taken_up, FetchSettings(patience=0.01), SLOTS, "4", nothing)
-    kept = Parts(out, run.run_id, world.inventory, 10)
-    totals = score.score(taken_up, FetchSettings(patience=0.01), SLOTS, "5", nothing)
+        score.score(taken_up, FetchSettings(backoff=0.01), SLOTS, "4", nothing)
+    kept = Chunks(out, run.run_id, world.inventory, 10)
+    totals = score.score(taken_up, FetchSettings(backoff=0.01), SLOTS, "5", nothing)
     assert totals["resumed"] == kept.done
     assert comparable(parquet.read(totals["table"])).equals(comparable(world.table))
 
@@ -251,11 +251,11 @@ def test_an_image_that_kills_its_workers_becomes_a_row_and_the_others_are_scored
     run = prepare(world.inventory, world.model, out, ScoreSettings("none", False, 10), None)
     draw = drawing(world.model.card, out, "none")
     victims = ("washer/test/good/011.png",)
-    fetch = FetchSettings(patience=0.01)
+    fetch = FetchSettings(backoff=0.01)
     chain = DeadlyChain(world.model, draw, fetch, SLOTS, victims=victims)
-    parts = Parts(out, run.run_id, world.inventory, 10)
-    score._fill(run, chain, parts, 39, nothing)
-    found = pa.concat_tables(parts.tables())
+    chunks = Chunks(out, run.run_id, world.inventory, 10)
+    score._fill(run, chain, chunks, 39, nothing)
+    found = pa.concat_tables(chunks.tables())
     (killer,) = [r for r in found.to_pylist() if r["status"] == "crashed_worker"]
     assert killer["uri"].endswith("washer/test/good/011.png")
     assert "died" in killer["reason"]
@@ -316,7 +316,7 @@ def test_every_good_image_is_in_the_bank_whatever_the_number_of_workers(world, t
         workers: fit.fit(
             listed,
             request(holdout=0.0),
-            Slots(workers=workers, cpus=1, readers=0.5, batch=batch),
+            Resources(workers=workers, cpus=1, reader_cpus=0.5, batch=batch),
             nothing,
         )
         for workers, batch in ((1, 8), (3, 5))
@@ -332,7 +332,7 @@ def test_every_good_image_is_in_the_bank_whatever_the_number_of_workers(world, t
     assert len({model.card.model_id for model in models.values()}) == 1
 
 
-class DeadlyNotes(DetectorNotes):
+class DeadlyCheckpoint(DetectorCheckpoint):
     """Notes whose process is killed when it has noted 40 picks of washers, once.
 
     A line of the diary is a product, a process, and how many picks it noted.
@@ -358,9 +358,9 @@ def test_a_fit_whose_worker_dies_in_a_merge_goes_on_from_the_picks_it_noted(
     diary = tmp_path / "diary"
 
     def deadly(config):
-        DeadlyNotes.diary = diary
+        DeadlyCheckpoint.diary = diary
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(worker, "DetectorNotes", DeadlyNotes)
+            patch.setattr(worker, "DetectorNotes", DeadlyCheckpoint)
             worker.program(config)
 
     monkeypatch.setattr(fit, "program", deadly)
@@ -422,8 +422,8 @@ def test_a_plan_says_what_the_fit_then_finds_and_refuses_what_cannot_be_held(wor
     assert found.workers == 2
     for product, card in world.model.card.products.items():
         assert found.images[product] == card.figures["images"]
-        assert found.demands[product].vectors == card.figures["patches"]
-        assert found.demands[product].kept == card.figures["bank"]
+        assert found.estimates[product].vectors == card.figures["patches"]
+        assert found.estimates[product].kept == card.figures["bank"]
     assert found.held_out == world.model.card.fit["held_out"]
     plan.check(found)
     expected = plan.minutes(found, chosen, request(), backbone, SLOTS)

@@ -16,7 +16,7 @@ import pytest
 from ops.images.archives import IMAGE_SUFFIXES
 from ops.images.fetch import fetch
 from ops.images.inventory import SCHEMA, Inventory
-from ops.images.layouts import LAYOUTS, Layout, Namer
+from ops.images.layouts import LAYOUTS, Layout, PathParser
 from pipelines.tables import take_inventory
 from tests.conftest import DATA, ROOT
 
@@ -25,7 +25,7 @@ def take(places, out, layout: Layout, product="parts", split=None):
     tally = take_inventory.take(
         [str(place) for place in places],
         str(out),
-        Namer(layout, product),
+        PathParser(layout, product),
         IMAGE_SUFFIXES.split(),
         lambda *_: None,
         split,

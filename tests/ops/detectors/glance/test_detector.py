@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ops.detectors.detector import Load, Notes
+from ops.detectors.detector import Checkpoint, FitSize
 from ops.detectors.glance.detector import Glance, GlanceSettings
 from ops.detectors.glance.global_net import Surroundings
 from ops.detectors.glance.local_net import Distillation
@@ -30,7 +30,7 @@ SMALL = GlanceSettings(
     local_epochs=2,
     batch=4,
     lr=2e-3,
-    probes=1,
+    validation_images=1,
 )
 
 
@@ -43,7 +43,7 @@ def images() -> Tensor:
 def gathered(backbone: Backbone, images: Tensor, rows=range(5), **changes) -> Glance:
     detector = Glance(replace(SMALL, **changes), backbone)
     for row in rows:
-        detector.gather(images[[row]], torch.tensor([row]))
+        detector.add_images(images[[row]], torch.tensor([row]))
     return detector
 
 
@@ -51,7 +51,7 @@ def gathered(backbone: Backbone, images: Tensor, rows=range(5), **changes) -> Gl
 def whole(backbone, images):
     """Fitted, and what its fit said."""
     detector = gathered(backbone, images)
-    return detector, detector.fit(Alone(), nobody, Notes())
+    return detector, detector.fit(Alone(), nobody, Checkpoint())
 
 
 def windows(detector: Glance, image: Tensor) -> Tensor:
@@ -116,34 +116,34 @@ def test_from_coarse_to_fine_the_map_is_within_3_percent_of_its_largest_value(
 def test_a_fit_broken_off_in_either_stage_ends_as_if_it_had_not_been(whole, backbone, images):
     detector, said = whole
     for stage in ("local", "train"):
-        notes = Kept()
+        checkpoint = Kept()
 
         def break_off(name, done, of, stage=stage):
             if (name, done) == (stage, 2):
                 raise InterruptedError
 
         with pytest.raises(InterruptedError):
-            gathered(backbone, images).fit(Alone(), break_off, notes)
+            gathered(backbone, images).fit(Alone(), break_off, checkpoint)
         again = gathered(backbone, images)
-        assert again.fit(Alone(), nobody, notes).curves == said.curves
+        assert again.fit(Alone(), nobody, checkpoint).curves == said.curves
         for key, value in detector.state().items():
             assert torch.equal(again.state()[key], value), key
 
 
 def test_a_broken_fit_may_go_on_with_two_workers(whole, backbone, images):
     detector, said = whole
-    notes = Kept()
+    checkpoint = Kept()
 
     def break_off(name, done, of):
         if (name, done) == ("local", 2):
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        gathered(backbone, images).fit(Alone(), break_off, notes)
+        gathered(backbone, images).fit(Alone(), break_off, checkpoint)
     halves = [gathered(backbone, images, rows) for rows in (range(0, 5, 2), range(1, 5, 2))]
 
     def program(group: Group):
-        return halves[group.rank].fit(group, nobody, notes)
+        return halves[group.rank].fit(group, nobody, checkpoint)
 
     for found in together(2, program):
         for name, curve in said.curves.items():
@@ -218,7 +218,7 @@ def test_probes_are_kept_out_of_training(backbone):
 def test_the_scale_makes_the_inconsistency_of_probes_about_one(whole, backbone, images):
     detector, _ = whole
     raw = gathered(backbone, images, scale="raw")
-    raw.fit(Alone(), nobody, Notes())
+    raw.fit(Alone(), nobody, Checkpoint())
     assert raw.network.scale == 1
     (row,) = detector._aside
     with torch.inference_mode():
@@ -229,27 +229,27 @@ def test_the_scale_makes_the_inconsistency_of_probes_about_one(whole, backbone, 
 def test_windows_that_cannot_cover_a_picture_are_refused(backbone, images):
     with pytest.raises(ValueError, match="stride 5 must divide patch 16"):
         replace(SMALL, stride=5)
-    load = Load(60, [(8, 15, 15)], 5, 1, backbone)
+    load = FitSize(60, [(8, 15, 15)], 5, 1, backbone)
     with pytest.raises(ValueError, match="16 pixels, 8 apart, do not cover an input of 60 pixels"):
-        Glance.demand(SMALL, load)
+        Glance.estimate(SMALL, load)
     with pytest.raises(ValueError, match="do not cover an input of 12 pixels"):
         gathered(backbone, images[..., :12, :12])
 
 
 def test_a_patch_too_small_for_its_teacher_is_refused_before_a_fit(backbone):
-    load = Load(64, [(8, 15, 15)], 5, 1, backbone)
+    load = FitSize(64, [(8, 15, 15)], 5, 1, backbone)
     with pytest.raises(ValueError, match=r"4 pixels is too small .* of squeezenet1_1; choose a l"):
-        Glance.demand(replace(SMALL, patch=4, stride=4), load)
+        Glance.estimate(replace(SMALL, patch=4, stride=4), load)
 
 
 def test_its_demand_is_what_a_fit_then_takes(whole, backbone, images):
     detector, _ = whole
     shapes = [tuple(layer.shape[1:]) for layer in backbone(images[:1])]
-    load = Load(64, shapes, 6, 2, backbone)
-    demand = Glance.demand(SMALL, load)
+    load = FitSize(64, shapes, 6, 2, backbone)
+    estimate = Glance.estimate(SMALL, load)
     tensors = detector.state().values()
-    assert demand.model_bytes == pytest.approx(sum(4 * t.numel() for t in tensors), rel=1e-3)
-    assert demand.vectors == 6 * 49
-    rehearsal = Glance.rehearsal(SMALL, load)
-    rehearsal.work()
-    assert rehearsal.times == 2 * 6 / 2
+    assert estimate.model_bytes == pytest.approx(sum(4 * t.numel() for t in tensors), rel=1e-3)
+    assert estimate.vectors == 6 * 49
+    timing_probe = Glance.timing_probe(SMALL, load)
+    timing_probe.work()
+    assert timing_probe.times == 2 * 6 / 2

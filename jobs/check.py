@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from jobs.cli import entry
 from jobs.cli.console import Progress, echo, shown
 from ops.detectors.model_folder import ModelCard, read_card
+from ops.errors import SettingError
 from ops.storage import files, paths
 from ops.storage.paths import Out
 from pipelines.scoring import verify
@@ -40,7 +41,7 @@ class Settings:
     def __post_init__(self) -> None:
         """Refuse what is no share."""
         if not 0 <= self.map_sample <= 1:
-            raise ValueError(f"map_sample {self.map_sample} must lie between 0 and 1")
+            raise SettingError(f"map_sample {self.map_sample} must lie between 0 and 1")
 
 
 def main(argv: Sequence[str]) -> int:

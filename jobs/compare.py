@@ -18,6 +18,7 @@ import pyarrow as pa
 from jobs.cli import entry
 from jobs.cli.console import Progress, echo, shown
 from jobs.tracking.tracker import Record, Tracker
+from ops.errors import SettingError
 from ops.storage.paths import Out
 from pipelines.reports import compare
 from pipelines.reports.compare import Compared, CompareSettings
@@ -79,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _runs(out: Out, settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
     if bool(settings.a) != bool(settings.b):
-        raise ValueError("name two runs, or none to compare the last two")
+        raise SettingError("name two runs, or none to compare the last two")
     if settings.a:
         before, after = run_records.finished(out, settings.a), run_records.finished(out, settings.b)
     else:

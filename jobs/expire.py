@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from jobs.cli import entry
 from jobs.cli.console import echo
+from ops.errors import SettingError
 from ops.storage.paths import Out
 from pipelines.tables import lock, retention
 
@@ -38,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     """Say what is superfluous, or remove it."""
     settings, _ = entry.parse(Settings, __doc__, argv)
     if settings.keep_nights is None:
-        raise ValueError("say how many nights stay as they are: --keep-nights 30")
+        raise SettingError("say how many nights stay as they are: --keep-nights 30")
     entry.check_access(settings)
     out = Out(settings.out)
     retired = [word.strip() for word in settings.retired.split(",") if word.strip()]

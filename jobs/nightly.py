@@ -23,7 +23,8 @@ from jobs.cli import entry, sources
 from jobs.cli.console import Progress, echo
 from jobs.tracking.tracker import Record, Tracker
 from ops.detectors.model_folder import ModelCard, read_card
-from ops.images.failure import PASSING, STATUSES, RunError
+from ops.errors import RunError, SettingError
+from ops.images.failure import PASSING, STATUSES
 from ops.images.inventory import Inventory
 from ops.storage import files, parquet
 from pipelines.cluster.failure_limit import max_failures
@@ -58,11 +59,11 @@ class Settings(score.Settings):
     """Seconds of silence after which a night on S3 is taken for dead."""
 
     def retried(self) -> list[str]:
-        """The statuses. Raises ValueError for an unknown one."""
+        """The statuses. Raises SettingError for an unknown one."""
         found = [word.strip() for word in self.retry.split(",") if word.strip()]
         if unknown := set(found) - (set(STATUSES) - {"ok"}):
             known = ", ".join(sorted(set(STATUSES) - {"ok"}))
-            raise ValueError(f"retry: {', '.join(sorted(unknown))} is no failure; known: {known}")
+            raise SettingError(f"retry: {', '.join(sorted(unknown))} is no failure; known: {known}")
         return found
 
 
@@ -75,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
     runs.check_night(settings.night)
     settings.retried()
     if not settings.model:
-        raise ValueError("name the model: --model FOLDER, s3://... or models:/name@alias")
+        raise SettingError("name the model: --model FOLDER, s3://... or models:/name@alias")
     entry.check_access(settings)
     tracker = Tracker(settings.out)
     with lock.locked(tracker.out, settings.lease) as check, Progress() as progress:
@@ -91,9 +92,9 @@ class _Night:
         self._check, self._progress = check, progress
         self._started = datetime.datetime.now(datetime.UTC)
 
-    def _watch(self, stage: str, done: int, of: int, failed: int) -> None:
+    def _watch(self, stage: str, done: int, total: int, failed: int = 0) -> None:
         self._check()
-        self._progress(stage, done, of, failed)
+        self._progress(stage, done, total, failed)
 
     def work(self) -> None:
         with (

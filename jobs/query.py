@@ -19,6 +19,7 @@ from pyarrow import csv
 
 from jobs.cli import entry
 from jobs.cli.console import echo, shown
+from ops.errors import SettingError, UserError
 from ops.results import score_table
 from ops.storage import files, parquet
 from ops.storage.paths import Out
@@ -57,9 +58,9 @@ def main(argv: Sequence[str]) -> int:
     """Ask for current scores."""
     settings, _ = entry.parse(Settings, __doc__, argv)
     if settings.output and not settings.output.endswith(_FORMATS):
-        raise ValueError(f"--output {settings.output} must end in one of {' '.join(_FORMATS)}")
+        raise SettingError(f"--output {settings.output} must end in one of {' '.join(_FORMATS)}")
     if settings.limit is not None and settings.limit < 1:
-        raise ValueError(f"limit {settings.limit} must be at least 1")
+        raise SettingError(f"limit {settings.limit} must be at least 1")
     entry.check_access(settings)
     out = Out(settings.out)
     model_id = settings.model or str(run_records.finished(out)["model_id"])
@@ -90,7 +91,7 @@ def _labels(settings: Settings, out: Out, model_id: str) -> dict[str, Label]:
     """What is anomalous by the settings; empty if rows keep their own labels."""
     threshold, rate = settings.threshold, settings.false_alarm_rate
     if threshold is not None and rate is not None:
-        raise ValueError("--threshold and --false-alarm-rate exclude each other")
+        raise SettingError("--threshold and --false-alarm-rate exclude each other")
     if threshold is None and rate is None:
         return {}
     if isinstance(threshold, dict):
@@ -122,7 +123,7 @@ def _held_out(out: Out, model_id: str) -> dict[str, int]:
         record: dict[str, Any] = files.read_json(files.join(place, name))
         if record["model_id"] == model_id and "held_out" in record:
             return dict(record["held_out"])
-    raise ValueError(
+    raise UserError(
         f"no run below {place} tells of model {model_id} how many good images were held out; "
         """name thresholds by product: --threshold '{"PRODUCT": 1.5}'"""
     )

@@ -17,6 +17,7 @@ from typing import Any
 from jobs.cli import entry
 from jobs.cli.console import Progress, echo
 from jobs.tracking.tracker import Tracker
+from ops.errors import SettingError
 from ops.images.fetch import FetchSettings
 from ops.storage import files
 from ops.storage.paths import Out
@@ -67,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _runs(out: Out, settings: Settings) -> list[dict[str, Any]]:
     if settings.run and settings.night:
-        raise ValueError("name a run or a night, not both")
+        raise SettingError("name a run or a night, not both")
     if settings.night:
         return run_records.of_night(out, settings.night)
     return [run_records.finished(out, settings.run)]

@@ -17,6 +17,7 @@ from jobs.cli import entry, sources
 from jobs.cli.console import Progress, echo
 from jobs.tracking.tracker import Tracker
 from ops.detectors.model_folder import ModelCard, read_card
+from ops.errors import SettingError, UserError
 from ops.images.fetch import FetchSettings
 from ops.storage.paths import Out
 from pipelines.cluster.failure_limit import max_failures
@@ -57,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     out, tracker = Out(settings.out), Tracker(settings.out)
     policy = ScoreSettings(settings.maps, settings.overlays, settings.chunk_rows)
     if not settings.model:
-        raise ValueError("name the model: --model FOLDER, s3://... or models:/name@alias")
+        raise SettingError("name the model: --model FOLDER, s3://... or models:/name@alias")
     with tracker.located(settings.model) as place:
         check(read_card(place), settings)
         entry.check_access(settings)
@@ -85,7 +86,7 @@ def check(card: ModelCard, settings: Settings) -> None:
     """Refuse maps that the model cannot choose."""
     uncalibrated = [name for name, p in card.products.items() if not p.calibration.scores]
     if settings.maps == "flagged" and uncalibrated:
-        raise ValueError(
+        raise UserError(
             f"--maps flagged needs thresholds, but {uncalibrated} were fitted without hold-out; "
             "choose --maps none, all or top:K"
         )

@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from ops.errors import UserError
 from tests.conftest import LOOPBACK_ONLY
 
 BIN = Path(sys.executable).parent
@@ -145,7 +146,7 @@ class Cluster:
         """Until the last node has joined, and those that were lost are known to be."""
         deadline = time.monotonic() + 90
         while time.monotonic() < deadline:
-            with contextlib.suppress(OSError, KeyError, ValueError):
+            with contextlib.suppress(OSError, KeyError, UserError):
                 alive = self.alive()
                 if alive - before and len(alive) == 1 + len(self.others):
                     return

@@ -181,7 +181,7 @@ def tiny_model(product: str, seed: int = 0):
     backbone = Backbone(BackboneSettings("squeezenet1_1", "features.3", "random"))
     detector = PatchCore(PatchCoreSettings(coreset_ratio=0.05, embedding="concat"), backbone)
     noise = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
-    detector.gather(noise, torch.arange(2))
+    detector.add_images(noise, torch.arange(2))
     figures = detector.fit(Alone(), lambda *_: None, Checkpoint()).figures
     state, of_backbone = detector.state(), backbone.state()
     calibration = Calibration((1.0, 2.0))

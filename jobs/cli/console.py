@@ -25,7 +25,7 @@ def shown(text: str) -> str:
 class Progress:
     """Shows how far each stage has come: a bar on a terminal, else a line now and then.
 
-    Call it with stage, done, of (0 if unknown) and failed.
+    Call it with stage, done, total (0 if unknown) and failed.
     """
 
     def __init__(self) -> None:
@@ -45,14 +45,14 @@ class Progress:
     ) -> None:
         self._close()
 
-    def __call__(self, stage: str, done: int, of: int, failed: int) -> None:
+    def __call__(self, stage: str, done: int, total: int, failed: int = 0) -> None:
         """Show it."""
         if stage != self._stage:
             self._close()
             self._stage = stage
             unit = _UNITS.get(stage, "image")
             self._bar = tqdm(
-                total=of or None,
+                total=total or None,
                 initial=done,  # what an earlier attempt left does not count as speed
                 desc=stage,
                 unit=f" {unit}s",

@@ -17,7 +17,7 @@ import jsonargparse
 from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 
 from jobs.cli.console import echo
-from ops.images.failure import RunError
+from ops.errors import UserError
 from ops.storage import files
 from pipelines.tables.lock import Locked
 
@@ -27,9 +27,8 @@ BUSY = 75
 #: What a user can mend: told in a sentence. All else is a bug and shows its traceback.
 MENDABLE = (
     BotoCoreError,  # no credentials, no such host
-    RunError,
+    UserError,
     OSError,  # not there, forbidden, disk full, no connection
-    ValueError,
 )
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -158,7 +157,7 @@ def start(job: Callable[[Sequence[str]], int]) -> NoReturn:
         if os.environ.get("NIGHTLOUPE_LOG") == "DEBUG":
             raise
         echo(f"error: {error}{_remedy(error)}")
-        code = 1
+        code = error.exit_code if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
         echo("stopped; start the same command again to go on")
         code = 130

@@ -6,6 +6,8 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from ops.errors import SettingError
+
 FILE = Path(__file__).parents[2] / "deploy" / "published.toml"
 
 
@@ -36,12 +38,12 @@ def read() -> dict[str, Published]:
 def published(name: str) -> Published:
     """The figures of `data set/preset`, or of a preset that was published for one data set alone.
 
-    Raises ValueError with the known names.
+    Raises SettingError with the known names.
     """
     known = read()
     found = [row for key, row in known.items() if name in {key, key.partition("/")[2]}]
     if len(found) != 1:
         names = [row.name for row in found] or list(known)
         what = "is published for several data sets" if found else "is not on file"
-        raise ValueError(f"published {name!r} {what}; choose one of: {', '.join(names)}")
+        raise SettingError(f"published {name!r} {what}; choose one of: {', '.join(names)}")
     return found[0]

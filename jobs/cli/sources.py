@@ -8,6 +8,7 @@ import tempfile
 from dataclasses import dataclass, replace
 
 from jobs.cli.console import Progress, echo
+from ops.errors import SettingError
 from ops.images.archives import IMAGE_SUFFIXES
 from ops.images.inventory import Inventory, Tally
 from ops.images.layouts import GOOD, LAYOUTS, Layout, PathParser, train_names
@@ -43,20 +44,20 @@ class Listing:
     """Endings of image files, space-separated."""
 
     def locations(self) -> list[str]:
-        """The archives. Raises ValueError if none is named."""
+        """The archives. Raises SettingError if none is named."""
         found = [self.archive] if isinstance(self.archive, str) else list(self.archive)
         if not any(found):
-            raise ValueError(
+            raise SettingError(
                 "name the images: --archive FOLDER, s3://..., FILE.tar, .zip, .parquet"
             )
         return [place.removeprefix("file://") for place in found]
 
     def path_parser(self) -> PathParser:
-        """What reads paths. Raises ValueError for an unknown layout or field."""
+        """What reads paths. Raises SettingError for an unknown layout or field."""
         if self.layout and self.layout not in LAYOUTS:
-            raise ValueError(f"unknown layout {self.layout!r}; known: {', '.join(LAYOUTS)}")
+            raise SettingError(f"unknown layout {self.layout!r}; known: {', '.join(LAYOUTS)}")
         if self.layout and self.pattern:
-            raise ValueError("--layout and --pattern exclude each other")
+            raise SettingError("--layout and --pattern exclude each other")
         base = LAYOUTS.get(self.layout) or Layout(self.pattern or "**/{name}", self.mask_pattern)
         place = self.locations()[0].rstrip("/")
         share = base.train_share if self.train_share is None else self.train_share
@@ -75,7 +76,7 @@ class Listing:
         if not file and layout.train_list:
             file = files.join(place, layout.train_list)
             if not files.exists(file):
-                raise ValueError(
+                raise SettingError(
                     f"--layout {self.layout} splits by {layout.train_list}, which {place} does not "
                     "hold; name the file: --train-names FILE"
                 )
@@ -114,7 +115,7 @@ def take(listing: Listing, out: str, progress: Progress) -> Tally:
 def check(given: str, listing: Listing) -> None:
     """Refuse, before anything starts, an inventory beside an archive, or an unclear listing."""
     if given and listing.archive:
-        raise ValueError("--inventory and --archive exclude each other")
+        raise SettingError("--inventory and --archive exclude each other")
     if not given:
         listing.path_parser()
 

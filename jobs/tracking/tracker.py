@@ -15,6 +15,7 @@ from typing import Any
 
 from jobs.tracking import pyfunc
 from ops.detectors.model_folder import Model, read_model, versions, write_model
+from ops.errors import UserError
 from ops.storage import files
 from ops.storage.paths import Out
 
@@ -134,7 +135,7 @@ class Tracker:
 
     def _client(self) -> Any:
         if self.uri is None:
-            raise ValueError("no tracker: set MLFLOW_TRACKING_URI when --out lies on S3")
+            raise UserError("no tracker: set MLFLOW_TRACKING_URI when --out lies on S3")
         # A night must not wait for a tracker that is down.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
@@ -267,7 +268,7 @@ class Tracker:
         """The local folder of a registered model (`models:/name@alias`, `models:/name/3`)."""
         match = re.fullmatch(r"models:/([^@/]+)(?:@([^/]+)|/(\d+))", uri)
         if not match:
-            raise ValueError(f"{uri!r} is neither models:/name@alias nor models:/name/version")
+            raise UserError(f"{uri!r} is neither models:/name@alias nor models:/name/version")
         name, alias, number = match.groups()
         client = self._client()
         from mlflow.artifacts import download_artifacts  # noqa: PLC0415

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from ops.distributed import Group
+from ops.errors import SettingError, UserError
 from ops.features.backbone import Backbone
+from ops.progress import ProgressCallback
 
 S = TypeVar("S")
 Shape = tuple[int, int, int]
-#: How far a fit has come, for people: stage, done, of.
-ProgressCallback = Callable[[str, int, int], None]
 
 
 class Checkpoint:
@@ -161,15 +161,15 @@ class Detector(ABC):
     def grow(self, state: Mapping[str, Tensor], figures: Mapping[str, float]) -> None:  # noqa: ARG002
         """Before anything is gathered, on one rank: begin with what an earlier fit had learned.
 
-        Raises ValueError if the method cannot.
+        Raises UserError if the method cannot.
         """
-        raise ValueError(f"{self.name} cannot grow a model; fit a new one on all images")
+        raise UserError(f"{self.name} cannot grow a model; fit a new one on all images")
 
     @abstractmethod
     def fit(self, group: Group, watch: ProgressCallback, checkpoint: Checkpoint) -> Fitted:
         """Collective: end the fit, so that every rank has the same detector.
 
-        Only rank 0 writes notes. Raises ValueError on every rank if there is nothing to fit.
+        Only rank 0 writes notes. Raises UserError on every rank if there is nothing to fit.
         """
 
     @abstractmethod
@@ -190,11 +190,11 @@ class Detector(ABC):
 
 
 def settings_from(kind: type[S], values: Mapping[str, Any]) -> S:
-    """A settings dataclass from a mapping. Raises ValueError that lists the known names."""
+    """A settings dataclass from a mapping. Raises UserError that lists the known names."""
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]  # S is a dataclass
     unknown = sorted(set(values) - set(known))
     if unknown:
-        raise ValueError(f"unknown settings {unknown} for {kind.__name__}; known: {known}")
+        raise SettingError(f"unknown settings {unknown} for {kind.__name__}; known: {known}")
     return kind(**values)
 
 

@@ -15,6 +15,7 @@ from ops.augment.rotation import rotated
 from ops.detectors.detector import FitSize, ResourceEstimate, TimingProbe
 from ops.detectors.trained import Trained, TrainingSettings, from_sixteen, to_sixteen
 from ops.distributed import Group
+from ops.errors import SettingError
 from ops.flows.vector_flow import NegativeLogLikelihood, VectorFlow
 
 #: Turned views that go through the network at once when gradients are kept.
@@ -61,9 +62,9 @@ class DifferNetSettings(TrainingSettings):
     def __post_init__(self) -> None:
         """Refuse what does not go together."""
         if self.standardise and self.features == "online":
-            raise ValueError("standardise needs features = cached: online ones are not kept")
+            raise SettingError("standardise needs features = cached: online ones are not kept")
         if self.noise and not self.standardise:
-            raise ValueError(f"noise {self.noise} is a share of a spread; it needs standardise")
+            raise SettingError(f"noise {self.noise} is a share of a spread; it needs standardise")
 
 
 class DifferNet(Trained):

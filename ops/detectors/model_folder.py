@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ops.detectors.detector import Detector, settings_from
 from ops.detectors.registry import detector_class
+from ops.errors import UserError
 from ops.features.backbone import Backbone, BackboneSettings
 from ops.features.weights import fingerprint
 from ops.images.decode import DecodeSettings
@@ -91,10 +92,10 @@ class ModelCard:
     def from_json(cls, content: Mapping[str, Any]) -> ModelCard:
         """From the content of model.json.
 
-        Raises ValueError if it is of another format, or names files elsewhere.
+        Raises UserError if it is of another format, or names files elsewhere.
         """
         if content.get("format") != FORMAT:
-            raise ValueError(f"model.json is of format {content.get('format')!r}, not {FORMAT!r}")
+            raise UserError(f"model.json is of format {content.get('format')!r}, not {FORMAT!r}")
         values = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
         values["backbone"] = settings_from(BackboneSettings, values["backbone"])
         values["input"] = settings_from(InputSettings, values["input"])
@@ -108,7 +109,7 @@ class ModelCard:
         }
         own = {paths.JOINT, *map(paths.product_file, values["products"])}
         if foreign := {product.file for product in values["products"].values()} - own:
-            raise ValueError(f"model.json names files that are not its products': {foreign}")
+            raise UserError(f"model.json names files that are not its products': {foreign}")
         return cls(**values)
 
     def new_backbone(self, state: Mapping[str, Tensor], device: str = "cpu") -> Backbone:
@@ -184,12 +185,12 @@ def read_card(location: str) -> ModelCard:
         raise FileNotFoundError(f"{message}; make one with python -m jobs.fit") from None
     card = ModelCard.from_json(content)
     if content.get("model_id") != identity(content):
-        raise ValueError(f"{location}: model.json was changed after it was written (id differs)")
+        raise UserError(f"{location}: model.json was changed after it was written (id differs)")
     return replace(card, written_id=content["model_id"])
 
 
 def read_model(location: str) -> Model:
-    """A model with its tensors, each checked against its hash. Raises ValueError if one differs."""
+    """A model with its tensors, each checked against its hash. Raises UserError if one differs."""
     card = read_card(location)
     detectors = dict(read_detectors(location, card))
     products = {name: detectors[product.file] for name, product in card.products.items()}
@@ -197,7 +198,7 @@ def read_model(location: str) -> Model:
 
 
 def read_backbone(location: str, card: ModelCard) -> dict[str, Tensor]:
-    """A model's backbone, checked. Raises ValueError if it is another one."""
+    """A model's backbone, checked. Raises UserError if it is another one."""
     backbone = load(files.read_bytes(files.join(location, paths.BACKBONE)))
     _check(location, paths.BACKBONE, fingerprint(backbone), card.backbone_sha256)
     return backbone
@@ -208,7 +209,7 @@ def read_detectors(
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """The detectors of some products, or of all, by file, one after the other, checked.
 
-    Raises ValueError if one differs from what the card says.
+    Raises UserError if one differs from what the card says.
     """
     chosen = [name for name in card.products if products is None or name in products]
     by_file: dict[str, list[str]] = {}
@@ -224,4 +225,4 @@ def read_detectors(
 
 def _check(location: str, file: str, found: str, sha256: str) -> None:
     if found != sha256:
-        raise ValueError(f"{location}/{file} does not hold the tensors that model.json names")
+        raise UserError(f"{location}/{file} does not hold the tensors that model.json names")

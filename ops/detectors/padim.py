@@ -15,7 +15,6 @@ from ops.detectors.detector import (
     FitSize,
     Fitted,
     MapSettings,
-    ProgressCallback,
     ResourceEstimate,
     Scores,
     Shape,
@@ -23,8 +22,10 @@ from ops.detectors.detector import (
     finite_rows,
 )
 from ops.distributed import Group
+from ops.errors import UserError
 from ops.features.backbone import Backbone
 from ops.features.moments import Moments, lengths, packed_size
+from ops.progress import ProgressCallback
 from ops.results import anomaly_map
 
 #: Images to a matrix product. They are its columns, so each goes through the same operations,
@@ -193,7 +194,7 @@ class PaDiM(Detector):
         counts = torch.tensor([self._images, self._dropped])
         images, dropped = group.all_reduce(counts).tolist()
         if images == dropped:
-            raise ValueError("there is no good image with finite features to fit on")
+            raise UserError("there is no good image with finite features to fit on")
         assert self._moments
         height, width, dim = self.mean.shape
         ranges = _ranges(height * width, group.size)
@@ -209,7 +210,7 @@ class PaDiM(Detector):
                 factor[first + step : first + step + len(part)] = part
             watch("factor", min(step + _STEP, longest), longest)
         if int(group.all_reduce(broken, "max")):
-            raise ValueError(
+            raise UserError(
                 f"a covariance is not positive definite with --padim.ridge "
                 f"{self.settings.ridge:g}; raise it, or fit on more images than --padim.dim"
             )
@@ -252,7 +253,7 @@ class PaDiM(Detector):
             raise ValueError("this detector is not fitted")
         vectors = self.embed(images)
         if vectors.shape[1:] != self.mean.shape:
-            raise ValueError(
+            raise UserError(
                 f"features are {tuple(vectors.shape[1:])}, but the detector was fitted on "
                 f"{tuple(self.mean.shape)}; score images of the size that it was fitted on"
             )

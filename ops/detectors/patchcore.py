@@ -15,16 +15,17 @@ from ops.detectors.detector import (
     FitSize,
     Fitted,
     MapSettings,
-    ProgressCallback,
     ResourceEstimate,
     Scores,
     TimingProbe,
     finite_rows,
 )
 from ops.distributed import Alone, Group
+from ops.errors import SettingError, UserError
 from ops.features.backbone import Backbone
 from ops.features.patch_features import Embedding, embed
 from ops.features.whitening import Whitening, sample, shared
+from ops.progress import ProgressCallback
 from ops.search.coreset import Coreset, greedy
 from ops.search.distance import squared
 from ops.search.neighbours import SCRATCH, Bank
@@ -68,12 +69,12 @@ class PatchCoreSettings(MapSettings):
     def __post_init__(self) -> None:
         """Refuse what does not go together."""
         if self.metric == "whitened" and self.fit_memory:
-            raise ValueError(
+            raise SettingError(
                 f"fit_memory {self.fit_memory} thins patches before the metric is known; with "
                 "metric = whitened it must be 0: lower input.size or take more workers instead"
             )
         if self.metric == "whitened" and not self.shrinkage > 0:
-            raise ValueError(
+            raise SettingError(
                 f"shrinkage {self.shrinkage} must be above 0: features that never vary have no "
                 "variance to divide by"
             )
@@ -199,7 +200,7 @@ class PatchCore(Detector):
         counts = torch.tensor([n + int(old.get(f, 0)) for n, f in zip(own, _COUNTS, strict=True)])
         images, patches, dropped = group.all_reduce(counts).tolist()
         if not patches:
-            raise ValueError("there is no good image with finite features to fit on")
+            raise UserError("there is no good image with finite features to fit on")
         self._shard.close()
         if self._whitens:
             self._whiten(group)
@@ -243,7 +244,7 @@ class PatchCore(Detector):
     def _whiten(self, group: Group) -> None:
         """Whiten and project what the shard holds, as a grown model did or by a sample. Collective.
 
-        Raises ValueError on every rank if the sample does not vary.
+        Raises UserError on every rank if the sample does not vary.
         """
         width, _ = self._widths(group)
         found = shared(self._whitening, width, group)

@@ -12,6 +12,7 @@ from ops.detectors.padim import PaDiM
 from ops.detectors.patchcore import PatchCore
 from ops.detectors.spade import Spade
 from ops.detectors.ssnf import Ssnf
+from ops.errors import SettingError
 
 DETECTORS: dict[str, type[Detector]] = {
     method.name: method
@@ -20,7 +21,7 @@ DETECTORS: dict[str, type[Detector]] = {
 
 
 def detector_class(name: str) -> type[Detector]:
-    """A detector's class. Raises ValueError that lists the known names."""
+    """A detector's class. Raises SettingError that lists the known names."""
     if name not in DETECTORS:
-        raise ValueError(f"unknown method {name!r}; known: {', '.join(DETECTORS)}")
+        raise SettingError(f"unknown method {name!r}; known: {', '.join(DETECTORS)}")
     return DETECTORS[name]

@@ -23,12 +23,13 @@ from ops.detectors.detector import (
     FitSize,
     Fitted,
     MapSettings,
-    ProgressCallback,
     ResourceEstimate,
     Scores,
 )
 from ops.distributed import Group
+from ops.errors import SettingError, UserError
 from ops.features.backbone import Backbone
+from ops.progress import ProgressCallback
 from ops.search.distance import squared
 from ops.search.gallery import SCRATCH, Positions, finest
 
@@ -53,9 +54,9 @@ class SpadeSettings(MapSettings):
         """Refuse what cannot be compared with."""
         for name in ("retrieved", "nearest"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
+                raise SettingError(f"{name} {getattr(self, name)} must be at least 1")
         if self.pyramid not in {"levels", "concat"}:
-            raise ValueError(f"pyramid {self.pyramid!r} must be levels or concat")
+            raise SettingError(f"pyramid {self.pyramid!r} must be levels or concat")
 
 
 class Spade(Detector):
@@ -142,7 +143,7 @@ class Spade(Detector):
         rows = torch.tensor(sorted(self._kept), dtype=torch.int64)
         order = torch.cat(group.all_gather(rows)).sort().values
         if not len(order):
-            raise ValueError("there is no good image with finite features to fit on")
+            raise UserError("there is no good image with finite features to fit on")
         shapes = self._shapes(group)
         kinds = [torch.float32] + [self._kind] * (len(shapes) - 1)
         merged = [

@@ -20,7 +20,6 @@ from ops.detectors.detector import (
     Checkpoint,
     FitSize,
     Fitted,
-    ProgressCallback,
     ResourceEstimate,
     TimingProbe,
 )
@@ -29,6 +28,7 @@ from ops.detectors.trained import from_sixteen
 from ops.distributed import Group
 from ops.features.backbone import Backbone
 from ops.flows.subnets import Draws, Subnet, stack
+from ops.progress import ProgressCallback
 from ops.storage.paths import SYNTHETIC
 
 T = TypeVar("T")

@@ -17,11 +17,12 @@ from ops.detectors.detector import (
     Detector,
     Fitted,
     MapSettings,
-    ProgressCallback,
     Scores,
 )
 from ops.distributed import Group
+from ops.errors import UserError
 from ops.features.backbone import Backbone
+from ops.progress import ProgressCallback
 
 #: Images whose maps say what maps of good images look like.
 _PROBES = 4
@@ -160,7 +161,7 @@ class Trained(Detector):
         rows = torch.cat(group.all_gather(torch.tensor(sorted(self._samples), dtype=torch.int64)))
         rows = rows.sort().values
         if not len(rows):
-            raise ValueError("there is no good image with finite features to fit on")
+            raise UserError("there is no good image with finite features to fit on")
         counts = group.all_reduce(torch.tensor([self._images, self._dropped])).tolist()
         height, width = group.all_reduce(torch.tensor(self._size), "max").tolist()
         self._size = (height, width)  # a rank without images must know it too
@@ -236,7 +237,7 @@ class Trained(Detector):
         mean = float(group.all_reduce(total)) / len(rows)
         if not math.isfinite(mean):
             told = f"the loss of epoch {epoch + 1} is {mean}"
-            raise ValueError(f"{told}; lower the method's lr, which is {self.settings.lr}")
+            raise UserError(f"{told}; lower the method's lr, which is {self.settings.lr}")
         return mean
 
     def finish(self, group: Group) -> None:

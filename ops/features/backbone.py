@@ -12,6 +12,7 @@ import torchvision
 from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
+from ops.errors import SettingError
 from ops.features.weights import fingerprint, load_weights
 
 _MEAN = (0.485, 0.456, 0.406)
@@ -60,7 +61,7 @@ class Backbone(nn.Module):
         known = get_graph_node_names(network)[1]
         for layer in layers:
             if not any(node == layer or node.startswith(f"{layer}.") for node in known):
-                raise ValueError(
+                raise SettingError(
                     f"{settings.name} has no layer {layer!r}; known: {', '.join(known[1:-1])}"
                 )
         self.layers = layers
@@ -119,7 +120,7 @@ class Backbone(nn.Module):
         out = self._network(images.contiguous(memory_format=torch.channels_last))
         for layer in self.layers:
             if out[layer].dim() != 4:
-                raise ValueError(
+                raise SettingError(
                     f"layer {layer!r} of {self.settings.name} gives {tuple(out[layer].shape[1:])} "
                     "per image; choose layers that give maps (channels, height, width)"
                 )

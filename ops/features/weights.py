@@ -11,6 +11,7 @@ import torch
 import torchvision
 from safetensors.torch import load
 
+from ops.errors import UserError
 from ops.storage import files
 
 
@@ -20,7 +21,7 @@ def load_weights(spec: str, name: str, seed: int) -> dict[str, torch.Tensor]:
     `spec` is `random`, a weights name of torchvision's (fetched and hash-checked by it), or a path
     or URI of a `.safetensors` or `.pth` file, of which only tensors are read, never code.
     Raises FileNotFoundError if it is none of these, ConnectionError if torchvision cannot fetch
-    them, ValueError if a file holds anything else.
+    them, UserError if a file holds anything else.
     """
     if spec == "random":
         with torch.random.fork_rng(devices=[]):
@@ -47,7 +48,7 @@ def load_weights(spec: str, name: str, seed: int) -> dict[str, torch.Tensor]:
             return load(data)
         return dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
     except Exception as error:  # each form has its own
-        raise ValueError(
+        raise UserError(
             f"weights {spec!r} cannot be read as tensors ({type(error).__name__}); a state dict is "
             "needed, as .safetensors, or as a .pth file that holds tensors and nothing else"
         ) from None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ops.distributed import Group
+from ops.errors import UserError
 
 #: Vectors that mean and covariance are taken of, at most: 28 for each of 1,792 dimensions, and
 #: neither the work nor what workers send each other grows with the images any further.
@@ -57,14 +58,14 @@ class Whitening(NamedTuple):
 def shared(own: Whitening | None, width: int, group: Group) -> Whitening | None:
     """The one that a rank has, on every rank; None if none has one. Collective.
 
-    Raises ValueError on every rank if its vectors were all alike.
+    Raises UserError on every rank if its vectors were all alike.
     """
     rows = torch.empty(0, width) if own is None else torch.vstack(own)
     rows = torch.cat(group.all_gather(rows))
     if not len(rows):
         return None
     if not bool(torch.isfinite(rows).all()):
-        raise ValueError(
+        raise UserError(
             "the good patches are all alike, so nothing says how to whiten; set metric = euclidean"
         )
     return Whitening(rows[0].clone(), rows[1:].clone())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ops.detectors.detector import Shape
+from ops.errors import SettingError
 from ops.flows.vector_flow import seeded
 
 #: How a coupling mixes channels: soft by a random rotation, hard by a random permutation. To draw
@@ -125,11 +126,11 @@ def perceptron(inputs: int, outputs: int) -> nn.Module:
 def position_codes(size: int, height: int, width: int) -> Tensor:
     """Sines and cosines of column, then of row, at falling frequencies: (height * width, size).
 
-    The code of Vaswani et al. 2017 for either coordinate, side by side. Raises ValueError unless
+    The code of Vaswani et al. 2017 for either coordinate, side by side. Raises SettingError unless
     four divide `size`.
     """
     if size % 4:
-        raise ValueError(
+        raise SettingError(
             f"a position code of {size} numbers cannot be halved twice; give a multiple of 4"
         )
     half = size // 2

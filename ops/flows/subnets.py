@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from ops.errors import SettingError
+
 #: (channels in, channels out) -> a network from maps (n, in, h, w) to maps (n, out, h, w).
 Subnet = Callable[[int, int], nn.Module]
 
@@ -35,12 +37,12 @@ def stack(layers: Sequence[str], hidden: int, heads: int, dropout: float, draws:
     """1 x 1 convolution, residual `conv` and `attn` layers in any order, 1 x 1 convolution.
 
     SSNF (Chiu 2022), whose subnets have no other non-linearity than the softmax of the attention.
-    Raises ValueError if a layer is unknown or the heads cannot share the channels.
+    Raises SettingError if a layer is unknown or the heads cannot share the channels.
     """
     if unknown := sorted(set(layers) - {"conv", "attn"}):
-        raise ValueError(f"unknown layers {unknown} of a subnet; known: conv, attn")
+        raise SettingError(f"unknown layers {unknown} of a subnet; known: conv, attn")
     if hidden % (2 * heads):
-        raise ValueError(f"hidden {hidden} must be a multiple of twice the {heads} heads")
+        raise SettingError(f"hidden {hidden} must be a multiple of twice the {heads} heads")
 
     def layer(kind: str) -> nn.Module:
         if kind == "conv":

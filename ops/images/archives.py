@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ops.errors import UserError
 from ops.storage import files, uris
 
 IMAGE_SUFFIXES = (
@@ -80,7 +81,7 @@ def is_damage(error: Exception) -> bool:
     if isinstance(error, OSError):  # bz2 and Parquet raise bare ones, file systems give a number
         return isinstance(error, gzip.BadGzipFile) or (type(error) is OSError and not error.errno)
     damage = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError)
-    return isinstance(error, (*damage, pa.ArrowException, ValueError))
+    return isinstance(error, (*damage, pa.ArrowException, ValueError, UserError))
 
 
 def raise_unless_damage(error: Exception) -> None:
@@ -148,13 +149,13 @@ def _parquet(location: str, item: files.Stored) -> Iterator[Entry]:
 
 
 def bytes_column(schema: pa.Schema) -> str:
-    """The dotted name of the column that holds image files. Raises ValueError if there is none."""
+    """The dotted name of the column that holds image files. Raises UserError if there is none."""
     for field in schema:
         if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type):
             return str(field.name)
         if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
             return f"{field.name}.bytes"
-    raise ValueError(f"no column of bytes among {schema.names}; one must hold the image files")
+    raise UserError(f"no column of bytes among {schema.names}; one must hold the image files")
 
 
 def _name_column(schema: pa.Schema) -> str | None:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ops.errors import SettingError
 from ops.images import jpeg
 from ops.images.failure import Failure
 
@@ -41,7 +42,7 @@ class DecodeSettings:
 
     def __post_init__(self) -> None:
         if self.bit_depth is not None and not 9 <= self.bit_depth <= 16:
-            raise ValueError(f"bit_depth {self.bit_depth} must lie between 9 and 16")
+            raise SettingError(f"bit_depth {self.bit_depth} must lie between 9 and 16")
 
 
 class Picture(NamedTuple):

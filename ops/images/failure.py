@@ -19,10 +19,6 @@ STATUSES: dict[str, str] = {
 PASSING = ("missing", "forbidden", "unavailable", "crashed_worker")
 
 
-class RunError(RuntimeError):
-    """A run that cannot end as it promised; people can mend the cause and start it again."""
-
-
 class Failure(Exception):
     """Why one image has no score: a status of `STATUSES` and a sentence for people."""
 

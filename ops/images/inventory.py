@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ops.errors import UserError
 from ops.images import archives
 from ops.images.layouts import PathParser
 from ops.storage import files, uris
@@ -125,7 +126,7 @@ class Inventory:
         with files.open_read(location) as file, pq.ParquetFile(file) as table:
             missing = set(SCHEMA.names) - set(table.schema_arrow.names)
             if missing:
-                raise ValueError(
+                raise UserError(
                     f"{location} is no inventory: it lacks the columns {sorted(missing)}; "
                     "make one with python -m jobs.inventory"
                 )

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from ops.errors import SettingError
+
 FIELDS = ("product", "split", "label", "defect", "name", "stem", "clip", "frame")
 GOOD = frozenset({"good", "ok", "free", "normal", "0"})
 _SPLITS = {"training": "train", "testing": "test"}
@@ -21,15 +23,17 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     A field or `*` matches within one folder level, `**/` any number of levels; `{stem}` is the
     name without its last suffix, matched as `{stem}.*` or with an ending of its own; `{frame}` is
     digits alone.
-    Raises ValueError for an unknown or repeated field.
+    Raises SettingError for an unknown or repeated field.
     """
     out, seen = [], set[str]()
     for name, deep, star, literal, stray in _TOKEN.findall(pattern):
         if stray or (name and name not in FIELDS):
             known = ", ".join(f"{{{known}}}" for known in FIELDS)
-            raise ValueError(f"pattern {pattern!r}: {name or stray!r} is no field; known: {known}")
+            raise SettingError(
+                f"pattern {pattern!r}: {name or stray!r} is no field; known: {known}"
+            )
         if name in seen:
-            raise ValueError(f"pattern {pattern!r}: {{{name}}} stands in it twice")
+            raise SettingError(f"pattern {pattern!r}: {{{name}}} stands in it twice")
         if name:
             seen.add(name)
             out.append(f"(?P<{name}>{'[0-9]' if name == 'frame' else '[^/]'}+)")

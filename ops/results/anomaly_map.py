@@ -13,6 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from scipy.ndimage import gaussian_filter1d
 
+from ops.errors import UserError
 from ops.images.resize import Geometry
 
 Map = npt.NDArray[np.float32]
@@ -83,17 +84,17 @@ class Decoded(NamedTuple):
 
 
 def decode(data: bytes) -> Decoded:
-    """Undo `encode`. Raises ValueError if it is no map of ours."""
+    """Undo `encode`. Raises UserError if it is no map of ours."""
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             image.load()
             text, mode = dict(image.info), image.mode
             levels = np.asarray(image, dtype=np.uint16)
     except Exception as error:  # decoders raise whatever a damaged file makes them raise
-        raise ValueError(f"no PNG that can be read ({type(error).__name__}: {error})") from None
+        raise UserError(f"no PNG that can be read ({type(error).__name__}: {error})") from None
     lacking = [name for name in _TEXT if f"nightloupe:{name}" not in text]
     if lacking or mode != "I;16":
-        raise ValueError(f"this PNG is no map: of mode {mode}, its text lacks {lacking}")
+        raise UserError(f"this PNG is no map: of mode {mode}, its text lacks {lacking}")
     offset, scale, geometry, model_id = (text[f"nightloupe:{name}"] for name in _TEXT)
     return Decoded(
         levels,

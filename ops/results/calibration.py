@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ops.errors import SettingError
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -48,6 +50,6 @@ class Calibration:
 
     def _rank(self, false_alarm_rate: float) -> int:
         if not 0 < false_alarm_rate < 1:
-            raise ValueError(f"false alarm rate {false_alarm_rate} must lie between 0 and 1")
+            raise SettingError(f"false alarm rate {false_alarm_rate} must lie between 0 and 1")
         count = len(self.scores)
         return min(count, math.ceil((count + 1) * (1 - false_alarm_rate) - 1e-9))

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ops.distributed import Group
+from ops.errors import UserError
 from ops.search.distance import LARGEST, slack, squared
 from ops.search.quantised import COLUMNS, Products, Quantiser
 
@@ -52,16 +53,13 @@ class Coreset:
     rounds: int = 0
 
 
-ProgressCallback = Callable[[Coreset], None]
-
-
 def greedy(
     points: Tensor,
     ids: Tensor,
     k: int,
     group: Group,
     batch: int = 0,
-    watch: ProgressCallback | None = None,
+    watch: Callable[[Coreset], None] | None = None,
     begun: Coreset | None = None,
     enough: float = 0.0,
 ) -> Coreset:
@@ -82,7 +80,7 @@ def greedy(
     bad = int(not all(short))
     total, bad = group.all_reduce(torch.tensor([len(ids), bad])).tolist()
     if bad:  # known to every rank, so that none is left waiting
-        raise ValueError(
+        raise UserError(
             f"points must be finite and shorter than {LARGEST:.0e}; drop other rows first"
         )
     batch = batch or max(64, 512 // group.size)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ops.distributed import Alone
+from ops.errors import UserError
 from ops.search.coreset import greedy
 
 #: One in so many vectors of a buffer is kept at most: fewer cover worse, more cost more time.
@@ -91,11 +92,11 @@ class BoundedShard(Shard):
         self._kept: list[Tensor] = []  # vectors, projections, ids, gains
 
     def add(self, vectors: Tensor, projected: Tensor, ids: Tensor) -> None:
-        """Take in vectors. Raises ValueError if the memory does not hold two such batches."""
+        """Take in vectors. Raises UserError if the memory does not hold two such batches."""
         room = self._memory // (2 * bytes_each(vectors.shape[1], projected.shape[1]))
         if room < len(ids):
             least = 2 * len(ids) * bytes_each(vectors.shape[1], projected.shape[1])
-            raise ValueError(
+            raise UserError(
                 f"{self._memory} bytes do not hold the patches of two images; "
                 f"raise the memory of the method's settings to {least} at least"
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ops.images.failure import RunError
+from ops.errors import RunError, SettingError
 
 
 class TooManyFailures(RunError):
@@ -18,11 +18,11 @@ def max_failures(limit: str, total: int) -> int:
         share = float(text[:-1]) / 100 if text.endswith("%") else None
         value = float(text.removesuffix("%"))
     except ValueError:
-        raise ValueError(
+        raise SettingError(
             f"max_failed {limit!r} is neither a count nor a share such as 5%"
         ) from None
     if share is None and "." in text:
         share = value
     if not 0 <= value < math.inf or (share is not None and share > 1):
-        raise ValueError(f"max_failed {limit!r} must be a count, or a share from 0% to 100%")
+        raise SettingError(f"max_failed {limit!r} must be a count, or a share from 0% to 100%")
     return int(value) if share is None else int(share * total)

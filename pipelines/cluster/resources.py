@@ -16,6 +16,8 @@ import ray
 from ray.data import DataContext
 from ray.util.placement_group import placement_group, remove_placement_group
 
+from ops.errors import UserError
+
 log = logging.getLogger(__name__)
 
 
@@ -73,7 +75,7 @@ class Resources:
         return max(1, int(self.cpus))
 
     def count(self) -> int:
-        """How many workers, such that reading and drawing find room. Raises ValueError if none.
+        """How many workers, such that reading and drawing find room. Raises UserError if none.
 
         A pool of actors that holds every CPU starves the tasks that feed it, for ever.
         """
@@ -83,7 +85,7 @@ class Resources:
             cpus, gpus, fitting = self._fitting()
         wanted = self.workers or max(1, min(fitting, math.floor(fitting * 0.75) or 1))
         if wanted > fitting:
-            raise ValueError(
+            raise UserError(
                 f"{wanted} workers of {self.cpus:g} CPUs and {self.gpus:g} GPUs do not fit beside "
                 f"two readers of {self.reader_cpus:g} into {cpus:g} CPUs and {gpus:g} GPUs; lower "
                 f"--resources.workers to {max(fitting, 0)} or --resources.cpus"

@@ -31,7 +31,7 @@ class SharedModel:
     def read(cls, location: str, products: Collection[str]) -> SharedModel:
         """Store what a model folder holds for some products; one detector in memory at a time.
 
-        Raises ValueError if tensors are not those that the card names.
+        Raises UserError if tensors are not those that the card names.
         """
         card = read_card(location)
         detectors = read_detectors(location, card, products)

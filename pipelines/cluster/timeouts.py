@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from ops.images.failure import RunError
+from ops.errors import RunError
 
 #: A step is tried three times before its images are left out, each time in a process that has to
 #: start; all that must not look like a stall.

@@ -23,13 +23,13 @@ from ops.features.weights import fingerprint
 from ops.images.fetch import FetchSettings
 from ops.images.inventory import Inventory
 from ops.images.read_images import Read
+from ops.progress import ProgressCallback
 from ops.results.anomaly_map import LEVELS, Scale
 from ops.results.calibration import Calibration
 from ops.results.write_maps import Sketched, sheet
 from ops.storage.paths import HELD_OUT, JOINT, Out, picture_file, product_file
 from pipelines.cluster.failure_limit import max_failures
 from pipelines.cluster.isolate import process_isolated
-from pipelines.cluster.progress import ProgressCallback
 from pipelines.cluster.resources import Resources
 from pipelines.cluster.shared_model import SharedModel
 from pipelines.fitting import plan, quarantine

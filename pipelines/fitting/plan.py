@@ -12,6 +12,7 @@ import torch
 
 from ops.detectors.detector import FitSize, ResourceEstimate, Shape
 from ops.detectors.registry import detector_class
+from ops.errors import UserError
 from ops.features.backbone import Backbone
 from ops.images.read_images import Read
 from pipelines.cluster.resources import Resources
@@ -23,7 +24,7 @@ _PROCESS = 3 * 2**28
 _IMAGES = 8  # images that are read and put through the network to be timed
 
 
-class DoesNotFit(ValueError):
+class DoesNotFit(UserError):
     """More memory than the cluster's nodes have."""
 
 

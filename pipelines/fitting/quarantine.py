@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 import ray
 
 from ops.images.read_images import Read
+from ops.progress import ProgressCallback
 from pipelines.cluster.isolate import process_isolated
-from pipelines.cluster.progress import ProgressCallback
 from pipelines.cluster.resources import Resources
 from pipelines.scoring.stream import batches
 

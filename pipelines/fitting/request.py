@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ops.errors import SettingError, UserError
 from ops.features.backbone import BackboneSettings
 from ops.images.decode import DecodeSettings
 from ops.images.fetch import FetchSettings
@@ -56,14 +57,14 @@ class FitRequest:
     def __post_init__(self) -> None:
         """Refuse shares that are none."""
         if not 0 <= self.holdout < 1:
-            raise ValueError(f"holdout {self.holdout} must lie in [0, 1)")
+            raise SettingError(f"holdout {self.holdout} must lie in [0, 1)")
         if self.select.shots < 0:
-            raise ValueError(f"shots {self.select.shots} must be at least 0, which means all")
+            raise SettingError(f"shots {self.select.shots} must be at least 0, which means all")
         if not 0 < self.false_alarm_rate < 1:
-            raise ValueError(f"false_alarm_rate {self.false_alarm_rate} must lie in (0, 1)")
+            raise SettingError(f"false_alarm_rate {self.false_alarm_rate} must lie in (0, 1)")
 
 
-class NothingToFit(ValueError):
+class NothingToFit(UserError):
     """Too few good images that can be read."""
 
 

@@ -18,6 +18,7 @@ from ops.detectors.detector import Detector
 from ops.detectors.registry import detector_class
 from ops.detectors.score_images import to_images
 from ops.distributed import Distributed, Group
+from ops.errors import UserError
 from ops.features.backbone import Backbone
 from ops.images.resize import InputSettings
 from pipelines.cluster.resources import Resources
@@ -101,16 +102,16 @@ def _add_images(name: str, detector: Detector, stream: Stream, group: Group) -> 
 def _fit(name: str, detector: Detector, coordinator: Any, group: Group) -> bool:
     """Collective. False on every rank if there is a verdict against the fit."""
 
-    def watch(stage: str, done: int, of: int) -> None:
+    def watch(stage: str, done: int, total: int, failed: int = 0) -> None:  # noqa: ARG001 - as every one
         if group.rank == 0:
-            coordinator.progress.remote(stage, done, of)
+            coordinator.progress.remote(stage, done, total)
 
     refused = torch.tensor([int(bool(ray.get(coordinator.verdict.remote())))])
     if int(group.all_reduce(refused, "max")):
         return False
     try:
         said = detector.fit(group, watch, DetectorCheckpoint(coordinator, name))
-    except ValueError as error:  # on every rank, as the contract has it
+    except UserError as error:  # on every rank, as the contract has it
         ray.get(coordinator.refuse.remote(f"{name}: {error}"))
         return False
     if group.rank == 0:
@@ -160,7 +161,7 @@ class Stream:
         """What this rank alone finds impossible ends its stream; the vote then ends every rank."""
         try:
             yield
-        except ValueError as error:
+        except UserError as error:
             ray.get(self._coordinator.refuse.remote(f"{name}: {error}"))
             self._next = None
 

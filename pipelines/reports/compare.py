@@ -10,13 +10,14 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from ops.errors import SettingError
+from ops.progress import ProgressCallback
 from ops.results import drift as measures
 from ops.results import plots
 from ops.results.metrics import Floats
 from ops.results.plots import Shift
 from ops.storage import files, parquet
 from ops.storage.paths import Out
-from pipelines.cluster.progress import ProgressCallback
 from pipelines.reports.drift import (
     COUNT,
     DRIFT,
@@ -104,7 +105,7 @@ class CompareSettings:
         """Refuse what leaves nothing to compare."""
         for name, least in (("movers", 0), ("sample", 2), ("pictures", 0)):
             if (value := getattr(self, name)) < least:
-                raise ValueError(f"{name} {value} must be at least {least}")
+                raise SettingError(f"{name} {value} must be at least {least}")
 
 
 class Compared(NamedTuple):

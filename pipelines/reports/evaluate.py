@@ -12,15 +12,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
+from ops.errors import UserError
 from ops.images.decode import DecodeSettings, decode
 from ops.images.failure import Failure
 from ops.images.fetch import FetchSettings, fetch
 from ops.images.resize import InputSettings, binarise, resize_mask
+from ops.progress import ProgressCallback
 from ops.results import anomaly_map, metrics
 from ops.results.metrics import PixelHistogram
 from ops.results.plots import PRO_LIMIT, Separation
 from ops.storage import parquet
-from pipelines.cluster.progress import ProgressCallback
 from pipelines.cluster.resources import Resources
 
 SCHEMA = pa.schema(
@@ -61,7 +62,7 @@ SCHEMA = pa.schema(
 _NO_MEAN = ("oracle_threshold", "threshold")
 
 
-class NothingLabelled(ValueError):
+class NothingLabelled(UserError):
     """No scored image has a label."""
 
 

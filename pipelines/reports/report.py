@@ -20,9 +20,9 @@ from markupsafe import Markup
 
 from ops.images.failure import STATUSES
 from ops.images.fetch import FetchSettings
+from ops.progress import ProgressCallback
 from ops.storage import files
 from ops.storage.paths import Out
-from pipelines.cluster.progress import ProgressCallback
 from pipelines.reports.alerts import drifted
 from pipelines.reports.report_data import Facts, ReportSettings, collect
 from pipelines.reports.report_queries import BINS, Histogram

@@ -8,13 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from ops.errors import SettingError, UserError
 from ops.images.decode import DecodeSettings, Picture, decode
 from ops.images.failure import Failure
 from ops.images.fetch import FetchSettings, fetch
+from ops.progress import ProgressCallback
 from ops.results import anomaly_map, overlays
 from ops.storage import uris
 from ops.storage.paths import Out
-from pipelines.cluster.progress import ProgressCallback
 from pipelines.reports import drift, report_queries
 from pipelines.reports.report_queries import Flips, Histogram, Row
 from pipelines.tables import current_scores, run_records
@@ -40,9 +41,9 @@ class ReportSettings:
         """Refuse what would make a page that no browser shows."""
         for name, least, most in (("parts", 0, 1000), ("thumbnail", 32, 1024)):
             if not least <= (value := getattr(self, name)) <= most:
-                raise ValueError(f"{name} {value} must lie between {least} and {most}")
+                raise SettingError(f"{name} {value} must lie between {least} and {most}")
         if self.price_per_hour is not None and not 0 <= self.price_per_hour < float("inf"):
-            raise ValueError(f"price_per_hour {self.price_per_hour} must be a price")
+            raise SettingError(f"price_per_hour {self.price_per_hour} must be a price")
 
     @property
     def bytes_each(self) -> int:
@@ -142,7 +143,7 @@ def collect(
 ) -> Facts:
     """What there is to say of finished runs of one night and one model, given their records.
 
-    `runs` are in the order of their start. Raises ValueError if jobs.expire took rows of one.
+    `runs` are in the order of their start. Raises UserError if jobs.expire took rows of one.
     """
     for record in runs:
         run_records.check_whole(record)
@@ -204,7 +205,7 @@ def _pictures(
     try:
         location = out.map(row["model_id"], row["image_id"])
         found = anomaly_map.decode(fetch(uris.make(location), None, None, reading))
-    except (Failure, ValueError):
+    except (Failure, UserError):
         return Pictures(whole, "", close_up, "Its map cannot be read any more.")
     overlay = _overlay(found, picture, small, threshold)
     return Pictures(whole, overlays.data_uri(overlay, most), close_up)

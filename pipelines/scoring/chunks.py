@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ops.images.failure import PASSING, RunError
+from ops.errors import RunError
+from ops.images.failure import PASSING
 from ops.images.inventory import Inventory
 from ops.results import score_table
 from ops.storage import files, parquet

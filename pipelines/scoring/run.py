@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ops.errors import SettingError
 from ops.images.fetch import FetchSettings
 from ops.images.inventory import Inventory
 from ops.results.write_maps import Policy
@@ -32,9 +33,9 @@ class ScoreSettings:
     def __post_init__(self) -> None:
         """Refuse what is no policy."""
         if not re.fullmatch(r"none|flagged|all|top:[1-9]\d*", self.maps):
-            raise ValueError(f"maps {self.maps!r} is none of: none, flagged, all, top:K")
+            raise SettingError(f"maps {self.maps!r} is none of: none, flagged, all, top:K")
         if self.chunk_rows < 1:
-            raise ValueError(f"part_rows {self.chunk_rows} must be at least 1")
+            raise SettingError(f"chunk_rows {self.chunk_rows} must be at least 1")
 
     @property
     def top(self) -> int:
@@ -63,9 +64,9 @@ class Run:
 
 
 def check_night(night: str | None) -> None:
-    """Refuse what is no date, before anything starts. Raises ValueError."""
+    """Refuse what is no date, before anything starts. Raises SettingError."""
     if night is not None and not re.fullmatch(r"\d{4}-\d\d-\d\d", night):
-        raise ValueError(f"night {night!r} must be a date such as 2026-11-20")
+        raise SettingError(f"night {night!r} must be a date such as 2026-11-20")
 
 
 def prepare(

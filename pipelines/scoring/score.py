@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 import ray
 
 from ops.images.fetch import FetchSettings
+from ops.progress import ProgressCallback
 from ops.storage import files
 from pipelines.cluster.failure_limit import TooManyFailures, max_failures
 from pipelines.cluster.isolate import process_isolated
-from pipelines.cluster.progress import ProgressCallback
 from pipelines.cluster.resources import Resources
 from pipelines.cluster.timeouts import Stalled
 from pipelines.scoring.chunks import ROWS, BrokenRun, Chunks
@@ -136,8 +136,8 @@ def _fill(
         chunks.keep()
         raise Stalled(
             f"{total - chunks.done} of {total} images have no row yet: {stalled}. The rows scored "
-            "so far are kept: mend the cluster, or raise --resources.stall_timeout, and start the same "
-            "command again"
+            "so far are kept: mend the cluster, or raise --resources.stall_timeout, and start the "
+            "same command again"
         ) from None
     except BaseException:
         chunks.keep()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import duckdb
 
+from ops.errors import UserError
 from ops.images.inventory import Inventory
+from ops.progress import ProgressCallback
 from ops.storage import files, paths
 from ops.storage.paths import Out
-from pipelines.cluster.progress import ProgressCallback
 from pipelines.scoring.run import run_key
 from pipelines.scoring.verify_table import check_table
 from pipelines.scoring.violations import SHOWN, Findings, RunUnderCheck
@@ -98,7 +99,7 @@ def _inventory(subject: RunUnderCheck, found: Findings) -> Inventory | None:
     """The inventory that was scored, if it is still there and as it was."""
     try:
         inventory = Inventory(subject.inventory)
-    except (OSError, ValueError) as error:
+    except (OSError, UserError) as error:
         message = "name a copy of it with --inventory"
         found.add("the inventory that was scored is there", [str(error)], message)
         return None

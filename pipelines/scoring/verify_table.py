@@ -14,13 +14,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ops.detectors.model_folder import ModelCard
+from ops.errors import UserError
 from ops.images.failure import Failure
 from ops.images.fetch import FetchSettings, fetch
 from ops.images.resize import InputSettings, geometry
+from ops.progress import ProgressCallback
 from ops.results import anomaly_map, score_table
 from ops.results.score_table import Rule
 from ops.storage import files
-from pipelines.cluster.progress import ProgressCallback
 from pipelines.scoring.publish import group_rows
 from pipelines.scoring.violations import SHOWN, Findings, RunUnderCheck
 
@@ -123,7 +124,7 @@ def _check_schema(subject: RunUnderCheck, table: pq.ParquetFile, found: Findings
     )
     silent = [column.name for column in schema if not (column.metadata or {}).get(b"meaning")]
     found.add("each column says what it means", silent, subject.again)
-    limit = group_rows(subject.record["settings"]["part_rows"])
+    limit = group_rows(subject.record["settings"]["chunk_rows"])
     sizes = [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)]
     found.add(
         "a row group holds no more rows than a part on record",
@@ -213,7 +214,7 @@ class _Maps:
             read = anomaly_map.decode(fetch(row["map_uri"], None, None, FetchSettings()))
         except Failure as failure:
             return "every map that a row names is there", str(failure)
-        except ValueError as error:
+        except UserError as error:
             return "every map can be decoded", str(error)
         # Of runs that did not record it, the first map tells.
         self._scale = self._scale or read.scale

@@ -12,6 +12,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
+from ops.errors import SettingError
 from ops.results import score_table
 from ops.storage import files, parquet
 from ops.storage.paths import Out
@@ -37,7 +38,7 @@ class Label:
     def at_rate(cls, false_alarm_rate: float, held_out: int) -> Label:
         """The same verdicts as those of `Calibration.threshold` at this rate."""
         if not 0 < false_alarm_rate < 1:
-            raise ValueError(f"false_alarm_rate {false_alarm_rate} must lie between 0 and 1")
+            raise SettingError(f"false_alarm_rate {false_alarm_rate} must lie between 0 and 1")
         return cls(p_value=promised(false_alarm_rate, held_out) + _ROUNDING)
 
 
@@ -84,7 +85,7 @@ def ask(
     labels: Mapping[str, Label] | None = None,
     only: str = "",
 ) -> Iterator[pa.RecordBatch]:
-    """Stream current rows, the highest scores first. Raises ValueError if `where` is no condition.
+    """Stream current rows, the highest scores first. Raises SettingError if `where` is invalid.
 
     `where` is SQL over the columns of the score table, with `labels` (by product) already applied;
     `only` is an inventory, one of `opened`'s `others`: images that it does not list are left out.
@@ -112,7 +113,9 @@ def ask(
     try:
         found = database.sql(question, params=asked).to_arrow_reader(2**16)
     except (duckdb.ParserException, duckdb.BinderException, duckdb.ConversionException) as error:
-        raise ValueError(f"where {where!r} is no condition over the score table: {error}") from None
+        raise SettingError(
+            f"where {where!r} is no condition over the score table: {error}"
+        ) from None
     for batch in found:
         rows = (
             pa.Table.from_batches([batch]).select(score_table.SCHEMA.names).cast(score_table.SCHEMA)

@@ -21,7 +21,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ops.images.failure import RunError
+from ops.errors import RunError
 from ops.storage import files
 from ops.storage.paths import Out
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import duckdb
 import pyarrow as pa
 
+from ops.errors import UserError
 from ops.results import score_table
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
@@ -48,7 +49,7 @@ _MAPS = """
 """
 
 
-class Refused(ValueError):
+class Refused(UserError):
     """What to remove is not clear, so nothing is."""
 
 

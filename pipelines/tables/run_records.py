@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ops.errors import UserError
 from ops.storage import files
 from ops.storage.paths import Out
 
@@ -12,7 +13,7 @@ from ops.storage.paths import Out
 def finished(out: Out, run_id: str = "") -> dict[str, Any]:
     """The record of a finished run; without a name, of the one that started last.
 
-    Raises FileNotFoundError if there is no such run, ValueError if it is not finished.
+    Raises FileNotFoundError if there is no such run, UserError if it is not finished.
     """
     if not run_id:
         return latest(out, 1)[0]
@@ -20,7 +21,7 @@ def finished(out: Out, run_id: str = "") -> dict[str, Any]:
         raise FileNotFoundError(f"{out.root} holds no run {run_id}; its runs lie in {out.runs()}")
     record: dict[str, Any] = files.read_json(out.run(run_id))
     if not record.get("totals"):
-        raise ValueError(f"run {run_id} is not finished; start its jobs.score command again")
+        raise UserError(f"run {run_id} is not finished; start its jobs.score command again")
     return record
 
 
@@ -59,9 +60,9 @@ def _done(out: Out) -> list[dict[str, Any]]:
 
 
 def check_whole(record: Mapping[str, Any]) -> None:
-    """Raises ValueError if jobs.expire took rows of a run: what is left is no fair sample."""
+    """Raises UserError if jobs.expire took rows of a run: what is left is no fair sample."""
     if expired := record.get("expired"):
-        raise ValueError(
+        raise UserError(
             f"of run {record['run_id']} jobs.expire left {expired['rows']} rows at "
             f"{expired['at']}, those that no later night replaced; take a night that was not let go"
         )

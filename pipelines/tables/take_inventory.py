@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
+from ops.errors import UserError
 from ops.images.inventory import LISTED, SCHEMA, Tally, listed
 from ops.images.layouts import PathParser, split_named
+from ops.progress import ProgressCallback
 from ops.storage import parquet
-from pipelines.cluster.progress import ProgressCallback
 from pipelines.tables.database import opened
 
 #: Masks join their images by key; sorting and joining spill to disk where memory ends.
@@ -35,7 +36,7 @@ _SORTED = """
 """
 
 
-class EmptyArchive(ValueError):
+class EmptyArchive(UserError):
     """Nothing to list."""
 
 

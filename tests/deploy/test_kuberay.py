@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from jobs import nightly
-from pipelines.cluster import resources
+from pipelines.cluster import resources as cluster
 from pipelines.cluster.resources import Resources
 from pipelines.fitting import plan
 from tests.conftest import DATA, ROOT
@@ -180,7 +180,7 @@ def resources() -> Resources:
 
 
 def test_the_resources_fit_into_the_largest_cluster_and_wait_for_it(resources, monkeypatch):
-    monkeypatch.setattr(resources, "_resources", lambda: cluster_resources("maxReplicas"))
+    monkeypatch.setattr(cluster, "_resources", lambda: cluster_resources("maxReplicas"))
     assert resources.count() == resources.workers == 2
     assert resources.reading(resources.workers) >= 20
     smallest = cluster_resources("minReplicas")

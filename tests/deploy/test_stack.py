@@ -15,6 +15,7 @@ from pathlib import Path
 import boto3
 import pytest
 
+from ops.errors import UserError
 from tests.conftest import ROOT, draw_archive, forget_s3, tiny_fit
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -180,7 +181,7 @@ def is_loopback(host: str) -> bool:
     """Of an address as `ss` prints it, such as 127.0.0.1, * or [::ffff:127.0.0.1]."""
     try:
         found = ipaddress.ip_address(host.strip("[]"))
-    except ValueError:
+    except UserError:
         return False
     return (getattr(found, "ipv4_mapped", None) or found).is_loopback
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 
+from ops.errors import UserError
 from tests import pictures
 
 
@@ -83,7 +84,7 @@ def _frame(data: bytes) -> int:
         if chunk[1] in {0xC0, 0xC1, 0xC2}:
             return at
         at += len(chunk)
-    raise ValueError("a JPEG without a frame")
+    raise UserError("a JPEG without a frame")
 
 
 def _riff(data: bytes) -> list[bytes]:

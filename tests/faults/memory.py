@@ -55,7 +55,7 @@ def score(folder: Path, inventory: Inventory) -> list[Sample]:
     """The job, watched."""
     write_model(str(folder / "model"), tiny_model("part"))
     words = ["--inventory", inventory.location, "--model", str(folder / "model")]
-    words += ["--out", str(folder / "out"), "--maps", "none", "--part-rows", str(PART), *SLOTS]
+    words += ["--out", str(folder / "out"), "--maps", "none", "--chunk-rows", str(PART), *SLOTS]
     environment = os.environ | LOOPBACK_ONLY | {"RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
     environment.pop("RAY_ADDRESS", None)
     job = subprocess.Popen(

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from ops.detectors.model_folder import read_model, write_model
+from ops.errors import UserError
 from ops.features.backbone import Backbone, BackboneSettings
 from ops.features.weights import load_weights
 from ops.images.fetch import FetchSettings
@@ -88,7 +89,7 @@ def test_weights_that_would_run_code_are_refused_under_any_name(tmp_path, name, 
         file.write_bytes(pickle.dumps(trap, protocol=2))
     else:
         torch.save({"a": trap}, file, _use_new_zipfile_serialization=form == "zip")
-    with pytest.raises(ValueError, match="cannot be read as tensors"):
+    with pytest.raises(UserError, match="cannot be read as tensors"):
         load_weights(str(file), "squeezenet1_1", 0)
     assert os.listdir(tmp_path) == [name]
     pickle.loads(pickle.dumps(trap))

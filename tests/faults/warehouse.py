@@ -49,7 +49,7 @@ class Warehouse:
     def words(self, out: str, *more: str) -> list[str]:
         """What jobs.score is told."""
         words = ["--inventory", self.listed, "--model", self.model, "--out", out]
-        return [*words, "--part-rows", str(self.chunk_rows), "--resources.batch", "50", *more]
+        return [*words, "--chunk-rows", str(self.chunk_rows), "--resources.batch", "50", *more]
 
 
 def build(root: str, images: int) -> Warehouse:

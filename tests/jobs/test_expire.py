@@ -23,7 +23,7 @@ def test_it_says_what_would_go_and_removes_only_when_told(leave, tmp_path):
 @pytest.mark.parametrize("words", [[], ["--keep-nights", "0"]])
 def test_how_many_nights_stay_must_be_said(leave, words):
     code, _, err = leave("expire", *words)
-    assert code == 1
+    assert code == 2
     assert err.startswith("error: ")
 
 

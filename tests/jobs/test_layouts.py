@@ -11,6 +11,7 @@ from PIL import Image
 
 from jobs.cli import sources
 from jobs.cli.console import Progress
+from ops.errors import UserError
 from ops.images.decode import decode
 from ops.images.fetch import fetch
 from ops.images.layouts import LAYOUTS
@@ -195,7 +196,7 @@ def test_a_tar_of_a_data_set_is_listed_alike(layout, tmp_path):
 def test_the_published_archive_of_visa_needs_its_list(tmp_path):
     names = [name for name in TREES["visa-raw"][0] if not name.endswith("1cls.csv")]
     archive = draw(tmp_path / "VisA", names)
-    with pytest.raises(ValueError, match=r"splits by split_csv/1cls\.csv.* --train-names FILE"):
+    with pytest.raises(UserError, match=r"splits by split_csv/1cls\.csv.* --train-names FILE"):
         rows_of(archive, "visa-raw", tmp_path / "i.parquet")
     (tmp_path / "list.csv").write_text(VISA_SPLIT)
     rows = rows_of(

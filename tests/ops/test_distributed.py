@@ -6,6 +6,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from ops.distributed import Alone, Distributed
+from ops.errors import UserError
 from tests.ops.threads import together
 
 
@@ -114,10 +115,10 @@ def test_threads_keep_the_same_contract():
 def test_an_error_on_one_rank_ends_the_others():
     def fails(group):
         if group.rank == 1:
-            raise ValueError("rank 1")
+            raise UserError("rank 1")
         return group.all_gather(torch.zeros(1))
 
-    with pytest.raises(ValueError, match="rank 1"):
+    with pytest.raises(UserError, match="rank 1"):
         together(3, fails)
     assert threading.active_count() < 20
 

@@ -25,6 +25,7 @@ from ops.detectors.glance.score_windows import Grid, inconsistencies, scores, sp
 from ops.detectors.glance.training_patches import moments, patch_of, scene_of, snippets_of, stacked
 from ops.detectors.trained import Stage, Trained, TrainingSettings, from_sixteen, to_sixteen
 from ops.distributed import Alone, Group
+from ops.errors import SettingError
 from ops.features.backbone import Backbone
 
 #: Of s_IAD on probes, what counts as 1.
@@ -82,7 +83,7 @@ class GlanceSettings(TrainingSettings):
     def __post_init__(self) -> None:
         """Refuse what does not go together."""
         if self.patch % self.stride:
-            raise ValueError(f"stride {self.stride} must divide patch {self.patch}")
+            raise SettingError(f"stride {self.stride} must divide patch {self.patch}")
 
     @property
     def grid(self) -> Grid:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ops.distributed import Alone, Group
+from ops.errors import UserError
 from ops.features.backbone import Backbone
 
 Correlation = Literal["features", "samples", "raw"]
@@ -111,11 +112,11 @@ def taught(teacher: Backbone, patches: Tensor) -> Tensor:
 
 
 def channels_taught(teacher: Backbone, patch: int) -> int:
-    """D. Raises ValueError if the teacher's pools leave nothing of a patch."""
+    """D. Raises UserError if the teacher's pools leave nothing of a patch."""
     try:
         return taught(teacher, torch.zeros(1, 3, patch, patch)).shape[1]
     except RuntimeError as error:
-        raise ValueError(
+        raise UserError(
             f"a patch of {patch} pixels is too small for layers {','.join(teacher.layers)} of "
             f"{teacher.settings.name}; choose a larger --glance.patch or earlier layers"
         ) from error

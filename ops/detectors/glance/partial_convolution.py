@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from ops.errors import UserError
+
 _SLIDING = (nn.Conv2d, nn.MaxPool2d)
 _CELLWISE = (nn.BatchNorm2d, nn.ReLU, nn.Dropout, nn.Identity)
 _SUMS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add)
@@ -138,7 +140,7 @@ def _cellwise(module: nn.Module, features: Tensor) -> Tensor:
 
 
 def check(network: fx.GraphModule, name: str) -> None:
-    """Raises ValueError if pixels cannot be hidden from a network, and names what spreads them."""
+    """Raises UserError if pixels cannot be hidden from a network, and names what spreads them."""
     for node in network.graph.nodes:
         if node.op == "call_module":
             part = network.get_submodule(str(node.target))
@@ -148,7 +150,7 @@ def check(network: fx.GraphModule, name: str) -> None:
         else:
             known, kind = node.op in {"placeholder", "output"}, node.op
         if not known:
-            raise ValueError(
+            raise UserError(
                 f"{name} holds {kind}, from which pixels cannot be hidden; choose a network of "
                 "convolutions, batch norms, ReLUs and max-pools: alexnet, vgg, squeezenet, resnet"
             )

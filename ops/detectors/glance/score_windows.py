@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ops.detectors.glance.global_net import Surroundings, inconsistency
 from ops.detectors.glance.grid_refinement import refined
+from ops.errors import SettingError
 
 #: Windows from one to the next, before any is refined.
 _STEP = 9
@@ -21,9 +22,9 @@ class Grid(NamedTuple):
     stride: int
 
     def count(self, side: int) -> int:
-        """Along a side. Raises ValueError if they do not cover it."""
+        """Along a side. Raises SettingError if they do not cover it."""
         if side < self.patch or side % self.stride:
-            raise ValueError(
+            raise SettingError(
                 f"patches of {self.patch} pixels, {self.stride} apart, do not cover an input of "
                 f"{side} pixels; choose a larger --input.size that --glance.stride divides"
             )

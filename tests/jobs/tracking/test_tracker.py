@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 
 from jobs.tracking.tracker import EXPERIMENT, Record, Tracker, redact
 from ops.detectors.model_folder import read_model
+from ops.errors import UserError
 from ops.storage import files
 from tests.conftest import tiny_model
 from tests.faults.servers import tracker_in
@@ -201,7 +202,7 @@ def test_a_model_that_is_not_in_the_registry_is_said_so(out, tmp_path, uri):
 
 
 def test_what_is_no_models_uri_is_told_the_form(out, tmp_path):
-    with pytest.raises(ValueError, match="neither models:/name@alias nor models:/name/version"):
+    with pytest.raises(UserError, match="neither models:/name@alias nor models:/name/version"):
         Tracker(out).fetch_model("models:/bolts", str(tmp_path))
 
 

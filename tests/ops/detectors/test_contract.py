@@ -10,6 +10,7 @@ from torch import Tensor
 from ops.detectors.detector import Checkpoint, Detector, MapSettings, settings_from
 from ops.detectors.registry import DETECTORS, detector_class
 from ops.distributed import Alone, Group
+from ops.errors import UserError
 from ops.features.backbone import Backbone
 from ops.images.resize import InputSettings, geometry
 from ops.results import anomaly_map
@@ -18,12 +19,12 @@ from tests.ops.threads import together
 
 #: Settings that make a detector small enough for tests; what is not named here stays as it is.
 SMALL = {
-    "patchcore": {"dim": 48, "projection": 12, "ratio": 0.03, "neighbours": 4},
+    "patchcore": {"dim": 48, "projection": 12, "coreset_ratio": 0.03, "neighbours": 4},
     "patchcore whitened": {
         "metric": "whitened",
         "dim": 48,
         "projection": 12,
-        "ratio": 0.03,
+        "coreset_ratio": 0.03,
         "neighbours": 4,
     },
     "differnet": {
@@ -48,12 +49,12 @@ SMALL = {
         "local_epochs": 2,
         "batch": 4,
         "lr": 2e-3,
-        "probes": 1,
+        "validation_images": 1,
         "tolerance": 0.02,
     },
     "padim": {"dim": 24},
     "spade": {"retrieved": 3},
-    "ssnf": {"blocks": 2, "hidden": 4, "heads": 1, "epochs": 1, "batch": 4, "cut": 1e9},
+    "ssnf": {"blocks": 2, "hidden": 4, "heads": 1, "epochs": 1, "batch": 4, "max_nll": 1e9},
 }
 BLOBS = [(20, 40), (45, 18), (32, 32)]
 GOOD = 7
@@ -222,7 +223,7 @@ def test_any_shards_give_the_same_detector_on_every_rank(name, shards, fitted, b
 @every_method
 def test_an_unknown_setting_is_refused_with_the_known(name):
     kind = kind_of(name).Settings
-    with pytest.raises(ValueError, match=r"unknown settings \['rtaio'\].*known: \[.*'sigma'"):
+    with pytest.raises(UserError, match=r"unknown settings \['rtaio'\].*known: \[.*'sigma'"):
         settings_from(kind, {"rtaio": 1})
     assert isinstance(settings_from(kind, {}), MapSettings)
 
@@ -244,9 +245,9 @@ def test_no_gradient_reaches_the_backbone(name, fitted, backbone, unseen):
 
 @every_method
 def test_a_fit_on_nothing_is_refused_on_every_rank(name, backbone):
-    with pytest.raises(ValueError, match="no good image"):
+    with pytest.raises(UserError, match="no good image"):
         fit(new(name, backbone), [], Alone())
-    with pytest.raises(ValueError, match="no good image"):
+    with pytest.raises(UserError, match="no good image"):
         together(2, lambda group: fit(new(name, backbone), [], group))
 
 
@@ -264,5 +265,5 @@ def test_an_image_whose_features_are_no_numbers_spoils_neither_fit_nor_neighbour
 
 
 def test_an_unknown_method_is_refused_with_the_known():
-    with pytest.raises(ValueError, match="unknown method 'patchcroe'; known: patchcore, spade"):
+    with pytest.raises(UserError, match="unknown method 'patchcroe'; known: patchcore, spade"):
         detector_class("patchcroe")

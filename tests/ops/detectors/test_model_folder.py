@@ -17,6 +17,7 @@ from ops.detectors.model_folder import (
 )
 from ops.detectors.patchcore import PatchCore, PatchCoreSettings
 from ops.distributed import Alone
+from ops.errors import UserError
 from ops.features.weights import fingerprint
 from ops.images.decode import DecodeSettings
 from ops.images.resize import InputSettings
@@ -99,7 +100,7 @@ def test_the_id_follows_the_content(model):
     card = model.card
     assert card.model_id == ModelCard.from_json(json.loads(json.dumps(card.to_json()))).model_id
     changes = [
-        {"settings": card.settings | {"ratio": 0.2}},
+        {"settings": card.settings | {"coreset_ratio": 0.2}},
         {"input": InputSettings(size=65)},
         {"decode": DecodeSettings()},
         {"backbone_sha256": "0"},
@@ -175,7 +176,7 @@ def test_a_card_that_was_changed_is_refused(folder, path, value):
         inner = inner[key]
     inner[path[-1]] = value
     files.write_json(file, content)
-    with pytest.raises(ValueError, match="was changed after it was written"):
+    with pytest.raises(UserError, match="was changed after it was written"):
         read_card(folder)
 
 
@@ -184,7 +185,7 @@ def test_a_setting_that_this_version_does_not_know_is_refused_with_the_known(fol
     content = files.read_json(file)
     content["input"]["sise"] = 1
     files.write_json(file, content)
-    with pytest.raises(ValueError, match=r"unknown settings \['sise'\].*'size'"):
+    with pytest.raises(UserError, match=r"unknown settings \['sise'\].*'size'"):
         read_card(folder)
 
 
@@ -195,14 +196,14 @@ def test_a_card_that_names_files_of_others_is_refused_even_under_its_own_id(fold
     content["products"][PRODUCTS[0]]["file"] = file
     content["model_id"] = identity(content)
     files.write_json(place, content)
-    with pytest.raises(ValueError, match="names files that are not its products'"):
+    with pytest.raises(UserError, match="names files that are not its products'"):
         read_model(folder)
 
 
 def test_another_format_is_refused(folder):
     file = files.join(folder, paths.MODEL_CARD)
     files.write_json(file, files.read_json(file) | {"format": "nightloupe model 9"})
-    with pytest.raises(ValueError, match="nightloupe model 9"):
+    with pytest.raises(UserError, match="nightloupe model 9"):
         read_card(folder)
 
 
@@ -213,14 +214,14 @@ def test_tensors_that_were_changed_are_refused(folder, name):
     key = max(tensors, key=lambda k: tensors[k].numel())
     tensors[key].view(-1)[0] += 1
     save_file(tensors, file)
-    with pytest.raises(ValueError, match="does not hold the tensors"):
+    with pytest.raises(UserError, match="does not hold the tensors"):
         read_model(folder)
 
 
 def test_tensors_of_another_product_are_refused(folder):
     tensors = [files.join(folder, paths.product_file(name)) for name in PRODUCTS]
     files.write_bytes(tensors[0], files.read_bytes(tensors[1]))
-    with pytest.raises(ValueError, match="does not hold the tensors"):
+    with pytest.raises(UserError, match="does not hold the tensors"):
         read_model(folder)
 
 

@@ -11,6 +11,7 @@ from scipy.spatial.distance import mahalanobis
 from ops.detectors.detector import Checkpoint, FitSize
 from ops.detectors.padim import PaDiM, PaDiMSettings
 from ops.distributed import Alone
+from ops.errors import UserError
 from ops.results import anomaly_map
 from tests.conftest import ROOT
 from tests.ops.threads import together
@@ -152,7 +153,7 @@ def test_images_with_features_that_are_not_finite_are_left_out_and_counted(backb
     spoilt[3, 0, 0, 0] = torch.inf
     figures = fit(backbone, spoilt).figures
     assert figures == {"images": 5, "dropped_images": 1, "positions": 49, "channels": DIM}
-    with pytest.raises(ValueError, match="no good image"):
+    with pytest.raises(UserError, match="no good image"):
         fit(backbone, images[:2] * torch.nan)
 
 
@@ -160,7 +161,7 @@ def test_a_ridge_that_is_too_small_is_refused_on_every_rank(backbone, images):
     def program(group):
         detector = unfitted(backbone, ridge=0.0)
         detector.add_images(images[:1], torch.arange(1))
-        with pytest.raises(ValueError, match=r"positive definite with --padim\.ridge 0;.* raise"):
+        with pytest.raises(UserError, match=r"positive definite with --padim\.ridge 0;.* raise"):
             detector.fit(group, lambda *_: None, Checkpoint())
 
     together(2, program)
@@ -168,7 +169,7 @@ def test_a_ridge_that_is_too_small_is_refused_on_every_rank(backbone, images):
 
 def test_images_of_another_size_are_refused(backbone, images):
     detector = fit(backbone, images[:2])
-    with pytest.raises(ValueError, match=r"\(15, 15, 40\).*fitted on \(7, 7, 40\)"):
+    with pytest.raises(UserError, match=r"\(15, 15, 40\).*fitted on \(7, 7, 40\)"):
         detector.score(torch.zeros(1, 3, 64, 64))
     with pytest.raises(ValueError, match="not fitted"):
         unfitted(backbone).score(images)
@@ -234,7 +235,7 @@ backbone = Backbone(BackboneSettings("squeezenet1_1", "features.3,features.6", "
 detector = PaDiM(PaDiMSettings(dim=100), backbone)
 generator = torch.Generator().manual_seed(0)
 for start in range(0, int(sys.argv[1]), 10):
-    detector.gather(torch.rand(10, 3, 112, 112, generator=generator), torch.arange(10))
+    detector.add_images(torch.rand(10, 3, 112, 112, generator=generator), torch.arange(10))
     detector.share(Alone())
 detector.fit(Alone(), lambda *_: None, Notes())
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

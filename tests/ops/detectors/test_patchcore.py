@@ -11,11 +11,12 @@ from ops.detectors import patchcore
 from ops.detectors.detector import Checkpoint, FitSize
 from ops.detectors.patchcore import PatchCore, PatchCoreSettings
 from ops.distributed import Alone
+from ops.errors import UserError
 from ops.features import whitening
 from ops.search.patch_store import bytes_each
 from tests.ops.threads import together
 
-SMALL = {"dim": 24, "projection": 0, "ratio": 0.2, "neighbours": 5}
+SMALL = {"dim": 24, "projection": 0, "coreset_ratio": 0.2, "neighbours": 5}
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_the_weight_is_a_tie_breaker(backbone, images):
 
 
 def test_a_bank_of_all_patches_gives_zero_maps_for_its_own_images(backbone, images):
-    detector = fit(backbone, images[:2], ratio=1.0)
+    detector = fit(backbone, images[:2], coreset_ratio=1.0)
     scores = detector.score(images)
     assert (scores.map[:2] == 0).all()
     assert (scores.image[:2] == 0).all()
@@ -73,8 +74,8 @@ def test_a_bank_of_all_patches_gives_zero_maps_for_its_own_images(backbone, imag
 
 def test_a_coreset_is_as_near_as_all_patches_up_to_its_radius(backbone, images):
     """Distances to the bank lie between those to all patches and those plus the radius."""
-    full = fit(backbone, images[:2], ratio=1.0).score(images[2:]).map
-    detector = fit(backbone, images[:2], ratio=0.1)
+    full = fit(backbone, images[:2], coreset_ratio=1.0).score(images[2:]).map
+    detector = fit(backbone, images[:2], coreset_ratio=0.1)
     part = detector.score(images[2:]).map
     assert (part >= full * (1 - 1e-5)).all()
     assert (part <= full + detector.radius * (1 + 1e-5)).all()
@@ -91,7 +92,9 @@ def test_the_bank_holds_unprojected_patches(backbone, images):
     ("ratio", "cap", "expected"), [(0.1, 20_000, 19), (0.1, 7, 7), (1e-9, 9, 1)]
 )
 def test_ratio_and_cap_decide_the_size_of_the_bank(backbone, images, ratio, cap, expected):
-    detector = fit(backbone, images, ratio=ratio, cap=cap)  # 4 images of 7 x 7 patches
+    detector = fit(
+        backbone, images, coreset_ratio=ratio, max_bank_size=cap
+    )  # 4 images of 7 x 7 patches
     assert len(detector.bank) == expected
     assert detector.figures["patches"] == 196
     assert detector.figures["bank"] == expected
@@ -104,16 +107,16 @@ def test_a_detector_that_is_not_fitted_says_so(backbone, images):
 
 
 def test_the_map_ceiling_is_the_loneliest_of_the_bank(backbone, images):
-    detector = fit(backbone, images, ratio=0.05)
+    detector = fit(backbone, images, coreset_ratio=0.05)
     table = torch.cdist(detector.bank.double(), detector.bank.double())
     table.fill_diagonal_(torch.inf)
     assert detector.map_ceiling() == pytest.approx(float(table.amin(dim=1).max()), rel=1e-4)
 
 
 def test_a_bank_in_bounded_memory_proves_how_good_it_is(backbone, images):
-    whole = fit(backbone, images, ratio=0.05)
+    whole = fit(backbone, images, coreset_ratio=0.05)
     memory = 2 * 50 * bytes_each(24, 24)
-    bounded = fit(backbone, images, ratio=0.05, memory=memory)
+    bounded = fit(backbone, images, coreset_ratio=0.05, fit_memory=memory)
     table = torch.cdist(patches(bounded, images).flatten(0, 1), bounded.bank.double())
     figures = bounded.figures
     assert figures["bank"] == whole.figures["bank"]
@@ -142,7 +145,7 @@ def test_its_demand_is_what_a_fit_then_finds(backbone, images):
 
 
 def test_a_grown_bank_covers_old_and_new_patches(backbone, images):
-    old = fit(backbone, images[:2], ratio=0.1)
+    old = fit(backbone, images[:2], coreset_ratio=0.1)
     grown = PatchCore(old.settings, backbone)
     grown.grow(old.state(), old.figures)
     grown.add_images(images[2:], torch.arange(2))
@@ -189,7 +192,7 @@ def test_a_merge_goes_on_from_the_notes_of_one_that_broke(backbone, images):
 
 def test_whitened_scores_are_mahalanobis_distances_in_float64(backbone, images):
     """Whitening comes before the coreset: the pick after the first is the farthest by them."""
-    detector = fit(backbone, images[:3], metric="whitened", shrinkage=0.05, ratio=0.1)
+    detector = fit(backbone, images[:3], metric="whitened", shrinkage=0.05, coreset_ratio=0.1)
     good = patches(detector, images[:3]).flatten(0, 1).numpy()
     covariance = np.cov(good.T)
     covariance += 0.05 * covariance.diagonal().mean() * np.eye(24)
@@ -198,7 +201,7 @@ def test_whitened_scores_are_mahalanobis_distances_in_float64(backbone, images):
     picks = good[[0, *cdist(good[:1], good, "mahalanobis", VI=inverse).argmax(axis=1)]]
     expected = cdist(picks, picks, "mahalanobis", VI=inverse)
     np.testing.assert_allclose(found[:2, :2], expected, rtol=1e-3, atol=1e-5)
-    whole = fit(backbone, images[:3], metric="whitened", shrinkage=0.05, ratio=1.0)
+    whole = fit(backbone, images[:3], metric="whitened", shrinkage=0.05, coreset_ratio=1.0)
     every = patches(detector, images).flatten(0, 1).numpy()
     table = cdist(every, good, "mahalanobis", VI=inverse).min(axis=1)
     maps = whole.score(images).map.flatten().double()
@@ -214,7 +217,9 @@ def test_scores_of_an_affine_copy_of_the_features_are_the_same_when_whitened(bac
         def embed(self, images):
             return super().embed(images) * scale + 3
 
-    settings = PatchCoreSettings(**SMALL | {"ratio": 1.0}, metric="whitened", shrinkage=1e-9)
+    settings = PatchCoreSettings(
+        **SMALL | {"coreset_ratio": 1.0}, metric="whitened", shrinkage=1e-9
+    )
     maps = []
     for kind in (PatchCore, Scaled):
         detector = kind(settings, backbone)
@@ -264,7 +269,7 @@ def test_a_whitened_state_that_lies_anywhere_in_memory_scores_the_same_bits(back
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_whitened_model_that_is_grown_stays_whitened_as_it_was(backbone, images, rank):
-    old = fit(backbone, images[:2], ratio=0.1, metric="whitened")
+    old = fit(backbone, images[:2], coreset_ratio=0.1, metric="whitened")
 
     def program(group):
         grown = PatchCore(old.settings, backbone)
@@ -303,14 +308,14 @@ def test_whitening_takes_its_share_of_the_demand(backbone, images):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"memory": 10**9}, "memory 1000000000 thins .* metric = whitened"),
+        ({"fit_memory": 10**9}, "fit_memory 1000000000 thins .* metric = whitened"),
         ({"shrinkage": 0.0}, "shrinkage 0.0 must be above 0"),
         ({"shrinkage": math.nan}, "shrinkage nan must be above 0"),
     ],
 )
 def test_what_does_not_go_with_whitening_is_refused(settings, said):
     PatchCoreSettings(**settings)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(UserError, match=said):
         PatchCoreSettings(metric="whitened", **settings)
 
 
@@ -321,5 +326,5 @@ def test_patches_that_are_all_alike_are_no_ground_to_whiten_by(backbone, images)
 
     detector = Alike(PatchCoreSettings(**SMALL, metric="whitened"), backbone)
     detector.add_images(images, torch.arange(4))
-    with pytest.raises(ValueError, match="all alike"):
+    with pytest.raises(UserError, match="all alike"):
         detector.fit(Alone(), lambda *_: None, Checkpoint())

@@ -9,6 +9,7 @@ from sklearn.neighbors import NearestNeighbors
 from ops.detectors.detector import Checkpoint, FitSize
 from ops.detectors.spade import Spade, SpadeSettings
 from ops.distributed import Alone
+from ops.errors import UserError
 from ops.features.backbone import Backbone, BackboneSettings
 from tests.ops.threads import together
 
@@ -135,7 +136,7 @@ def test_of_images_at_the_same_distance_the_first_are_retrieved(pyramids, images
 
 @pytest.mark.parametrize("half", [False, True])
 def test_a_grown_gallery_is_that_of_a_fit_on_everything(half, pyramids, images):
-    old = fit(pyramids, images[:3], half=half)
+    old = fit(pyramids, images[:3], float16=half)
 
     def grown(group, shards):
         detector = Spade(old.settings, pyramids)
@@ -146,7 +147,7 @@ def test_a_grown_gallery_is_that_of_a_fit_on_everything(half, pyramids, images):
         figures = detector.fit(group, lambda *_: None, Checkpoint()).figures
         return detector, figures
 
-    whole = fit(pyramids, images, half=half)
+    whole = fit(pyramids, images, float16=half)
     found = [grown(Alone(), [[4, 0, 2, 1, 3]])]
     found += together(3, lambda group: grown(group, [[4], [0, 2], [1, 3]]))
     for detector, figures in found:
@@ -181,7 +182,7 @@ def test_images_that_are_no_numbers_are_left_out_and_counted(pyramids, images):
 
 
 def test_half_the_memory_rounds_what_is_stored_and_nothing_else(pyramids, images):
-    half, whole = (fit(pyramids, images[:5], half=h, retrieved=2) for h in (True, False))
+    half, whole = (fit(pyramids, images[:5], float16=h, retrieved=2) for h in (True, False))
     assert [level.dtype for level in half.levels] == [torch.float16] * 2
     assert all(torch.equal(a, b.half()) for a, b in zip(half.levels, whole.levels, strict=True))
     rounded = Spade(whole.settings, pyramids)
@@ -207,7 +208,7 @@ def test_its_demand_is_what_a_fit_then_finds(half, pyramids, images):
     shapes = [tuple(layer.shape[1:]) for layer in pyramids(images[:1])]
     settings = SpadeSettings(float16=half)
     estimate = Spade.estimate(settings, FitSize(64, shapes, 8, 1))
-    detector = fit(pyramids, images, half=half)
+    detector = fit(pyramids, images, float16=half)
     size = sum(t.numel() * t.element_size() for t in detector.state().values())
     assert estimate.model_bytes == size
     assert estimate.vectors == estimate.kept == sum(t[..., 0].numel() for t in detector.levels)
@@ -220,11 +221,11 @@ def test_its_demand_is_what_a_fit_then_finds(half, pyramids, images):
 
 
 def test_settings_that_compare_with_nothing_are_refused():
-    with pytest.raises(ValueError, match="retrieved 0 must be at least 1"):
+    with pytest.raises(UserError, match="retrieved 0 must be at least 1"):
         SpadeSettings(retrieved=0)
-    with pytest.raises(ValueError, match="nearest -1 must be at least 1"):
+    with pytest.raises(UserError, match="nearest -1 must be at least 1"):
         SpadeSettings(nearest=-1)
-    with pytest.raises(ValueError, match="pyramid 'both' must be levels or concat"):
+    with pytest.raises(UserError, match="pyramid 'both' must be levels or concat"):
         SpadeSettings(pyramid="both")
 
 

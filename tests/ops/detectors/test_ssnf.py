@@ -12,10 +12,11 @@ from ops.detectors.detector import Checkpoint, FitSize
 from ops.detectors.ssnf import Ssnf, SsnfSettings, ahead, gate, shared
 from ops.detectors.trained import to_sixteen
 from ops.distributed import Alone
+from ops.errors import UserError
 from tests.ops.detectors.test_fastflow import kept_bytes
 from tests.ops.threads import together
 
-SMALL = {"blocks": 2, "hidden": 4, "heads": 1, "epochs": 2, "batch": 3, "cut": 1e9}
+SMALL = {"blocks": 2, "hidden": 4, "heads": 1, "epochs": 2, "batch": 3, "max_nll": 1e9}
 INFINITE = float("inf")
 
 
@@ -213,7 +214,7 @@ def test_its_demand_is_what_a_fit_then_takes(backbone, images):
 
 def test_layers_of_a_subnet_are_a_list(backbone):
     assert SsnfSettings(stack="attn, conv,attn").layers == ["attn", "conv", "attn"]
-    with pytest.raises(ValueError, match="unknown layers"):
+    with pytest.raises(UserError, match="unknown layers"):
         SsnfSettings(stack="conv,mlp")
 
 

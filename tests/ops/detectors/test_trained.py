@@ -13,6 +13,7 @@ from ops.detectors.fastflow import FastFlow
 from ops.detectors.ssnf import Ssnf
 from ops.detectors.trained import from_sixteen, to_sixteen
 from ops.distributed import Alone, Group
+from ops.errors import UserError
 from tests.ops.threads import together
 
 SMALL = {
@@ -45,7 +46,7 @@ SMALL = {
         "stack": "conv",
         "epochs": 5,
         "batch": 4,
-        "cut": 1e9,
+        "max_nll": 1e9,
     },
 }
 
@@ -178,7 +179,7 @@ def test_gradients_reach_every_weight(kind, backbone, images):
 
 
 def test_a_loss_that_is_no_number_ends_the_fit_and_names_the_setting(backbone, images):
-    with pytest.raises(ValueError, match=r"the loss of epoch \d+ is (nan|inf); lower .* lr"):
+    with pytest.raises(UserError, match=r"the loss of epoch \d+ is (nan|inf); lower .* lr"):
         gathered(backbone, images, lr=1e12, epochs=20).fit(Alone(), nobody, Checkpoint())
 
 

@@ -7,6 +7,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
+from ops.errors import UserError
 from ops.features.backbone import Backbone, BackboneSettings
 from ops.features.weights import fingerprint, load_weights
 from tests.ops.conftest import TINY
@@ -60,7 +61,7 @@ def test_it_stays_frozen_whatever_a_wrapper_does():
 
 
 def test_an_unknown_layer_is_refused_with_the_known():
-    with pytest.raises(ValueError, match=r"no layer 'layer2'; known: .*features\.3"):
+    with pytest.raises(UserError, match=r"no layer 'layer2'; known: .*features\.3"):
         Backbone(BackboneSettings("squeezenet1_1", "features.3,layer2", "random", 0))
 
 
@@ -104,10 +105,10 @@ class Bomb:
 def test_a_file_that_holds_more_than_tensors_is_refused_and_not_run(tmp_path):
     file = tmp_path / "weights.pth"
     torch.save({"weight": torch.ones(2), "more": Bomb()}, file)
-    with pytest.raises(ValueError, match=r"cannot be read as tensors \(UnpicklingError\)"):
+    with pytest.raises(UserError, match=r"cannot be read as tensors \(UnpicklingError\)"):
         load_weights(str(file), "squeezenet1_1", 0)
     file.write_bytes(pickle.dumps(Bomb(), protocol=2))
-    with pytest.raises(ValueError, match=r"cannot be read as tensors \(UnpicklingError\)"):
+    with pytest.raises(UserError, match=r"cannot be read as tensors \(UnpicklingError\)"):
         load_weights(str(file), "squeezenet1_1", 0)
     assert not Bomb.went_off
 

@@ -7,6 +7,7 @@ from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 
 from ops.distributed import Alone
+from ops.errors import UserError
 from ops.features import whitening
 from ops.features.whitening import Whitening, sample, shared
 from tests.ops.threads import together
@@ -58,7 +59,7 @@ def test_vectors_that_are_all_alike_are_refused_on_every_rank(value):
         alike = torch.full((9, 4), value)
         return shared(Whitening.of([alike], 0.01) if group.rank == 0 else None, 4, group)
 
-    with pytest.raises(ValueError, match=r"all alike.*metric = euclidean"):
+    with pytest.raises(UserError, match=r"all alike.*metric = euclidean"):
         together(2, program)
 
 

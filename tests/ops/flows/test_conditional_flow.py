@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.stats import norm
 
+from ops.errors import UserError
 from ops.flows.conditional_flow import PositionFlows, Positions, position_codes
 from ops.flows.vector_flow import fixed_of
 from tests.ops.conftest import moved
@@ -101,5 +102,5 @@ def test_codes_are_sines_and_cosines_of_column_then_row():
                     expected += [math.sin(angle), math.cos(angle)]
             code = found[row * width + column].tolist()
             assert code == pytest.approx(expected, abs=1e-6)
-    with pytest.raises(ValueError, match="multiple of 4"):
+    with pytest.raises(UserError, match="multiple of 4"):
         position_codes(10, 2, 2)

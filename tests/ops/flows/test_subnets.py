@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from ops.errors import UserError
 from ops.flows.feature_map_flow import MapFlows
 from ops.flows.subnets import Attention, Draws, Dropout, positions, stack
 
@@ -91,7 +92,7 @@ def test_flows_with_attention_have_their_inverse_and_their_volume():
 
 
 def test_what_does_not_go_together_is_refused():
-    with pytest.raises(ValueError, match=r"unknown layers \['mlp'\] of a subnet; known: conv"):
+    with pytest.raises(UserError, match=r"unknown layers \['mlp'\] of a subnet; known: conv"):
         stack(["conv", "mlp"], 8, 2, 0.0, Draws())
-    with pytest.raises(ValueError, match="hidden 10 must be a multiple of twice the 4 heads"):
+    with pytest.raises(UserError, match="hidden 10 must be a multiple of twice the 4 heads"):
         stack(["attn"], 10, 4, 0.0, Draws())

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ops.errors import UserError
 from ops.images.decode import FORMATS, DecodeSettings, Picture, decode
 from ops.images.failure import Failure
 from tests import pictures
@@ -236,7 +237,7 @@ def test_deep_colour_is_read_through_every_filter(channels):
     corner[1:, step:] = raw[:-1, :-step]
     guess = left + above - corner
     near = np.abs(np.stack([left, above, corner]) - guess).argmin(0)
-    paeth = np.select(near, [left, above, corner])
+    paeth = np.choose(near, [left, above, corner])
     filters = [np.zeros_like(raw), left, above, (left + above) // 2, paeth]
     rows = b"".join(
         bytes([y % 5]) + ((raw[y] - filters[y % 5][y]) % 256).astype(np.uint8).tobytes()
@@ -314,7 +315,7 @@ def test_a_pgm_of_twelve_bits_is_scaled_by_the_depth_in_its_header():
 
 @pytest.mark.parametrize("depth", [8, 0, 17])
 def test_a_depth_that_sixteen_bit_files_cannot_have_is_refused(depth):
-    with pytest.raises(ValueError, match="between 9 and 16"):
+    with pytest.raises(UserError, match="between 9 and 16"):
         DecodeSettings(bit_depth=depth)
 
 

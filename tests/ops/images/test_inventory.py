@@ -5,6 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ops.errors import UserError
 from ops.images import archives, inventory
 from ops.images.inventory import SCHEMA, Inventory, Tally, image_id, listed
 from ops.images.layouts import LAYOUTS, Layout, PathParser
@@ -113,7 +114,7 @@ def test_products_are_those_of_its_images(tmp_path):
 
 def test_a_table_that_is_no_inventory_is_refused(tmp_path):
     pq.write_table(pa.table({"uri": ["a"]}), tmp_path / "t.parquet")
-    with pytest.raises(ValueError, match="lacks the columns"):
+    with pytest.raises(UserError, match="lacks the columns"):
         Inventory(str(tmp_path / "t.parquet"))
 
 

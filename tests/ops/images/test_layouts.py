@@ -1,5 +1,6 @@
 import pytest
 
+from ops.errors import UserError
 from ops.images.layouts import LAYOUTS, Layout, PathParser, compile_pattern, train_names
 from tests.conftest import DATA
 
@@ -37,12 +38,12 @@ def test_other_characters_stand_for_themselves():
 
 @pytest.mark.parametrize("pattern", ["{category}/{name}", "{product", "product}/x", "{}/x"])
 def test_an_unknown_field_is_refused_with_the_known(pattern):
-    with pytest.raises(ValueError, match=r"known: \{product\}, \{split\}, \{label\}, \{defect\}"):
+    with pytest.raises(UserError, match=r"known: \{product\}, \{split\}, \{label\}, \{defect\}"):
         compile_pattern(pattern)
 
 
 def test_a_repeated_field_is_refused():
-    with pytest.raises(ValueError, match=r"\{product\} stands in it twice"):
+    with pytest.raises(UserError, match=r"\{product\} stands in it twice"):
         compile_pattern("{product}/{product}/{name}")
 
 

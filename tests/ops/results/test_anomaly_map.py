@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from ops.errors import UserError
 from ops.images.resize import Geometry, InputSettings, geometry
 from ops.results import anomaly_map
 from ops.results.anomaly_map import Scale
@@ -92,7 +93,7 @@ def test_the_first_of_equal_peaks_is_the_peak():
 
 
 def test_a_png_that_is_no_map_is_refused():
-    with pytest.raises(ValueError, match=r"of mode L, its text lacks .*'scale'"):
+    with pytest.raises(UserError, match=r"of mode L, its text lacks .*'scale'"):
         anomaly_map.decode(pictures.encoded(pictures.texture(0)))
 
 
@@ -101,7 +102,7 @@ def test_a_map_cut_short_is_refused(size):
     place = geometry(64, 64, InputSettings(64))
     values = np.random.default_rng(0).random((64, 64)).astype(np.float32)
     data = anomaly_map.encode(values, SCALE, place, "m")
-    with pytest.raises(ValueError, match="no PNG that can be read"):
+    with pytest.raises(UserError, match="no PNG that can be read"):
         anomaly_map.decode(data[:size] if size >= 0 else data[: len(data) // 2])
 
 

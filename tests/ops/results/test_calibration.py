@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from ops.errors import UserError
 from ops.results.calibration import Calibration
 
 SCORES = np.random.default_rng(0).normal(size=99)
@@ -66,7 +67,7 @@ def test_without_held_out_images_nothing_is_known():
 
 @pytest.mark.parametrize("rate", [0, 1, -0.1, 1.5, float("nan")])
 def test_a_rate_that_is_no_share_is_refused(rate):
-    with pytest.raises(ValueError, match="between 0 and 1"):
+    with pytest.raises(UserError, match="between 0 and 1"):
         Calibration.of([1, 2]).threshold(rate)
 
 

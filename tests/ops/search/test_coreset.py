@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ops.distributed import Alone
+from ops.errors import UserError
 from ops.search import quantised
 from ops.search.coreset import Coreset, greedy
 from ops.search.distance import squared
@@ -156,7 +157,7 @@ def test_rounds_are_far_fewer_than_picks_and_are_watched():
 def test_values_that_could_spoil_distances_are_refused(value):
     points = POINTS["gaussian"].clone()
     points[17, 3] = value
-    with pytest.raises(ValueError, match="finite and shorter"):
+    with pytest.raises(UserError, match="finite and shorter"):
         greedy(points, numbered(points), 5, Alone())
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ops.distributed import Alone
+from ops.errors import UserError
 from ops.search.coreset import greedy
 from ops.search.patch_store import BoundedShard, Shard, bytes_each
 
@@ -83,7 +84,5 @@ def test_buffers_end_with_about_the_same_radius_however_different_they_are():
 
 def test_memory_for_less_than_two_images_is_refused_with_what_is_needed():
     shard = BoundedShard(1000)
-    with pytest.raises(
-        ValueError, match=r"1000 bytes do not hold .* two images; raise .* at least"
-    ):
+    with pytest.raises(UserError, match=r"1000 bytes do not hold .* two images; raise .* at least"):
         shard.add(*next(parts()))

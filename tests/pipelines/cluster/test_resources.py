@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from pipelines.cluster import resources
+from ops.errors import UserError
+from pipelines.cluster import resources as cluster_resources
 from pipelines.cluster.resources import Resources
 from tests.conftest import LOOPBACK_ONLY, ROOT
 
@@ -54,14 +55,14 @@ def has(monkeypatch):
     def print_summary(*answers):
         left = list(answers)
         monkeypatch.setattr(
-            resources, "_resources", lambda: left.pop(0) if len(left) > 1 else left[0]
+            cluster_resources, "_resources", lambda: left.pop(0) if len(left) > 1 else left[0]
         )
 
     return print_summary
 
 
 @pytest.mark.parametrize(
-    ("slots", "resources", "workers"),
+    ("resources", "cluster_has", "workers"),
     [
         (Resources(), {"CPU": 8.0}, 5),
         (Resources(), {"CPU": 2.0}, 1),
@@ -70,8 +71,8 @@ def has(monkeypatch):
         (Resources(workers=2, gpus=0.5), {"CPU": 20.0, "GPU": 1.0}, 2),
     ],
 )
-def test_workers_leave_room_for_those_who_read_and_draw(has, resources, resources, workers):
-    has(resources)
+def test_workers_leave_room_for_those_who_read_and_draw(has, resources, cluster_has, workers):
+    has(cluster_has)
     assert resources.count() == workers
 
 
@@ -87,7 +88,7 @@ def test_a_run_may_grow_as_far_as_there_is_room(has, most, detectors, readers):
 
 def test_what_does_not_fit_is_told_with_what_would(has):
     has({"CPU": 4.0})
-    with pytest.raises(ValueError, match=r"4 workers of 1 CPUs .* into 4 CPUs .* to 3 or"):
+    with pytest.raises(UserError, match=r"4 workers of 1 CPUs .* into 4 CPUs .* to 3 or"):
         Resources(workers=4).count()
 
 
@@ -111,7 +112,7 @@ def test_patience_ends_and_leaves_nothing_asked_for(cluster):
 
     before = set(placement_group_table())
     start = time.monotonic()
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(UserError, match="do not fit"):
         Resources(workers=40, wait_for_nodes=0.5).count()
     assert 0.5 <= time.monotonic() - start < 20
     asked = {k: group["state"] for k, group in placement_group_table().items() if k not in before}

@@ -96,7 +96,7 @@ def alone(inventory, asked):
     chosen = split(inventory, asked)
     detector = detector_class(asked.method)(asked.settings, Backbone(asked.backbone))
     images = to_images(Read(asked.input, asked.decode, asked.fetch)(chosen.fit), asked.input, "cpu")
-    detector.gather(images, torch.arange(len(images)))
+    detector.add_images(images, torch.arange(len(images)))
     said = detector.fit(Alone(), nothing, Checkpoint())
     return detector, said
 
@@ -113,7 +113,7 @@ def test_two_workers_of_which_one_died_train_what_one_process_trains(model, inve
 
 
 def test_synthetic_defects_are_the_same_whichever_worker_makes_them(inventory, tmp_path):
-    settings = SsnfSettings(blocks=2, hidden=4, heads=1, epochs=3, batch=4, cut=1e9)
+    settings = SsnfSettings(blocks=2, hidden=4, heads=1, epochs=3, batch=4, max_nll=1e9)
     asked = request(method="ssnf", settings=settings, holdout=0.0)
     found = fit.fit(inventory, asked, SLOTS, nothing)
     detector, said = alone(inventory, asked)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from ops.errors import UserError
 from ops.storage import files, parquet
 from ops.storage.paths import Out
 from pipelines.reports import compare
@@ -225,5 +226,5 @@ def test_of_different_models_p_values_and_ranks_are_compared_not_scores(tmp_path
 
 @pytest.mark.parametrize("setting", [{"movers": -1}, {"sample": 1}, {"pictures": -1}])
 def test_settings_that_leave_nothing_to_compare_are_refused(setting):
-    with pytest.raises(ValueError, match="must be at least"):
+    with pytest.raises(UserError, match="must be at least"):
         CompareSettings(**setting)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ops.errors import UserError
 from ops.images.fetch import FetchSettings
 from ops.storage import files
 from ops.storage.paths import Out
@@ -214,7 +215,7 @@ def test_of_another_model_calls_and_p_values_are_compared_but_no_scores(tmp_path
 
 def test_what_is_left_of_an_expired_run_is_no_report(nights):
     record = run_records.latest(nights[0], 1)[0] | {"expired": {"rows": 3, "at": "2026-12-01"}}
-    with pytest.raises(ValueError, match=r"jobs\.expire left 3 rows"):
+    with pytest.raises(UserError, match=r"jobs\.expire left 3 rows"):
         gathered(nights[0], [record])
 
 
@@ -266,7 +267,7 @@ def test_time_and_cost_are_those_on_record(nights):
     + [{"price_per_hour": price} for price in (-1.0, float("nan"), float("inf"))],
 )
 def test_settings_without_bounds_are_refused(setting):
-    with pytest.raises(ValueError, match="must"):
+    with pytest.raises(UserError, match="must"):
         ReportSettings(**setting)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from ops.errors import UserError
 from ops.images.inventory import image_id
 from ops.results import score_table
 from ops.results.calibration import Calibration
@@ -238,5 +239,5 @@ def test_a_condition_that_is_none_is_quoted(out):
     publish(out, 0, [row("u/1")])
     with current_scores.opened(out) as database:
         for where in ("scre > 1", "score >", "uri = 3 AND", "product::INT = 1"):
-            with pytest.raises(ValueError, match="is no condition over the score table"):
+            with pytest.raises(UserError, match="is no condition over the score table"):
                 list(current_scores.ask(database, MODELS[0], where=where))

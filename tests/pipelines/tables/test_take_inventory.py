@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ops.errors import UserError
 from ops.images.archives import IMAGE_SUFFIXES
 from ops.images.fetch import fetch
 from ops.images.inventory import SCHEMA, Inventory
@@ -184,7 +185,7 @@ def test_slices_of_an_inventory_are_its_rows(archive, tmp_path):
 
 def test_a_table_that_is_no_inventory_is_refused(tmp_path):
     pq.write_table(pa.table({"x": [1]}), tmp_path / "x.parquet")
-    with pytest.raises(ValueError, match="no inventory"):
+    with pytest.raises(UserError, match="no inventory"):
         Inventory(str(tmp_path / "x.parquet"))
 
 

@@ -16,6 +16,7 @@ from ops.detectors.glance.score_windows import Grid, inconsistencies
 from ops.detectors.glance.training_patches import snippets_of
 from ops.detectors.trained import to_sixteen
 from ops.distributed import Alone, Group
+from ops.errors import UserError
 from ops.features.backbone import Backbone
 from tests import pictures
 from tests.ops.detectors.test_trained import Kept, nobody
@@ -206,7 +207,7 @@ def test_snippets_are_alike_on_every_rank_and_never_of_the_stained_image(backbon
 
 
 def test_probes_are_kept_out_of_training(backbone):
-    detector = Glance(replace(SMALL, probes=3), backbone)
+    detector = Glance(replace(SMALL, validation_images=3), backbone)
     rows = torch.arange(100, 150)
     trained = detector.training_rows(rows)
     assert len(detector._aside) == 3
@@ -227,18 +228,18 @@ def test_the_scale_makes_the_inconsistency_of_probes_about_one(whole, backbone, 
 
 
 def test_windows_that_cannot_cover_a_picture_are_refused(backbone, images):
-    with pytest.raises(ValueError, match="stride 5 must divide patch 16"):
+    with pytest.raises(UserError, match="stride 5 must divide patch 16"):
         replace(SMALL, stride=5)
     load = FitSize(60, [(8, 15, 15)], 5, 1, backbone)
-    with pytest.raises(ValueError, match="16 pixels, 8 apart, do not cover an input of 60 pixels"):
+    with pytest.raises(UserError, match="16 pixels, 8 apart, do not cover an input of 60 pixels"):
         Glance.estimate(SMALL, load)
-    with pytest.raises(ValueError, match="do not cover an input of 12 pixels"):
+    with pytest.raises(UserError, match="do not cover an input of 12 pixels"):
         gathered(backbone, images[..., :12, :12])
 
 
 def test_a_patch_too_small_for_its_teacher_is_refused_before_a_fit(backbone):
     load = FitSize(64, [(8, 15, 15)], 5, 1, backbone)
-    with pytest.raises(ValueError, match=r"4 pixels is too small .* of squeezenet1_1; choose a l"):
+    with pytest.raises(UserError, match=r"4 pixels is too small .* of squeezenet1_1; choose a l"):
         Glance.estimate(replace(SMALL, patch=4, stride=4), load)
 
 

@@ -62,23 +62,23 @@ def test_compactness_is_of_correlations_between_dimensions_or_samples():
     assert float(compactness(found, "samples")) == pytest.approx((samples[off] ** 2).mean(), 1e-4)
 
 
-@pytest.mark.parametrize("shares", [[12], [5, 7], [12, 0]], ids=str)
-def test_gradients_of_a_step_are_the_same_on_any_number_of_workers(exchanges):
+@pytest.mark.parametrize("counts", [[12], [5, 7], [12, 0]], ids=str)
+def test_gradients_of_a_step_are_the_same_on_any_number_of_workers(counts):
     patches, taught = noise(12, 3, 16, 16), noise(12, 6)
 
     def program(group: Group):
         module = Distillation(network(16), 5, 6, (1.0, 1.0), "features")
         module.group = group
         initialise(module.decoder, torch.Generator().manual_seed(1))
-        start = sum(exchanges[: group.rank])
-        mine = slice(start, start + exchanges[group.rank])
+        start = sum(counts[: group.rank])
+        mine = slice(start, start + counts[group.rank])
         losses = module.double()(Lesson(patches[mine], taught[mine])).sum() / 12
         losses.backward()
         gradient = group.all_reduce(module.local.last.weight.grad)
         return group.all_reduce(losses.detach()), gradient
 
     (loss, gradient), (expected, whole) = (
-        together(len(exchanges), program)[-1],
+        together(len(counts), program)[-1],
         together(1, _alone)[0],
     )
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)

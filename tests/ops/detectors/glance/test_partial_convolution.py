@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ops.detectors.glance.partial_convolution import Partial, Seen, check, slide
+from ops.errors import UserError
 from ops.features.backbone import Backbone
 
 
@@ -113,5 +114,5 @@ def test_with_nothing_hidden_only_the_border_differs_from_the_network(backbone):
 
 def test_what_spreads_what_is_hidden_is_refused():
     network = fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8)))
-    with pytest.raises(ValueError, match="holds GroupNorm, from which pixels cannot be hidden"):
+    with pytest.raises(UserError, match="holds GroupNorm, from which pixels cannot be hidden"):
         check(network, "it")

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ops.augment.rotation import rotated
-from ops.detectors.detector import FitSize, ResourceEstimate, Shape, TimingProbe
+from ops.detectors.detector import Shape
+from ops.detectors.fit_cost import FitSize, ResourceEstimate, TimingProbe
 from ops.detectors.trained import TrainingSettings
 from ops.detectors.trained_on_features import TrainedOnFeatures
 from ops.distributed import Group

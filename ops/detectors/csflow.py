@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ops.detectors.detector import FitSize, ResourceEstimate, Shape, TimingProbe
+from ops.detectors.detector import Shape
+from ops.detectors.fit_cost import FitSize, ResourceEstimate, TimingProbe
 from ops.detectors.trained import TrainingSettings
 from ops.detectors.trained_on_features import TrainedOnFeatures
 from ops.flows.cross_scale_flow import ScaleFlow

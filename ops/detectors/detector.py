@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from ops.detectors.fit_cost import FitSize, ResourceEstimate, TimingProbe
 from ops.distributed import Group
 from ops.errors import SettingError, UserError
 from ops.features.backbone import Backbone
@@ -35,61 +36,6 @@ class Scores(NamedTuple):
 
     image: Tensor
     map: Tensor
-
-
-@dataclass(frozen=True)
-class FitSize:
-    """What a detector is to be fitted on."""
-
-    size: int
-    """Side of the input in pixels."""
-    layers: list[Shape]
-    """What each layer of the backbone gives for an image: (C, h, w)."""
-    images: int
-    workers: int
-    backbone: Backbone | None = None
-    """The network itself, for a method that trains a copy of it."""
-
-    @property
-    def channels(self) -> int:
-        """Of all layers."""
-        return sum(channels for channels, _, _ in self.layers)
-
-    @property
-    def positions(self) -> int:
-        """Cells of the finest layer, which is the first."""
-        return self.layers[0][1] * self.layers[0][2]
-
-    @property
-    def images_per_worker(self) -> int:
-        """Images of one worker, at most."""
-        return -(-self.images // self.workers)
-
-
-@dataclass(frozen=True)
-class ResourceEstimate:
-    """What the fit of one detector takes, worked out before anything is read."""
-
-    vectors: int
-    """Vectors that its images give."""
-    kept: int
-    """Vectors that the detector keeps of them."""
-    fit_bytes: int
-    """Memory of each worker of the fit, beyond the network's."""
-    score_bytes: int
-    """Memory of each worker that scores, beyond the network's."""
-    model_bytes: int
-    """What the detector adds to the model folder."""
-    remedy: str
-    """Which settings lower the memory."""
-
-
-class TimingProbe(NamedTuple):
-    """A small piece of a fit's work after the images are taken in, to be timed beforehand."""
-
-    work: Callable[[], object]
-    times: float
-    """How often the whole holds it, for each worker."""
 
 
 class Fitted(NamedTuple):

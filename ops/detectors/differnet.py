@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 from ops.augment.rotation import rotated
-from ops.detectors.detector import FitSize, ResourceEstimate, TimingProbe
+from ops.detectors.fit_cost import FitSize, ResourceEstimate, TimingProbe
 from ops.detectors.trained import Trained, TrainingSettings, from_sixteen, to_sixteen
 from ops.distributed import Group
 from ops.errors import SettingError

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from ops.detectors.detector import FitSize, ResourceEstimate, TimingProbe
+from ops.detectors.fit_cost import FitSize, ResourceEstimate, TimingProbe
 from ops.detectors.flow_detector import Cost, FlowDetector, FlowSettings, timing_probe
 from ops.flows.subnets import Subnet, convolutions
 

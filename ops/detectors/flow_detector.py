@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ops.detectors.detector import FitSize, Shape, TimingProbe
+from ops.detectors.detector import Shape
+from ops.detectors.fit_cost import FitSize, TimingProbe
 from ops.detectors.trained import TrainingSettings
 from ops.detectors.trained_on_features import TrainedOnFeatures
 from ops.flows.feature_map_flow import MapFlows, Norm, surprise

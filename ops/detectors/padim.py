@@ -12,15 +12,13 @@ from torch import Tensor
 from ops.detectors.detector import (
     Checkpoint,
     Detector,
-    FitSize,
     Fitted,
     MapSettings,
-    ResourceEstimate,
     Scores,
     Shape,
-    TimingProbe,
     finite_rows,
 )
+from ops.detectors.fit_cost import FitSize, ResourceEstimate, TimingProbe
 from ops.distributed import Group
 from ops.errors import UserError
 from ops.features.backbone import Backbone

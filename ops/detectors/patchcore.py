@@ -9,17 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ops.detectors.detector import (
-    Checkpoint,
-    Detector,
-    FitSize,
-    Fitted,
-    MapSettings,
-    ResourceEstimate,
-    Scores,
-    TimingProbe,
-    finite_rows,
-)
+from ops.detectors.detector import Checkpoint, Detector, Fitted, MapSettings, Scores, finite_rows
+from ops.detectors.fit_cost import FitSize, ResourceEstimate, TimingProbe
 from ops.distributed import Alone, Group
 from ops.errors import SettingError, UserError
 from ops.features.backbone import Backbone

@@ -17,15 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ops.detectors.detector import (
-    Checkpoint,
-    Detector,
-    FitSize,
-    Fitted,
-    MapSettings,
-    ResourceEstimate,
-    Scores,
-)
+from ops.detectors.detector import Checkpoint, Detector, Fitted, MapSettings, Scores
+from ops.detectors.fit_cost import FitSize, ResourceEstimate
 from ops.distributed import Group
 from ops.errors import SettingError, UserError
 from ops.features.backbone import Backbone

@@ -16,13 +16,8 @@ from torchvision.transforms.functional import adjust_sharpness
 
 from ops.augment import synthetic_defects
 from ops.augment.synthetic_defects import Defective, Picture, rules_for
-from ops.detectors.detector import (
-    Checkpoint,
-    FitSize,
-    Fitted,
-    ResourceEstimate,
-    TimingProbe,
-)
+from ops.detectors.detector import Checkpoint, Fitted
+from ops.detectors.fit_cost import FitSize, ResourceEstimate, TimingProbe
 from ops.detectors.flow_detector import Cost, FlowDetector, FlowSettings, timing_probe
 from ops.detectors.trained import from_sixteen
 from ops.distributed import Group

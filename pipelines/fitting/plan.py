@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import ray
 import torch
 
-from ops.detectors.detector import FitSize, ResourceEstimate, Shape
+from ops.detectors.detector import Shape
+from ops.detectors.fit_cost import FitSize, ResourceEstimate
 from ops.detectors.registry import detector_class
 from ops.errors import UserError
 from ops.features.backbone import Backbone

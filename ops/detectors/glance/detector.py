@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ops.detectors.detector import FitSize, ResourceEstimate, TimingProbe
+from ops.detectors.fit_cost import FitSize, ResourceEstimate, TimingProbe
 from ops.detectors.glance.global_net import GlobalNet, Head, Scene, Surroundings
 from ops.detectors.glance.local_net import (
     Correlation,

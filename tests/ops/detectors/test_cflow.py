@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from ops.augment.rotation import rotated
 from ops.detectors.cflow import CFlow, CFlowSettings
-from ops.detectors.detector import Checkpoint, FitSize
+from ops.detectors.detector import Checkpoint
+from ops.detectors.fit_cost import FitSize
 from ops.distributed import Alone
 from ops.flows.conditional_flow import Positions
 from tests.ops.detectors.test_fastflow import kept_bytes

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from ops.detectors.csflow import CsFlow, CsFlowSettings
-from ops.detectors.detector import Checkpoint, FitSize
+from ops.detectors.detector import Checkpoint
+from ops.detectors.fit_cost import FitSize
 from ops.distributed import Alone
 from tests.ops.detectors.test_fastflow import kept_bytes
 

@@ -13,8 +13,9 @@ from sklearn.metrics import roc_auc_score
 from torchvision.transforms.functional import rotate
 
 from ops.augment.rotation import rotated
-from ops.detectors.detector import Checkpoint, FitSize
+from ops.detectors.detector import Checkpoint
 from ops.detectors.differnet import DifferNet, DifferNetSettings
+from ops.detectors.fit_cost import FitSize
 from ops.detectors.trained import to_sixteen
 from ops.distributed import Alone
 

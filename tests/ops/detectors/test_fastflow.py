@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ops.detectors.detector import Checkpoint, FitSize
+from ops.detectors.detector import Checkpoint
 from ops.detectors.fastflow import FastFlow, FastFlowSettings
+from ops.detectors.fit_cost import FitSize
 from ops.distributed import Alone
 from ops.flows.feature_map_flow import MapFlows
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from scipy.spatial.distance import mahalanobis
 
-from ops.detectors.detector import Checkpoint, FitSize
+from ops.detectors.detector import Checkpoint
+from ops.detectors.fit_cost import FitSize
 from ops.detectors.padim import PaDiM, PaDiMSettings
 from ops.distributed import Alone
 from ops.errors import UserError

@@ -8,7 +8,8 @@ import torch
 from scipy.spatial.distance import cdist
 
 from ops.detectors import patchcore
-from ops.detectors.detector import Checkpoint, FitSize
+from ops.detectors.detector import Checkpoint
+from ops.detectors.fit_cost import FitSize
 from ops.detectors.patchcore import PatchCore, PatchCoreSettings
 from ops.distributed import Alone
 from ops.errors import UserError

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from sklearn.neighbors import NearestNeighbors
 
-from ops.detectors.detector import Checkpoint, FitSize
+from ops.detectors.detector import Checkpoint
+from ops.detectors.fit_cost import FitSize
 from ops.detectors.spade import Spade, SpadeSettings
 from ops.distributed import Alone
 from ops.errors import UserError

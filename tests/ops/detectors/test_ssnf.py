@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from ops.detectors.detector import Checkpoint, FitSize
+from ops.detectors.detector import Checkpoint
+from ops.detectors.fit_cost import FitSize
 from ops.detectors.ssnf import Ssnf, SsnfSettings, ahead, gate, shared
 from ops.detectors.trained import to_sixteen
 from ops.distributed import Alone

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ops.detectors.detector import Checkpoint, FitSize
+from ops.detectors.detector import Checkpoint
+from ops.detectors.fit_cost import FitSize
 from ops.detectors.glance.detector import Glance, GlanceSettings
 from ops.detectors.glance.global_net import Surroundings
 from ops.detectors.glance.local_net import Distillation

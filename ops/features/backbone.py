@@ -18,6 +18,9 @@ from ops.features.weights import fingerprint, load_weights
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
 
+#: Channels, height and width (C, h, w) of the feature maps that a layer gives for one image.
+LayerShape = tuple[int, int, int]
+
 
 @dataclass(frozen=True)
 class BackboneSettings:

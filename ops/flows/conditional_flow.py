@@ -9,8 +9,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ops.detectors.detector import Shape
 from ops.errors import SettingError
+from ops.features.backbone import LayerShape
 from ops.flows.vector_flow import seeded
 
 #: How a coupling mixes channels: soft by a random rotation, hard by a random permutation. To draw
@@ -37,7 +37,7 @@ class PositionFlows(nn.Module):
 
     def __init__(
         self,
-        shapes: Sequence[Shape],
+        shapes: Sequence[LayerShape],
         blocks: int,
         clamp: float,
         condition: int,
@@ -109,7 +109,7 @@ class PositionFlows(nn.Module):
         return codes[places.flatten()]
 
     @staticmethod
-    def trained_of(shapes: Sequence[Shape], blocks: int, condition: int) -> int:
+    def trained_of(shapes: Sequence[LayerShape], blocks: int, condition: int) -> int:
         """How many weights it has."""
         count = 0
         for channels, _, _ in shapes:

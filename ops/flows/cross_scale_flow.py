@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ops.detectors.detector import Shape
+from ops.features.backbone import LayerShape
 from ops.flows.vector_flow import seeded, soft_clamp
 
 #: Of the first blocks and the last; of CS-Flow's code.
@@ -25,7 +25,7 @@ class ScaleFlow(nn.Module):
     number of their block, weights are drawn from `seed`.
     """
 
-    def __init__(self, shapes: Sequence[Shape], blocks: int, hidden: int, seed: int) -> None:
+    def __init__(self, shapes: Sequence[LayerShape], blocks: int, hidden: int, seed: int) -> None:
         super().__init__()
         self.shapes: Tensor
         self.register_buffer("shapes", torch.tensor(shapes))
@@ -59,7 +59,7 @@ class ScaleFlow(nn.Module):
         return latents
 
     @staticmethod
-    def parameters_of(shapes: Sequence[Shape], blocks: int, hidden: int) -> int:
+    def parameters_of(shapes: Sequence[LayerShape], blocks: int, hidden: int) -> int:
         """How many weights it has, built without memory for them."""
         channels, scales = shapes[0][0], len(shapes)
         with torch.device("meta"):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ops.detectors.detector import Shape
+from ops.features.backbone import LayerShape
 from ops.flows.subnets import Subnet
 from ops.flows.vector_flow import seeded
 
@@ -30,7 +30,7 @@ class MapFlows(nn.Module):
 
     def __init__(
         self,
-        shapes: Sequence[Shape],
+        shapes: Sequence[LayerShape],
         subnets: Sequence[Subnet],
         clamp: float,
         norm: Norm,
@@ -77,7 +77,7 @@ class MapFlows(nn.Module):
         return [flow(latent, rev=True)[0] for flow, latent in parts]
 
     @staticmethod
-    def trained_of(shapes: Sequence[Shape], subnets: Sequence[Subnet], norm: Norm) -> int:
+    def trained_of(shapes: Sequence[LayerShape], subnets: Sequence[Subnet], norm: Norm) -> int:
         """How many weights it has; subnets are built, without memory for them."""
         count = 0
         with torch.device("meta"):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ops.detectors.detector import Shape
+from ops.features.backbone import LayerShape
 
 #: FrEIA draws from the global generators, NumPy's too: one network at a time.
 _GENERATORS = threading.Lock()
@@ -34,7 +34,7 @@ def seeded(seed: int) -> Iterator[None]:
             np.random.set_state(kept)  # noqa: NPY002
 
 
-def fixed_of(shapes: Sequence[Shape], blocks: int) -> int:
+def fixed_of(shapes: Sequence[LayerShape], blocks: int) -> int:
     """Numbers of the permutations or rotations of FrEIA's one-sided couplings, a flow a layer.
 
     Each is a matrix, and so is its inverse.

@@ -24,7 +24,7 @@ class Listing:
     archive: str | list[str] = ""
     """A folder, s3:// prefix, tar, zip or Parquet file; several as '["a", "b.tar"]'."""
     layout: str = ""
-    """A layout known by name: mvtec, btad, dagm, mtd, mstc, visa or visa-raw (docs/datasets.md)."""
+    """A layout known by name: mvtec, btad, dagm, mtd, mstc, visa or visa-raw (docs/data.md)."""
     pattern: str = ""
     """What paths say, such as {product}/{split}/{defect}/{name}; * and **/ match anything."""
     mask_pattern: str = ""

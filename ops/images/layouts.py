@@ -62,7 +62,7 @@ class Layout:
     every: int = 1
 
 
-#: The layouts known by name; docs/datasets.md shows each as a tree.
+#: The layouts known by name; docs/data.md shows each as a tree.
 LAYOUTS: dict[str, Layout] = {
     # Bergmann et al. 2019
     "mvtec": Layout(

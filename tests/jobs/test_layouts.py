@@ -233,5 +233,5 @@ def test_damage_of_an_archive_is_no_good_image(tmp_path):
 
 
 def test_every_layout_is_documented():
-    text = (ROOT / "docs" / "datasets.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
     assert all(f"`--layout {name}`" in text for name in LAYOUTS)

@@ -27,10 +27,10 @@ from ops.errors import RunError, SettingError
 from ops.images.failure import PASSING, STATUSES
 from ops.images.inventory import Inventory
 from ops.storage import files, parquet
+from pipelines.cluster import memory
 from pipelines.cluster.failure_limit import max_failures
 from pipelines.cluster.resources import connected
 from pipelines.cluster.shared_model import SharedModel
-from pipelines.fitting import plan
 from pipelines.reports import drift, report
 from pipelines.reports.alerts import Limits, concerns
 from pipelines.reports.report_data import ReportSettings
@@ -250,7 +250,7 @@ class _Night:
         limit = max_failures(str(self.settings.max_failed), everything)
         with connected(self.settings.cluster):
             model = SharedModel.read(place, work.products())
-            plan.check_scoring(model, self.settings.resources)
+            memory.check_scoring(model, self.settings.resources)
             run = runs.prepare(work, model, self.out, policy, night, after)
             begin(run)
             with deduplicate.known(self.out, model.card.model_id, policy) as known:

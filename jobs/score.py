@@ -20,10 +20,10 @@ from ops.detectors.model_folder import ModelCard, read_card
 from ops.errors import SettingError, UserError
 from ops.images.fetch import FetchSettings
 from ops.storage.paths import Out
+from pipelines.cluster import memory
 from pipelines.cluster.failure_limit import max_failures
 from pipelines.cluster.resources import Resources, connected
 from pipelines.cluster.shared_model import SharedModel
-from pipelines.fitting import plan
 from pipelines.scoring import run as runs
 from pipelines.scoring import score
 from pipelines.scoring.run import ScoreSettings
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
         with Progress() as progress, connected(settings.cluster):
             inventory = sources.inventory_of(settings.inventory, settings, out, progress)
             model = SharedModel.read(place, inventory.products())
-            plan.check_scoring(model, settings.resources)
+            memory.check_scoring(model, settings.resources)
             run = runs.prepare(inventory, model, out, policy, settings.night)
             if totals := runs.finished(run):
                 echo(f"run {run.run_id} is finished; nothing to do")

@@ -26,7 +26,7 @@ from ops.images.read_images import Read
 from ops.progress import ProgressCallback
 from ops.results.anomaly_map import LEVELS, Scale
 from ops.results.calibration import Calibration
-from ops.results.write_maps import Sketched, sheet
+from ops.results.write_maps import DrawSketches, sheet
 from ops.storage.paths import HELD_OUT, JOINT, Out, picture_file, product_file
 from pipelines.cluster.failure_limit import max_failures
 from pipelines.cluster.isolate import process_isolated
@@ -56,7 +56,7 @@ def fit(
     A model to grow from lends its backbone, and each detector begins with what its own had learned.
     Detectors without a new image stay as they are; products of the others are calibrated on newly
     held-out images, as scores of another bank say nothing about this one.
-    Raises NothingToFit; DoesNotFit before anything is read, if the nodes cannot hold the fit.
+    Raises NothingToFit; NotEnoughMemory before anything is read, if the nodes cannot hold the fit.
     """
     chosen = split(inventory, request)
     # Weights are fetched once, here.
@@ -244,7 +244,7 @@ def _calibrated(
     """The model with the scores of its held-out images, which the scoring chain gives."""
     if not len(held_out):
         return model
-    draw = drawing(model.card, Out(""), "none", overlays=True, kind=Sketched)
+    draw = drawing(model.card, Out(""), "none", overlays=True, kind=DrawSketches)
     chain = Chain(SharedModel.put(model), draw, fetch, resources)
     products = sorted(set(held_out["product"].to_pylist()))
     found = {name: _HeldOut([], []) for name in products}

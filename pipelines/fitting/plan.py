@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import ray
 import torch
 
-from ops.detectors.detector import Shape
 from ops.detectors.fit_cost import FitSize, ResourceEstimate
 from ops.detectors.registry import detector_class
-from ops.errors import UserError
-from ops.features.backbone import Backbone
+from ops.features.backbone import Backbone, LayerShape
 from ops.images.read_images import Read
+from pipelines.cluster.memory import PROCESS_BYTES, cached_bytes, check_workers
 from pipelines.cluster.resources import Resources
-from pipelines.cluster.shared_model import SharedModel
 from pipelines.fitting.request import DETECTOR, FitRequest, Split
 
-#: A process that has imported everything and loaded a network, before it meets an image.
-_PROCESS = 3 * 2**28
 _IMAGES = 8  # images that are read and put through the network to be timed
-
-
-class DoesNotFit(UserError):
-    """More memory than the cluster's nodes have."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +40,15 @@ class Plan:
     def fit_bytes(self) -> int:
         """Memory of each worker of the fit; detectors are fitted one after the other."""
         own = max(estimate.fit_bytes for estimate in self.estimates.values())
-        return _PROCESS + 2 * self.backbone_bytes + own
+        return PROCESS_BYTES + 2 * self.backbone_bytes + own
 
     @property
     def score_bytes(self) -> int:
         """Memory of each worker that scores, once it has met every detector."""
-        own = _held([estimate.score_bytes for estimate in self.estimates.values()], 2 * self.memory)
-        return _PROCESS + 2 * self.backbone_bytes + own
+        own = cached_bytes(
+            [estimate.score_bytes for estimate in self.estimates.values()], 2 * self.memory
+        )
+        return PROCESS_BYTES + 2 * self.backbone_bytes + own
 
     @property
     def model_bytes(self) -> int:
@@ -87,45 +79,15 @@ def of_fit(chosen: Split, request: FitRequest, backbone: Backbone, resources: Re
     )
 
 
-def _shapes(backbone: Backbone, size: int) -> list[Shape]:
+def _shapes(backbone: Backbone, size: int) -> list[LayerShape]:
     maps = backbone(torch.zeros(1, 3, size, size))
     return [(layer.shape[1], layer.shape[2], layer.shape[3]) for layer in maps]
 
 
 def check(plan: Plan) -> None:
-    """Refuse a fit whose workers cannot hold what it takes. Raises DoesNotFit."""
+    """Refuse a fit whose workers cannot hold what it takes. Raises NotEnoughMemory."""
     name, worst = max(plan.estimates.items(), key=lambda item: item[1].fit_bytes)
-    _check(f"the fit of {name!r}", plan.fit_bytes, plan.workers, worst.remedy)
-
-
-def check_scoring(model: SharedModel, resources: Resources) -> None:
-    """Refuse a model whose detectors a worker cannot hold. Raises DoesNotFit."""
-    own = model.bytes_of_backbone + _held(model.bytes_of_detectors, resources.detector_cache)
-    remedy = "lower --resources.detector_cache or --resources.max_workers, or fit smaller detectors"
-    _check("scoring with this model", _PROCESS + 2 * own, resources.at_most(), remedy)
-
-
-def _held(sizes: Sequence[int], memory: int) -> int:
-    """What a worker keeps of detectors once it has met them all: one at least."""
-    return max(max(sizes, default=0), min(sum(sizes), memory))
-
-
-def _check(what: str, needed: int, workers: int, remedy: str) -> None:
-    room = _memory_of_nodes()
-    each = math.ceil(workers / len(room))
-    if each * needed > min(room):
-        raise DoesNotFit(
-            f"{what} takes {needed / 2**30:.1f} GiB of each of {workers} workers, {each} to a "
-            f"node, but a node has {min(room) / 2**30:.1f} GiB for them: {remedy}, or give it "
-            "more nodes"
-        )
-
-
-def _memory_of_nodes() -> list[int]:
-    """What each node offers to workers, in bytes."""
-    nodes = ray.nodes()  # type: ignore[no-untyped-call]  # it has no types
-    working = [n["Resources"] for n in nodes if n["Alive"] and n["Resources"].get("CPU")]
-    return [int(resources.get("memory", 0)) for resources in working] or [0]
+    check_workers(f"the fit of {name!r}", plan.fit_bytes, plan.workers, worst.remedy)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import yaml
 
 from jobs import nightly
 from pipelines.cluster import resources as cluster
+from pipelines.cluster.memory import PROCESS_BYTES
 from pipelines.cluster.resources import Resources
-from pipelines.fitting import plan
 from tests.conftest import DATA, ROOT
 from tests.deploy import commands
 
@@ -202,7 +202,7 @@ def test_ray_is_told_the_resources_that_its_pod_has():
 
 def test_a_worker_with_all_the_detectors_it_may_hold_fits_into_its_pod(resources):
     backbone = GIB // 4  # a WideResNet-50-2
-    needed = plan._PROCESS + 2 * (backbone + resources.detector_cache)
+    needed = PROCESS_BYTES + 2 * (backbone + resources.detector_cache)
     for pod in list(pods_of("cronjob").values())[1:]:
         limit = pod["containers"][0]["resources"]["limits"]["memory"]
         assert limit.endswith("Gi")

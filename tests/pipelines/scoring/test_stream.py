@@ -26,6 +26,7 @@ from ops.images.resize import InputSettings
 from ops.results import anomaly_map, score_table
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
+from pipelines.cluster import memory
 from pipelines.cluster.failure_limit import TooManyFailures
 from pipelines.cluster.resources import Resources
 from pipelines.cluster.shared_model import SharedModel
@@ -429,6 +430,8 @@ def test_a_plan_says_what_the_fit_then_finds_and_refuses_what_cannot_be_held(wor
     expected = plan.minutes(found, chosen, request(), backbone, SLOTS)
     assert 0 < expected.extract < 5
     assert 0 < expected.fit < 5
-    monkeypatch.setattr(plan, "_memory_of_nodes", lambda: [2**30, 2**29])
-    with pytest.raises(plan.DoesNotFit, match=r"2 workers, 1 to a node, .* --patchcore\.memory"):
+    monkeypatch.setattr(memory, "memory_of_nodes", lambda: [2**30, 2**29])
+    with pytest.raises(
+        memory.NotEnoughMemory, match=r"2 workers, 1 per node, .* --patchcore\.memory"
+    ):
         plan.check(found)

@@ -34,6 +34,7 @@ from pipelines.cluster.resources import Resources
 from pipelines.cluster.shared_model import SharedModel
 from pipelines.fitting import plan, quarantine
 from pipelines.fitting.coordinator import FitCoordinator, Found
+from pipelines.fitting.interruptible import interruptible_fit
 from pipelines.fitting.request import ALL, FitRequest, NothingToFit, Split, split
 from pipelines.fitting.worker import ROW, WholeShards, program
 from pipelines.scoring.read_stage import Reading
@@ -183,7 +184,7 @@ def _attempt(
         tempfile.TemporaryDirectory(prefix="nightloupe-") as scratch,
         _watching(coordinator, watch),
     ):
-        TorchTrainer(
+        trainer = TorchTrainer(
             program,
             train_loop_config=config | {"coordinator": coordinator},
             torch_config=TorchConfig(backend="gloo"),
@@ -198,7 +199,8 @@ def _attempt(
             run_config=RunConfig(
                 name="fit", storage_path=scratch, failure_config=FailureConfig(max_failures=2)
             ),
-        ).fit()
+        )
+        interruptible_fit(trainer)
     if verdict := ray.get(coordinator.verdict.remote()):
         raise NothingToFit(verdict)
     return coordinator

@@ -68,7 +68,7 @@ def test_what_the_project_is_quoted_with_it_says():
 def test_what_mlflow_is_quoted_with_it_says():
     from mlflow.server.security_utils import INVALID_HOST_MSG
 
-    assert f"`{INVALID_HOST_MSG}`" in rows_below("What others say:")
+    assert f"`{INVALID_HOST_MSG}`" in rows_below("Messages of other programs:")
 
 
 def test_secrets_are_made_that_the_manifests_name():

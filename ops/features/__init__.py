@@ -1,1 +1,1 @@
-"""Backbones and the features that detectors take from them."""
+"""Backbones, the features that detectors take from them, and statistics of these features."""

@@ -1,4 +1,4 @@
-"""Frozen torchvision classifiers, cut off behind the last layer that is looked at."""
+"""Frozen feature extractors: torchvision classifiers without the layers behind the last used."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ LayerShape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class BackboneSettings:
-    """Which network looks at the images, and where."""
+    """Which pretrained network extracts features, and from which of its layers."""
 
     name: str = "wide_resnet50_2"
-    """Any classifier of torchvision's."""
+    """Name of a torchvision classification model."""
     layers: str = "layer2,layer3"
-    """Names of the layers whose output is used, comma-separated, in the order of the network."""
+    """Layers whose outputs are the features: comma-separated, in the order of the network."""
     weights: str = "IMAGENET1K_V1"
-    """A weights name of torchvision's, a path or s3:// URI (.safetensors, .pth), or random."""
+    """A torchvision weights name, a path or s3:// URI of a .safetensors or .pth file, or random."""
     seed: int = 0
-    """Seed of random weights."""
+    """Seed for `weights = random`."""
 
 
 class Backbone(nn.Module):
     """A frozen feature extractor, always in eval mode.
 
-    An image's features are the same bits whatever batch it comes in: convolution kernels choose
-    their summation order by the shape of a batch, so every pass has the same shape. On a CPU that
-    is one image (measured: 0 to 15 % slower than eight); on a GPU a padded block of `block` images.
+    Features of an image do not depend on its batch, to the last bit. Convolution kernels choose
+    their order of summation by the shape of the batch, so every pass has the same shape: one image
+    on a CPU (measured: 0 to 15 % slower than eight), a padded block of `block` images on a GPU.
     """
 
     def __init__(
@@ -51,12 +51,15 @@ class Backbone(nn.Module):
         device: str = "cpu",
         block: int = 32,
     ) -> None:
-        """Load weights as `settings` say, or take `state`, which `state()` once returned."""
+        """Load the weights that `settings` name, or those in `state`, a result of `state()`.
+
+        Raises SettingError if the network has no such layer.
+        """
         super().__init__()
         self.settings = settings
         self.block = block
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torchvision, on how old models initialise
+            warnings.simplefilter("ignore")  # torchvision warns about how old models initialise
             network = torchvision.models.get_model(settings.name, weights=None)
         if state is None:
             network.load_state_dict(load_weights(settings.weights, settings.name, settings.seed))
@@ -77,45 +80,49 @@ class Backbone(nn.Module):
         self.register_buffer("_mean", torch.tensor(_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(_STD).view(3, 1, 1), persistent=False)
         if device.startswith("cuda"):
-            # Ten bits of mantissa on one device and not on another: scores would tell them apart.
+            # TF32 rounds to ten bits of mantissa, so scores would differ from those of a CPU.
             torch.backends.cudnn.allow_tf32 = False
         self.to(device)
         self.to(memory_format=torch.channels_last)
         super().train(False)
 
     def train(self, mode: bool = True) -> Backbone:  # noqa: ARG002 - as in the base
-        """Stay in eval mode: a wrapper's train() must not wake the batch norms."""
+        """Stay in eval mode: train() of an enclosing module must not change the batch norms."""
         return self
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device that holds the weights."""
         return next(self.buffers()).device
 
     def state(self) -> dict[str, Tensor]:
-        """All tensors up to the last layer used."""
+        """All tensors of the network up to the last layer used, by name."""
         return {name: t.contiguous() for name, t in self._network.state_dict().items()}
 
     def fingerprint(self) -> str:
         """SHA-256 of `state()`."""
         return fingerprint(self.state())
 
-    def copied(self) -> fx.GraphModule:
-        """The network up to its last layer, with weights of its own; wants `normalised` images."""
+    def trainable_copy(self) -> fx.GraphModule:
+        """A copy of the network with trainable weights; its input is `normalised` images."""
         network: fx.GraphModule = copy.deepcopy(self._network)
         return network.requires_grad_(True)
 
     def normalised(self, images: Tensor) -> Tensor:
-        """Images in [0, 1] as the network was trained on them."""
+        """Images (B, 3, H, W) in [0, 1], normalised by ImageNet's mean and deviation."""
         return (images - self._mean) / self._std
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Features (B, C, h, w) of each layer for images (B, 3, H, W) in [0, 1]."""
+        """Features (B, C, h, w) of each layer for images (B, 3, H, W) in [0, 1].
+
+        Raises SettingError if a layer gives no feature maps.
+        """
         block = 1 if images.device.type == "cpu" else self.block
-        passes = [self._pass(part, block) for part in torch.split(images, block)]
+        passes = [self._run_block(chunk, block) for chunk in torch.split(images, block)]
         return [torch.cat(maps) if len(maps) > 1 else maps[0] for maps in zip(*passes, strict=True)]
 
-    def _pass(self, images: Tensor, block: int) -> list[Tensor]:
+    def _run_block(self, images: Tensor, block: int) -> list[Tensor]:
+        """Features of at most `block` images, padded with black ones to exactly `block`."""
         count = len(images)
         if count < block:
             images = torch.cat([images, images.new_zeros(block - count, *images.shape[1:])])
@@ -125,6 +132,6 @@ class Backbone(nn.Module):
             if out[layer].dim() != 4:
                 raise SettingError(
                     f"layer {layer!r} of {self.settings.name} gives {tuple(out[layer].shape[1:])} "
-                    "per image; choose layers that give maps (channels, height, width)"
+                    "per image; choose layers that give feature maps (channels, height, width)"
                 )
         return [out[layer][:count] for layer in self.layers]

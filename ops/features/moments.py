@@ -1,19 +1,21 @@
-"""Means and covariances at many places at once, in float64, from batches in any order."""
+"""Means and covariances at many positions at once, in float64, added up batch by batch."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-#: Rows to a band of a triangular matrix: what lies right of a band's last row is not kept.
+#: Rows per band of a lower triangular matrix. Of a band, columns right of its last row's diagonal
+#: element are zero and are not stored.
 _BAND = 32
 
 
 class Moments:
-    """Count, mean and scatter of the vectors at each place (Chan, Golub and LeVeque 1979).
+    """Count, mean and scatter of the vectors at each position (Chan, Golub and LeVeque 1979).
 
-    The scatter, the sum of (x - mean)(x - mean)^T, is symmetric: its lower triangle is kept, in
-    bands. Sums of raw products would lose what is small beside the mean; these are centred.
+    The scatter is the sum of (x - mean)(x - mean)^T. It is symmetric, so only its lower triangle
+    is stored, in bands. Products are centred before they are summed: sums of raw products would
+    lose variances that are small beside the mean.
     """
 
     def __init__(self, places: int, width: int) -> None:
@@ -25,7 +27,7 @@ class Moments:
         ]
 
     def add(self, vectors: Tensor) -> None:
-        """Take in one vector for each place, of each image: (n, places, width)."""
+        """Add the vectors (n, places, width) of n images, one at each position."""
         new = len(vectors)
         if not new:
             return
@@ -36,7 +38,7 @@ class Moments:
         mean = rows[:, :new].mean(dim=1)
         rows[:, :new] -= mean[:, None]
         delta = mean - self.mean
-        # How far the means lie apart weighs like one more vector.
+        # The distance between old and new mean adds to the scatter like one more vector.
         rows[:, new] = delta * (self.count * new / count) ** 0.5
         for (start, end), band in zip(bands(width), self._scatter, strict=True):
             band.baddbmm_(rows[:, :, start:end].transpose(1, 2), rows[:, :, :end])
@@ -44,9 +46,9 @@ class Moments:
         self.count = count
 
     def covariance(self, places: slice) -> Tensor:
-        """Of some places, (p, width, width), divided by n - 1; zero if there is one image.
+        """Covariance (p, width, width) at some positions: scatter / (n - 1), zero for one image.
 
-        The lower triangle alone is right.
+        Only the lower triangle is filled in.
         """
         mean = self.mean[places]
         out = mean.new_zeros(*mean.shape, mean.shape[1])
@@ -55,7 +57,10 @@ class Moments:
         return out / max(1, self.count - 1)
 
     def whitening(self, places: slice, ridge: float) -> tuple[Tensor, bool]:
-        """L^-1 of the covariance + ridge * I = L L^T, as `pack` has it; False if there is none."""
+        """L^-1, packed, where covariance + ridge * I = L L^T (Cholesky).
+
+        Returns False beside it if a matrix is not positive definite.
+        """
         covariance = self.covariance(places)
         covariance.diagonal(dim1=1, dim2=2).add_(ridge)
         factor, failed = torch.linalg.cholesky_ex(covariance)
@@ -65,33 +70,37 @@ class Moments:
 
 
 def bands(width: int) -> list[tuple[int, int]]:
-    """First row, and end, of each band of a triangular matrix."""
+    """First row and end (exclusive) of each band of a lower triangular matrix."""
     return [(start, min(start + _BAND, width)) for start in range(0, width, _BAND)]
 
 
 def packed_size(width: int) -> int:
-    """Numbers that `pack` keeps of a matrix."""
+    """How many numbers `pack` stores per matrix."""
     return sum((end - start) * end for start, end in bands(width))
 
 
 def pack(lower: Tensor) -> Tensor:
     """Lower triangular matrices (p, width, width) as (p, packed_size)."""
-    parts = [lower[:, start:end, :end].flatten(1) for start, end in bands(lower.shape[1])]
-    return torch.cat(parts, dim=1)
+    stored = [lower[:, start:end, :end].flatten(1) for start, end in bands(lower.shape[1])]
+    return torch.cat(stored, dim=1)
 
 
 def unpack(packed: Tensor, width: int) -> list[Tensor]:
     """The bands (p, rows, end) of packed matrices, as views."""
     sizes = [(end - start) * end for start, end in bands(width)]
-    parts = torch.split(packed, sizes, dim=1)
+    flat = torch.split(packed, sizes, dim=1)
     return [
-        part.view(-1, end - start, end)
-        for part, (start, end) in zip(parts, bands(width), strict=True)
+        band.view(-1, end - start, end)
+        for band, (start, end) in zip(flat, bands(width), strict=True)
     ]
 
 
-def lengths(packed: Tensor, columns: Tensor) -> Tensor:
-    """Squared lengths (p, n) of columns (p, width, n), each multiplied by its place's matrix."""
+def squared_lengths(packed: Tensor, columns: Tensor) -> Tensor:
+    """Squared lengths (p, n) of M_p c for the columns c (p, width, n) at each position p.
+
+    `packed` (p, packed_size) holds the matrices M_p. With M_p = L^-1 of the covariance these are
+    squared Mahalanobis distances.
+    """
     squares = columns.new_zeros(columns.shape[0], columns.shape[2])
     for band in unpack(packed, columns.shape[1]):
         squares += torch.bmm(band, columns[:, : band.shape[2]]).square_().sum(dim=1)

@@ -14,17 +14,19 @@ Embedding = Literal["pooled", "concat"]
 
 
 def embed(maps: list[Tensor], embedding: Embedding, dim: int) -> Tensor:
-    """One vector per cell of the finest map: (B, C_l, h_l, w_l) per layer -> (B, h, w, d).
+    """One vector per position of the finest map: (B, C_l, h_l, w_l) per layer -> (B, h, w, d).
 
-    `pooled`, as the authors' code does it: each layer's 3 x 3 x C neighbourhood is averaged down to
-    `dim` values in one dimension, and so are the layers side by side; d = dim.
-    `concat`, as anomalib does it: 3 x 3 averages per channel, layers concatenated; d = sum of C_l.
-    Zeros beyond the border are averaged in, as both do. Coarser layers are resized bilinearly.
+    `pooled` (the authors' code): adaptive average pooling of each layer's 3 x 3 x C neighbourhood
+    to `dim` values, then of the concatenated layers to `dim` values; d = dim.
+    `concat` (anomalib): 3 x 3 averages per channel, layers concatenated; d = sum of C_l.
+    As in both, the border is padded with zeros that count in the averages. Coarser layers are
+    resized bilinearly to the first.
     """
     if embedding == "concat":
         stacked = _stacked([F.avg_pool2d(layer, 3, stride=1, padding=1) for layer in maps])
     else:
-        # If no value of the result is of two layers, each layer can be averaged on its own.
+        # If `dim` is a multiple of the number of layers, no value of the result mixes two layers,
+        # so the second pooling can be done for each layer on its own.
         fold = len(maps) if dim % len(maps) == 0 else 1
         stacked = _stacked([_pooled(layer, dim, fold) for layer in maps])
         if (n := stacked.shape[1] // dim) > 1:
@@ -32,19 +34,19 @@ def embed(maps: list[Tensor], embedding: Embedding, dim: int) -> Tensor:
     return stacked.permute(0, 2, 3, 1).contiguous()
 
 
-def _stacked(parts: list[Tensor]) -> Tensor:
+def _stacked(layers: list[Tensor]) -> Tensor:
     """(B, d_l, h_l, w_l) per layer -> (B, sum of d_l, h, w) at the size of the first."""
-    size = parts[0].shape[-2:]
-    return torch.cat([_resized(part, size) for part in parts], dim=1)
+    size = layers[0].shape[-2:]
+    return torch.cat([_resized(layer, size) for layer in layers], dim=1)
 
 
 def _pooled(layer: Tensor, dim: int, fold: int) -> Tensor:
-    """(B, C, h, w) -> (B, dim / fold, h, w): neighbourhoods averaged to `dim`, then by `fold`.
+    """(B, C, h, w) -> (B, dim / fold, h, w): neighbourhoods pooled to `dim`, then by `fold`.
 
-    Image by image, as kernels of convolutions choose their order of summing by the shape.
+    Image by image: convolution kernels choose their order of summation by the batch's shape.
     """
     weight, groups = _averages(layer.shape[1], dim, fold, layer.dtype, layer.device)
-    # The tensor cores of a GPU would round to ten bits.
+    # TF32 on the tensor cores of a GPU would round to ten bits of mantissa.
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         images = [
             F.conv2d(image, weight, padding=1, groups=groups) for image in torch.split(layer, 1)
@@ -56,11 +58,11 @@ def _pooled(layer: Tensor, dim: int, fold: int) -> Tensor:
 def _averages(
     channels: int, dim: int, fold: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, int]:
-    """Adaptive pooling of 9 C values to `dim`, then by `fold`, as a convolution and its groups.
+    """Adaptive pooling of 9 C values to `dim`, then by `fold`: convolution weights and groups.
 
-    Bin i of b averages the values from floor(i n / b) to ceil((i + 1) n / b) of n. Where C and the
-    number of results have a divisor g in common, bins do not reach from one g-th of the channels
-    into the next, and all g are pooled alike; g = 1 makes a dense and slow convolution.
+    Bin i of b averages the values floor(i n / b) to ceil((i + 1) n / b) of n. If C and the number
+    of results have a common divisor g, no bin crosses the border between one g-th of the channels
+    and the next, so the convolution has g equal groups. With g = 1 it is dense and slow.
     """
     groups = math.gcd(channels, dim // fold)
     n, bins = 9 * channels // groups, dim // groups

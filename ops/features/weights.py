@@ -1,4 +1,4 @@
-"""The one way to backbone weights: torchvision's name, a file, `s3://`, or seeded random ones."""
+"""Loads backbone weights: by torchvision's name, from a file or `s3://`, or seeded random ones."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ops.storage import files
 def load_weights(spec: str, name: str, seed: int) -> dict[str, torch.Tensor]:
     """The state dict of a torchvision classifier.
 
-    `spec` is `random`, a weights name of torchvision's (fetched and hash-checked by it), or a path
-    or URI of a `.safetensors` or `.pth` file, of which only tensors are read, never code.
-    Raises FileNotFoundError if it is none of these, ConnectionError if torchvision cannot fetch
-    them, UserError if a file holds anything else.
+    `spec` is `random`, a weights name of torchvision (which downloads them and checks the hash), or
+    a path or URI of a `.safetensors` or `.pth` file. Only tensors are unpickled, never code.
+    Raises FileNotFoundError if `spec` is none of these, ConnectionError if torchvision cannot
+    download, UserError if the file holds anything but tensors.
     """
     if spec == "random":
         with torch.random.fork_rng(devices=[]):
@@ -35,27 +35,27 @@ def load_weights(spec: str, name: str, seed: int) -> dict[str, torch.Tensor]:
         except URLError as error:
             raise ConnectionError(
                 f"weights {spec} of {name} could not be fetched from {entry.url}: {error.reason}; "
-                "--backbone.weights also takes a .safetensors or .pth file, a path or s3:// URI, "
-                "or `random` for a trial"
+                "--backbone.weights also takes the path or s3:// URI of a .safetensors or .pth "
+                "file, or `random` for a trial"
             ) from None
     try:
         data = files.read_bytes(spec)
     except FileNotFoundError:
-        message = f"weights {spec!r}: no such file, and not a name torchvision has for {name}"
+        message = f"weights {spec!r}: no such file, and no weights name of torchvision's {name}"
         raise FileNotFoundError(f"{message}; known: {', '.join(known)}, random") from None
     try:
         if spec.endswith(".safetensors"):
             return load(data)
         return dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
-    except Exception as error:  # each form has its own
+    except Exception as error:  # each file format raises errors of its own
         raise UserError(
-            f"weights {spec!r} cannot be read as tensors ({type(error).__name__}); a state dict is "
-            "needed, as .safetensors, or as a .pth file that holds tensors and nothing else"
+            f"weights {spec!r} cannot be read as tensors ({type(error).__name__}); give a state "
+            "dict as a .safetensors file, or as a .pth file that holds nothing but tensors"
         ) from None
 
 
 def fingerprint(state: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes of tensors, in the order of their names."""
+    """SHA-256 (hex) over names, types, shapes and bytes of the tensors, sorted by name."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()

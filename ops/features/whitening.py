@@ -1,4 +1,7 @@
-"""Whitening: distances afterwards are Mahalanobis distances before, under a shrunk covariance."""
+"""Whitening: Euclidean distances of whitened vectors are Mahalanobis distances of the original.
+
+The covariance is shrunk towards a multiple of the identity.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,11 @@ from torch import Tensor
 from ops.distributed import Group
 from ops.errors import UserError
 
-#: Vectors that mean and covariance are taken of, at most: 28 for each of 1,792 dimensions, and
-#: neither the work nor what workers send each other grows with the images any further.
+#: The largest number of vectors that mean and covariance are estimated from: 28 for each of 1,792
+#: dimensions. Beyond it, neither the work nor the traffic between workers grows with the images.
 SAMPLE = 50_000
-_ALIKE = 2.0**-46  # the square of what float32 rounds
+#: A variance below this share of the squared mean is rounding error of float32 (2^-23, squared).
+_ALIKE = 2.0**-46
 
 
 class Whitening(NamedTuple):
@@ -24,22 +28,22 @@ class Whitening(NamedTuple):
     matrix: Tensor
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """Vectors (x - mean) W (n, d): uncorrelated, of variance 1, but for the shrinkage."""
+        """(n, d) -> (x - mean) W (n, d): uncorrelated, of variance 1, up to the shrinkage."""
         return (vectors - self.mean) @ self.matrix
 
     @classmethod
-    def of(cls, parts: Iterable[Tensor], shrinkage: float) -> Whitening:
-        """Of vectors (n, d) with the covariance C, by parts.
+    def of(cls, batches: Iterable[Tensor], shrinkage: float) -> Whitening:
+        """Whitening of the vectors in some batches (n, d), whose covariance is C.
 
         C + shrinkage * mean(diag C) * I = U diag(v) U^T, and W = U diag(v)^(-1/2), in float64.
-        Not a number if the vectors are all alike, up to rounding.
+        W is NaN if all vectors are equal up to rounding.
         """
         shift, count = torch.zeros(()), 0
         total = products = torch.zeros((), dtype=torch.float64)
-        for part in parts:
-            # Near the mean, so that nothing cancels when the mean is taken off in the end.
-            shift = shift if count else part.double().mean(dim=0)
-            away = part.double() - shift
+        for batch in batches:
+            # Shifting by a vector near the mean avoids cancellation when the mean is subtracted.
+            shift = shift if count else batch.double().mean(dim=0)
+            away = batch.double() - shift
             count += len(away)
             total = total + away.sum(dim=0)
             products = products + away.T @ away
@@ -55,10 +59,10 @@ class Whitening(NamedTuple):
         return cls(mean.float(), (u * v.rsqrt()).float())
 
 
-def shared(own: Whitening | None, width: int, group: Group) -> Whitening | None:
-    """The one that a rank has, on every rank; None if none has one. Collective.
+def broadcast_whitening(own: Whitening | None, width: int, group: Group) -> Whitening | None:
+    """Collective: the whitening of the one rank that has one, on every rank; None if none has.
 
-    Raises UserError on every rank if its vectors were all alike.
+    Raises UserError on every rank if all its vectors were equal.
     """
     rows = torch.empty(0, width) if own is None else torch.vstack(own)
     rows = torch.cat(group.all_gather(rows))
@@ -66,25 +70,26 @@ def shared(own: Whitening | None, width: int, group: Group) -> Whitening | None:
         return None
     if not bool(torch.isfinite(rows).all()):
         raise UserError(
-            "the good patches are all alike, so nothing says how to whiten; set metric = euclidean"
+            "the patches of the good images are all alike, so they cannot be whitened; "
+            "set metric = euclidean"
         )
     return Whitening(rows[0].clone(), rows[1:].clone())
 
 
-def sample(ids: Tensor, group: Group) -> Tensor:
-    """Up to `SAMPLE` of all ranks' ids, ascending: those with the lowest hashes. Collective.
+def sample_ids(ids: Tensor, group: Group) -> Tensor:
+    """Collective: up to `SAMPLE` of all ranks' ids, ascending: those with the lowest hashes.
 
-    So the choice is as good as random, but depends on the ids alone and not on who holds them.
+    This is as good as a random sample, and depends on the ids alone, not on which rank has which.
     """
-    keys = _mixed(ids)
+    keys = _hashed(ids)
     own = keys.argsort()[:SAMPLE]
     all_keys = torch.cat(group.all_gather(keys[own]))
     all_ids = torch.cat(group.all_gather(ids[own]))
     return all_ids[all_keys.argsort()[:SAMPLE]].sort().values
 
 
-def _mixed(ids: Tensor) -> Tensor:
-    """A bijection of 64-bit integers that looks random: splitmix64 (Steele et al., OOPSLA 2014)."""
+def _hashed(ids: Tensor) -> Tensor:
+    """A pseudo-random bijection of 64-bit integers: splitmix64 (Steele et al., OOPSLA 2014)."""
     x = ids.numpy().astype("uint64") * 0x9E3779B97F4A7C15
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB

@@ -22,7 +22,7 @@ def equal(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_there_is_a_map_for_each_layer_in_the_order_of_the_settings(backbone, images):
+def test_each_layer_gives_a_feature_map_in_the_order_of_the_settings(backbone, images):
     early, late = backbone(images[:2])
     assert early.shape == (2, 128, 15, 15)
     assert late.shape == (2, 256, 7, 7)
@@ -45,12 +45,12 @@ def test_an_images_features_are_the_same_bits_in_any_batch(backbone, images, siz
 
 
 def test_padding_a_block_changes_no_image(backbone, images):
-    block = backbone._pass(images[:3], 8)
+    block = backbone._run_block(images[:3], 8)
     assert [len(layer) for layer in block] == [3, 3]
-    assert equal([layer[:2] for layer in block], backbone._pass(images[:2], 8))
+    assert equal([layer[:2] for layer in block], backbone._run_block(images[:2], 8))
 
 
-def test_it_stays_frozen_whatever_a_wrapper_does():
+def test_train_of_a_wrapper_does_not_change_the_backbone():
     backbone = Backbone(BackboneSettings("shufflenet_v2_x0_5", "conv1", "random", 0))
     before = backbone.fingerprint()
     wrapper = nn.ModuleDict({"backbone": backbone}).train()
@@ -65,7 +65,7 @@ def test_an_unknown_layer_is_refused_with_the_known():
         Backbone(BackboneSettings("squeezenet1_1", "features.3,layer2", "random", 0))
 
 
-def test_its_state_makes_another_of_equal_features(backbone, images):
+def test_a_backbone_from_a_state_gives_equal_features(backbone, images):
     other = Backbone(TINY, backbone.state())
     assert equal(other(images), backbone(images))
     assert other.fingerprint() == backbone.fingerprint()
@@ -125,7 +125,7 @@ def test_unknown_weights_are_refused_with_the_known():
         load_weights("IMAGENET1K_V9", "squeezenet1_1", 0)
 
 
-def test_weights_that_cannot_be_fetched_are_told_with_what_else_there_is(monkeypatch):
+def test_weights_that_cannot_be_fetched_are_an_error_that_names_the_alternatives(monkeypatch):
     def cut_off(*_, **__):
         raise URLError("no such host")
 
@@ -134,7 +134,7 @@ def test_weights_that_cannot_be_fetched_are_told_with_what_else_there_is(monkeyp
         load_weights("IMAGENET1K_V1", "squeezenet1_1", 0)
 
 
-def test_a_fingerprint_tells_names_types_shapes_and_values_apart():
+def test_a_fingerprint_depends_on_names_types_shapes_and_values():
     tensor = torch.arange(4, dtype=torch.float32)
     states = [
         {"a": tensor},

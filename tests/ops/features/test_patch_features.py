@@ -31,8 +31,8 @@ def neighbourhood(layer: Tensor, y: int, x: int) -> list[float]:
     return padded[:, y : y + 3, x : x + 3].flatten().tolist()
 
 
-def close(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+def close(result: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(result, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_nine_times_c_values_to_c_bins_are_the_mean_of_each_channel():
@@ -47,12 +47,12 @@ def test_nine_times_c_values_to_c_bins_are_the_mean_of_each_channel():
 @pytest.mark.parametrize("channels", [(4,), (4, 8), (6, 9, 4)])
 def test_pooled_vectors_are_those_of_a_loop_over_cells(channels, dim):
     layers = maps(*((count, 5) for count in channels))
-    found = embed(layers, "pooled", dim)
-    assert found.shape == (2, 5, 5, dim)
+    result = embed(layers, "pooled", dim)
+    assert result.shape == (2, 5, 5, dim)
     for image, y, x in ((0, 0, 0), (0, 2, 3), (1, 4, 4), (1, 1, 0)):
         each = [pooled(neighbourhood(layer[image], y, x), dim) for layer in layers]
         expected = torch.tensor(pooled([*chain(*each)], dim), dtype=torch.float64)
-        close(found[image, y, x], expected)
+        close(result[image, y, x], expected)
 
 
 @pytest.mark.parametrize(
@@ -74,8 +74,8 @@ def test_pooled_vectors_of_real_widths_are_those_of_unfolded_neighbourhoods(shap
         each.append(F.interpolate(part, size=size, mode="bilinear"))
     flat = torch.cat(each, dim=1).permute(0, 2, 3, 1).flatten(0, 2)
     expected = F.adaptive_avg_pool1d(flat, 1024).view(2, *size, 1024)
-    found = embed(layers, "pooled", 1024)
-    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+    result = embed(layers, "pooled", 1024)
+    torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_first_half_of_a_pooled_vector_is_the_first_layers():
@@ -96,11 +96,11 @@ def test_averaging_neighbours_and_resizing_commute():
 
 def test_concatenated_vectors_hold_all_channels_in_order():
     first, second = maps((3, 6), (5, 6))
-    found = embed([first, second], "concat", 0)
-    assert found.shape == (2, 6, 6, 8)
+    result = embed([first, second], "concat", 0)
+    assert result.shape == (2, 6, 6, 8)
     for image, y, x in ((0, 0, 0), (1, 3, 5)):
         values = neighbourhood(first[image], y, x) + neighbourhood(second[image], y, x)
-        close(found[image, y, x], torch.tensor(values, dtype=torch.float64).view(8, 9).mean(dim=1))
+        close(result[image, y, x], torch.tensor(values, dtype=torch.float64).view(8, 9).mean(dim=1))
 
 
 @pytest.mark.parametrize("embedding", ["pooled", "concat"])

@@ -9,7 +9,7 @@ from sklearn.decomposition import PCA
 from ops.distributed import Alone
 from ops.errors import UserError
 from ops.features import whitening
-from ops.features.whitening import Whitening, sample, shared
+from ops.features.whitening import Whitening, broadcast_whitening, sample_ids
 from tests.ops.threads import together
 
 
@@ -40,7 +40,7 @@ def test_without_shrinkage_it_is_the_whitening_of_scikit_learn(vectors):
     torch.testing.assert_close(torch.cov(z.T), torch.eye(12), rtol=1e-3, atol=1e-3)
 
 
-def test_parts_change_rounding_alone(vectors):
+def test_batches_change_only_the_rounding(vectors):
     one, other = Whitening.of([vectors], 0.01), Whitening.of(vectors.split(7), 0.01)
     torch.testing.assert_close(one.mean, other.mean)
     torch.testing.assert_close(one(vectors), other(vectors), rtol=1e-3, atol=1e-4)
@@ -57,36 +57,40 @@ def test_a_feature_that_never_varies_is_not_divided_by_zero(vectors):
 def test_vectors_that_are_all_alike_are_refused_on_every_rank(value):
     def program(group):
         alike = torch.full((9, 4), value)
-        return shared(Whitening.of([alike], 0.01) if group.rank == 0 else None, 4, group)
+        return broadcast_whitening(
+            Whitening.of([alike], 0.01) if group.rank == 0 else None, 4, group
+        )
 
     with pytest.raises(UserError, match=r"all alike.*metric = euclidean"):
         together(2, program)
 
 
-def test_whichever_rank_has_one_all_get_its_bits(vectors):
+def test_all_ranks_get_the_bits_of_the_one_whitening(vectors):
     own = Whitening.of([vectors], 0.01)
-    found = together(3, lambda group: shared(own if group.rank == 1 else None, 12, group))
-    assert all(torch.equal(a, b) for each in found for a, b in zip(each, own, strict=True))
-    assert shared(None, 12, Alone()) is None
+    results = together(
+        3, lambda group: broadcast_whitening(own if group.rank == 1 else None, 12, group)
+    )
+    assert all(torch.equal(a, b) for each in results for a, b in zip(each, own, strict=True))
+    assert broadcast_whitening(None, 12, Alone()) is None
 
 
 @pytest.mark.parametrize("size", [10, 300, 5000])
 def test_a_sample_depends_on_the_ids_alone(monkeypatch, size):
     monkeypatch.setattr(whitening, "SAMPLE", size)
     ids = torch.arange(1000) * 7
-    whole = sample(ids, Alone())
-    assert len(whole) == min(size, 1000)
-    assert set(whole.tolist()) <= set(ids.tolist())
-    assert torch.equal(whole, whole.unique())  # ascending, none twice
+    expected = sample_ids(ids, Alone())
+    assert len(expected) == min(size, 1000)
+    assert set(expected.tolist()) <= set(ids.tolist())
+    assert torch.equal(expected, expected.unique())  # ascending, none twice
     shards = [ids[1::2], ids[:0], ids[::2].flip(0)]
-    for found in together(3, lambda group: sample(shards[group.rank], group)):
-        assert torch.equal(found, whole)
+    for sampled in together(3, lambda group: sample_ids(shards[group.rank], group)):
+        assert torch.equal(sampled, expected)
 
 
-def test_a_sample_is_spread_over_ids_and_over_their_remainders(monkeypatch):
+def test_a_sample_is_spread_evenly_over_ids_and_their_remainders(monkeypatch):
     """Ids count the patches of images row by row: a sample must not favour a place in them."""
     monkeypatch.setattr(whitening, "SAMPLE", 4000)
-    found = sample(torch.arange(80_000), Alone())
-    for groups in (found // 10_000, found % 8):
+    sampled = sample_ids(torch.arange(80_000), Alone())
+    for groups in (sampled // 10_000, sampled % 8):
         counts = torch.bincount(groups, minlength=8)
         assert ((counts - 500).abs() < 5 * 500**0.5).all()

@@ -111,10 +111,10 @@ def s3(s3_server):
 
 def new_bucket() -> str:
     """Make a bucket on the server that the environment names; its URI."""
-    from ops.storage import files
+    from ops.storage.s3 import file_system
 
     bucket = f"bucket-{time.monotonic_ns()}"
-    files.s3().call_s3("create_bucket", Bucket=bucket)
+    file_system().call_s3("create_bucket", Bucket=bucket)
     return f"s3://{bucket}"
 
 
@@ -122,9 +122,9 @@ def forget_s3() -> None:
     """Make the next access to S3 read the environment anew."""
     from s3fs import S3FileSystem
 
-    from ops.storage import files
+    from ops.storage import s3
 
-    files._s3.cache_clear()
+    s3._file_system.cache_clear()
     S3FileSystem.clear_instance_cache()
 
 
@@ -182,7 +182,7 @@ def tiny_model(product: str, seed: int = 0):
     detector = PatchCore(PatchCoreSettings(coreset_ratio=0.05, embedding="concat"), backbone)
     noise = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
     detector.add_images(noise, torch.arange(2))
-    figures = detector.fit(Alone(), lambda *_: None, Checkpoint()).figures
+    counts = detector.fit(Alone(), lambda *_: None, Checkpoint()).counts
     state, of_backbone = detector.state(), backbone.state()
     calibration = Calibration((1.0, 2.0))
     card = ModelCard(
@@ -193,7 +193,7 @@ def tiny_model(product: str, seed: int = 0):
         input=InputSettings(size=64),
         decode=DecodeSettings(),
         products={
-            product: ProductCard(product_file(product), fingerprint(state), figures, calibration)
+            product: ProductCard(product_file(product), fingerprint(state), counts, {}, calibration)
         },
         map_scale=Scale(0.0, 0.001),
         false_alarm_rate=0.1,

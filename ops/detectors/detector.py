@@ -1,10 +1,10 @@
-"""What a detector is: the contract that every method keeps and one test checks for all of them."""
+"""The contract that every detector keeps; one test checks it for all of them."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -17,105 +17,132 @@ from ops.features.backbone import Backbone
 from ops.progress import ProgressCallback
 
 S = TypeVar("S")
-Shape = tuple[int, int, int]
 
 
 class Checkpoint:
-    """What a fit has found so far, for the next attempt if its group breaks; here for none."""
+    """Where a fit saves its progress, so that it can resume after a worker dies.
+
+    This base class saves nothing.
+    """
 
     def read(self) -> Any:
-        """What was written last, plain data; None before."""
+        """What `write` saved last; None if nothing was saved."""
         return None
 
-    def write(self, found: Any) -> None:
-        """Replace what was written before."""
+    def write(self, content: Any) -> None:
+        """Save plain data in place of what was saved before."""
 
 
 class Scores(NamedTuple):
-    """Scores of a batch: image (B,), and map (B, h, w) at the method's own resolution, float32."""
+    """Scores of a batch: image (B,), and map (B, h, w) at the detector's resolution, float32."""
 
     image: Tensor
     map: Tensor
 
 
-class Fitted(NamedTuple):
-    """What a fit says of itself, to log."""
+@dataclass(frozen=True)
+class FitCounts:
+    """How much a detector was fitted on. A grown detector adds to the counts of the earlier fit.
 
-    figures: dict[str, float]
+    None marks what a detector does not count.
+    """
+
+    images: int
+    """Good images, those with features that are not finite included."""
+    dropped_images: int | None = None
+    """Images left out because their features are not finite."""
+    patches: int | None = None
+    """Patches with finite features."""
+    dropped_patches: int | None = None
+    """Patches left out because their features are not finite."""
+    bank: int | None = None
+    """Patches that the detector keeps."""
+
+    def as_metrics(self) -> dict[str, float]:
+        """The counts by name, without those that are None."""
+        return {name: count for name, count in asdict(self).items() if count is not None}
+
+
+class Fitted(NamedTuple):
+    """What a fit reports, beside the detector's state."""
+
+    counts: FitCounts
+    fit_metrics: dict[str, float] = {}  # noqa: RUF012 - read only
+    """Numbers to log; nothing reads them back."""
     curves: dict[str, list[float]] = {}  # noqa: RUF012 - read only
     """Values per epoch."""
     pictures: dict[str, bytes] = {}  # noqa: RUF012 - read only
-    """PNG files by name, for people."""
+    """PNG files by name."""
 
 
 @dataclass(frozen=True)
 class MapSettings:
-    """How a method's maps are drawn at the input's size."""
+    """How a detector's maps are drawn at the input's size."""
 
     sigma: float = 4.0
-    """Standard deviation in input pixels of the Gaussian that smooths maps; 0 = none."""
+    """Standard deviation, in input pixels, of the Gaussian that smooths anomaly maps; 0 = no
+    smoothing."""
 
 
 class Detector(ABC):
-    """A detector. Larger scores are more anomalous.
+    """A detector scores images and their positions; larger scores are more anomalous.
 
-    A fit takes in good images once, by `add_images` on whichever worker meets them, with
-    `exchange` in between if the method needs it; then `fit` ends it on all workers together.
+    To fit one, call `add_images` with good images on any worker, and `exchange` after each round
+    of batches if `exchanges` is set. Then call `fit` on all workers together.
 
-    Subclasses MUST name their frozen `Settings` dataclass, whose defaults are the paper's.
-    What `add_images` keeps MUST be keyed by `rows`, the images' numbers in the fit's list, not by
-    arrival; `fit` MUST reach the same state for any grouping and order of the images, up to
-    `drift`.
-    `score` MUST give an image the same score and map whatever batch it comes in, MUST choose its
-    own grad mode, and MUST NOT clamp or normalise.
-    `state` MUST hold all that a fit learned, as tensors alone, and `load_state` MUST restore it so
-    that scores are equal bit for bit. Shapes in it are data: a bank has as many rows as it has.
-    The backbone is shared among detectors and is no part of the state.
+    - `Settings` MUST be a frozen dataclass whose defaults are the paper's.
+    - `add_images` MUST key what it keeps by `rows`, the numbers of the images in the fit's list,
+      and not by the order of arrival.
+    - `fit` MUST reach the same state for any grouping and order of the images, up to rounding.
+    - `score` MUST give an image the same score and map in any batch. It MUST set its own gradient
+      mode, and MUST NOT clamp or normalise scores.
+    - `state` MUST hold all that scoring needs, as tensors only. `load_state` MUST restore it so
+      that scores are equal to the last bit. Shapes in a state MAY vary, such as a bank's size.
+    - The backbone is shared among detectors and MUST NOT be part of the state.
     """
 
     name: ClassVar[str]
     Settings: ClassVar[type[Any]]
-    #: Relative difference that order and shards may make to a state.
-    drift: ClassVar[float] = 0.0
-    #: Whether workers must `exchange` after every round of batches.
+    #: Whether workers must call `exchange` after every round of batches.
     exchanges: ClassVar[bool] = False
-    #: What is fitted, for methods that know some products by name; a fit sets it.
+    #: Name of the product that is fitted, for detectors that treat some products differently.
     product: str = ""
 
     def __init__(self, settings: Any, backbone: Backbone) -> None:
-        """Unfitted; `settings` is an instance of `Settings`."""
+        """A detector that is not fitted; `settings` is an instance of `Settings`."""
         self.settings = settings
         self.backbone = backbone
 
     @classmethod
     @abstractmethod
-    def estimate(cls, settings: Any, load: FitSize) -> ResourceEstimate:
-        """What a fit takes."""
+    def estimate(cls, settings: Any, fit_size: FitSize) -> ResourceEstimate:
+        """Memory and size of the model of a fit."""
 
     @classmethod
     @abstractmethod
-    def timing_probe(cls, settings: Any, load: FitSize) -> TimingProbe | None:
-        """A sample of `fit`; None if it takes next to nothing."""
+    def timing_probe(cls, settings: Any, fit_size: FitSize) -> TimingProbe | None:
+        """A sample of the computation of `fit`; None if `fit` takes negligible time."""
 
     @abstractmethod
     def add_images(self, images: Tensor, rows: Tensor) -> None:
-        """Take in good images (B, 3, H, W) with their numbers (B,) in the fit's list."""
+        """Add good images (B, 3, H, W) with their numbers (B,) in the fit's list."""
 
-    def exchange(self, group: Group) -> None:  # noqa: B027 - most methods share nothing
-        """Collective, after a round in which each rank has gathered a batch or nothing."""
+    def exchange(self, group: Group) -> None:  # noqa: B027 - most detectors exchange nothing
+        """Exchange data after each worker has added at most one batch. Collective."""
 
-    def grow(self, state: Mapping[str, Tensor], figures: Mapping[str, float]) -> None:  # noqa: ARG002
-        """Before anything is gathered, on one rank: begin with what an earlier fit had learned.
+    def grow(self, state: Mapping[str, Tensor], counts: FitCounts) -> None:  # noqa: ARG002
+        """Start from the state and counts of an earlier fit, before `add_images`, on one worker.
 
-        Raises UserError if the method cannot.
+        Raises UserError if the detector cannot be grown.
         """
         raise UserError(f"{self.name} cannot grow a model; fit a new one on all images")
 
     @abstractmethod
-    def fit(self, group: Group, watch: ProgressCallback, checkpoint: Checkpoint) -> Fitted:
-        """Collective: end the fit, so that every rank has the same detector.
+    def fit(self, group: Group, progress: ProgressCallback, checkpoint: Checkpoint) -> Fitted:
+        """Finish the fit, so that every worker holds the same detector. Collective.
 
-        Only rank 0 writes notes. Raises UserError on every rank if there is nothing to fit.
+        Only rank 0 may write the checkpoint. Raises UserError on every worker if there is no
+        usable image.
         """
 
     @abstractmethod
@@ -124,19 +151,19 @@ class Detector(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
-        """All that was learned."""
+        """Everything that the fit learned."""
 
     @abstractmethod
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Become what `state` describes."""
+        """Restore what `state` returned."""
 
     @abstractmethod
     def map_ceiling(self) -> float:
-        """A map value that images like the ones fitted stay below: sets the scale of PNG maps."""
+        """A map value that maps of good images stay below; it sets the scale of PNG maps."""
 
 
 def settings_from(kind: type[S], values: Mapping[str, Any]) -> S:
-    """A settings dataclass from a mapping. Raises UserError that lists the known names."""
+    """A settings dataclass from a mapping. Raises SettingError that lists the known names."""
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]  # S is a dataclass
     unknown = sorted(set(values) - set(known))
     if unknown:
@@ -145,5 +172,5 @@ def settings_from(kind: type[S], values: Mapping[str, Any]) -> S:
 
 
 def finite_rows(vectors: Tensor) -> Tensor:
-    """Which rows of (n, d) hold only finite numbers."""
+    """Mask (n,) of the rows of (n, d) that hold only finite numbers."""
     return torch.isfinite(vectors).all(dim=1)

@@ -15,7 +15,7 @@ import torchvision
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ops.detectors.detector import Detector, settings_from
+from ops.detectors.detector import Detector, FitCounts, settings_from
 from ops.detectors.registry import detector_class
 from ops.errors import UserError
 from ops.features.backbone import Backbone, BackboneSettings
@@ -25,6 +25,7 @@ from ops.images.resize import InputSettings
 from ops.results.anomaly_map import Scale
 from ops.results.calibration import Calibration
 from ops.storage import files, paths
+from ops.storage.storage_errors import NotFound
 
 FORMAT = "nightloupe model 1"
 
@@ -48,9 +49,15 @@ class ProductCard:
 
     file: str
     sha256: str
-    figures: dict[str, float]
+    counts: FitCounts
+    fit_metrics: dict[str, float]
     calibration: Calibration
     curves: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Counts and metrics of the fit by name, to log."""
+        return self.counts.as_metrics() | self.fit_metrics
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,11 @@ class ModelCard:
         values["map_scale"] = Scale(**values["map_scale"])
         values["products"] = {
             name: ProductCard(
-                **card | {"calibration": Calibration(tuple(card["calibration"]["scores"]))}
+                **card
+                | {
+                    "counts": FitCounts(**card["counts"]),
+                    "calibration": Calibration(tuple(card["calibration"]["scores"])),
+                }
             )
             for name, card in values["products"].items()
         }
@@ -148,7 +159,7 @@ def identity(content: Mapping[str, Any]) -> str:
     What the fit counted on its way is left out; its rounds, for one, depend on its workers.
     """
     products = {
-        name: {k: v for k, v in product.items() if k not in {"figures", "curves"}}
+        name: {k: v for k, v in product.items() if k not in {"counts", "fit_metrics", "curves"}}
         for name, product in content["products"].items()
     }
     hashed = {k: v for k, v in content.items() if k != "model_id"} | {"products": products}
@@ -177,12 +188,12 @@ def write_model(location: str, model: Model) -> None:
 
 
 def read_card(location: str) -> ModelCard:
-    """The card of a model. Raises FileNotFoundError if no complete model lies there."""
+    """The card of a model. Raises NotFound if no complete model lies there."""
     try:
         content = files.read_json(files.join(location, paths.MODEL_CARD))
     except FileNotFoundError:
         message = f"no complete model at {location}: there is no {paths.MODEL_CARD}"
-        raise FileNotFoundError(f"{message}; make one with python -m jobs.fit") from None
+        raise NotFound(f"{message}; make one with python -m jobs.fit") from None
     card = ModelCard.from_json(content)
     if content.get("model_id") != identity(content):
         raise UserError(f"{location}: model.json was changed after it was written (id differs)")

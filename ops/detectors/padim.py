@@ -12,17 +12,17 @@ from torch import Tensor
 from ops.detectors.detector import (
     Checkpoint,
     Detector,
+    FitCounts,
     Fitted,
     MapSettings,
     Scores,
-    Shape,
     finite_rows,
 )
 from ops.detectors.fit_cost import FitSize, ResourceEstimate, TimingProbe
 from ops.distributed import Group
 from ops.errors import UserError
-from ops.features.backbone import Backbone
-from ops.features.moments import Moments, lengths, packed_size
+from ops.features.backbone import Backbone, LayerShape
+from ops.features.moments import Moments, packed_size, squared_lengths
 from ops.progress import ProgressCallback
 from ops.results import anomaly_map
 
@@ -62,8 +62,6 @@ class PaDiM(Detector):
     name = "padim"
     Settings = PaDiMSettings
     settings: PaDiMSettings
-    #: Moments agree to 1e-10 and better; the state is rounded to float32.
-    drift = 1e-6
     exchanges = True
 
     def __init__(self, settings: PaDiMSettings, backbone: Backbone) -> None:
@@ -219,14 +217,8 @@ class PaDiM(Detector):
         self.ceiling = max(float(farthest), dim**0.5)
         self._moments = None
         self._sample, self._sampled = self._sample[:0], self._sampled[:0]
-        return Fitted(
-            {
-                "images": images,
-                "dropped_images": dropped,
-                "positions": height * width,
-                "channels": dim,
-            }
-        )
+        counts = FitCounts(images, dropped_images=dropped)
+        return Fitted(counts, {"positions": height * width, "channels": dim})
 
     def _left_out(self, places: slice, whitening: Tensor) -> float:
         """The largest distance of the sample at some places, each image from a fit without it.
@@ -239,7 +231,7 @@ class PaDiM(Detector):
         if n < 3 or not len(mean):
             return 0.0
         centred = self._sample[:, places].double() - mean
-        inside = lengths(whitening, centred.permute(1, 2, 0))
+        inside = squared_lengths(whitening, centred.permute(1, 2, 0))
         rest = (1 - inside * n / (n - 1) ** 2).clamp(min=1e-9)
         squares = inside / rest * (n / (n - 1)) ** 2 * (n - 2) / (n - 1)
         return float(squares.amax().sqrt())
@@ -257,7 +249,7 @@ class PaDiM(Detector):
             )
         distances = torch.cat([self._distances(part) for part in torch.split(vectors, _BLOCK)])
         size, sigma = images.shape[-1], self.settings.sigma
-        drawn = [anomaly_map.draw(grid.numpy(), size, sigma).max() for grid in distances.cpu()]
+        drawn = [anomaly_map.upsample(grid.numpy(), size, sigma).max() for grid in distances.cpu()]
         return Scores(torch.tensor(drawn, device=images.device), distances)
 
     def _distances(self, vectors: Tensor) -> Tensor:
@@ -265,7 +257,7 @@ class PaDiM(Detector):
         count, height, width, dim = vectors.shape
         columns = vectors.new_zeros(height * width, dim, _BLOCK)
         columns[:, :, :count] = (vectors - self.mean).flatten(1, 2).permute(1, 2, 0)
-        squares = lengths(self.factor, columns)
+        squares = squared_lengths(self.factor, columns)
         return squares.sqrt_().T[:count].reshape(count, height, width)
 
     def map_ceiling(self) -> float:
@@ -297,7 +289,7 @@ def _width(settings: PaDiMSettings, total: int) -> int:
     return min(settings.dim, total) or total
 
 
-def _grid_size(shapes: list[Shape]) -> int:
+def _grid_size(shapes: list[LayerShape]) -> int:
     return max(height * width for _, height, width in shapes)
 
 

@@ -9,24 +9,30 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ops.detectors.detector import Checkpoint, Detector, Fitted, MapSettings, Scores, finite_rows
+from ops.detectors.coreset_bank import choose_bank, whiten
+from ops.detectors.detector import (
+    Checkpoint,
+    Detector,
+    FitCounts,
+    Fitted,
+    MapSettings,
+    Scores,
+    finite_rows,
+)
 from ops.detectors.fit_cost import FitSize, ResourceEstimate, TimingProbe
 from ops.distributed import Alone, Group
 from ops.errors import SettingError, UserError
 from ops.features.backbone import Backbone
 from ops.features.patch_features import Embedding, embed
-from ops.features.whitening import Whitening, sample, shared
+from ops.features.whitening import Whitening
 from ops.progress import ProgressCallback
-from ops.search.coreset import Coreset, greedy
+from ops.search.coreset import greedy
 from ops.search.distance import squared
 from ops.search.neighbours import SCRATCH, Bank
-from ops.search.patch_store import BoundedShard, Shard, bytes_each
+from ops.search.patch_store import BoundedPatchStore, PatchStore, bytes_per_vector
 
-#: Points, picks and dimensions of the coreset that stands for a fit before it starts.
-_SAMPLE = 100_000, 1_000, 128
-_COUNTS = ("images", "patches", "dropped_patches")
-#: Patches whose vectors meet at a time for a covariance.
-_PART = 4096
+#: Points, picks and dimensions of the coreset that is timed before a fit.
+_PROBE = 100_000, 1_000, 128
 
 
 @dataclass(frozen=True)
@@ -34,48 +40,51 @@ class PatchCoreSettings(MapSettings):
     """Settings of PatchCore."""
 
     coreset_ratio: float = 0.01
-    """Share of the patches that the bank keeps."""
+    """Share of all patches that the bank keeps."""
     max_bank_size: int = 20_000
-    """The bank never holds more vectors than this: scoring costs more than the backbone beyond."""
+    """Largest number of vectors in the bank; above about 20,000, searching the bank takes longer
+    than the backbone."""
     embedding: Embedding = "pooled"
-    """pooled: as the authors' code averages neighbourhoods; concat: channels side by side."""
+    """pooled: neighbourhoods averaged and pooled to `dim` numbers, as in the authors' code; concat:
+    the channels of all layers side by side."""
     metric: Literal["euclidean", "whitened"] = "euclidean"
-    """whitened: what varies among good patches counts less, as in a Mahalanobis distance; for parts
-    whose surface varies. Not with `fit_memory`."""
+    """whitened: Mahalanobis distances, in which features that vary among good patches count less;
+    for parts whose surface varies. Cannot be combined with `fit_memory`."""
     shrinkage: float = 0.01
-    """With whitened: share of the mean variance that is added to all variances; above 0."""
+    """With metric whitened: share of the mean variance that is added to all variances; above 0."""
     dim: int = 1024
-    """Length of pooled vectors."""
+    """Length of vectors with embedding pooled."""
     projection: int = 128
-    """The coreset is chosen in a random projection to this many dimensions; 0 = none."""
+    """Dimensions of the random projection in which the coreset is chosen; 0 = no projection."""
     seed: int = 0
-    """Seed of the projection."""
+    """Seed of the random projection."""
     fit_memory: int = 0
-    """Bytes of patches that each worker may hold while fitting; 0 = all of them, which is exact."""
+    """Memory for patches on each worker of a fit, in bytes; patches beyond it are thinned early.
+    0 = no limit, which gives the exact coreset."""
     reweight: bool = True
-    """Weigh image scores by the neighbourhood of the nearest vector (equation 7)."""
+    """Weigh image scores by the distances to the neighbours of the nearest vector (equation 7)."""
     neighbours: int = 9
-    """Size b of that neighbourhood."""
+    """Number b of these neighbours."""
 
     def __post_init__(self) -> None:
-        """Refuse what does not go together."""
+        """Raise SettingError for settings that cannot be combined."""
         if self.metric == "whitened" and self.fit_memory:
             raise SettingError(
-                f"fit_memory {self.fit_memory} thins patches before the metric is known; with "
-                "metric = whitened it must be 0: lower input.size or take more workers instead"
+                f"fit_memory {self.fit_memory} must be 0 with metric = whitened, because it thins "
+                "patches before the whitening is known; lower input.size or use more workers"
             )
         if self.metric == "whitened" and not self.shrinkage > 0:
             raise SettingError(
-                f"shrinkage {self.shrinkage} must be above 0: features that never vary have no "
-                "variance to divide by"
+                f"shrinkage {self.shrinkage} must be above 0: features that do not vary have zero "
+                "variance"
             )
 
 
 class PatchCore(Detector):
     """A bank of locally averaged patch features, thinned by the exact greedy coreset.
 
-    Scores are Euclidean distances (the authors' code reports squared ones), with `metric` whitened
-    after whitening by a sample of the good patches.
+    Scores are Euclidean distances (the authors' code reports squared ones). With metric whitened,
+    features are first whitened by the covariance of a sample of the good patches.
     """
 
     name = "patchcore"
@@ -83,27 +92,28 @@ class PatchCore(Detector):
     settings: PatchCoreSettings
 
     def __init__(self, settings: PatchCoreSettings, backbone: Backbone) -> None:
-        """Unfitted, with an empty bank."""
+        """A detector that is not fitted, with an empty bank."""
         super().__init__(settings, backbone)
         self.bank = torch.empty(0, 0)
         self.radius = 0.0
         self._whitening: Whitening | None = None
         self._search: Bank | None = None
         self._matrix: Tensor | None = None
-        self._shard = BoundedShard(settings.fit_memory) if settings.fit_memory else Shard()
-        self._grown: Mapping[str, float] = {}
-        self._gathered = 0
-        self._images = self._dropped = 0
+        self._store = (
+            BoundedPatchStore(settings.fit_memory) if settings.fit_memory else PatchStore()
+        )
+        self._images = self._patches = self._dropped = 0
+        self._grown_radius = 0.0
 
     @classmethod
     def estimate(cls, settings: PatchCoreSettings, load: FitSize) -> ResourceEstimate:
-        """Every patch of a worker's share, or what its memory is bounded to; then the bank."""
+        """All patches of a worker's images, or `fit_memory` bytes of them; then the bank."""
         patches = load.images * load.positions
         concat = settings.embedding == "concat"
         width = load.channels if concat else settings.dim
         narrow = settings.projection if 0 < settings.projection < width else width
         kept = max(1, min(int(settings.coreset_ratio * patches), settings.max_bank_size))
-        share = -(-patches // load.workers) * bytes_each(width, narrow)
+        share = -(-patches // load.workers) * bytes_per_vector(width, narrow)
         bank = kept * width * 4
         whitened = settings.metric == "whitened"
         square = width * (width + 1) if whitened else 0
@@ -113,7 +123,7 @@ class PatchCore(Detector):
             kept=kept,
             fit_bytes=(min(share, settings.fit_memory) if settings.fit_memory else share)
             + 2 * bank
-            # In float64 the covariance, its eigenvectors, and what finding them takes.
+            # The covariance, its eigenvectors and the workspace of the solver, in float64.
             + square * 8 * 6,
             score_bytes=2 * bank + 2 * SCRATCH + 4 * square,
             model_bytes=bank + 4 * square,
@@ -122,9 +132,9 @@ class PatchCore(Detector):
 
     @classmethod
     def timing_probe(cls, settings: PatchCoreSettings, load: FitSize) -> TimingProbe:
-        """A small coreset, without whitening; the greedy's time goes with points times picks."""
-        n, k, width = _SAMPLE
-        # Features vary along few directions; without that, every point would be as far as another.
+        """A small coreset without whitening; the greedy's time grows with points times picks."""
+        n, k, width = _PROBE
+        # Like features, points vary along few directions; else all distances would be similar.
         fall = torch.arange(1, width + 1) ** -0.5
         points = torch.randn(n, width, generator=torch.Generator().manual_seed(0)) * fall
         estimate = cls.estimate(settings, load)
@@ -137,23 +147,23 @@ class PatchCore(Detector):
         return embed(self.backbone(images), self.settings.embedding, self.settings.dim)
 
     def add_images(self, images: Tensor, rows: Tensor) -> None:
-        """Keep every image's patches; their ids are row * patches + patch."""
+        """Keep the images' patches; the id of a patch is row * patches per image + its position."""
         for vectors, row in zip(self.embed(images).cpu(), rows.tolist(), strict=True):
             flat = vectors.flatten(0, 1)
             ids = row * len(flat) + torch.arange(len(flat))
             keep = finite_rows(flat)
             self._images += 1
             self._dropped += int((~keep).sum())
-            self._gathered += int(keep.sum())
-            # One product per image, so that its bits do not depend on the batch.
-            self._shard.add(flat[keep], self._projected(flat)[keep], ids[keep])
+            self._patches += int(keep.sum())
+            # One matrix product per image, so that rounding does not depend on the batch.
+            self._store.add(flat[keep], self._projection(flat)[keep], ids[keep])
 
     @property
     def _whitens(self) -> bool:
         return self.settings.metric == "whitened"
 
-    def _projected(self, vectors: Tensor) -> Tensor:
-        """The projection; of vectors that are to be whitened first, nothing yet."""
+    def _projection(self, vectors: Tensor) -> Tensor:
+        """The projection (n, p); (n, 0) if vectors must be whitened first, which `fit` does."""
         return vectors[:, :0] if self._whitens else self._project(vectors)
 
     def _project(self, vectors: Tensor) -> Tensor:
@@ -165,105 +175,57 @@ class PatchCore(Detector):
             self._matrix = torch.randn(width, dim, generator=generator) / dim**0.5
         return vectors @ self._matrix
 
-    def grow(self, state: Mapping[str, Tensor], figures: Mapping[str, float]) -> None:
-        """The old bank takes part in the greedy like new patches; its ids are below theirs.
+    def grow(self, state: Mapping[str, Tensor], counts: FitCounts) -> None:
+        """Add the earlier bank to the patches that the coreset is chosen from.
 
-        A whitened model stays whitened as it was: its old patches cannot be whitened anew.
+        Its ids are negative, so that they precede those of new patches. A whitened model keeps its
+        whitening, because the patches behind its bank are gone and cannot be whitened again.
         """
         bank = state["bank"].cpu()
-        self._shard.add(bank, self._projected(bank), torch.arange(-len(bank), 0))
-        self._grown = figures
+        self._store.add(bank, self._projection(bank), torch.arange(-len(bank), 0))
+        self._images += counts.images
+        self._patches += counts.patches or 0
+        self._dropped += counts.dropped_patches or 0
+        self._grown_radius = float(state["radius"])
         if self._whitens:
             self._whitening = Whitening(state["mean"].cpu(), state["whitening"].cpu())
 
-    def fit(self, group: Group, watch: ProgressCallback, checkpoint: Checkpoint) -> Fitted:
-        """The exact greedy over all ranks; the bank is the unprojected vectors, in pick order.
+    def fit(self, group: Group, progress: ProgressCallback, checkpoint: Checkpoint) -> Fitted:
+        """Choose the bank by the exact greedy over all workers, after whitening if that is set.
 
-        Whitening comes first, so that it covers the patches by the distances that scores are.
-
-        The figures prove how good it is, in the projection: every patch lies within `radius` =
-        `local_r` + `union_r` of the bank, which is at most `factor` times the least that any bank
-        of this size could reach (Gonzalez 1985; Malkomes et al. 2015). If no patch was let go, by
-        bounded memory or by growing, `local_r` is zero and the factor is two.
+        The metrics bound how good the bank is, in the projection: every patch lies within `radius`
+        = `local_r` + `union_r` of the bank, which is at most `factor` times the smallest radius
+        that a bank of this size could have (Gonzalez 1985; Malkomes et al. 2015). `local_r` is the
+        radius that bounded memory or growing adds; without either it is zero and `factor` is two.
         """
-        old = self._grown
-        own = [self._images, self._gathered, self._dropped]
-        counts = torch.tensor([n + int(old.get(f, 0)) for n, f in zip(own, _COUNTS, strict=True)])
-        images, patches, dropped = group.all_reduce(counts).tolist()
+        own = torch.tensor([self._images, self._patches, self._dropped])
+        images, patches, dropped = group.all_reduce(own).tolist()
         if not patches:
             raise UserError("there is no good image with finite features to fit on")
-        self._shard.close()
+        self._store.close()
         if self._whitens:
-            self._whiten(group)
-        width, narrow = self._widths(group)
-        ids, projected = self._shard.points(narrow)
-        k = max(1, min(int(self.settings.coreset_ratio * patches), self.settings.max_bank_size))
-
-        def told(found: Coreset) -> None:
-            watch("coreset", len(found.ids), k)
-            if group.rank == 0:
-                checkpoint.write((found.ids, found.squared, found.rounds))
-
-        begun = _begun(group, checkpoint)
-        chosen = greedy(projected, ids, k, group, watch=told, begun=begun)
-        self.bank = self._picked(ids, torch.tensor(chosen.ids), width, group)
-        cover = torch.tensor([max(self._shard.cover, old.get("radius", 0.0))])
-        local_r = float(group.all_reduce(cover.double(), "max"))
-        self.radius = local_r + chosen.radius
-        self._shard = Shard()
-        # Without a union_r, the bank is all that was kept, and there is no bound to compare with.
-        proof = {"factor": 2 * (1 + local_r / chosen.radius)} if chosen.radius else {}
-        figures = proof | {
-            "images": images,
-            "patches": patches,
-            "dropped_patches": dropped,
-            "bank": len(self.bank),
+            self._whitening = whiten(
+                self._store, self._whitening, self.settings.shrinkage, self._project, group
+            )
+        size = max(1, min(int(self.settings.coreset_ratio * patches), self.settings.max_bank_size))
+        self.bank, coreset = choose_bank(self._store, size, group, progress, checkpoint)
+        local = torch.tensor([max(self._store.covering_radius, self._grown_radius)])
+        local_r = float(group.all_reduce(local.double(), "max"))
+        self.radius = local_r + coreset.radius
+        self._store = PatchStore()
+        counts = FitCounts(
+            images=images, patches=patches, dropped_patches=dropped, bank=len(self.bank)
+        )
+        # With union_r zero, the bank holds all patches of the store: no radius to compare with.
+        factor = {"factor": 2 * (1 + local_r / coreset.radius)} if coreset.radius else {}
+        metrics = factor | {
             "radius": self.radius,
             "local_r": local_r,
-            "union_r": chosen.radius,
-            "rounds": chosen.rounds,
-            "picks_per_round": len(chosen.ids) / max(1, chosen.rounds),
+            "union_r": coreset.radius,
+            "rounds": coreset.rounds,
+            "picks_per_round": len(coreset.ids) / max(1, coreset.rounds),
         }
-        return Fitted(figures)
-
-    def _widths(self, group: Group) -> tuple[int, int]:
-        """The shards' dimensions (d, p), which ranks without a patch do not know. Collective."""
-        widths = torch.stack(group.all_gather(torch.tensor([self._shard.width])))
-        width, narrow = widths.flatten(0, 1).amax(dim=0).tolist()
-        return width, narrow
-
-    def _whiten(self, group: Group) -> None:
-        """Whiten and project what the shard holds, as a grown model did or by a sample. Collective.
-
-        Raises UserError on every rank if the sample does not vary.
-        """
-        width, _ = self._widths(group)
-        found = shared(self._whitening, width, group)
-        if found is None:
-            ids, _ = self._shard.points(0)
-            chosen = sample(ids, group)
-            parts = (self._picked(ids, part, width, group) for part in torch.split(chosen, _PART))
-            # Once and for all ranks: another processor would find other bits.
-            own = Whitening.of(parts, self.settings.shrinkage) if group.rank == 0 else None
-            for _ in parts:
-                pass  # the other ranks only take part
-            found = shared(own, width, group)
-        assert found
-        self._whitening = whiten = found
-
-        def change(vectors: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-            vectors = whiten(vectors) if ids[0] >= 0 else vectors  # a grown bank is whitened
-            return vectors, self._project(vectors)
-
-        self._shard.change(change)
-
-    def _picked(self, ids: Tensor, picks: Tensor, width: int, group: Group) -> Tensor:
-        """The full vectors of picked ids, in pick order, from whichever rank holds each."""
-        own = torch.nonzero(torch.isin(ids, picks)).flatten()
-        all_ids = torch.cat(group.all_gather(ids[own]))
-        vectors = torch.cat(group.all_gather(self._shard.vectors(own, width)))
-        order = torch.argsort(all_ids)
-        return vectors[order[torch.searchsorted(all_ids[order], picks)]].contiguous()
+        return Fitted(counts, metrics)
 
     @torch.inference_mode()
     def score(self, images: Tensor) -> Scores:
@@ -278,10 +240,10 @@ class PatchCore(Detector):
             flat = vectors.flatten(0, 1)
             if self._whitening:
                 flat = self._whitening(flat)
-            found = search.nearest(flat)
-            distance = found.value.sqrt()
+            nearest = search.nearest(flat)
+            distance = nearest.value.sqrt()
             worst = int(distance.argmax())
-            image_scores.append(self._image_score(search, flat[worst], int(found.row[worst])))
+            image_scores.append(self._image_score(search, flat[worst], int(nearest.row[worst])))
             maps.append(distance.view(vectors.shape[:2]))
         return Scores(torch.stack(image_scores), torch.stack(maps))
 
@@ -289,15 +251,15 @@ class PatchCore(Detector):
         score = squared(patch, self.bank[index]).sqrt()
         if not self.settings.reweight or index < 0:
             return score
-        around = search.closest(index, self.settings.neighbours)
-        distances = squared(self.bank[around], patch).sqrt()
+        neighbours = search.nearest_to_row(index, self.settings.neighbours)
+        distances = squared(self.bank[neighbours], patch).sqrt()
         # The softmax weight of the nearest vector, shifted so that exp cannot overflow.
         shift = torch.maximum(distances.max(), score)
         weight = (score - shift).exp() / (distances - shift).exp().sum()
         return (1 - weight) * score
 
     def map_ceiling(self) -> float:
-        """The largest distance of one of the first 512 picks to the nearest other vector."""
+        """The largest distance of any of the first 512 picks to its nearest other vector."""
         if len(self.bank) < 2:
             return float(self.bank.norm())
         distances = torch.cdist(self.bank[:512], self.bank)
@@ -305,9 +267,9 @@ class PatchCore(Detector):
         return float(distances.amin(dim=1).max())
 
     def state(self) -> dict[str, Tensor]:
-        """The bank (k, d) in pick order, and the covering radius in the projection.
+        """The bank (k, d) in the order of picks, and its covering radius in the projection.
 
-        If whitened, also what images are whitened by: mean (d,) and matrix (d, d).
+        With metric whitened also the whitening: mean (d,) and matrix (d, d).
         """
         state = {"bank": self.bank, "radius": torch.tensor(self.radius)}
         if self._whitening:
@@ -315,22 +277,11 @@ class PatchCore(Detector):
         return state
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take the bank over, and what images are whitened by."""
+        """Restore the bank, its radius and the whitening."""
         device = self.backbone.device
         self.bank = state["bank"].to(device)
         self.radius = float(state["radius"])
         if self._whitens:
-            # Copied, as the bits of products may depend on where in memory a tensor begins.
+            # Cloned, because rounding in products may depend on the alignment of a tensor.
             mean, matrix = state["mean"].clone(), state["whitening"].clone()
             self._whitening = Whitening(mean.to(device), matrix.to(device))
-
-
-def _begun(group: Group, checkpoint: Checkpoint) -> Coreset | None:
-    """What an earlier attempt noted, as rank 0 reads it. Collective."""
-    ids, squared, rounds = (checkpoint.read() if group.rank == 0 else None) or ([], [], 0)
-    ids, rounds_ = torch.tensor(ids, dtype=torch.int64), torch.tensor([rounds])
-    all_ids = torch.cat(group.all_gather(ids)).tolist()
-    all_squared = torch.cat(group.all_gather(torch.tensor(squared))).tolist()
-    if not all_ids:
-        return None
-    return Coreset(all_ids, all_squared, rounds=int(group.all_reduce(rounds_, "max")))

@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ops.detectors.detector import Checkpoint, Detector, Fitted, MapSettings, Scores
+from ops.detectors.detector import Checkpoint, Detector, FitCounts, Fitted, MapSettings, Scores
 from ops.detectors.fit_cost import FitSize, ResourceEstimate
 from ops.distributed import Group
 from ops.errors import SettingError, UserError
 from ops.features.backbone import Backbone
 from ops.progress import ProgressCallback
 from ops.search.distance import squared
-from ops.search.gallery import SCRATCH, Positions, finest
+from ops.search.gallery import SCRATCH, Positions, finest_grid
 
 _ROUND = 8  # images of each rank that cross at a time when the gallery is merged
 _PROBES = 4  # images of the gallery that say how large maps of good images become
@@ -121,14 +121,14 @@ class Spade(Detector):
             if finite:
                 self._kept[row] = own
 
-    def grow(self, state: Mapping[str, Tensor], figures: Mapping[str, float]) -> None:
+    def grow(self, state: Mapping[str, Tensor], counts: FitCounts) -> None:
         """The old gallery stays as it is; new images come after it."""
         old = _tensors(state)
         count = len(old[0])
         for i in range(count):
             self._kept[i - count] = [tensor[i].cpu() for tensor in old]
-        self._images += int(figures.get("images", count))
-        self._dropped += int(figures.get("dropped_images", 0))
+        self._images += counts.images
+        self._dropped += counts.dropped_images or 0
 
     def fit(self, group: Group, watch: ProgressCallback, checkpoint: Checkpoint) -> Fitted:  # noqa: ARG002 - too short
         """Put the gallery together in the order of rows, a few images of each rank at a time."""
@@ -157,7 +157,7 @@ class Spade(Detector):
             watch("gallery", min(start + _ROUND, most), most)
         self.descriptors, *self.levels = merged
         images, dropped = counts
-        return Fitted({"images": images, "dropped_images": dropped, "gallery": len(order)})
+        return Fitted(FitCounts(images, dropped_images=dropped), {"gallery": len(order)})
 
     def _shapes(self, group: Group) -> list[tuple[int, ...]]:
         """Of descriptors and levels; a rank may have no image to know them by. Collective."""
@@ -184,7 +184,7 @@ class Spade(Detector):
     def _one(self, image: list[Tensor], without: int | None = None) -> tuple[Tensor, Tensor]:
         """Score () and map (h, w) of a described image, as if one of the gallery were not there."""
         descriptor, *levels = image
-        grid = finest([level.shape[:2] for level in levels])
+        grid = finest_grid([level.shape[:2] for level in levels])
         if not _finite(image):
             return descriptor.new_tensor(torch.nan), descriptor.new_full(grid, torch.nan)
         distance = squared(self.descriptors, descriptor)

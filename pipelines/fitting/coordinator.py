@@ -1,4 +1,4 @@
-"""Where the workers of a fit say how far they are, and leave what they found."""
+"""An actor that collects the progress and the results of a fit's workers."""
 
 from __future__ import annotations
 
@@ -6,90 +6,89 @@ from typing import Any, NamedTuple
 
 import ray
 
-from ops.detectors.detector import Checkpoint
+from ops.detectors.detector import Checkpoint, Fitted
 
 
-class Found(NamedTuple):
-    """A fitted detector as it leaves its workers."""
+class DetectorResult(NamedTuple):
+    """A fitted detector, as a worker returns it."""
 
-    figures: dict[str, float]
-    curves: dict[str, list[float]]
+    fitted: Fitted
     tensors: dict[str, Any]
-    pictures: dict[str, bytes]
+    map_ceiling: float
 
 
 @ray.remote(num_cpus=0)
 class FitCoordinator:
-    """One actor per fit. What it is told twice counts once, as groups may restart."""
+    """One actor per fit. A repeated report counts once, as a restarted fit reads images again."""
 
     def __init__(self, total: int) -> None:
         self._progress: tuple[str, int, int] = ("extract", 0, total)
         self._total = total
-        self._verdict = ""
-        self._seen: set[int] = set()
+        self._refusal = ""
+        self._rows: set[int] = set()
         self._failures: dict[str, str] = {}
-        self._found: dict[str, Found] = {}
-        self._notes: dict[str, Any] = {}
+        self._results: dict[str, DetectorResult] = {}
+        self._checkpoints: dict[str, Any] = {}
 
-    def extracted(self, rows: list[int], failures: dict[str, str]) -> int:
-        """Images that went by, and URI and reason of the broken ones; failures so far."""
-        self._seen.update(rows)
+    def add_images(self, rows: list[int], failures: dict[str, str]) -> int:
+        """Record images as read, by row, and failures by URI; returns all failures so far."""
+        self._rows.update(rows)
         self._failures.update(failures)
-        self._progress = ("extract", len(self._seen), self._total)
+        self._progress = ("extract", len(self._rows), self._total)
         return len(self._failures)
 
-    def progress(self, stage: str, done: int, of: int) -> None:
-        """How far a fit is."""
-        self._progress = (stage, done, of)
-
-    def watch(self) -> tuple[str, int, int, int]:
-        """Stage, done, of, failed."""
-        return (*self._progress, len(self._failures))
-
     def failures(self) -> list[str]:
-        """A sentence per image that could not be read."""
+        """A sentence for each image that could not be read."""
         return [f"{uri}: {reason}" for uri, reason in self._failures.items()]
 
-    def refuse(self, verdict: str) -> None:
-        """Say why no attempt at this fit can succeed."""
-        self._verdict = self._verdict or verdict
+    def set_progress(self, stage: str, done: int, total: int) -> None:
+        """Record that `done` of `total` items of a stage are finished."""
+        self._progress = (stage, done, total)
 
-    def verdict(self) -> str:
-        """Why the fit cannot succeed; empty while it may."""
-        return self._verdict
+    def progress(self) -> tuple[str, int, int, int]:
+        """Stage, items done, items in total, failed images: the arguments of a ProgressCallback."""
+        return (*self._progress, len(self._failures))
 
-    def finish(self, detector: str, found: Found) -> None:
-        """A fitted detector."""
-        self._found[detector] = found
-        self._notes.pop(detector, None)
+    def set_refusal(self, reason: str) -> None:
+        """Record why no attempt at this fit can succeed; the first reason stays."""
+        self._refusal = self._refusal or reason
 
-    def note(self, detector: str, found: Any) -> None:
-        """How far the fit of a detector is."""
-        self._notes[detector] = found
+    def refusal(self) -> str:
+        """Why the fit cannot succeed; empty if nothing speaks against it."""
+        return self._refusal
 
-    def noted(self, detector: str) -> Any:
-        """What was noted last; None before."""
-        return self._notes.get(detector)
+    def save_checkpoint(self, detector: str, content: Any) -> None:
+        """Save the progress of a detector's fit in place of what was saved before."""
+        self._checkpoints[detector] = content
+
+    def load_checkpoint(self, detector: str) -> Any:
+        """What was saved last for a detector; None if nothing was."""
+        return self._checkpoints.get(detector)
+
+    def set_result(self, detector: str, result: DetectorResult) -> None:
+        """Record a fitted detector and delete its checkpoint."""
+        self._results[detector] = result
+        self._checkpoints.pop(detector, None)
 
     def finished(self) -> list[str]:
-        """The detectors that are here."""
-        return list(self._found)
+        """The names of all fitted detectors."""
+        return list(self._results)
 
-    def found(self, detector: str) -> Found:
-        """What a fit ended with."""
-        return self._found[detector]
+    def result(self, detector: str) -> DetectorResult:
+        """A fitted detector."""
+        return self._results[detector]
 
 
 class DetectorCheckpoint(Checkpoint):
-    """Notes on the fit of one detector, which outlive the workers."""
+    """The checkpoint of one detector's fit, kept by the coordinator, which outlives workers."""
 
     def __init__(self, coordinator: Any, detector: str) -> None:
         self._coordinator, self._detector = coordinator, detector
 
     def read(self) -> Any:
-        """From the ledger."""
-        return ray.get(self._coordinator.noted.remote(self._detector))
+        """Load from the coordinator."""
+        return ray.get(self._coordinator.load_checkpoint.remote(self._detector))
 
-    def write(self, found: Any) -> None:
-        """To the ledger, without waiting for it."""
-        self._coordinator.note.remote(self._detector, found)
+    def write(self, content: Any) -> None:
+        """Save to the coordinator without waiting for it."""
+        self._coordinator.save_checkpoint.remote(self._detector, content)

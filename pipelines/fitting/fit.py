@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import tempfile
 import threading
@@ -17,9 +18,11 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import Tensor
 
+from ops.detectors.detector import FitCounts
 from ops.detectors.model_folder import Model, ModelCard, ProductCard
 from ops.features.backbone import Backbone
 from ops.features.weights import fingerprint
+from ops.images.failure import max_failures
 from ops.images.fetch import FetchSettings
 from ops.images.inventory import Inventory
 from ops.images.read_images import Read
@@ -28,17 +31,16 @@ from ops.results.anomaly_map import LEVELS, Scale
 from ops.results.calibration import Calibration
 from ops.results.write_maps import DrawSketches, sheet
 from ops.storage.paths import HELD_OUT, JOINT, Out, picture_file, product_file
-from pipelines.cluster.failure_limit import max_failures
-from pipelines.cluster.isolate import process_isolated
+from pipelines.cluster.isolate import process_rows
 from pipelines.cluster.resources import Resources
 from pipelines.cluster.shared_model import SharedModel
 from pipelines.fitting import plan, quarantine
-from pipelines.fitting.coordinator import FitCoordinator, Found
+from pipelines.fitting.coordinator import DetectorResult, FitCoordinator
 from pipelines.fitting.interruptible import interruptible_fit
 from pipelines.fitting.request import ALL, FitRequest, NothingToFit, Split, split
 from pipelines.fitting.worker import ROW, WholeShards, program
-from pipelines.scoring.read_stage import Reading
-from pipelines.scoring.stream import Chain, batches, drawing
+from pipelines.scoring.read_stage import ReadStage
+from pipelines.scoring.stream import ScoringStream, draw_step
 
 log = logging.getLogger(__name__)
 #: How many held-out images of a product people are shown, and of how many products.
@@ -66,10 +68,10 @@ def fit(
     backbone = network.state()
     coordinator = _fit_detectors(chosen, request, backbone, resources, watch, grown)
     failures: list[str] = ray.get(coordinator.failures.remote())
-    found = {detector: ray.get(coordinator.found.remote(detector)) for detector in chosen.detectors}
-    ceiling = 4 * max(f.figures["map_ceiling"] for f in found.values()) or 1.0
+    results = {name: ray.get(coordinator.result.remote(name)) for name in chosen.detectors}
+    ceiling = 4 * max(result.map_ceiling for result in results.values()) or 1.0
     ceiling = max(ceiling, grown.card.map_scale.scale * (LEVELS - 1)) if grown else ceiling
-    cards, tensors = _cards(chosen, request.joint, found, grown)
+    cards, tensors = _cards(chosen, request.joint, results, grown)
     card = ModelCard(
         method=request.method,
         settings=asdict(request.settings),
@@ -93,30 +95,32 @@ def fit(
     pictures = {
         picture_file(cards[name].file, kind): picture
         for name in chosen.products
-        for kind, picture in found[ALL if request.joint else name].pictures.items()
+        for kind, picture in results[ALL if request.joint else name].fitted.pictures.items()
     }
     model = Model(card, backbone, tensors, pictures)
     return _calibrated(model, chosen.held_out, request.fetch, resources, watch)
 
 
 def _cards(
-    chosen: Split, joint: bool, found: dict[str, Found], grown: Model | None
+    chosen: Split, joint: bool, results: dict[str, DetectorResult], grown: Model | None
 ) -> tuple[dict[str, ProductCard], dict[str, dict[str, Tensor]]]:
     """Cards, not calibrated yet, and tensors of all products, those of a grown model included."""
     cards = dict(grown.card.products) if grown else {}
     tensors = dict(grown.products) if grown else {}
-    hashes = {detector: fingerprint(fitted.tensors) for detector, fitted in found.items()}
+    hashes = {detector: fingerprint(result.tensors) for detector, result in results.items()}
     # A joint detector is a new one for every product, whichever of them has new images.
     for product in dict.fromkeys([*(cards if joint else ()), *chosen.products]):
         detector = ALL if joint else product
+        result = results[detector]
         cards[product] = ProductCard(
             file=JOINT if joint else product_file(product),
             sha256=hashes[detector],
-            figures=found[detector].figures,
+            counts=result.fitted.counts,
+            fit_metrics=result.fitted.fit_metrics | {"map_ceiling": result.map_ceiling},
             calibration=Calibration(()),
-            curves=found[detector].curves,
+            curves=result.fitted.curves,
         )
-        tensors[product] = found[detector].tensors
+        tensors[product] = result.tensors
     return cards, tensors
 
 
@@ -143,7 +147,7 @@ def _fit_detectors(
         "request": request,
         "detectors": chosen.detectors,
         "backbone": ray.put(backbone),
-        "grown": _grown(grown) if grown else {},
+        "grown": _earlier_fits(grown) if grown else {},
         "resources": resources,
         "limit": max_failures(request.max_failed, len(rows)),
     }
@@ -172,17 +176,17 @@ def _attempt(
     """Fit on rows; returns the ledger, which knows of earlier failures. Raises NothingToFit."""
     blocks = [rows.slice(i, resources.batch) for i in range(0, len(rows), resources.batch)]
     images = ray.data.from_blocks(blocks or [rows]).map_batches(
-        Reading(read, resources.batch),
+        ReadStage(read, resources.batch),
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=resources.reader_cpus,
         max_retries=2,
     )
     coordinator: Any = FitCoordinator.remote(len(rows))  # type: ignore[attr-defined]  # added by ray.remote
-    ray.get(coordinator.extracted.remote([], failures))
+    ray.get(coordinator.add_images.remote([], failures))
     with (
         tempfile.TemporaryDirectory(prefix="nightloupe-") as scratch,
-        _watching(coordinator, watch),
+        _reporting(coordinator, watch),
     ):
         trainer = TorchTrainer(
             program,
@@ -201,39 +205,40 @@ def _attempt(
             ),
         )
         interruptible_fit(trainer)
-    if verdict := ray.get(coordinator.verdict.remote()):
-        raise NothingToFit(verdict)
+    if refusal := ray.get(coordinator.refusal.remote()):
+        raise NothingToFit(refusal)
     return coordinator
 
 
-def _grown(model: Model) -> dict[str, tuple[Any, dict[str, float]]]:
-    """State and figures of each detector of a model, by its name in a fit."""
+def _earlier_fits(model: Model) -> dict[str, tuple[Any, FitCounts]]:
+    """State (an object reference) and counts of each detector of a model, by its name in a fit."""
     named = {ALL if model.card.joint else product: product for product in model.products}
     return {
-        detector: (ray.put(model.products[product]), model.card.products[product].figures)
+        detector: (ray.put(model.products[product]), model.card.products[product].counts)
         for detector, product in named.items()
     }
 
 
-class _watching:  # noqa: N801 - reads as a verb in its with statement
-    """Asks the ledger twice a second, in a thread, as the trainer keeps this one busy."""
+@contextlib.contextmanager
+def _reporting(coordinator: Any, progress: ProgressCallback) -> Iterator[None]:
+    """Report progress twice a second, in a thread, because the trainer blocks this one."""
+    ended = threading.Event()
 
-    def __init__(self, coordinator: Any, watch: ProgressCallback) -> None:
-        self._coordinator, self._watch = coordinator, watch
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+    def report() -> None:
+        progress(*ray.get(coordinator.progress.remote()))
 
-    def _run(self) -> None:
-        while not self._ended.wait(0.5):
-            self._watch(*ray.get(self._coordinator.watch.remote()))
+    def report_until_ended() -> None:
+        while not ended.wait(0.5):
+            report()
 
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-        self._watch(*ray.get(self._coordinator.watch.remote()))
+    thread = threading.Thread(target=report_until_ended, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        report()
 
 
 def _calibrated(
@@ -246,13 +251,13 @@ def _calibrated(
     """The model with the scores of its held-out images, which the scoring chain gives."""
     if not len(held_out):
         return model
-    draw = drawing(model.card, Out(""), "none", overlays=True, kind=DrawSketches)
-    chain = Chain(SharedModel.put(model), draw, fetch, resources)
+    draw = draw_step(model.card, Out(""), "none", overlays=True, kind=DrawSketches)
+    stream = ScoringStream(SharedModel.put(model), draw, fetch, resources)
     products = sorted(set(held_out["product"].to_pylist()))
     found = {name: _HeldOut([], []) for name in products}
     shown = set(products[:_SHEETS])
     done = failed = 0
-    for rows in _scored(chain, held_out):
+    for rows in process_rows(stream, held_out):
         for row in rows.to_pylist():
             done += 1
             failed += row["score"] is None
@@ -289,18 +294,3 @@ class _HeldOut(NamedTuple):
     @property
     def worst(self) -> list[bytes]:
         return [sketch for _, _, sketch in self.highest]
-
-
-def _scored(chain: Chain, rows: pa.Table) -> Iterator[pa.Table]:
-    """Rows through the chain; those that took their workers down once more by themselves."""
-    size = chain.resources.batch
-    blocks = [rows.slice(start, size) for start in range(0, len(rows), size)]
-    stream = chain.stream(ray.data.from_blocks(blocks))
-    stream.context.max_errored_blocks = -1
-    seen: set[str] = set()
-    for scored in batches(stream):
-        seen.update(scored["uri"].to_pylist())
-        yield scored
-    lost = rows.filter(pc.invert(pc.is_in(rows["uri"], pa.array(sorted(seen), pa.string()))))
-    for start in range(0, len(lost), size):
-        yield from process_isolated(chain, lost.slice(start, size))

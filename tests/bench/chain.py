@@ -57,7 +57,7 @@ def fitted(bank: int) -> Fitted:
     for number, path in enumerate(features.images()[:100]):
         image = to_images(read(features.rows_of([path])), INPUT, "cpu")
         detector.add_images(image, torch.tensor([number]))
-    figures = detector.fit(Alone(), lambda *_: None, Checkpoint()).figures
+    counts = detector.fit(Alone(), lambda *_: None, Checkpoint()).counts
     card = ModelCard(
         method="patchcore",
         settings=asdict(settings),
@@ -65,7 +65,7 @@ def fitted(bank: int) -> Fitted:
         backbone_sha256="",
         input=INPUT,
         decode=DecodeSettings(),
-        products={"tile": ProductCard("", "", figures, Calibration(()))},
+        products={"tile": ProductCard("", "", counts, {}, Calibration(()))},
         map_scale=Scale(0.0, 4 * detector.map_ceiling() / (LEVELS - 1)),
         false_alarm_rate=0.01,
         fit={},

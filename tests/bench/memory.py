@@ -47,9 +47,10 @@ def fit(memory: int) -> None:
         detector.add_images(image, torch.tensor([number]))
         number += 1
         count += detector.embed(image).shape[1] ** 2 if number == 1 else count // (number - 1)
-    found = detector.fit(Alone(), lambda *_: None, Checkpoint()).figures
+    fitted = detector.fit(Alone(), lambda *_: None, Checkpoint())
+    metrics = fitted.counts.as_metrics() | fitted.fit_metrics
     names = ("patches", "bank", "radius", "local_r", "union_r", "factor")
-    print(before, peak(), *(found[name] for name in names))
+    print(before, peak(), *(metrics[name] for name in names))
 
 
 def rows() -> Iterator[Row]:

@@ -1,4 +1,4 @@
-"""What every detector must do, whatever it computes. A new one joins by its name in METHODS."""
+"""What every detector must do. A new one is tested once its name is in DETECTORS."""
 
 import math
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ops.detectors.detector import Checkpoint, Detector, MapSettings, settings_from
 from ops.detectors.registry import DETECTORS, detector_class
+from ops.detectors.trained import Trained
 from ops.distributed import Alone, Group
 from ops.errors import UserError
 from ops.features.backbone import Backbone
@@ -62,11 +63,18 @@ GOOD = 7
 #: Methods by name, some once more with other settings, which follow the name.
 NAMES = [*DETECTORS, "patchcore whitened"]
 
-every_method = pytest.mark.parametrize("name", NAMES)
+every_detector = pytest.mark.parametrize("name", NAMES)
 
 
 def kind_of(name: str) -> type[Detector]:
     return detector_class(name.split(maxsplit=1)[0])
+
+
+def tolerance(name: str) -> float:
+    """Relative difference that the order of images and their shards may make to a state."""
+    if issubclass(kind_of(name), Trained):
+        return 1e-3  # rounding, which training steps amplify
+    return 1e-6 if name == "padim" else 0.0  # moments agree to 1e-10; the state is float32
 
 
 def to_images(drawn: list[np.ndarray]) -> Tensor:
@@ -99,9 +107,9 @@ def fit(method: Detector, batches: list[tuple[Tensor, list[int]]], group: Group)
             images, rows = batches[i]
             method.add_images(images, torch.tensor(rows))
         method.exchange(group)
-    said = method.fit(group, lambda stage, done, of: None, Checkpoint())
-    assert all(math.isfinite(value) for value in said.figures.values())
-    assert all(math.isfinite(value) for curve in said.curves.values() for value in curve)
+    fitted = method.fit(group, lambda stage, done, total: None, Checkpoint())
+    assert all(math.isfinite(value) for value in fitted.fit_metrics.values())
+    assert all(math.isfinite(value) for curve in fitted.curves.values() for value in curve)
     return method
 
 
@@ -112,10 +120,10 @@ def fitted(backbone, good) -> dict[str, Detector]:
 
 
 def equal_states(one: Detector, other: Detector) -> bool:
-    return far_apart(one, other) == 0
+    return relative_difference(one, other) == 0
 
 
-def far_apart(one: Detector, other: Detector) -> float:
+def relative_difference(one: Detector, other: Detector) -> float:
     """The largest difference of two states, relative to the largest entry of its tensor."""
     a, b = one.state(), other.state()
     assert a.keys() == b.keys()
@@ -126,7 +134,7 @@ def far_apart(one: Detector, other: Detector) -> float:
     )
 
 
-@every_method
+@every_detector
 def test_scores_have_their_shapes_and_are_finite(name, fitted, unseen):
     scores = fitted[name].score(unseen)
     assert scores.image.shape == (len(unseen),)
@@ -138,7 +146,7 @@ def test_scores_have_their_shapes_and_are_finite(name, fitted, unseen):
         assert not values.requires_grad
 
 
-@every_method
+@every_detector
 @pytest.mark.parametrize("sizes", [[1] * 6, [4, 2]], ids=["alone", "in two batches"])
 def test_an_image_scores_the_same_bits_in_any_batch(name, sizes, fitted, unseen):
     whole = fitted[name].score(unseen)
@@ -147,25 +155,25 @@ def test_an_image_scores_the_same_bits_in_any_batch(name, sizes, fitted, unseen)
     assert torch.equal(torch.cat([part.map for part in parts]), whole.map)
 
 
-@every_method
+@every_detector
 def test_the_order_of_a_batch_changes_nothing(name, fitted, unseen):
     turned = fitted[name].score(unseen.flip(0))
     assert torch.equal(turned.image.flip(0), fitted[name].score(unseen).image)
 
 
-@every_method
+@every_detector
 def test_planted_blobs_score_highest_and_the_drawn_maps_point_at_them(name, fitted, unseen):
     scores = fitted[name].score(unseen)
     assert scores.image[3:].min() > scores.image[:3].max()
     where = geometry(64, 64, InputSettings(size=64))
     for (x, y), values in zip(BLOBS, scores.map[3:], strict=True):
         found = anomaly_map.peak(
-            anomaly_map.draw(values.numpy(), 64, fitted[name].settings.sigma), where
+            anomaly_map.upsample(values.numpy(), 64, fitted[name].settings.sigma), where
         )
         assert math.dist(found, (x, y)) <= 7 + 1
 
 
-@every_method
+@every_detector
 def test_a_detector_restored_from_its_state_scores_the_same_bits(name, fitted, backbone, unseen):
     state = {key: value.clone() for key, value in fitted[name].state().items()}
     restored = new(name, backbone)
@@ -176,14 +184,14 @@ def test_a_detector_restored_from_its_state_scores_the_same_bits(name, fitted, b
     assert restored.map_ceiling() == fitted[name].map_ceiling() > 0
 
 
-@every_method
+@every_detector
 def test_a_state_is_tensors_alone(name, fitted):
     state = fitted[name].state()
     assert state
     assert all(isinstance(tensor, Tensor) for tensor in state.values())
 
 
-@every_method
+@every_detector
 def test_the_same_seed_gives_the_same_detector(name, fitted, backbone, good):
     torch.manual_seed(12345)
     np.random.seed(12345)  # noqa: NPY002 - libraries may draw from it
@@ -191,12 +199,12 @@ def test_the_same_seed_gives_the_same_detector(name, fitted, backbone, good):
     assert equal_states(again, fitted[name])
 
 
-@every_method
+@every_detector
 def test_any_grouping_and_order_of_the_images_gives_the_same_detector(name, fitted, backbone, good):
     order = [4, 0, 6, 2, 5, 1, 3]
     batches = [(good[part], part) for part in (order[:1], order[1:5], order[5:])]
     again = fit(new(name, backbone), batches, Alone())
-    assert far_apart(again, fitted[name]) <= kind_of(name).drift
+    assert relative_difference(again, fitted[name]) <= tolerance(name)
 
 
 SHARDS = {
@@ -207,7 +215,7 @@ SHARDS = {
 }
 
 
-@every_method
+@every_detector
 @pytest.mark.parametrize("shards", SHARDS.values(), ids=SHARDS)
 def test_any_shards_give_the_same_detector_on_every_rank(name, shards, fitted, backbone, good):
     methods = [new(name, backbone) for _ in shards]
@@ -217,10 +225,10 @@ def test_any_shards_give_the_same_detector_on_every_rank(name, shards, fitted, b
         return fit(methods[group.rank], [(good[[row]], [row]) for row in mine], group)
 
     for method in together(len(shards), program):
-        assert far_apart(method, fitted[name]) <= kind_of(name).drift
+        assert relative_difference(method, fitted[name]) <= tolerance(name)
 
 
-@every_method
+@every_detector
 def test_an_unknown_setting_is_refused_with_the_known(name):
     kind = kind_of(name).Settings
     with pytest.raises(UserError, match=r"unknown settings \['rtaio'\].*known: \[.*'sigma'"):
@@ -228,13 +236,13 @@ def test_an_unknown_setting_is_refused_with_the_known(name):
     assert isinstance(settings_from(kind, {}), MapSettings)
 
 
-@every_method
+@every_detector
 def test_settings_cannot_be_changed_behind_a_detectors_back(name, fitted):
     with pytest.raises(AttributeError):
         fitted[name].settings.sigma = 1.0
 
 
-@every_method
+@every_detector
 def test_no_gradient_reaches_the_backbone(name, fitted, backbone, unseen):
     before = backbone.fingerprint()
     images = unseen[:1].clone().requires_grad_()
@@ -243,7 +251,7 @@ def test_no_gradient_reaches_the_backbone(name, fitted, backbone, unseen):
     assert backbone.fingerprint() == before
 
 
-@every_method
+@every_detector
 def test_a_fit_on_nothing_is_refused_on_every_rank(name, backbone):
     with pytest.raises(UserError, match="no good image"):
         fit(new(name, backbone), [], Alone())
@@ -251,14 +259,14 @@ def test_a_fit_on_nothing_is_refused_on_every_rank(name, backbone):
         together(2, lambda group: fit(new(name, backbone), [], group))
 
 
-@every_method
+@every_detector
 def test_an_image_whose_features_are_no_numbers_spoils_neither_fit_nor_neighbours(
     name, fitted, backbone, good, unseen
 ):
     spoilt = good[:1] * torch.nan
     batches = [(torch.cat([spoilt, good]), [GOOD, *range(GOOD)])]
     again = fit(new(name, backbone), batches, Alone())
-    assert far_apart(again, fitted[name]) <= kind_of(name).drift
+    assert relative_difference(again, fitted[name]) <= tolerance(name)
     scores = fitted[name].score(torch.cat([unseen[:1], spoilt]))
     assert torch.equal(scores.image[:1], fitted[name].score(unseen[:1]).image)
     assert not torch.isfinite(scores.image[1])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ops.detectors.detector import Checkpoint
+from ops.detectors.detector import Checkpoint, FitCounts
 from ops.detectors.model_folder import (
     Model,
     ModelCard,
@@ -59,7 +59,8 @@ def model(fitted) -> Model:
             name: ProductCard(
                 paths.product_file(name),
                 fingerprint(state),
-                {"images": 1, "radius": 0.1 + 0.2},
+                FitCounts(1, patches=64, bank=6),
+                {"radius": 0.1 + 0.2},
                 Calibration.of([0.3, 0.1, 1 / 3]),
             )
             for name, state in states.items()

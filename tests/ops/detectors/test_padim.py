@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.spatial.distance import mahalanobis
 
-from ops.detectors.detector import Checkpoint
+from ops.detectors.detector import Checkpoint, FitCounts
 from ops.detectors.fit_cost import FitSize
 from ops.detectors.padim import PaDiM, PaDiMSettings
 from ops.distributed import Alone
@@ -34,7 +34,7 @@ def fit(backbone, images, **settings) -> PaDiM:
     for row, image in enumerate(images):
         detector.add_images(image[None], torch.tensor([row]))
         detector.exchange(Alone())
-    detector.figures = detector.fit(Alone(), lambda *_: None, Checkpoint()).figures
+    detector.fitted = detector.fit(Alone(), lambda *_: None, Checkpoint())
     return detector
 
 
@@ -52,7 +52,7 @@ def test_maps_are_mahalanobis_distances_in_float64(backbone, images):
 def test_an_image_scores_the_maximum_of_its_drawn_map(backbone, images):
     detector = fit(backbone, images[:9], sigma=2.0)
     scores = detector.score(images)
-    drawn = [anomaly_map.draw(grid.numpy().copy(), 32, 2.0).max() for grid in scores.map]
+    drawn = [anomaly_map.upsample(grid.numpy().copy(), 32, 2.0).max() for grid in scores.map]
     assert scores.image.tolist() == [float(value) for value in drawn]
 
 
@@ -152,8 +152,9 @@ def test_more_ranks_than_positions_still_fit(backbone):
 def test_images_with_features_that_are_not_finite_are_left_out_and_counted(backbone, images):
     spoilt = images[:5].clone()
     spoilt[3, 0, 0, 0] = torch.inf
-    figures = fit(backbone, spoilt).figures
-    assert figures == {"images": 5, "dropped_images": 1, "positions": 49, "channels": DIM}
+    counts, metrics, *_ = fit(backbone, spoilt).fitted
+    assert counts == FitCounts(5, dropped_images=1)
+    assert metrics == {"positions": 49, "channels": DIM}
     with pytest.raises(UserError, match="no good image"):
         fit(backbone, images[:2] * torch.nan)
 

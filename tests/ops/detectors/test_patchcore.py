@@ -7,14 +7,14 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
-from ops.detectors import patchcore
+from ops.detectors import coreset_bank
 from ops.detectors.detector import Checkpoint
 from ops.detectors.fit_cost import FitSize
 from ops.detectors.patchcore import PatchCore, PatchCoreSettings
 from ops.distributed import Alone
 from ops.errors import UserError
 from ops.features import whitening
-from ops.search.patch_store import bytes_each
+from ops.search.patch_store import bytes_per_vector
 from tests.ops.threads import together
 
 SMALL = {"dim": 24, "projection": 0, "coreset_ratio": 0.2, "neighbours": 5}
@@ -28,7 +28,7 @@ def images() -> torch.Tensor:
 def fit(backbone, images, **settings) -> PatchCore:
     detector = PatchCore(PatchCoreSettings(**(SMALL | settings)), backbone)
     detector.add_images(images, torch.arange(len(images)))
-    detector.figures = detector.fit(Alone(), lambda *_: None, Checkpoint()).figures
+    detector.fitted = detector.fit(Alone(), lambda *_: None, Checkpoint())
     return detector
 
 
@@ -58,7 +58,7 @@ def test_without_weights_the_image_score_is_the_largest_patch_score(backbone, im
     assert torch.equal(scores.image, scores.map.flatten(1).amax(dim=1))
 
 
-def test_the_weight_is_a_tie_breaker(backbone, images):
+def test_reweighting_lowers_scores_by_at_most_one_over_the_number_of_neighbours(backbone, images):
     plain, weighted = (fit(backbone, images[:2], reweight=r).score(images) for r in (False, True))
     share = (weighted.image / plain.image)[2:]
     assert (share >= 1 - 1 / 5 - 1e-6).all()
@@ -97,8 +97,8 @@ def test_ratio_and_cap_decide_the_size_of_the_bank(backbone, images, ratio, cap,
         backbone, images, coreset_ratio=ratio, max_bank_size=cap
     )  # 4 images of 7 x 7 patches
     assert len(detector.bank) == expected
-    assert detector.figures["patches"] == 196
-    assert detector.figures["bank"] == expected
+    assert detector.fitted.counts.patches == 196
+    assert detector.fitted.counts.bank == expected
     assert detector.map_ceiling() > 0
 
 
@@ -107,7 +107,7 @@ def test_a_detector_that_is_not_fitted_says_so(backbone, images):
         PatchCore(PatchCoreSettings(), backbone).score(images)
 
 
-def test_the_map_ceiling_is_the_loneliest_of_the_bank(backbone, images):
+def test_the_map_ceiling_is_the_largest_distance_within_the_bank(backbone, images):
     detector = fit(backbone, images, coreset_ratio=0.05)
     table = torch.cdist(detector.bank.double(), detector.bank.double())
     table.fill_diagonal_(torch.inf)
@@ -116,26 +116,26 @@ def test_the_map_ceiling_is_the_loneliest_of_the_bank(backbone, images):
 
 def test_a_bank_in_bounded_memory_proves_how_good_it_is(backbone, images):
     whole = fit(backbone, images, coreset_ratio=0.05)
-    memory = 2 * 50 * bytes_each(24, 24)
+    memory = 2 * 50 * bytes_per_vector(24, 24)
     bounded = fit(backbone, images, coreset_ratio=0.05, fit_memory=memory)
     table = torch.cdist(patches(bounded, images).flatten(0, 1), bounded.bank.double())
-    figures = bounded.figures
-    assert figures["bank"] == whole.figures["bank"]
-    assert whole.figures["local_r"] == 0 < figures["local_r"]
-    assert whole.figures["factor"] == 2 < figures["factor"]
-    assert figures["radius"] == pytest.approx(figures["local_r"] + figures["union_r"])
-    assert float(table.amin(dim=1).max()) <= figures["radius"] * (1 + 1e-5)
-    assert whole.figures["radius"] <= figures["radius"]
+    assert bounded.fitted.counts.bank == whole.fitted.counts.bank
+    metrics, exact = bounded.fitted.fit_metrics, whole.fitted.fit_metrics
+    assert exact["local_r"] == 0 < metrics["local_r"]
+    assert exact["factor"] == 2 < metrics["factor"]
+    assert metrics["radius"] == pytest.approx(metrics["local_r"] + metrics["union_r"])
+    assert float(table.amin(dim=1).max()) <= metrics["radius"] * (1 + 1e-5)
+    assert exact["radius"] <= metrics["radius"]
 
 
-def test_its_demand_is_what_a_fit_then_finds(backbone, images):
+def test_the_estimate_is_what_a_fit_counts(backbone, images):
     settings = PatchCoreSettings(**SMALL | {"projection": 12})
     shapes = [tuple(layer.shape[1:]) for layer in backbone(images[:1])]
     estimate = PatchCore.estimate(settings, FitSize(64, shapes, 4, 1))
-    fitted = fit(backbone, images, projection=12)
-    assert estimate.vectors == fitted.figures["patches"]
-    assert estimate.kept == fitted.figures["bank"]
-    assert estimate.model_bytes == fitted.bank.numel() * 4
+    detector = fit(backbone, images, projection=12)
+    assert estimate.vectors == detector.fitted.counts.patches
+    assert estimate.kept == detector.fitted.counts.bank
+    assert estimate.model_bytes == detector.bank.numel() * 4
     assert estimate.fit_bytes > estimate.vectors * 4 * 24
     halves = PatchCore.estimate(settings, FitSize(64, shapes, 4, 2))
     assert estimate.model_bytes < halves.fit_bytes < estimate.fit_bytes
@@ -148,47 +148,47 @@ def test_its_demand_is_what_a_fit_then_finds(backbone, images):
 def test_a_grown_bank_covers_old_and_new_patches(backbone, images):
     old = fit(backbone, images[:2], coreset_ratio=0.1)
     grown = PatchCore(old.settings, backbone)
-    grown.grow(old.state(), old.figures)
+    grown.grow(old.state(), old.fitted.counts)
     grown.add_images(images[2:], torch.arange(2))
-    figures = grown.fit(Alone(), lambda *_: None, Checkpoint()).figures
+    counts, metrics, *_ = grown.fit(Alone(), lambda *_: None, Checkpoint())
     everything = patches(grown, images).flatten(0, 1)
-    assert figures["images"] == 4
-    assert figures["patches"] == len(everything)
-    assert figures["bank"] == int(0.1 * len(everything))
+    assert counts.images == 4
+    assert counts.patches == len(everything)
+    assert counts.bank == int(0.1 * len(everything))
     cover = torch.cdist(everything, grown.bank.double()).amin(dim=1).max()
-    assert float(cover) <= figures["radius"] * (1 + 1e-5)
-    assert figures["local_r"] == pytest.approx(old.radius)
+    assert float(cover) <= metrics["radius"] * (1 + 1e-5)
+    assert metrics["local_r"] == pytest.approx(old.radius)
 
 
-class Kept(Checkpoint):
-    """Notes that stay, as a group's do when it breaks."""
+class MemoryCheckpoint(Checkpoint):
+    """A checkpoint that outlives the fit."""
 
-    def __init__(self, found=None):
-        self.found = found
+    def __init__(self, content=None):
+        self.content = content
 
     def read(self):
-        return self.found
+        return self.content
 
-    def write(self, found):
-        self.found = found
+    def write(self, content):
+        self.content = content
 
 
-def test_a_merge_goes_on_from_the_notes_of_one_that_broke(backbone, images):
-    def merged(checkpoint):
+def test_the_greedy_resumes_from_its_checkpoint(backbone, images):
+    def fitted(checkpoint):
         detector = PatchCore(PatchCoreSettings(**SMALL), backbone)
         detector.add_images(images, torch.arange(4))
-        return detector, detector.fit(Alone(), lambda *_: None, checkpoint).figures
+        return detector, detector.fit(Alone(), lambda *_: None, checkpoint).fit_metrics
 
-    checkpoint = Kept()
-    whole, _ = merged(checkpoint)
-    ids, gains, _ = checkpoint.found
+    checkpoint = MemoryCheckpoint()
+    whole, _ = fitted(checkpoint)
+    ids, gains, _ = checkpoint.content
     assert len(ids) == len(whole.bank)
-    resumed, figures = merged(Kept((ids[:30], gains[:30], 7)))
+    resumed, metrics = fitted(MemoryCheckpoint((ids[:30], gains[:30], 7)))
     assert torch.equal(resumed.bank, whole.bank)
     assert resumed.radius == whole.radius
-    assert figures["rounds"] > 7
-    other, _ = merged(Kept(([ids[0], ids[5]], [gains[0], gains[5]], 7)))
-    assert not torch.equal(other.bank, whole.bank)  # it does go on from what it reads
+    assert metrics["rounds"] > 7
+    other, _ = fitted(MemoryCheckpoint(([ids[0], ids[5]], [gains[0], gains[5]], 7)))
+    assert not torch.equal(other.bank, whole.bank)  # so it does read the checkpoint
 
 
 def test_whitened_scores_are_mahalanobis_distances_in_float64(backbone, images):
@@ -235,7 +235,7 @@ def test_a_whitened_bank_is_the_same_bits_on_any_shards_by_a_sample(
     backbone, images, shards, monkeypatch
 ):
     monkeypatch.setattr(whitening, "SAMPLE", 70)
-    monkeypatch.setattr(patchcore, "_PART", 16)
+    monkeypatch.setattr(coreset_bank, "_CHUNK", 16)
     settings = {"metric": "whitened", "projection": 8}
     whole = fit(backbone, images, **settings).state()
 
@@ -275,13 +275,13 @@ def test_a_whitened_model_that_is_grown_stays_whitened_as_it_was(backbone, image
     def program(group):
         grown = PatchCore(old.settings, backbone)
         if group.rank == rank:
-            grown.grow(old.state(), old.figures)
+            grown.grow(old.state(), old.fitted.counts)
         row = 2 + group.rank
         grown.add_images(images[[row]], torch.tensor([row]))
-        return grown, grown.fit(group, lambda *_: None, Checkpoint()).figures
+        return grown, grown.fit(group, lambda *_: None, Checkpoint())
 
-    (grown, figures), (other, _) = together(2, program)
-    assert figures["images"] == 4
+    (grown, fitted), (other, _) = together(2, program)
+    assert fitted.counts.images == 4
     mean, matrix = old.state()["mean"].double(), old.state()["whitening"].double()
     for detector in (grown, other):
         assert torch.equal(detector.state()["whitening"], old.state()["whitening"])
@@ -289,11 +289,11 @@ def test_a_whitened_model_that_is_grown_stays_whitened_as_it_was(backbone, image
     new = (patches(old, images[2:]).flatten(0, 1) - mean) @ matrix
     everything = torch.cat([old.bank.double(), new])
     distance = torch.cdist(everything, grown.bank.double())
-    assert float(distance.amin(dim=1).max()) <= figures["radius"] * (1 + 1e-5)
+    assert float(distance.amin(dim=1).max()) <= fitted.fit_metrics["radius"] * (1 + 1e-5)
     assert float(distance.amin(dim=0).max()) < 1e-4  # every pick is one of the old bank or new
 
 
-def test_whitening_takes_its_share_of_the_demand(backbone, images):
+def test_the_estimate_includes_the_whitening(backbone, images):
     shapes = [tuple(layer.shape[1:]) for layer in backbone(images[:1])]
     plain, white = (
         PatchCore.estimate(PatchCoreSettings(**SMALL, metric=metric), FitSize(64, shapes, 4, 1))
@@ -307,20 +307,20 @@ def test_whitening_takes_its_share_of_the_demand(backbone, images):
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
-        ({"fit_memory": 10**9}, "fit_memory 1000000000 thins .* metric = whitened"),
+        ({"fit_memory": 10**9}, "fit_memory 1000000000 must be 0 with metric = whitened"),
         ({"shrinkage": 0.0}, "shrinkage 0.0 must be above 0"),
         ({"shrinkage": math.nan}, "shrinkage nan must be above 0"),
     ],
 )
-def test_what_does_not_go_with_whitening_is_refused(settings, said):
+def test_settings_that_contradict_whitening_are_refused(settings, message):
     PatchCoreSettings(**settings)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         PatchCoreSettings(metric="whitened", **settings)
 
 
-def test_patches_that_are_all_alike_are_no_ground_to_whiten_by(backbone, images):
+def test_patches_that_are_all_alike_cannot_be_whitened(backbone, images):
     class Alike(PatchCore):
         def embed(self, images):
             return torch.full_like(super().embed(images), 0.3)

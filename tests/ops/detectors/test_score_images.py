@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ops.detectors.detector import Checkpoint
+from ops.detectors.detector import Checkpoint, FitCounts
 from ops.detectors.model_folder import ModelCard, ProductCard
 from ops.detectors.patchcore import PatchCore, PatchCoreSettings
 from ops.detectors.score_images import ScoreImages, to_images
@@ -23,7 +23,7 @@ from ops.images.resize import InputSettings
 from ops.results import anomaly_map
 from ops.results.anomaly_map import Scale
 from ops.results.calibration import Calibration
-from ops.results.write_maps import DrawMaps, Sketched, sheet
+from ops.results.write_maps import DrawMaps, DrawSketches, sheet
 from ops.storage import files, uris
 from ops.storage.paths import Out
 from tests import pictures
@@ -59,7 +59,7 @@ def tensors(backbone) -> Tensors:
     detector.add_images(images, torch.arange(4))
     detector.fit(Alone(), lambda *_: None, Checkpoint())
     held = detector.score(images.flip(-1)).image.tolist()
-    product = ProductCard("nut.safetensors", "", {}, Calibration.of(held))
+    product = ProductCard("nut.safetensors", "", FitCounts(1), {}, Calibration.of(held))
     scale = Scale(0.0, 4 * detector.map_ceiling() / anomaly_map.LEVELS)
     card = ModelCard(
         method="patchcore",
@@ -85,7 +85,7 @@ def rows(tmp_path) -> pa.Table:
         listed.append(row | {"image_id": f"{len(listed):032x}"})
     schema = pa.schema(
         [(name, pa.string()) for name in ("image_id", "uri", "product", "problem")]
-        + [("bytes", pa.int64()), ("position", pa.int64())]
+        + [("bytes", pa.int64()), ("member", pa.int64())]
     )
     return pa.Table.from_pylist(listed, schema)
 
@@ -246,7 +246,7 @@ def test_maps_are_drawn_as_asked_for_and_point_at_the_blob(rows, tensors, tmp_pa
 def test_sketches_show_each_picture_above_and_its_map_below(rows, tensors, tmp_path):
     detected = ScoreImages(tensors, keep=True)(read(rows))
     where, scale = Out(str(tmp_path / "out")), tensors.card.map_scale
-    draw = Sketched("m1", INPUT, scale, 2.0, {"nut": None}, where, "none", overlays=True)
+    draw = DrawSketches("m1", INPUT, scale, 2.0, {"nut": None}, where, "none", overlays=True)
     drawn = draw(detected)
     sketches = drawn["sketch"].to_pylist()
     assert [sketch is not None for sketch in sketches] == [s == "ok" for s in STATUSES]

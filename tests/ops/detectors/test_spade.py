@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.neighbors import NearestNeighbors
 
-from ops.detectors.detector import Checkpoint
+from ops.detectors.detector import Checkpoint, FitCounts, Fitted
 from ops.detectors.fit_cost import FitSize
 from ops.detectors.spade import Spade, SpadeSettings
 from ops.distributed import Alone
@@ -30,7 +30,7 @@ def images() -> torch.Tensor:
 def fit(backbone, images, **settings) -> Spade:
     detector = Spade(SpadeSettings(**settings), backbone)
     detector.add_images(images, torch.arange(len(images)))
-    detector.figures = detector.fit(Alone(), lambda *_: None, Checkpoint()).figures
+    detector.fitted = detector.fit(Alone(), lambda *_: None, Checkpoint())
     return detector
 
 
@@ -142,18 +142,17 @@ def test_a_grown_gallery_is_that_of_a_fit_on_everything(half, pyramids, images):
     def grown(group, shards):
         detector = Spade(old.settings, pyramids)
         if group.rank == 0:
-            detector.grow(old.state(), old.figures)
+            detector.grow(old.state(), old.fitted.counts)
         for row in shards[group.rank]:
             detector.add_images(images[3 + row][None], torch.tensor([row]))
-        figures = detector.fit(group, lambda *_: None, Checkpoint()).figures
-        return detector, figures
+        return detector, detector.fit(group, lambda *_: None, Checkpoint())
 
     whole = fit(pyramids, images, float16=half)
-    found = [grown(Alone(), [[4, 0, 2, 1, 3]])]
-    found += together(3, lambda group: grown(group, [[4], [0, 2], [1, 3]]))
-    for detector, figures in found:
+    results = [grown(Alone(), [[4, 0, 2, 1, 3]])]
+    results += together(3, lambda group: grown(group, [[4], [0, 2], [1, 3]]))
+    for detector, fitted in results:
         assert equal(detector, whole)
-        assert figures == whole.figures == {"images": 8, "dropped_images": 0, "gallery": 8}
+        assert fitted == whole.fitted == Fitted(FitCounts(8, dropped_images=0), {"gallery": 8})
 
 
 def test_a_gallery_of_many_rounds_is_whole(pyramids):
@@ -178,7 +177,7 @@ def test_images_that_are_no_numbers_are_left_out_and_counted(pyramids, images):
     spoilt = images.clone()
     spoilt[2, 0, 0, 0] = torch.nan
     detector = fit(pyramids, spoilt)
-    assert detector.figures == {"images": 8, "dropped_images": 1, "gallery": 7}
+    assert detector.fitted == Fitted(FitCounts(8, dropped_images=1), {"gallery": 7})
     assert equal(detector, fit(pyramids, images[[0, 1, 3, 4, 5, 6, 7]]))
 
 

@@ -52,7 +52,7 @@ def test_a_fit_and_its_calibration_do_without_them(inventory, monkeypatch):
     assert card.fit["failed"] == 1
     (failure,) = card.fit["failures"]
     assert failure.startswith(f"{fitted}: every process that touched it died")
-    counts = {name: product.figures["images"] for name, product in card.products.items()}
+    counts = {name: product.counts.images for name, product in card.products.items()}
     of_all = {name: chosen.fit["product"].to_pylist().count(name) for name in card.products}
     assert counts == of_all | {"washer": of_all["washer"] - 1}
     held = {name: len(product.calibration.scores) for name, product in card.products.items()}

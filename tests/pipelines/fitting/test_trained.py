@@ -49,7 +49,7 @@ def request(**changes):
         "input": InputSettings(64),
         "holdout": 0.2,
         "joint": True,
-        "choose": Select(shots=5),
+        "select": Select(shots=5),
     }
     return FitRequest(**values | changes)
 
@@ -87,7 +87,7 @@ def model(folder):
 
 def _deadly(config):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker, "DetectorNotes", DeadlyCheckpoint)
+        patch.setattr(worker, "DetectorCheckpoint", DeadlyCheckpoint)
         worker.program(config)
 
 
@@ -106,7 +106,7 @@ def test_two_workers_of_which_one_died_train_what_one_process_trains(model, inve
     card = model.card.products["washer"]
     assert card.curves["loss"] == pytest.approx(said.curves["loss"], rel=1e-3)
     assert len(card.curves["loss"]) == 6
-    assert card.figures["images"] == 10
+    assert card.counts.images == 10
     for name, tensor in detector.state().items():
         found = model.products["washer"][name]
         torch.testing.assert_close(found, tensor, rtol=1e-3, atol=1e-3 * float(tensor.abs().max()))
@@ -119,7 +119,7 @@ def test_synthetic_defects_are_the_same_whichever_worker_makes_them(inventory, t
     detector, said = alone(inventory, asked)
     card = found.card.products["washer"]
     assert card.curves["loss"] == pytest.approx(said.curves["loss"], rel=1e-3)
-    assert card.figures["pushed"] == said.figures["pushed"] > 0
+    assert card.fit_metrics["pushed"] == said.fit_metrics["pushed"] > 0
     for name, tensor in detector.state().items():
         bound = 1e-3 * float(tensor.abs().max())
         torch.testing.assert_close(found.products["washer"][name], tensor, rtol=1e-3, atol=bound)

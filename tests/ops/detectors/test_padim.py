@@ -11,6 +11,7 @@ from scipy.spatial.distance import mahalanobis
 from ops.detectors.detector import Checkpoint, FitCounts
 from ops.detectors.fit_cost import FitSize
 from ops.detectors.padim import PaDiM, PaDiMSettings
+from ops.detectors.position_gaussians import GaussianFit
 from ops.distributed import Alone
 from ops.errors import UserError
 from ops.results import anomaly_map
@@ -100,7 +101,7 @@ def test_moments_are_the_same_to_1e_10_for_any_shards_and_order(backbone, images
             if len(rows := mine[start : start + 3]):
                 detector.add_images(images[rows], rows)
             detector.exchange(group)
-        return detector._moments
+        return detector._gaussians._moments
 
     parts = together(ranks, program)
     vectors = unfitted(backbone).embed(images).double().flatten(1, 2).numpy()
@@ -119,9 +120,9 @@ def test_each_rank_holds_the_moments_of_its_positions_however_many_images(backbo
             for _ in range(repeats):
                 detector.add_images(images, torch.arange(len(images)))
                 detector.exchange(group)
-            assert not detector._waiting
-            moments = detector._moments
-            assert len(detector._sample) <= 32
+            assert not detector._gaussians._waiting
+            moments = detector._gaussians._moments
+            assert len(detector._gaussians._sample) <= 32
             return sum(t.numel() for t in [moments.mean, *moments._scatter])
 
         return together(ranks, program)
@@ -190,21 +191,21 @@ def test_the_map_ceiling_is_how_far_an_image_may_be_from_a_fit_without_it(backbo
     assert ceiling == pytest.approx(largest, rel=0.06)
 
 
-def test_the_sample_is_the_same_images_in_any_order(backbone):
+def test_the_sample_is_the_same_images_in_any_order():
     vectors = torch.arange(100.0)[:, None, None].expand(-1, 2, 3)
-    found = []
+    samples = []
     for seed in range(3):
-        detector = unfitted(backbone)
+        gaussians = GaussianFit()
         order = torch.randperm(100, generator=torch.Generator().manual_seed(seed))
         for rows in order.split(7 + seed):
-            detector._draw_sample(vectors[rows], rows)
-        assert torch.equal(detector._sample[:, 0, 0], detector._sampled.float())
-        found.append(set(detector._sampled.tolist()))
-    assert found == [found[0]] * 3
-    assert len(found[0]) == 32
+            gaussians._update_sample(vectors[rows], rows)
+        assert torch.equal(gaussians._sample[:, 0, 0], gaussians._sample_rows.float())
+        samples.append(set(gaussians._sample_rows.tolist()))
+    assert samples == [samples[0]] * 3
+    assert len(samples[0]) == 32
 
 
-def test_its_demand_is_what_a_fit_then_holds(backbone, images):
+def test_the_estimate_is_what_a_fit_holds(backbone, images):
     shapes = [tuple(layer.shape[1:]) for layer in backbone(images[:1])]
     detector = fit(backbone, images)
     estimates = [
@@ -230,7 +231,7 @@ MEASURED = """
 import sys, resource, torch
 from ops.features.backbone import Backbone, BackboneSettings
 from ops.distributed import Alone
-from ops.detectors.detector import Notes
+from ops.detectors.detector import Checkpoint
 from ops.detectors.padim import PaDiM, PaDiMSettings
 torch.set_num_threads(1)
 backbone = Backbone(BackboneSettings("squeezenet1_1", "features.3,features.6", "random"))
@@ -238,8 +239,8 @@ detector = PaDiM(PaDiMSettings(dim=100), backbone)
 generator = torch.Generator().manual_seed(0)
 for start in range(0, int(sys.argv[1]), 10):
     detector.add_images(torch.rand(10, 3, 112, 112, generator=generator), torch.arange(10))
-    detector.share(Alone())
-detector.fit(Alone(), lambda *_: None, Notes())
+    detector.exchange(Alone())
+detector.fit(Alone(), lambda *_: None, Checkpoint())
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

@@ -62,10 +62,10 @@ def main(argv: Sequence[str]) -> int:
         found = verify.check(subject, settings.map_sample, progress)
     for violation in found.violations.values():
         echo(f"broken: {violation.rule}")
-        for value in violation.values:
+        for value in violation.examples:
             echo(f"  found:  {shown(value)}")
-        if violation.count > len(violation.values):
-            echo(f"  found:  {violation.count - len(violation.values)} more like these")
+        if violation.count > len(violation.examples):
+            echo(f"  found:  {violation.count - len(violation.examples)} more like these")
         echo(f"  remedy: {violation.remedy}")
     echo(_sentence(run_id, found))
     return 1 if found.violations else 0

@@ -19,7 +19,7 @@ from ops.storage.paths import Out
 from pipelines.cluster.shared_model import SharedModel
 from pipelines.scoring.chunks import ROWS, Chunks
 from pipelines.scoring.publish import publish
-from pipelines.scoring.run import Run, ScoreSettings, described, prepare
+from pipelines.scoring.run import Run, ScoreSettings, new_record, prepare
 from tests.conftest import tiny_model
 
 NOW = datetime.datetime(2026, 11, 20, 3, tzinfo=datetime.UTC)
@@ -86,7 +86,7 @@ def finish(
         "table": out.table(night, run.run_id),
     }
     started = NOW.replace(day=int(night[-2:]))
-    record = described(run, FetchSettings(), started)
+    record = new_record(run, FetchSettings(), started)
     files.write_json(out.run(run.run_id), {**record, "totals": totals})
     files.remove_folder(out.work(run.run_id))
     return run
@@ -94,7 +94,7 @@ def finish(
 
 def _row(run: Run, place: int, part: Part) -> dict[str, object]:
     row: dict[str, object] = {
-        "position": place,
+        "inventory_row": place,
         "image_id": part.image_id,
         "uri": part.uri,
         "product": part.product,

@@ -55,8 +55,8 @@ class Out:
         """The folder of an unfinished run, or of all of them."""
         return files.join(self.root, "_work", run_id).rstrip("/")
 
-    def part(self, run_id: str, number: int) -> str:
-        """One finished part of an unfinished run."""
+    def chunk(self, run_id: str, number: int) -> str:
+        """One finished chunk of an unfinished run."""
         return files.join(self.work(run_id), f"part-{number:05d}.parquet")
 
     def table(self, night: str, run_id: str) -> str:

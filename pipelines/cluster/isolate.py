@@ -1,71 +1,156 @@
-"""Images that took their workers down, or held them, are scored once more, by themselves."""
+"""Stream rows through a cluster; process what the stream lost again, in isolated processes.
+
+A crash takes down a worker process with all images of its batch. A stream drops such a batch after
+bounded retries, so that the other batches are finished. Rows without a result are then processed
+in processes of their own, and groups that fail are halved until each image that crashes or hangs
+is alone. That image becomes a row with status `crashed_worker`.
+"""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
+from ray.data import Dataset
+from ray.data.exceptions import ExecutionTimeoutError
 
 from ops.results import score_table
-from pipelines.cluster.resources import Resources, offered
-from pipelines.cluster.timeouts import Stalled, limited, step_limit
+from pipelines.cluster.resources import Resources, describe_cluster
+from pipelines.cluster.timeouts import Stalled, step_timeout, time_limit
 
-_SLOW = (
-    "it takes longer than the {:g} seconds that a step may take, a sixth of "
-    "--resources.stall_timeout"
-)
-_CRASH = "every process that touched it died or failed; the last one said: "
+log = logging.getLogger(__name__)
+_MAX_STREAMS = 3  # how often a stream is started before the missing rows are isolated
+_SLOW = "a step took longer than {:g} seconds (--resources.stall_timeout / 6)"
+_CRASH = "every process that handled it died or failed; last error: "
 
 
 class Steps(Protocol):
-    """What is to be done to rows, such as a `Chain`."""
+    """What is done to blocks of rows, such as `ScoringStream`."""
 
     @property
     def resources(self) -> Resources:
-        """What one process of it takes."""
+        """The resources of a process that runs the steps."""
 
-    def alone(self, rows: pa.Table) -> pa.Table:
-        """Do it in this process; rows come out with a status."""
+    def apply(self, blocks: Dataset) -> Dataset:
+        """Run the steps on the cluster."""
+
+    def load(self, block: pa.Table) -> pa.Table:
+        """Return the rows that a block stands for; the block itself if it holds them."""
+
+    def run_locally(self, rows: pa.Table) -> pa.Table:
+        """Run the steps in this process; each row comes out with a status."""
+
+
+#: Returns the blocks of rows that have no result yet. It is called anew whenever the results so
+#: far have been consumed, so the consumer must record each result before it asks for the next one.
+MissingBlocks = Callable[[], list[pa.Table]]
+
+
+def process_rows(steps: Steps, rows: pa.Table) -> Iterator[pa.Table]:
+    """Process all rows of a table with unique `uri`, in any order. Raises Stalled."""
+    done: set[str] = set()
+
+    def missing() -> list[pa.Table]:
+        is_done = pc.is_in(rows["uri"], pa.array(sorted(done), pa.string()))
+        rest, size = rows.filter(pc.invert(is_done)), steps.resources.batch
+        return [rest.slice(start, size) for start in range(0, len(rest), size)]
+
+    for processed in process_missing(steps, missing):
+        done.update(processed["uri"].to_pylist())
+        yield processed
+
+
+def process_missing(steps: Steps, missing: MissingBlocks) -> Iterator[pa.Table]:
+    """Process what is missing, in a stream, then isolated. Raises Stalled."""
+    yield from stream_missing(steps, missing)
+    yield from isolate_missing(steps, missing)
+
+
+def stream_missing(steps: Steps, missing: MissingBlocks) -> Iterator[pa.Table]:
+    """Stream the missing blocks; those whose workers crash again and again do not come out.
+
+    A stream breaks if a finished block is lost with its node; it is then started again with what
+    is missing, a bounded number of times. Raises Stalled.
+    """
+    for _ in range(_MAX_STREAMS):
+        if not (blocks := missing()):
+            return
+        # Blocks at hand, not a range to read: tasks that read wait for a whole free CPU, for ever
+        # if other stages have left less.
+        stream = steps.apply(ray.data.from_blocks(blocks))
+        stream.context.max_errored_blocks = -1  # drop blocks that failed, go on with the others
+        try:
+            yield from _batches(stream)
+            return
+        except ray.exceptions.RayError as error:
+            log.warning("the stream broke off and starts again with the missing rows: %s", error)
+
+
+def _batches(stream: Dataset) -> Iterator[pa.Table]:
+    batches = stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    try:
+        for batch in batches:
+            yield cast("pa.Table", batch)
+    except ExecutionTimeoutError:
+        waited = stream.context.execution_no_progress_timeout_s
+        what = f"no image was finished for {waited:g} seconds; {describe_cluster()}"
+        raise Stalled(what) from None
+
+
+def isolate_missing(steps: Steps, missing: MissingBlocks) -> Iterator[pa.Table]:
+    """Process the missing rows in isolated processes, a batch at a time. Raises Stalled."""
+    size = steps.resources.batch
+    for block in missing():
+        rows = steps.load(block)
+        for start in range(0, len(rows), size):
+            yield from process_isolated(steps, rows.slice(start, size))
 
 
 @ray.remote(max_retries=0)
-def _alone(steps: Steps, rows: pa.Table) -> pa.Table:
-    with limited(step_limit(steps.resources.stall_timeout)):
-        return steps.alone(rows)
+def _run_isolated(steps: Steps, rows: pa.Table) -> pa.Table:
+    with time_limit(step_timeout(steps.resources.stall_timeout)):
+        return steps.run_locally(rows)
 
 
 def process_isolated(steps: Steps, rows: pa.Table) -> Iterator[pa.Table]:
-    """Process rows in processes of their own, halving what fails, until the culprits are alone.
+    """Process rows in a process of their own, and halve groups that fail down to single rows.
 
-    Raises Stalled if the cluster has no room for such a process.
+    A single row that crashes or hangs comes out with status `crashed_worker`. Raises Stalled if the
+    cluster cannot start a process.
     """
-    task = _alone.options(num_cpus=steps.resources.cpus, num_gpus=steps.resources.gpus)
-    stall = steps.resources.stall_timeout
-    waiting = [rows]
-    while waiting:
-        group = waiting.pop()
+    task = _run_isolated.options(num_cpus=steps.resources.cpus, num_gpus=steps.resources.gpus)
+    stall_timeout = steps.resources.stall_timeout
+    groups = [rows]
+    while groups:
+        group = groups.pop()
         began = time.monotonic()
-        scored = task.remote(steps, group)
+        result = task.remote(steps, group)
         try:
-            yield ray.get(scored, timeout=stall or None)
+            processed = ray.get(result, timeout=stall_timeout or None)
         except ray.exceptions.GetTimeoutError:
-            ray.cancel(scored, force=True)
-            what = f"no process could be started for {stall:g} seconds; {offered()}"
-            raise Stalled(what) from None
+            ray.cancel(result, force=True)
+            raise Stalled(
+                f"no process could be started for {stall_timeout:g} seconds; {describe_cluster()}"
+            ) from None
         except ray.exceptions.RayError as error:
             if len(group) > 1:
                 half = len(group) // 2
-                waiting += [group.slice(half), group.slice(0, half)]
+                groups += [group.slice(half), group.slice(0, half)]
                 continue
-            what = str(error).strip().splitlines()[-1][:200] if str(error).strip() else ""
-            slow = stall and time.monotonic() - began >= step_limit(stall)
-            yield _crashed(group, _SLOW.format(step_limit(stall)) if slow else _CRASH + what)
+            slow = stall_timeout and time.monotonic() - began >= step_timeout(stall_timeout)
+            last_line = (str(error).strip().splitlines() or [""])[-1][:200]
+            reason = _SLOW.format(step_timeout(stall_timeout)) if slow else _CRASH + last_line
+            processed = _crashed(group, reason)
+        yield processed
 
 
 def _crashed(row: pa.Table, reason: str) -> pa.Table:
+    """A row as the steps would return it, with status `crashed_worker`."""
     values: dict[str, list[Any]] = {name: [None] for name in score_table.SCHEMA.names} | {
         "saturated": [False],
         "retries": [0],

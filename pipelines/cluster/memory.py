@@ -27,7 +27,7 @@ def check_scoring(model: SharedModel, resources: Resources) -> None:
     remedy = "lower --resources.detector_cache or --resources.max_workers, or fit smaller detectors"
     # Tensors count twice: those in use, and the copies made while they are loaded.
     needed = PROCESS_BYTES + 2 * tensors
-    check_workers("scoring with this model", needed, resources.at_most(), remedy)
+    check_workers("scoring with this model", needed, resources.max_count(), remedy)
 
 
 def cached_bytes(sizes: Sequence[int], cache: int) -> int:

@@ -1,4 +1,4 @@
-"""Getting onto a Ray cluster, quietly, and how much of it each stage takes."""
+"""Connecting to a Ray cluster, and the resources that each stage reserves."""
 
 from __future__ import annotations
 
@@ -25,48 +25,50 @@ def _resources() -> dict[str, float]:
     return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]  # it has no types
 
 
-def offered() -> str:
-    """What the cluster has now, and what of it is free, for people."""
+def describe_cluster() -> str:
+    """A clause with the nodes that are alive and the CPUs and GPUs that are free."""
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     alive = sum(bool(node["Alive"]) for node in nodes)
     free = dict(ray.available_resources())  # type: ignore[no-untyped-call]
-    there = {kind: count for kind, count in _resources().items() if kind in {"CPU", "GPU"}}
-    shares = [f"{free.get(kind, 0.0):g} of {count:g} {kind}s" for kind, count in there.items()]
+    total = {kind: count for kind, count in _resources().items() if kind in {"CPU", "GPU"}}
+    counts = [f"{free.get(kind, 0.0):g} of {count:g} {kind}s" for kind, count in total.items()]
     return (
-        f"the cluster has {alive} node{'s' * (alive != 1)} alive, and {' and '.join(shares)} free"
+        f"the cluster has {alive} node{'s' * (alive != 1)} alive, and {' and '.join(counts)} free"
     )
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a job takes of the cluster."""
+    """The cluster resources that a job uses."""
 
     workers: int = 0
-    """Processes that run the network: fit workers or detectors; 0 = as the cluster allows."""
+    """Worker processes that run the network, in a fit or in scoring. 0 chooses as many as the
+    cluster has room for."""
     cpus: float = 1.0
-    """CPUs of each of them, and so its threads."""
+    """CPUs per worker; also its number of threads."""
     gpus: float = 0.0
-    """GPUs of each of them. Stated here, never guessed: the head node may have none."""
+    """GPUs per worker. They are not detected, because the driver's node may have none."""
     max_workers: int = 0
-    """Detectors that a run may grow to while images wait, as far as the cluster has room, also on
-    nodes that join meanwhile; 0 = as many as at its start."""
+    """Lets the pool of scoring workers autoscale up to this number while images wait, also onto
+    nodes that join during the run. 0 keeps the number it starts with."""
     detector_cache: int = 2**32
-    """Bytes of fitted detectors that each of them keeps loaded; of a model with more products,
-    those used longest ago make room."""
+    """Bytes of detectors that each worker keeps in memory. Of a model with more products, the
+    least recently used detectors are evicted."""
     reader_cpus: float = 0.5
-    """CPUs that one task of fetching and decoding, or of drawing maps, reserves."""
+    """CPUs per task that fetches and decodes images or writes maps."""
     batch: int = 16
-    """Images that cross from one stage to the next at a time."""
+    """Images per batch that passes from one stage to the next."""
     wait_for_nodes: float = 0.0
-    """Seconds to wait for nodes that `workers` need and that have not joined yet; an autoscaler is
-    asked for them."""
+    """Seconds to wait for nodes that `workers` needs and that have not joined yet. An autoscaler
+    is asked for them."""
     stall_timeout: float = 900.0
-    """Seconds without a finished image after which a run ends. A process that takes a sixth of
-    them for one batch is ended, and its images are tried again. 0 = wait for ever."""
+    """Seconds without a finished image after which a run fails. A step that takes longer than
+    `stall_timeout / 6` is killed and retried; an image that keeps hanging is recorded with status
+    `crashed_worker`. 0 disables both limits."""
 
     @property
     def device(self) -> str:
-        """Where networks run."""
+        """The torch device of a worker."""
         return "cuda" if self.gpus else "cpu"
 
     @property
@@ -75,61 +77,62 @@ class Resources:
         return max(1, int(self.cpus))
 
     def count(self) -> int:
-        """How many workers, such that reading and drawing find room. Raises UserError if none.
+        """The number of workers. Raises UserError if they and two readers need more than there is.
 
-        A pool of actors that holds every CPU starves the tasks that feed it, for ever.
+        Workers that reserved every CPU would wait for ever for the tasks that read their images.
         """
-        cpus, gpus, fitting = self._fitting()
-        if self.workers > fitting and self.wait_for_nodes:
+        cpus, gpus, room = self._room()
+        if self.workers > room and self.wait_for_nodes:
             self._await_nodes()
-            cpus, gpus, fitting = self._fitting()
-        wanted = self.workers or max(1, min(fitting, math.floor(fitting * 0.75) or 1))
-        if wanted > fitting:
+            cpus, gpus, room = self._room()
+        workers = self.workers or max(1, min(room, math.floor(room * 0.75) or 1))
+        if workers > room:
             raise UserError(
-                f"{wanted} workers of {self.cpus:g} CPUs and {self.gpus:g} GPUs do not fit beside "
-                f"two readers of {self.reader_cpus:g} into {cpus:g} CPUs and {gpus:g} GPUs; lower "
-                f"--resources.workers to {max(fitting, 0)} or --resources.cpus"
+                f"{workers} workers of {self.cpus:g} CPUs and {self.gpus:g} GPUs do not fit beside "
+                f"two readers of {self.reader_cpus:g} CPUs into {cpus:g} CPUs and {gpus:g} GPUs; "
+                f"lower --resources.workers to {max(room, 0)} or lower --resources.cpus"
             )
-        return wanted
+        return workers
 
-    def at_most(self) -> int:
-        """How many detectors a run may grow to on the nodes that are there."""
-        return max(self.count(), min(self.max_workers, self._fitting()[2]))
+    def max_count(self) -> int:
+        """The largest number of workers that scoring may autoscale to on the present nodes."""
+        return max(self.count(), min(self.max_workers, self._room()[2]))
 
-    def _fitting(self) -> tuple[float, float, int]:
-        """CPUs and GPUs of the cluster as it is, and how many workers these hold."""
+    def _room(self) -> tuple[float, float, int]:
+        """CPUs and GPUs of the cluster at present, and the number of workers that fit into them."""
         total = _resources()
         cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
-        fitting = (
-            math.floor((cpus - 2 * self.reader_cpus) / self.cpus)
-            if self.cpus
-            else self.workers or 1
-        )
+        if self.cpus:
+            workers = math.floor((cpus - 2 * self.reader_cpus) / self.cpus)
+        else:
+            workers = self.workers or 1
         if self.gpus:
-            fitting = min(fitting, math.floor(gpus / self.gpus))
-        return cpus, gpus, fitting
+            workers = min(workers, math.floor(gpus / self.gpus))
+        return cpus, gpus, workers
 
     def _await_nodes(self) -> None:
-        """Ask for room, wait for it, and give it back; what dies meanwhile asks no longer."""
+        """Ask an autoscaler for nodes with a placement group, which is removed again.
+
+        Ray removes it also if this process dies meanwhile.
+        """
         log.warning(
             "waiting up to %g s for nodes that hold %d workers", self.wait_for_nodes, self.workers
         )
         worker = {"CPU": self.cpus, "GPU": self.gpus}
         bundles = [worker] * self.workers + [{"CPU": self.reader_cpus}] * 2
-        asked = [{name: n for name, n in bundle.items() if n} for bundle in bundles]
-        group = placement_group([bundle for bundle in asked if bundle])
+        nonzero = [{name: n for name, n in bundle.items() if n} for bundle in bundles]
+        group = placement_group([bundle for bundle in nonzero if bundle])
         group.wait(math.ceil(self.wait_for_nodes))  # it takes whole seconds
         remove_placement_group(group)
 
-    def reading(self, workers: int) -> int:
-        """How many reading tasks run at once, such that drawing maps finds room beside them.
+    def max_readers(self, workers: int) -> int:
+        """The most reading tasks at once, such that one task that writes maps has a CPU share.
 
-        Where detectors may become more, so may these; Ray Data's budgets then keep that room.
+        It grows with `max_workers`; Ray Data's own budgets then keep that share.
         """
         free = _resources().get("CPU", 0.0) - workers * self.cpus
-        return max(1, math.floor(free / self.reader_cpus) - 1) * -(
-            -max(self.max_workers, workers) // workers
-        )
+        readers = max(1, math.floor(free / self.reader_cpus) - 1)
+        return readers * math.ceil(max(self.max_workers, workers) / workers)
 
 
 @contextlib.contextmanager

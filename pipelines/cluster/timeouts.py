@@ -1,4 +1,4 @@
-"""What hangs is ended: a step that takes too long over its images, a run in which none arrives."""
+"""Time limits: for one step over some images, and for a run in which no image is finished."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ import pyarrow as pa
 
 from ops.errors import RunError
 
-#: A step is tried three times before its images are left out, each time in a process that has to
-#: start; all that must not look like a stall.
-_STEPS = 6
+#: A step is tried three times before its images are left out, each time in a process that must
+#: start first. All of that must take less time than a run may stall.
+_STEPS_PER_STALL = 6
 
 
 class Stalled(RunError):
-    """Nothing was finished for a long time."""
+    """No image was finished for longer than --resources.stall_timeout."""
 
 
-def step_limit(stall: float) -> float:
-    """Seconds that one step may take over some images, if a run may stall for `stall` of them."""
-    return stall / _STEPS
+def step_timeout(stall_timeout: float) -> float:
+    """Seconds that one step over some images may take; 0 if there is no limit."""
+    return stall_timeout / _STEPS_PER_STALL
 
 
 @contextlib.contextmanager
-def limited(seconds: float) -> Iterator[None]:
-    """End this process unless the block ends in time; its log then has a trace of its threads.
+def time_limit(seconds: float) -> Iterator[None]:
+    """Kill this process if the block takes longer; 0 sets no limit.
 
-    0 sets no limit. What hangs may hold the interpreter, so the clock runs outside of it.
+    The stacks of its threads are written to its stderr before. The timer runs outside of the
+    interpreter, because code that hangs may hold the interpreter's lock.
     """
     if not seconds:
         yield
@@ -42,13 +43,13 @@ def limited(seconds: float) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Limited:
-    """A step over some rows that must not take longer than `seconds`."""
+class TimedStep:
+    """A step over some rows, under a time limit of `seconds`."""
 
     step: Callable[[pa.Table], pa.Table]
     seconds: float
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """What the step makes of them."""
-        with limited(self.seconds):
+        """Apply the step to the rows."""
+        with time_limit(self.seconds):
             return self.step(rows)

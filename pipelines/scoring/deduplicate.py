@@ -1,4 +1,4 @@
-"""Images whose bytes were scored before under another name: told by hash, and not scored again."""
+"""Scores of earlier runs are reused for images with the same content, under another name."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ops.images.read_images import KNOWN
 from ops.storage import files, uris
 from ops.storage.paths import Out
 from pipelines.scoring.chunks import ROWS
+from pipelines.scoring.read_stage import INVENTORY_ROW
 from pipelines.scoring.run import ScoreSettings
 from pipelines.tables import current_scores
 
@@ -31,21 +32,21 @@ _COPIED = (
     "peak_y",
     "map_uri",
 )
-_SCORED = f"""
+_CREATE_SCORED = f"""
     CREATE TEMP TABLE scored AS
     SELECT {KEY} AS key, content_sha256, product, {", ".join(_COPIED)}
-    FROM scores_of($model) WHERE status = 'ok' AND {{has_its_map}} ORDER BY key
-"""  # noqa: S608 - names of ours
-_FOUND = f"""
-    SELECT met.* REPLACE ('ok' AS status, {", ".join(f"scored.{c} AS {c}" for c in _COPIED)})
-    FROM (SELECT *, {KEY} AS key FROM met) AS met JOIN scored
-        ON met.key = scored.key AND met.content_sha256 = scored.content_sha256
-        AND met.product = scored.product
-    QUALIFY row_number() OVER (PARTITION BY met.position) = 1
-"""  # noqa: S608 - likewise
-#: Which earlier rows have the map that a new row would get. An overlay needs the picture, so
-#: images that would get one are scored again.
-_HAS_ITS_MAP = {
+    FROM scores_of($model) WHERE status = 'ok' AND {{has_map}} ORDER BY key
+"""  # noqa: S608 - only names from this file
+_JOIN_SCORED = f"""
+    SELECT known.* REPLACE ('ok' AS status, {", ".join(f"scored.{c} AS {c}" for c in _COPIED)})
+    FROM (SELECT *, {KEY} AS key FROM known) AS known JOIN scored
+        ON known.key = scored.key AND known.content_sha256 = scored.content_sha256
+        AND known.product = scored.product
+    QUALIFY row_number() OVER (PARTITION BY known.{INVENTORY_ROW}) = 1
+"""  # noqa: S608 - only names from this file
+#: Earlier rows that have the map that a new row needs, by policy and overlays. An overlay needs the
+#: image, so images that need one are scored again.
+_HAS_MAP = {
     ("none", False): "true",
     ("none", True): "true",
     ("flagged", False): "(NOT is_anomalous OR map_uri IS NOT NULL)",
@@ -56,7 +57,7 @@ _HAS_ITS_MAP = {
 
 
 class ScoreCache:
-    """What earlier nights found for contents, under one model."""
+    """Scores of earlier runs under one model, by content hash and product."""
 
     def __init__(
         self,
@@ -65,44 +66,46 @@ class ScoreCache:
         model_id: str,
         settings: ScoreSettings,
     ) -> None:
-        """`database` is one of `history.opened`."""
+        """`database` is one of `current_scores.opened`."""
         self._database, self._out, self._model_id = database, out, model_id
         self._policy = settings.policy
-        question = _SCORED.format(has_its_map=_HAS_ITS_MAP[settings.policy, settings.overlays])
-        database.execute(question, {"model": model_id})
+        query = _CREATE_SCORED.format(has_map=_HAS_MAP[settings.policy, settings.overlays])
+        database.execute(query, {"model": model_id})
         self.copied = 0
+        """Rows whose score was copied."""
         self.lost = 0
-        """Rows that seemed known, but whose score or map was not to be had: to be scored."""
+        """Rows with status `KNOWN` without a score or map to copy; they remain to be scored."""
 
     def contents(self) -> Contents:
-        """What is known."""
-        found = self._database.execute("SELECT DISTINCT key FROM scored ORDER BY key")
-        return Contents(found.fetchnumpy()["key"].astype(np.uint64))
+        """The index of contents that have a score."""
+        keys = self._database.execute("SELECT DISTINCT key FROM scored ORDER BY key")
+        return Contents(keys.fetchnumpy()["key"].astype(np.uint64))
 
-    def completed(self, rows: pa.Table) -> pa.Table:
-        """Rows of `ROWS` in which those of status `KNOWN` have become scores; `lost` are left out.
+    def complete(self, rows: pa.Table) -> pa.Table:
+        """Fill in the rows of status `KNOWN`, and drop those that are `lost`.
 
-        Their maps are copied, so that each image has its own.
+        Rows are those of `ROWS`. Maps are copied, so that each image has its own.
         """
         is_known = pc.equal(rows["status"], KNOWN)
         known = rows.filter(is_known)
         if not len(known):
             return rows
-        self._database.register("met", known)
-        found = self._database.sql(_FOUND).to_arrow_table().drop_columns(["key"])
-        self._database.unregister("met")
-        found = pa.Table.from_pylist(self._with_maps(found.to_pylist()), ROWS)
-        self.copied += len(found)
-        self.lost += len(known) - len(found)
-        return pa.concat_tables([rows.filter(pc.invert(is_known)), found])
+        self._database.register("known", known)
+        joined = self._database.sql(_JOIN_SCORED).to_arrow_table().drop_columns(["key"])
+        self._database.unregister("known")
+        completed = pa.Table.from_pylist(self._with_maps(joined.to_pylist()), ROWS)
+        self.copied += len(completed)
+        self.lost += len(known) - len(completed)
+        return pa.concat_tables([rows.filter(pc.invert(is_known)), completed])
 
     def _with_maps(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         with ThreadPoolExecutor(16) as pool:
             return [row for row in pool.map(self._with_map, rows) if row]
 
     def _with_map(self, row: dict[str, Any]) -> dict[str, Any] | None:
-        wanted = self._policy == "all" or (self._policy == "flagged" and row["is_anomalous"])
-        if not wanted:
+        """The row with a copy of its map; None if the map does not exist any more."""
+        needs_map = self._policy == "all" or (self._policy == "flagged" and row["is_anomalous"])
+        if not needs_map:
             return row | {"map_uri": None}
         location = self._out.map(self._model_id, row["image_id"])
         try:
@@ -114,7 +117,7 @@ class ScoreCache:
 
 
 @contextlib.contextmanager
-def known(out: Out, model_id: str, settings: ScoreSettings) -> Iterator[ScoreCache]:
-    """What the nights published so far know of contents."""
+def open_score_cache(out: Out, model_id: str, settings: ScoreSettings) -> Iterator[ScoreCache]:
+    """The scores of all runs published so far."""
     with current_scores.opened(out) as database:
         yield ScoreCache(database, out, model_id, settings)

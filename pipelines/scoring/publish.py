@@ -1,9 +1,10 @@
-"""The end of a run: the maps of the highest scores, and the table that appears whole."""
+"""The end of a run: the maps of the highest scores, and publishing its table as one file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -11,70 +12,84 @@ import pyarrow.compute as pc
 
 from ops.results import score_table
 from ops.storage import files, parquet
-from pipelines.scoring.chunks import BrokenRun, Chunks
-from pipelines.scoring.read_stage import slices
+from pipelines.cluster.isolate import process_missing
+from pipelines.scoring.chunks import Chunks, InvalidRun
+from pipelines.scoring.read_stage import INVENTORY_ROW, span_blocks
 from pipelines.scoring.run import Run
-from pipelines.scoring.stream import Chain, batches, drawing
+from pipelines.scoring.stream import ScoringStream, draw_step
 
 
-def top_maps(run: Run, chain: Chain, chunks: Chunks) -> dict[str, str]:
-    """Draw the maps of the K highest scores, by scoring these images again; id -> map."""
+def top_maps(run: Run, stream: ScoringStream, chunks: Chunks) -> dict[str, str]:
+    """Draw the maps of the K highest scores, by scoring these images again; image_id -> map URI."""
+    missing = set(_top_rows(run, chunks))
+    draw = draw_step(run.model.card, run.out, "all", run.settings.overlays)
+
+    def missing_blocks() -> list[pa.Table]:
+        return span_blocks([(row, row + 1) for row in sorted(missing)], 1)
+
+    maps: dict[str, str] = {}
+    for rows in process_missing(replace(stream, draw=draw), missing_blocks):
+        missing.difference_update(rows[INVENTORY_ROW].to_pylist())
+        uris = zip(rows["image_id"].to_pylist(), rows["map_uri"].to_pylist(), strict=True)
+        maps.update((image_id, uri) for image_id, uri in uris if uri)
+    return maps
+
+
+def _top_rows(run: Run, chunks: Chunks) -> list[int]:
+    """The inventory rows of the K highest scores; of equal scores, those of the smallest ids."""
     ids = np.empty(0, dtype=object)
-    values = np.empty(0)
-    places = np.empty(0, dtype=np.int64)
-    offset = 0
+    scores = np.empty(0)
+    numbers = np.empty(0, dtype=np.int64)
+    start = 0
     for rows in chunks.tables():
         ids = np.append(ids, rows["image_id"].to_numpy())
-        values = np.append(values, rows["score"].fill_null(-np.inf).to_numpy())
-        places = np.append(places, np.arange(offset, offset + len(rows)))
-        offset += len(rows)
-        best = np.lexsort((ids, -values))[: run.settings.top]
-        best = best[np.isfinite(values[best])]
-        ids, values, places = ids[best], values[best], places[best]
-    draw = drawing(run.model.card, run.out, "all", run.settings.overlays)
-    again = Chain(chain.model, draw, chain.fetch, chain.resources)
-    source = slices(run.inventory, [(int(p), int(p) + 1) for p in sorted(places)], 1)
-    if source is None:
-        return {}
-    found: dict[str, str] = {}
-    for batch in batches(again.stream(*source)):
-        drawn = zip(batch["image_id"].to_pylist(), batch["map_uri"].to_pylist(), strict=True)
-        found.update((name, uri) for name, uri in drawn if uri)
-    return found
+        scores = np.append(scores, rows["score"].fill_null(-np.inf).to_numpy())
+        numbers = np.append(numbers, np.arange(start, start + len(rows)))
+        start += len(rows)
+        best = np.lexsort((ids, -scores))[: run.settings.top]
+        best = best[np.isfinite(scores[best])]
+        ids, scores, numbers = ids[best], scores[best], numbers[best]
+    top: list[int] = numbers.tolist()
+    return top
 
 
 def group_rows(chunk_rows: int) -> int:
-    """The most rows of one row group of the table."""
+    """The maximal number of rows in a row group of the published table."""
     return max(chunk_rows, 4096)
 
 
-def publish(run: Run, chunks: Chunks, drawn: dict[str, str] | None) -> int:
-    """Merge all checked parts into the run's one table, which appears whole. Returns its rows."""
+def publish(run: Run, chunks: Chunks, maps: dict[str, str] | None) -> int:
+    """Merge all chunks into the run's one table, checked, which appears whole; returns its rows.
 
-    def final() -> Iterator[pa.Table]:
-        for rows in chunks.tables():
-            if drawn is not None:
-                uris = [drawn.get(name) for name in rows["image_id"].to_pylist()]
-                where = rows.schema.get_field_index("map_uri")
-                yield _checked(run, rows.set_column(where, "map_uri", pa.array(uris, pa.string())))
-            else:
-                yield _checked(run, rows)
+    `maps` replaces the `map_uri` of all rows, by image_id. Raises InvalidRun.
+    """
+
+    def checked() -> Iterator[pa.Table]:
+        for chunk in chunks.tables():
+            rows = chunk if maps is None else _with_maps(chunk, maps)
+            _check_maps(run, rows)
+            yield rows
 
     location = run.out.table(run.night, run.run_id)
     written = parquet.write(
-        location, score_table.SCHEMA, final(), group_rows(run.settings.chunk_rows)
+        location, score_table.SCHEMA, checked(), group_rows(run.settings.chunk_rows)
     )
     if written != len(run.inventory):
-        raise BrokenRun(f"{written} rows for {len(run.inventory)} images")
+        raise InvalidRun(f"{written} rows for {len(run.inventory)} images")
     return written
 
 
-def _checked(run: Run, rows: pa.Table) -> pa.Table:
-    """The rows, if every map that they name exists. Raises BrokenRun otherwise."""
-    named = rows.filter(pc.is_valid(rows["map_uri"]))["image_id"].to_pylist()
+def _with_maps(rows: pa.Table, maps: dict[str, str]) -> pa.Table:
+    uris = [maps.get(image_id) for image_id in rows["image_id"].to_pylist()]
+    column = rows.schema.get_field_index("map_uri")
+    return rows.set_column(column, "map_uri", pa.array(uris, pa.string()))
+
+
+def _check_maps(run: Run, rows: pa.Table) -> None:
+    """Check that every map that the rows name exists. Raises InvalidRun."""
+    with_map = rows.filter(pc.is_valid(rows["map_uri"]))["image_id"].to_pylist()
     model_id = run.model.card.model_id
     with ThreadPoolExecutor(16) as pool:
-        there = list(pool.map(lambda name: files.exists(run.out.map(model_id, name)), named))
-    if not all(there):
-        raise BrokenRun(f"{there.count(False)} maps of {run.run_id} were drawn, but are gone")
-    return rows
+        exists = list(pool.map(lambda name: files.exists(run.out.map(model_id, name)), with_map))
+    if missing := exists.count(False):
+        raise InvalidRun(f"{missing} maps of {run.run_id} were drawn, but do not exist any more")

@@ -1,78 +1,75 @@
-"""The first stage: inventory rows, or slices of an inventory, to pixels.
+"""The first stage: inventory rows, or spans of an inventory, to pixels.
 
-Nothing here imports torch: many processes read, and few of them compute.
+This module does not import torch: a cluster runs many processes that read images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
-import ray
-from ray.data import Dataset
 
 from ops.images.inventory import Inventory
 from ops.images.read_images import Read
-from pipelines.cluster.timeouts import limited
+from pipelines.cluster.timeouts import time_limit
 
-#: What travels from the inventory through the chain.
-CARRIED = ("image_id", "uri", "bytes", "position", "product", "problem")
-#: Its place in the inventory, which travels along.
-OFFSET = "offset"
+#: Columns of the inventory that the stages need.
+CARRIED = ("image_id", "uri", "bytes", "member", "product", "problem")
+#: Column with the number of a row in the inventory; it passes through all stages.
+INVENTORY_ROW = "inventory_row"
 
 
-def carried(inventory: Inventory, start: int, stop: int) -> pa.Table:
-    """Rows [start, stop) of an inventory as the chain takes them."""
+def read_rows(inventory: Inventory, start: int, stop: int) -> pa.Table:
+    """Rows [start, stop) of an inventory, with the columns that the stages need."""
     rows = inventory.rows(start, stop, CARRIED)
-    return rows.append_column(OFFSET, pa.array(range(start, stop), pa.int64()))
+    return rows.append_column(INVENTORY_ROW, pa.array(range(start, stop), pa.int64()))
 
 
-@dataclass(frozen=True)
-class TakeSlices:
-    """Reads slices of the inventory on the workers, so that the driver never holds it."""
+def span_blocks(spans: Sequence[tuple[int, int]], rows: int) -> list[pa.Table]:
+    """Blocks that name the spans [start, stop) of an inventory, cut to at most `rows` rows.
 
-    inventory: Inventory
-
-    def __call__(self, spans: pa.Table) -> pa.Table:
-        """The rows of the slices [start, stop)."""
-        found = [carried(self.inventory, row["start"], row["stop"]) for row in spans.to_pylist()]
-        return pa.concat_tables(found)
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Reads rows, or the slices that `take` takes, some at a time, each within `limit` seconds."""
-
-    read: Read
-    batch: int
-    take: TakeSlices | None = None
-    limit: float = 0.0
-
-    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
-        """Rows with pixels, or with a status and a reason."""
-        with limited(self.limit):
-            rows = self.take(block) if self.take else block
-        for start in range(0, len(rows), self.batch):
-            with limited(self.limit):
-                read = self.read(rows.slice(start, self.batch))
-            yield read
-
-
-def slices(
-    inventory: Inventory, spans: list[tuple[int, int]], rows: int
-) -> tuple[Dataset, TakeSlices] | None:
-    """Slices of the inventory's rows in `spans`, one block each; None if there are none.
-
-    Slices hold `rows` rows, more where that would make over 20,000 of them.
+    Spans are longer where there would otherwise be over 20,000 blocks.
     """
     total = sum(stop - start for start, stop in spans)
     rows = max(rows, -(-total // 20_000))
-    blocks = [
+    return [
         pa.table({"start": [begin], "stop": [min(begin + rows, stop)]})
         for start, stop in spans
         for begin in range(start, stop, rows)
     ]
-    # Blocks at hand, not a range to read nor tables to look at: tasks for these would wait for a
-    # whole CPU, for ever if others have left less.
-    return (ray.data.from_blocks(blocks), TakeSlices(inventory)) if blocks else None
+
+
+@dataclass(frozen=True)
+class LoadSpans:
+    """Loads spans of the inventory on the workers, so that the driver never holds its rows."""
+
+    inventory: Inventory
+
+    def __call__(self, spans: pa.Table) -> pa.Table:
+        """The rows of blocks made by `span_blocks`."""
+        return pa.concat_tables(
+            read_rows(self.inventory, span["start"], span["stop"]) for span in spans.to_pylist()
+        )
+
+
+@dataclass(frozen=True)
+class ReadStage:
+    """Reads the images of a block, `batch` at a time, each batch within `limit` seconds.
+
+    `load` turns a block of spans into rows; without it a block holds the rows themselves.
+    """
+
+    read: Read
+    batch: int
+    load: LoadSpans | None = None
+    limit: float = 0.0
+
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        """Rows with pixels, or with a status and a reason."""
+        with time_limit(self.limit):
+            rows = self.load(block) if self.load else block
+        for start in range(0, len(rows), self.batch):
+            with time_limit(self.limit):
+                read = self.read(rows.slice(start, self.batch))
+            yield read

@@ -1,4 +1,4 @@
-"""One scoring run: its settings, its name, and what is on record of it."""
+"""One scoring run: its settings, its id, and its record."""
 
 from __future__ import annotations
 
@@ -21,17 +21,19 @@ from pipelines.cluster.shared_model import SharedModel
 
 @dataclass(frozen=True)
 class ScoreSettings:
-    """Settings of a scoring run that its rows depend on."""
+    """Settings that a run's id depends on."""
 
     maps: str = "flagged"
-    """Which maps are drawn: none, flagged, all, or top:K for the K highest scores."""
+    """Images whose anomaly map is written: none, flagged (anomalous ones), all, or top:K (those of
+    the K highest scores)."""
     overlays: bool = False
-    """Also draw each map over its image, for people."""
+    """Also write each map as an overlay over its image."""
     chunk_rows: int = 4096
-    """Rows of a part: what a killed run may have to repeat, and a row group of the table."""
+    """Rows per chunk. A run that was killed scores its unfinished chunks again. Also the size of
+    the published table's row groups, which hold at least 4096 rows."""
 
     def __post_init__(self) -> None:
-        """Refuse what is no policy."""
+        """Check values. Raises SettingError."""
         if not re.fullmatch(r"none|flagged|all|top:[1-9]\d*", self.maps):
             raise SettingError(f"maps {self.maps!r} is none of: none, flagged, all, top:K")
         if self.chunk_rows < 1:
@@ -39,12 +41,12 @@ class ScoreSettings:
 
     @property
     def top(self) -> int:
-        """K of top:K, else 0."""
+        """K of top:K; 0 for other policies."""
         return int(self.maps[4:]) if self.maps.startswith("top:") else 0
 
     @property
     def policy(self) -> Policy:
-        """What the stream draws; top:K is only known at its end."""
+        """Which maps are drawn while images are scored; those of top:K are drawn at the end."""
         if self.maps == "flagged":
             return "flagged"
         return "all" if self.maps == "all" else "none"
@@ -52,7 +54,7 @@ class ScoreSettings:
 
 @dataclass(frozen=True)
 class Run:
-    """One scoring of one inventory with one model."""
+    """One scoring of one inventory with one model. `after`: see `prepare`."""
 
     run_id: str
     night: str
@@ -64,7 +66,7 @@ class Run:
 
 
 def check_night(night: str | None) -> None:
-    """Refuse what is no date, before anything starts. Raises SettingError."""
+    """Check that a night is a date. Raises SettingError."""
     if night is not None and not re.fullmatch(r"\d{4}-\d\d-\d\d", night):
         raise SettingError(f"night {night!r} must be a date such as 2026-11-20")
 
@@ -77,11 +79,11 @@ def prepare(
     night: str | None,
     after: Sequence[str] = (),
 ) -> Run:
-    """Name the run, by night and by what it scores with what.
+    """A run with an id of its night and its key.
 
-    Without `night` an unfinished run of the same inventory, model and settings is taken up again,
-    else tonight's begins. `after` names the runs whose failures this one tries again: it is not
-    the same as an earlier attempt at the same images.
+    Without `night` it continues the latest unfinished run with the same key, or else starts one of
+    today (UTC). `after` names the runs whose failures this run tries again; it distinguishes the
+    run from an earlier one over the same images.
     """
     check_night(night)
     key = run_key(inventory, model.card.model_id, asdict(settings), after)
@@ -94,28 +96,31 @@ def prepare(
 def run_key(
     inventory: Inventory, model_id: str, settings: Mapping[str, Any], after: Sequence[str] = ()
 ) -> str:
-    """What stands behind the night in a run's name: a hash of what is scored with what."""
+    """A hash of a run's images, model and settings, which follows the night in its id."""
     content = [inventory.content_hash(), model_id, dict(settings), *after]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _unfinished(out: Out, key: str) -> list[str]:
-    """Nights of runs with this key that are under way; clears up behind those that died late."""
+    """Nights of unfinished runs with this key.
+
+    Removes the work folders of runs that were killed between their totals and their clean-up.
+    """
     work = out.work()
     if not files.is_folder(work):
         return []
     names = {item.name.split("/", 1)[0] for item in files.listing(work)}
-    found = []
+    nights = []
     for run_id in sorted(name for name in names if name.endswith(f"-{key}")):
         if _totals(out, run_id):
             files.remove_folder(out.work(run_id))
         else:
-            found.append(run_id[:10])
-    return found
+            nights.append(run_id[:10])
+    return nights
 
 
-def finished(run: Run) -> dict[str, Any] | None:
-    """The totals of a run that was published, else None."""
+def finished_totals(run: Run) -> dict[str, Any] | None:
+    """The totals of a published run; None if it is not finished."""
     return _totals(run.out, run.run_id)
 
 
@@ -127,8 +132,8 @@ def _totals(out: Out, run_id: str) -> dict[str, Any] | None:
     return totals
 
 
-def described(run: Run, fetch: FetchSettings, started: datetime.datetime) -> dict[str, Any]:
-    """What `runs/<run_id>.json` says from the start; totals join it at the end."""
+def new_record(run: Run, fetch: FetchSettings, started: datetime.datetime) -> dict[str, Any]:
+    """The content of `runs/<run_id>.json` when the run starts; its totals are added at the end."""
     card = run.model.card
     return {
         "run_id": run.run_id,
@@ -147,6 +152,6 @@ def described(run: Run, fetch: FetchSettings, started: datetime.datetime) -> dic
             name: product.calibration.threshold(card.false_alarm_rate)
             for name, product in card.products.items()
         },
-        "held_out": {n: len(product.calibration.scores) for n, product in card.products.items()},
+        "held_out": {name: len(p.calibration.scores) for name, p in card.products.items()},
         "started": started.isoformat(timespec="seconds"),
     }

@@ -1,9 +1,8 @@
-"""Scoring: every image of an inventory ends as exactly one row, bad ones included."""
+"""Scoring: every image of an inventory becomes exactly one row, unreadable images included."""
 
 from __future__ import annotations
 
 import datetime
-import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,24 +10,20 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 
+from ops.images.failure import TooManyFailures, max_failures
 from ops.images.fetch import FetchSettings
 from ops.progress import ProgressCallback
 from ops.storage import files
-from pipelines.cluster.failure_limit import TooManyFailures, max_failures
-from pipelines.cluster.isolate import process_isolated
+from pipelines.cluster.isolate import isolate_missing, stream_missing
 from pipelines.cluster.resources import Resources
 from pipelines.cluster.timeouts import Stalled
-from pipelines.scoring.chunks import ROWS, BrokenRun, Chunks
+from pipelines.scoring.chunks import ROWS, Chunks, InvalidRun
 from pipelines.scoring.deduplicate import ScoreCache
 from pipelines.scoring.publish import publish, top_maps
-from pipelines.scoring.read_stage import carried, slices
-from pipelines.scoring.run import Run, described, finished
-from pipelines.scoring.stream import Chain, batches, drawing, positioned
-
-log = logging.getLogger(__name__)
-_STREAMS = 3  # how often a stream may begin; then what is missing is scored by itself
+from pipelines.scoring.read_stage import span_blocks
+from pipelines.scoring.run import Run, finished_totals, new_record
+from pipelines.scoring.stream import ScoringStream, draw_step
 
 
 def score(
@@ -36,38 +31,29 @@ def score(
     fetch: FetchSettings,
     resources: Resources,
     max_failed: str,
-    watch: ProgressCallback,
+    progress: ProgressCallback,
     score_cache: ScoreCache | None = None,
 ) -> dict[str, Any]:
-    """Score what is missing of a run, check all of it, publish it; returns the run's totals.
+    """Score the missing rows of a run, verify and publish its table; returns the run's totals.
 
-    Images whose bytes `score_cache` knows get what these bytes were given before. A finished run is
-    left as it is. Raises TooManyFailures, or Stalled if nothing was finished for too long, with
-    everything scored so far kept; BrokenRun, with nothing kept.
+    Images whose content `score_cache` knows get a copy of that content's score. A finished run is
+    left unchanged. Raises TooManyFailures, or Stalled, and keeps the rows scored so far. Raises
+    InvalidRun and keeps none.
     """
-    if totals := finished(run):
+    if totals := finished_totals(run):
         return totals
     started = datetime.datetime.now(datetime.UTC)
-    record = described(run, fetch, started)
+    record = new_record(run, fetch, started)
     files.write_json(run.out.run(run.run_id), record)
-    # The mark that a run is under way; also what makes its night be found again.
+    # Marks the run as unfinished, so that the next attempt finds its night.
     files.write_bytes(files.join(run.out.work(run.run_id), "started"), b"")
-    draw = drawing(run.model.card, run.out, run.settings.policy, run.settings.overlays)
-    chain = Chain(run.model, draw, fetch, resources)
     chunks = Chunks(run.out, run.run_id, run.inventory, run.settings.chunk_rows)
     resumed = chunks.done
+    draw = draw_step(run.model.card, run.out, run.settings.policy, run.settings.overlays)
+    stream = ScoringStream(run.model, draw, fetch, resources, run.inventory)
     limit = max_failures(max_failed, len(run.inventory))
-    counts = _fill(run, chain, chunks, limit, watch, score_cache)
-    drawn = top_maps(run, chain, chunks) if run.settings.top else None
-    try:
-        published = publish(run, chunks, drawn)
-    except BrokenRun as broken:
-        # Else every later start would find the same.
-        files.remove_folder(run.out.work(run.run_id))
-        raise BrokenRun(
-            f"{broken}. What was scored of this run is dropped: start the same command again to "
-            "score its images anew"
-        ) from None
+    counts = score_missing(run, stream, chunks, limit, progress, score_cache)
+    published = _publish(run, stream, chunks)
     seconds = (datetime.datetime.now(datetime.UTC) - started).total_seconds()
     totals = {
         "images": published,
@@ -87,91 +73,86 @@ def score(
     return totals
 
 
-def _fill(
+def _publish(run: Run, stream: ScoringStream, chunks: Chunks) -> int:
+    """Publish the table; returns its number of rows. Raises InvalidRun."""
+    try:
+        maps = top_maps(run, stream, chunks) if run.settings.top else None
+        return publish(run, chunks, maps)
+    except InvalidRun as invalid:
+        # Invalid chunks would fail every later attempt too.
+        files.remove_folder(run.out.work(run.run_id))
+        raise InvalidRun(
+            f"{invalid}. The rows scored so far are deleted: start the same command again to "
+            "score all images of the run again"
+        ) from None
+
+
+def score_missing(
     run: Run,
-    chain: Chain,
+    stream: ScoringStream,
     chunks: Chunks,
-    limit: int,
-    watch: ProgressCallback,
+    max_failed: int,
+    progress: ProgressCallback,
     score_cache: ScoreCache | None = None,
 ) -> Counter[str]:
-    """Score every row that has none yet.
+    """Score every row that is missing from `chunks`.
 
-    Returns how many maps went beyond the scale (`saturated`), and how often reads were repeated
-    (`retries`).
+    Returns the number of maps that exceed the scale (`saturated`) and of repeated reads
+    (`retries`). Raises TooManyFailures, or Stalled; rows of unfinished chunks are saved then.
     """
     total, counts = len(run.inventory), Counter[str]()
-
-    def judge() -> None:
-        if chunks.failed > limit:
-            raise TooManyFailures(
-                f"{chunks.failed} of {chunks.done} images failed, more than --max_failed allows "
-                f"({limit}): {_worst(chunks)}. The rows scored so far are kept: mend the cause, or "
-                "raise --max_failed, and start the same command again"
-            )
-
-    def take(rows: pa.Table) -> None:
-        counts.update({name: pc.sum(rows[name]).as_py() or 0 for name in ("saturated", "retries")})
-        rows = _score_rows(run, rows)
-        chunks.add(score_cache.completed(rows) if score_cache else rows)
-        watch("score", chunks.done, total, chunks.failed)
-        judge()
-
-    watch("score", chunks.done, total, chunks.failed)
+    progress("score", chunks.done, total, chunks.failed)
     try:
-        if score_cache:
-            for rows in _streamed(run, replace(chain, known=score_cache.contents()), chunks):
-                take(rows)
-        if not score_cache or score_cache.lost:
-            for rows in _streamed(run, chain, chunks):
-                take(rows)
-        # What fell out of the stream lost its workers; each is tried again by itself.
-        for start, stop in list(chunks.missing()):
-            for begin in range(start, stop, chain.resources.batch):
-                group = carried(run.inventory, begin, min(begin + chain.resources.batch, stop))
-                for rows in process_isolated(chain, group):
-                    take(rows)
-        judge()  # also what an earlier attempt left complete
+        for result in _scored(stream, chunks, score_cache):
+            counts.update({n: pc.sum(result[n]).as_py() or 0 for n in ("saturated", "retries")})
+            rows = _score_rows(run, result)
+            chunks.add(score_cache.complete(rows) if score_cache else rows)
+            progress("score", chunks.done, total, chunks.failed)
+            _check_failures(chunks, max_failed)
+        _check_failures(chunks, max_failed)  # an earlier attempt may have left nothing to score
     except Stalled as stalled:
-        chunks.keep()
+        chunks.save_partial()
         raise Stalled(
             f"{total - chunks.done} of {total} images have no row yet: {stalled}. The rows scored "
             "so far are kept: mend the cluster, or raise --resources.stall_timeout, and start the "
             "same command again"
         ) from None
     except BaseException:
-        chunks.keep()
+        chunks.save_partial()
         raise
     return counts
 
 
-def _worst(chunks: Chunks) -> str:
-    failed = {k: v for k, v in chunks.statuses.items() if k != "ok"}
-    return ", ".join(f"{count} {status}" for status, count in sorted(failed.items()))
+def _scored(
+    stream: ScoringStream, chunks: Chunks, score_cache: ScoreCache | None
+) -> Iterator[pa.Table]:
+    """Results for the rows that are missing from `chunks`, to which the caller adds each one."""
+
+    def missing() -> list[pa.Table]:
+        return span_blocks(list(chunks.missing()), max(stream.resources.batch, 32))
+
+    if score_cache:
+        yield from stream_missing(replace(stream, known=score_cache.contents()), missing)
+    if not score_cache or score_cache.lost:
+        yield from stream_missing(stream, missing)
+    yield from isolate_missing(stream, missing)
 
 
-def _streamed(run: Run, chain: Chain, chunks: Chunks) -> Iterator[pa.Table]:
-    for _ in range(_STREAMS):
-        source = slices(run.inventory, list(chunks.missing()), max(chain.resources.batch, 32))
-        if source is None:
-            return
-        stream = chain.stream(*source)
-        # Blocks whose workers died are left out instead of failing all: `Chunks` knows what is
-        # missing.
-        stream.context.max_errored_blocks = -1
-        try:
-            yield from batches(stream)
-            return
-        except ray.exceptions.RayError as error:
-            # A block that was done, and whose node was lost before it came here.
-            log.warning("the stream broke off, and begins anew with what is missing: %s", error)
+def _check_failures(chunks: Chunks, max_failed: int) -> None:
+    if chunks.failed <= max_failed:
+        return
+    failures = {status: n for status, n in sorted(chunks.statuses.items()) if status != "ok"}
+    counts = ", ".join(f"{count} {status}" for status, count in failures.items())
+    raise TooManyFailures(
+        f"{chunks.failed} of {chunks.done} images failed, more than --max_failed allows "
+        f"({max_failed}): {counts}. The rows scored so far are kept: mend the cause, or "
+        "raise --max_failed, and start the same command again"
+    )
 
 
 def _score_rows(run: Run, rows: pa.Table) -> pa.Table:
-    """Rows of the chain with the columns that tell run, model and time."""
-    count = len(rows)
-    now = datetime.datetime.now(datetime.UTC)
-    rows = positioned(rows)
+    """Rows of `ROWS`: results with the columns that name model, run and time."""
+    count, now = len(rows), datetime.datetime.now(datetime.UTC)
     rows = rows.append_column("model_id", pa.array([run.model.card.model_id] * count))
     rows = rows.append_column("run_id", pa.array([run.run_id] * count))
     rows = rows.append_column("scored_at", pa.array([now] * count, pa.timestamp("ms", "UTC")))

@@ -1,53 +1,56 @@
-"""The one streaming chain from inventory rows to score rows, and its twin in a single process."""
+"""The stages from inventory rows to score rows: read, detect, write maps."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
-from ray.data.exceptions import ExecutionTimeoutError
 
 from ops.detectors.model_folder import ModelCard
 from ops.detectors.score_images import ScoreImages
 from ops.images.content_index import Contents
 from ops.images.fetch import FetchSettings
+from ops.images.inventory import Inventory
 from ops.images.read_images import Read
 from ops.results.write_maps import DrawMaps, Policy
 from ops.storage.paths import Out
-from pipelines.cluster.resources import Resources, offered
+from pipelines.cluster.resources import Resources
 from pipelines.cluster.shared_model import SharedModel
-from pipelines.cluster.timeouts import Limited, Stalled, limited, step_limit
-from pipelines.scoring.chunks import POSITION
-from pipelines.scoring.read_stage import OFFSET, Reading, TakeSlices
+from pipelines.cluster.timeouts import TimedStep, step_timeout, time_limit
+from pipelines.scoring.read_stage import LoadSpans, ReadStage
 
 
 class _TimedScoreImages(ScoreImages):
-    """Detecting that must not take longer than its limit over some rows."""
+    """Scoring with a time limit for each batch."""
 
-    def __init__(self, limit: float, *given: Any) -> None:
+    def __init__(self, limit: float, *arguments: Any) -> None:
         self._limit = limit
-        super().__init__(*given)
+        super().__init__(*arguments)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """One row out for every row in, in the same order."""
-        with limited(self._limit):
+        with time_limit(self._limit):
             return super().__call__(rows)
 
 
 @dataclass(frozen=True)
-class Chain:
-    """fetch + decode (CPU) -> detectors (GPU or CPU) -> maps to PNG (CPU)."""
+class ScoringStream:
+    """fetch + decode (CPU) -> detectors (GPU or CPU) -> maps to PNG (CPU).
+
+    With an `inventory` its blocks are those of `span_blocks`; without one they hold the rows, with
+    columns `CARRIED` and any others, which pass through.
+    """
 
     model: SharedModel
     draw: DrawMaps
     fetch: FetchSettings
     resources: Resources
+    inventory: Inventory | None = None
     known: Contents | None = None
-    """Contents whose rows leave the chain with status `KNOWN`, not scored."""
+    """Contents that are not scored; their rows come out with status `KNOWN`."""
 
     @functools.cached_property
     def read(self) -> Read:
@@ -55,28 +58,26 @@ class Chain:
         card = self.model.card
         return Read(card.input, card.decode, self.fetch, frozenset(card.products), self.known)
 
-    def stream(self, source: Dataset, take: TakeSlices | None = None) -> Dataset:
-        """Score rows for rows of `CARRIED` and `offset`, or for the slices that `take` takes.
+    def apply(self, blocks: Dataset) -> Dataset:
+        """Score the blocks' rows on the cluster.
 
-        Retries are bounded; a block whose retries are used up fails, with all of its rows.
+        Retries are bounded: a block whose retries are used up fails, with all of its rows.
         """
-        resources, workers, limit = (
-            self.resources,
-            self.resources.count(),
-            step_limit(self.resources.stall_timeout),
-        )
+        resources, workers = self.resources, self.resources.count()
+        limit = step_timeout(resources.stall_timeout)
+        load = LoadSpans(self.inventory) if self.inventory else None
         stream = (
-            source.map_batches(
-                Reading(self.read, resources.batch, take, limit),
+            blocks.map_batches(
+                ReadStage(self.read, resources.batch, load, limit),
                 batch_size=None,
                 batch_format="pyarrow",
                 num_cpus=resources.reader_cpus,
-                compute=TaskPoolStrategy(size=resources.reading(workers)),
+                compute=TaskPoolStrategy(size=resources.max_readers(workers)),
                 max_retries=2,
             )
             .map_batches(
                 _TimedScoreImages,
-                fn_constructor_args=(limit, *self._detect),
+                fn_constructor_args=(limit, *self._score_arguments),
                 batch_size=resources.batch,
                 batch_format="pyarrow",
                 num_cpus=resources.cpus,
@@ -86,13 +87,13 @@ class Chain:
                     max_size=max(workers, resources.max_workers),
                     initial_size=workers,
                 ),
-                # A pool never replaces an actor that may not restart, and would wait for ever once
-                # all are gone. What kills its actor again and again, its retries bound.
+                # A pool does not replace an actor that may not restart, and waits for ever once
+                # all are gone. `max_task_retries` bounds how often a crashing batch restarts one.
                 max_restarts=-1,
                 max_task_retries=2,
             )
             .map_batches(
-                Limited(self.draw, limit),
+                TimedStep(self.draw, limit),
                 batch_size=resources.batch,
                 batch_format="pyarrow",
                 num_cpus=resources.reader_cpus,
@@ -102,13 +103,17 @@ class Chain:
         stream.context.execution_no_progress_timeout_s = resources.stall_timeout or -1
         return stream
 
-    def alone(self, rows: pa.Table) -> pa.Table:
-        """The same steps, one after the other, in this process."""
-        return self.draw(ScoreImages(*self._detect)(self.read(rows)))
+    def load(self, block: pa.Table) -> pa.Table:
+        """The rows of a block."""
+        return LoadSpans(self.inventory)(block) if self.inventory else block
+
+    def run_locally(self, rows: pa.Table) -> pa.Table:
+        """Score rows in this process, with the same steps."""
+        return self.draw(ScoreImages(*self._score_arguments)(self.read(rows)))
 
     @property
-    def _detect(self) -> tuple[SharedModel, str, int, int, bool]:
-        """What `ScoreImages` takes."""
+    def _score_arguments(self) -> tuple[SharedModel, str, int, int, bool]:
+        """The arguments of `ScoreImages`."""
         resources = self.resources
         return (
             self.model,
@@ -119,14 +124,14 @@ class Chain:
         )
 
 
-def drawing(
+def draw_step(
     card: ModelCard,
     out: Out,
     policy: Policy,
     overlays: bool = False,
     kind: type[DrawMaps] = DrawMaps,
 ) -> DrawMaps:
-    """The last step for a model."""
+    """The step that writes the maps of a model's scores."""
     rate = card.false_alarm_rate
     return kind(
         model_id=card.model_id,
@@ -138,22 +143,3 @@ def drawing(
         policy=policy,
         overlays=overlays,
     )
-
-
-def batches(dataset: Dataset) -> Iterator[pa.Table]:
-    """What comes out of a stream, as it comes. Raises Stalled if nothing does for too long."""
-    stream = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-    try:
-        for batch in stream:
-            yield cast("pa.Table", batch)
-    except ExecutionTimeoutError:
-        waited = dataset.context.execution_no_progress_timeout_s
-        raise Stalled(f"nothing was finished for {waited:g} seconds; {offered()}") from None
-
-
-def positioned(rows: pa.Table) -> pa.Table:
-    """Rename the place in the inventory to what parts call it."""
-    names = [
-        POSITION if name == OFFSET else name for name in rows.schema.names if name != "position"
-    ]
-    return rows.drop_columns(["position"]).rename_columns(names)

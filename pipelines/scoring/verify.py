@@ -1,4 +1,4 @@
-"""Checking: whether a finished run keeps its promise, from the files that it left alone."""
+"""Checks a finished run by its files alone: one valid row for each image of the inventory."""
 
 from __future__ import annotations
 
@@ -11,173 +11,174 @@ from ops.storage import files, paths
 from ops.storage.paths import Out
 from pipelines.scoring.run import run_key
 from pipelines.scoring.verify_table import check_table
-from pipelines.scoring.violations import SHOWN, Findings, RunUnderCheck
+from pipelines.scoring.violations import MAX_EXAMPLES, Findings, RunUnderCheck
 from pipelines.tables.database import load, opened
 
-#: What every record holds, from its run's start.
-_RECORDED = ("run_id", "night", "images", "model_id", "settings", "input")
-#: Rows, and whether the policy promises them a map.
-_PROMISES = {
-    "none": "CREATE VIEW promises AS SELECT *, false AS promised FROM rows",
-    "all": "CREATE VIEW promises AS SELECT *, ok AS promised FROM rows",
-    "flagged": "CREATE VIEW promises AS "
-    "SELECT *, ok AND coalesce(flagged, false) AS promised FROM rows",
-    "top": "CREATE TABLE promises AS SELECT *, ok AND $top >= "
-    "row_number() OVER (ORDER BY score DESC NULLS LAST, image_id) AS promised FROM rows",
+#: Fields that every record has from the start of its run.
+_REQUIRED_FIELDS = ("run_id", "night", "images", "model_id", "settings", "input")
+#: Rows, and whether they must have a map, by the policy's kind.
+_EXPECTED_MAPS = {
+    "none": "CREATE VIEW expected_maps AS SELECT *, false AS expected FROM rows",
+    "all": "CREATE VIEW expected_maps AS SELECT *, ok AS expected FROM rows",
+    "flagged": "CREATE VIEW expected_maps AS "
+    "SELECT *, ok AND coalesce(flagged, false) AS expected FROM rows",
+    "top": "CREATE TABLE expected_maps AS SELECT *, ok AND $top >= "
+    "row_number() OVER (ORDER BY score DESC NULLS LAST, image_id) AS expected FROM rows",
 }
 
 
-def check(subject: RunUnderCheck, share: float, watch: ProgressCallback) -> Findings:
-    """Check a run's record, table, maps and what else it left. Memory does not grow with images.
+def check(run: RunUnderCheck, map_sample: float, progress: ProgressCallback) -> Findings:
+    """Check a run's record, table, maps and other files. Memory does not grow with the images.
 
-    Of the maps a `share` is read, chosen by a hash of the images' ids; 1 reads all of them.
+    `map_sample` is the share of maps that are read, chosen by a hash of image ids; 1 reads all.
     """
-    found = Findings()
-    lacking = [name for name in _RECORDED if name not in subject.record]
-    if lacking:
-        found.add("the record says what was scored with what", lacking, subject.again)
-        return found
-    if expired := subject.record.get("expired"):
-        what = f"at {expired['at']} jobs.expire left {expired['rows']} rows of it"
-        found.add("the run's table is whole", [what], "check a night that was not let go")
-        return found
-    _check_record(subject, found)
-    _check_files(subject, found)
-    inventory = _inventory(subject, found)
+    findings = Findings()
+    missing = [name for name in _REQUIRED_FIELDS if name not in run.record]
+    if missing:
+        findings.add("the record has all required fields", missing, run.remedy)
+        return findings
+    if expired := run.record.get("expired"):
+        what = f"at {expired['at']} jobs.expire kept {expired['rows']} of its rows"
+        findings.add("the run's table is complete", [what], "check a run that has not expired")
+        return findings
+    _check_record(run, findings)
+    _check_files(run, findings)
+    inventory = _inventory(run, findings)
     with opened() as database:
-        # Of a table that ends early, every row that was not reached would seem to be missing.
-        if check_table(subject, database, share, found, watch):
-            _check_policy(subject, database, found)
+        # In a table that cannot be read to its end, the rows after that would count as missing.
+        if check_table(run, database, map_sample, findings, progress):
+            _check_policy(run, database, findings)
             if inventory:
-                _check_ids(subject, inventory, database, found)
-    return found
+                _check_ids(run, inventory, database, findings)
+    return findings
 
 
-def _check_record(subject: RunUnderCheck, found: Findings) -> None:
-    record, totals = subject.record, subject.record["totals"]
-    altered = f"the record was altered; {subject.again}"
-    found.expect("the record is that of the run", record["run_id"], subject.run_id, altered)
-    found.expect(
-        "a run's name begins with its night", record["night"], record["run_id"][:10], altered
+def _check_record(run: RunUnderCheck, findings: Findings) -> None:
+    record, totals = run.record, run.record["totals"]
+    altered = f"the record was changed; {run.remedy}"
+    findings.expect("the record is that of the run", record["run_id"], run.run_id, altered)
+    findings.expect(
+        "a run's id begins with its night", record["night"], record["run_id"][:10], altered
     )
-    found.expect(
-        "the record's totals count each of its images", totals["images"], record["images"], altered
+    findings.expect(
+        "the record's totals count all its images", totals["images"], record["images"], altered
     )
-    # The record may have moved with its folder; what lies below the folder has not changed.
-    tail = Out("").table(subject.run_id[:10], subject.run_id)
-    if not f"/{totals['table']}".endswith(tail):
-        found.add("the record names the run's table", [totals["table"]], altered)
-    if subject.card:
-        found.expect(
+    # The output folder may have been moved; the path below it has not changed.
+    suffix = Out("").table(run.run_id[:10], run.run_id)
+    if not f"/{totals['table']}".endswith(suffix):
+        findings.add("the record names the run's table", [totals["table"]], altered)
+    if run.card:
+        findings.expect(
             "the model is the one on record",
-            subject.card.model_id,
+            run.card.model_id,
             record["model_id"],
             "name the model that scored the run with --model",
         )
 
 
-def _check_files(subject: RunUnderCheck, found: Findings) -> None:
-    folder = subject.table.rpartition("/")[0]
-    there = [item.name for item in files.listing(folder)] if files.is_folder(folder) else []
-    if paths.TABLE not in there:
-        found.add("the run's table is there", [f"{subject.table} is gone"], subject.again)
-    found.add(
-        "nothing lies beside the run's table",
-        [files.join(folder, name) for name in there if name != paths.TABLE],
-        "remove what other tools left there; readers of scores/ take it for rows",
+def _check_files(run: RunUnderCheck, findings: Findings) -> None:
+    folder = run.table.rpartition("/")[0]
+    names = [item.name for item in files.listing(folder)] if files.is_folder(folder) else []
+    if paths.TABLE not in names:
+        findings.add("the run's table exists", [f"{run.table} does not exist"], run.remedy)
+    findings.add(
+        "the run's table is the only file in its folder",
+        [files.join(folder, name) for name in names if name != paths.TABLE],
+        "remove the files of other tools; readers of scores/ would read them as rows",
     )
-    work = subject.out.work(subject.run_id)
-    left = [item.name for item in files.listing(work)] if files.is_folder(work) else []
-    found.add(
-        "no parts are left of a published run",
-        [files.join(work, name) for name in left],
+    work = run.out.work(run.run_id)
+    names = [item.name for item in files.listing(work)] if files.is_folder(work) else []
+    findings.add(
+        "a published run has no work files",
+        [files.join(work, name) for name in names],
         f"remove {work}; the next jobs.score of the same images does so too",
     )
 
 
-def _inventory(subject: RunUnderCheck, found: Findings) -> Inventory | None:
-    """The inventory that was scored, if it is still there and as it was."""
+def _inventory(run: RunUnderCheck, findings: Findings) -> Inventory | None:
+    """The inventory that was scored, if it can be read."""
     try:
-        inventory = Inventory(subject.inventory)
+        inventory = Inventory(run.inventory)
     except (OSError, UserError) as error:
-        message = "name a copy of it with --inventory"
-        found.add("the inventory that was scored is there", [str(error)], message)
+        remedy = "name a copy of it with --inventory"
+        findings.add("the inventory that was scored can be read", [str(error)], remedy)
         return None
-    record = subject.record
-    found.expect(
-        "the run's name follows from inventory, model and settings",
-        subject.run_id[11:],
+    record = run.record
+    findings.expect(
+        "the run's id is a hash of inventory, model and settings",
+        run.run_id[11:],
         run_key(inventory, record["model_id"], record["settings"], record.get("after", ())),
-        f"{subject.inventory} was taken anew since, then name a copy of the one that was scored "
-        f"with --inventory; or the record was altered, then {subject.again}",
+        f"if {run.inventory} was taken again since, name a copy of the one that was scored with "
+        f"--inventory; if the record was changed, {run.remedy}",
     )
-    found.expect(
-        "the record counts the inventory's images", record["images"], len(inventory), subject.again
+    findings.expect(
+        "the record counts the inventory's images", record["images"], len(inventory), run.remedy
     )
     return inventory
 
 
 def _check_ids(
-    subject: RunUnderCheck,
+    run: RunUnderCheck,
     inventory: Inventory,
     database: duckdb.DuckDBPyConnection,
-    found: Findings,
+    findings: Findings,
 ) -> None:
-    """Exactly one row per image of the inventory."""
+    """Check that each image of the inventory has exactly one row."""
     load(database, "listed", inventory.location, ["image_id", "uri", "product"])
-    doubled = "SELECT image_id, count(*) || ' times' FROM {} GROUP BY image_id HAVING count(*) > 1"
-    _report(database.sql(doubled.format("rows")), "no image has two rows", subject.again, found)
+    twice = "SELECT image_id, count(*) || ' times' FROM {} GROUP BY image_id HAVING count(*) > 1"
+    _report(database.sql(twice.format("rows")), "no image has two rows", run.remedy, findings)
     _report(
-        database.sql(doubled.format("listed")),
+        database.sql(twice.format("listed")),
         "the inventory lists no image twice",
         "take the inventory again with python -m jobs.inventory, and score it",
-        found,
+        findings,
     )
     _report(
         database.sql("SELECT image_id, uri FROM listed ANTI JOIN rows USING (image_id)"),
         "every image of the inventory has a row",
-        subject.again,
-        found,
+        run.remedy,
+        findings,
     )
     _report(
         database.sql("SELECT image_id, uri FROM rows ANTI JOIN listed USING (image_id)"),
-        "every row is of an image of the inventory",
-        subject.again,
-        found,
+        "every row belongs to an image of the inventory",
+        run.remedy,
+        findings,
     )
     _report(
         database.sql(
             "SELECT rows.image_id, rows.uri, rows.product FROM rows JOIN listed USING (image_id) "
             "WHERE rows.uri <> listed.uri OR rows.product IS DISTINCT FROM listed.product"
         ),
-        "rows have the address and product of the inventory",
-        subject.again,
-        found,
+        "rows have the uri and product of the inventory",
+        run.remedy,
+        findings,
     )
 
 
 def _check_policy(
-    subject: RunUnderCheck, database: duckdb.DuckDBPyConnection, found: Findings
+    run: RunUnderCheck, database: duckdb.DuckDBPyConnection, findings: Findings
 ) -> None:
-    """Whether just the rows have maps that the policy on record promises one."""
-    policy = subject.record["settings"]["maps"]
+    """Check that exactly those rows have maps that must have one by the recorded policy."""
+    policy = run.record["settings"]["maps"]
     kind, _, top = policy.partition(":")
-    database.execute(_PROMISES[kind], {"top": int(top)} if top else None)
+    database.execute(_EXPECTED_MAPS[kind], {"top": int(top)} if top else None)
     _report(
-        database.sql("SELECT image_id, score FROM promises WHERE promised AND NOT mapped"),
-        f"rows have the maps that --maps {policy} promised them",
-        subject.again,
-        found,
+        database.sql("SELECT image_id, score FROM expected_maps WHERE expected AND NOT has_map"),
+        f"rows have the maps that --maps {policy} requires",
+        run.remedy,
+        findings,
     )
     _report(
-        database.sql("SELECT image_id, score FROM promises WHERE mapped AND NOT promised"),
-        f"only rows have maps that --maps {policy} promised one",
-        subject.again,
-        found,
+        database.sql("SELECT image_id, score FROM expected_maps WHERE has_map AND NOT expected"),
+        f"no other rows have maps than --maps {policy} requires",
+        run.remedy,
+        findings,
     )
 
 
-def _report(answer: duckdb.DuckDBPyRelation, rule: str, remedy: str, found: Findings) -> None:
-    if count := len(answer):
-        few = answer.order("ALL").limit(SHOWN).fetchall()
-        found.add(rule, [", ".join(map(str, row)) for row in few], remedy, count)
+def _report(rows: duckdb.DuckDBPyRelation, rule: str, remedy: str, findings: Findings) -> None:
+    """Add the rows that break a rule."""
+    if count := len(rows):
+        examples = rows.order("ALL").limit(MAX_EXAMPLES).fetchall()
+        findings.add(rule, [", ".join(map(str, row)) for row in examples], remedy, count)

@@ -1,8 +1,9 @@
-"""Checking a published table: its schema, its rows, the maps that they name, and its totals."""
+"""Checks a published table: its schema, its rows, their maps, and its totals."""
 
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -23,214 +24,213 @@ from ops.results import anomaly_map, score_table
 from ops.results.score_table import Rule
 from ops.storage import files
 from pipelines.scoring.publish import group_rows
-from pipelines.scoring.violations import SHOWN, Findings, RunUnderCheck
+from pipelines.scoring.violations import MAX_EXAMPLES, Findings, RunUnderCheck
 
 _BATCH = 2**13
 
 
 def check_table(
-    subject: RunUnderCheck,
+    run: RunUnderCheck,
     database: duckdb.DuckDBPyConnection,
-    share: float,
-    found: Findings,
-    watch: ProgressCallback,
+    map_sample: float,
+    findings: Findings,
+    progress: ProgressCallback,
 ) -> bool:
-    """One pass over the table: its schema, its rows, its maps, its totals.
+    """Check the schema, rows, maps and totals in one pass over the table.
 
-    Leaves in `rows` of the database what is asked of all rows together. Returns whether the table
-    could be read to its end.
+    Fills the database's table `rows` for checks over all rows. Returns whether the table could be
+    read to its end.
     """
     database.execute(
         "CREATE TABLE rows (image_id VARCHAR, uri VARCHAR, product VARCHAR, ok BOOLEAN, "
-        "score DOUBLE, flagged BOOLEAN, mapped BOOLEAN)"
+        "score DOUBLE, flagged BOOLEAN, has_map BOOLEAN)"
     )
-    counted: dict[str, int] = {}
+    statuses = Counter[str]()
     anomalous = 0
-    rules = (*score_table.RULES, *_rules(subject))
-    flaws = _Maps(subject, share)
+    rules = (*score_table.RULES, *_rules(run))
+    maps = _MapCheck(run, map_sample)
     try:
-        with files.open_read(subject.table) as file, pq.ParquetFile(file) as table:
-            if not _check_schema(subject, table, found):
+        with files.open_read(run.table) as file, pq.ParquetFile(file) as table:
+            if not _check_schema(run, table, findings):
                 return False
             for batch in table.iter_batches(_BATCH):
                 rows = pa.Table.from_batches([batch])
                 for rule in rules:
-                    _check_rule(subject, rows, rule, found)
-                for entry in pc.value_counts(rows["status"]).to_pylist():
-                    status = str(entry["values"])
-                    counted[status] = counted.get(status, 0) + entry["counts"]
+                    _check_rule(run, rows, rule, findings)
+                statuses.update(map(str, rows["status"].to_pylist()))
                 anomalous += pc.sum(rows["is_anomalous"]).as_py() or 0
                 database.register("batch", rows)
                 database.execute(
                     "INSERT INTO rows SELECT image_id, uri, product, status = 'ok', score, "
                     "is_anomalous, map_uri IS NOT NULL FROM batch"
                 )
-                flaws.read(rows, found)
-                found.images += len(rows)
-                watch("check", found.images, subject.record["images"], len(found.violations))
+                maps.check(rows, findings)
+                findings.images += len(rows)
+                progress("check", findings.images, run.record["images"], len(findings.violations))
     except FileNotFoundError:
-        return False  # which was noted
+        return False  # `verify` reports a missing table
     except (pa.ArrowException, OSError) as error:
-        found.add("the table can be read to its end", [str(error)], subject.again)
+        findings.add("the table can be read to its end", [str(error)], run.remedy)
         return False
-    _check_totals(subject, counted, anomalous, found)
+    _check_totals(run, statuses, anomalous, findings)
     return True
 
 
 def _check_totals(
-    subject: RunUnderCheck, counted: Mapping[str, int], anomalous: int, found: Findings
+    run: RunUnderCheck, statuses: Mapping[str, int], anomalous: int, findings: Findings
 ) -> None:
     totals = {
-        "images": found.images,
-        "statuses": dict(sorted(counted.items())),
-        "failed": found.images - counted.get("ok", 0),
+        "images": findings.images,
+        "statuses": dict(sorted(statuses.items())),
+        "failed": findings.images - statuses.get("ok", 0),
         "anomalous": anomalous,
     }
     for name, value in totals.items():
         rule = f"the record's total of {name} is the table's"
-        found.expect(rule, subject.record["totals"].get(name), value, subject.again)
+        findings.expect(rule, run.record["totals"].get(name), value, run.remedy)
 
 
-def _check_schema(subject: RunUnderCheck, table: pq.ParquetFile, found: Findings) -> bool:
-    """Whether rows can be checked at all."""
+def _check_schema(run: RunUnderCheck, table: pq.ParquetFile, findings: Findings) -> bool:
+    """Check columns, metadata and row groups. Returns whether rows can be checked at all."""
     schema = table.schema_arrow
     if not score_table.has_columns(schema):
-        known = [column for column in score_table.SCHEMA if column.name in schema.names]
-        wrong = [
-            *(
-                f"{name} is lacking"
-                for name in score_table.SCHEMA.names
-                if name not in schema.names
-            ),
-            *(
-                f"{name} is unknown"
-                for name in schema.names
-                if name not in score_table.SCHEMA.names
-            ),
-            *(
-                f"{column.name} is {schema.field(column.name).type}, not {column.type}"
-                for column in known
-                if schema.field(column.name).type != column.type
-            ),
-        ]
-        rule = "the table's columns are those of the schema"
-        found.add(rule, wrong or [f"in another order: {schema.names}"], subject.again)
+        differences = _column_differences(schema) or [f"in another order: {schema.names}"]
+        findings.add("the table's columns are those of the schema", differences, run.remedy)
         return False
-    found.expect(
-        "the table says which schema it follows",
+    findings.expect(
+        "the table's metadata names its schema",
         (schema.metadata or {}).get(b"nightloupe"),
         score_table.SCHEMA.metadata[b"nightloupe"],
-        subject.again,
+        run.remedy,
     )
-    silent = [column.name for column in schema if not (column.metadata or {}).get(b"meaning")]
-    found.add("each column says what it means", silent, subject.again)
-    limit = group_rows(subject.record["settings"]["chunk_rows"])
+    undocumented = [field.name for field in schema if not (field.metadata or {}).get(b"meaning")]
+    findings.add("the metadata of each column has its meaning", undocumented, run.remedy)
+    limit = group_rows(run.record["settings"]["chunk_rows"])
     sizes = [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)]
-    found.add(
-        "a row group holds no more rows than a part on record",
+    findings.add(
+        "no row group has more rows than the recorded chunk_rows",
         [f"group {i}: {size} rows, not {limit}" for i, size in enumerate(sizes) if size > limit],
-        subject.again,
+        run.remedy,
     )
     return True
 
 
-def _rules(subject: RunUnderCheck) -> Iterator[Rule]:
-    """What rows of this run may not be."""
+def _column_differences(schema: pa.Schema) -> list[str]:
+    """Columns that are missing, unknown, or of another type than those of the score table."""
+    expected = score_table.SCHEMA
+    return [
+        *(f"{name} is missing" for name in expected.names if name not in schema.names),
+        *(f"{name} is unknown" for name in schema.names if name not in expected.names),
+        *(
+            f"{column.name} is {schema.field(column.name).type}, not {column.type}"
+            for column in expected
+            if column.name in schema.names and schema.field(column.name).type != column.type
+        ),
+    ]
+
+
+def _rules(run: RunUnderCheck) -> Iterator[Rule]:
+    """Rules for the rows of this run, by its record and its model."""
     for name in ("run_id", "model_id"):
-        yield _other(name, subject.record[name])
-    if "thresholds" in subject.record:
-        yield _threshold(subject.record["thresholds"])
-    if subject.card:
-        yield _calibrated(subject.card)
+        yield _recorded_value(name, run.record[name])
+    if "thresholds" in run.record:
+        yield _verdicts(run.record["thresholds"])
+    if run.card:
+        yield _p_values(run.card)
 
 
-def _other(name: str, value: str) -> Rule:
+def _recorded_value(name: str, value: str) -> Rule:
     return Rule(
-        f"rows whose {name} is not on record", (name,), lambda rows: pc.not_equal(rows[name], value)
+        f"rows whose {name} is not that of the record",
+        (name,),
+        lambda rows: pc.not_equal(rows[name], value),
     )
 
 
-def _threshold(thresholds: Mapping[str, float | None]) -> Rule:
+def _verdicts(thresholds: Mapping[str, float | None]) -> Rule:
     products = pa.array(thresholds, pa.string())
     limits = pa.array(thresholds.values(), pa.float64())
 
     def broken(rows: pa.Table) -> pa.ChunkedArray:
         limit = limits.take(pc.index_in(rows["product"], products).combine_chunks())
-        called, above = rows["is_anomalous"], pc.greater(rows["score"], limit)
-        distinct = pc.fill_null(pc.not_equal(called, above), False)
-        return pc.or_(distinct, pc.xor(pc.is_null(called), pc.is_null(above)))
+        verdict, above = rows["is_anomalous"], pc.greater(rows["score"], limit)
+        differs = pc.fill_null(pc.not_equal(verdict, above), False)
+        return pc.or_(differs, pc.xor(pc.is_null(verdict), pc.is_null(above)))
 
     columns = ("score", "is_anomalous")
-    return Rule("rows called otherwise than by the threshold on record", columns, broken)
+    return Rule("rows whose is_anomalous disagrees with the threshold", columns, broken)
 
 
-def _calibrated(card: ModelCard) -> Rule:
+def _p_values(card: ModelCard) -> Rule:
     def broken(rows: pa.Table) -> pa.Array:
         expected = np.full(len(rows), np.nan)
         values = rows["score"].to_numpy()
         products = np.asarray(rows["product"].to_pylist(), dtype=object)
         for name, product in card.products.items():
-            mine = (products == name) & np.isfinite(values)
-            expected[mine] = product.calibration.p_values(values[mine])
+            scored = (products == name) & np.isfinite(values)
+            expected[scored] = product.calibration.p_values(values[scored])
         return pa.array(~np.isclose(rows["p_value"].to_numpy(), expected, 0, 1e-12, True))
 
-    return Rule("rows whose p_value is not the model's", ("score", "p_value"), broken)
+    return Rule("rows whose p_value disagrees with the model", ("score", "p_value"), broken)
 
 
-def _check_rule(subject: RunUnderCheck, rows: pa.Table, rule: Rule, found: Findings) -> None:
-    wrong = score_table.offenders(rows, rule)
-    if len(wrong):
-        few = wrong.slice(0, SHOWN).select(["image_id", *dict.fromkeys(rule.columns)]).to_pylist()
-        values = [", ".join(f"{k} {v!r}" for k, v in row.items()) for row in few]
-        found.add(f"there are no {rule.offence}", values, subject.again, len(wrong))
+def _check_rule(run: RunUnderCheck, rows: pa.Table, rule: Rule, findings: Findings) -> None:
+    broken = score_table.rows_breaking(rows, rule)
+    if not len(broken):
+        return
+    columns = ["image_id", *dict.fromkeys(rule.columns)]
+    examples = broken.slice(0, MAX_EXAMPLES).select(columns).to_pylist()
+    values = [", ".join(f"{k} {v!r}" for k, v in row.items()) for row in examples]
+    findings.add(f"there are no {rule.description}", values, run.remedy, len(broken))
 
 
-class _Maps:
-    """Reads the maps that rows name."""
+class _MapCheck:
+    """Reads a sample of the maps that rows name, and checks each."""
 
-    def __init__(self, subject: RunUnderCheck, share: float) -> None:
-        self._again = f"restore the map; or, to draw it again, {subject.again}"
-        self._model_id = subject.record["model_id"]
-        self._input = InputSettings(**subject.record["input"])
+    def __init__(self, run: RunUnderCheck, map_sample: float) -> None:
+        self._remedy = f"restore the map; or, to draw it again, {run.remedy}"
+        self._model_id = run.record["model_id"]
+        self._input = InputSettings(**run.record["input"])
         self._size = (self._input.size, self._input.size)
-        self._scale = subject.scale
-        self._share = share
+        self._scale = run.scale
+        self._map_sample = map_sample
 
-    def read(self, rows: pa.Table, found: Findings) -> None:
-        """Read what falls into the share, several at once."""
-        named = rows.filter(pc.is_valid(rows["map_uri"]))
-        found.maps_named += len(named)
-        columns = named.select(["image_id", "map_uri", "width", "height"]).to_pylist()
-        chosen = [row for row in columns if _lot(str(row["image_id"])) < self._share]
-        found.maps_read += len(chosen)
+    def check(self, rows: pa.Table, findings: Findings) -> None:
+        """Check the maps of these rows, several at once."""
+        with_map = rows.filter(pc.is_valid(rows["map_uri"]))
+        findings.maps_named += len(with_map)
+        columns = with_map.select(["image_id", "map_uri", "width", "height"]).to_pylist()
+        sample = [row for row in columns if _id_fraction(str(row["image_id"])) < self._map_sample]
+        findings.maps_read += len(sample)
         with ThreadPoolExecutor(16) as pool:
-            for row, flaw in zip(chosen, pool.map(self._flaw, chosen), strict=True):
-                if flaw:
-                    found.add(flaw[0], [f"{row['map_uri']}: {flaw[1]}"], self._again)
+            for row, violation in zip(sample, pool.map(self._violation, sample), strict=True):
+                if violation:
+                    rule, value = violation
+                    findings.add(rule, [f"{row['map_uri']}: {value}"], self._remedy)
 
-    def _flaw(self, row: Mapping[str, Any]) -> tuple[str, str] | None:
-        """The rule that a map breaks, and how; None if it is as it should be."""
+    def _violation(self, row: Mapping[str, Any]) -> tuple[str, str] | None:
+        """The first rule that a row's map breaks, and how; None if it breaks none."""
         try:
             read = anomaly_map.decode(fetch(row["map_uri"], None, None, FetchSettings()))
         except Failure as failure:
-            return "every map that a row names is there", str(failure)
+            return "every map that a row names exists", str(failure)
         except UserError as error:
             return "every map can be decoded", str(error)
-        # Of runs that did not record it, the first map tells.
+        # Without model and recorded scale, all maps must have the scale of the first.
         self._scale = self._scale or read.scale
         place = geometry(row["width"] or 1, row["height"] or 1, self._input)
-        expected: dict[str, tuple[object, object]] = {
-            "maps are of the run's model": (read.model_id, self._model_id),
+        rules: dict[str, tuple[object, object]] = {
+            "maps have the run's model_id": (read.model_id, self._model_id),
             "maps have the model's offset and scale": (read.scale, self._scale),
             "maps have the size of the detector's input": (read.levels.shape, self._size),
-            "maps lie on their pictures": (read.geometry, place),
+            "maps cover their images": (read.geometry, place),
         }
-        wrong = {rule: pair for rule, pair in expected.items() if pair[0] != pair[1]}
-        for rule, (value, due) in wrong.items():
-            return rule, f"{value}, not {due}"
+        for rule, (actual, expected) in rules.items():
+            if actual != expected:
+                return rule, f"{actual}, not {expected}"
         return None
 
 
-def _lot(image_id: str) -> float:
-    """A number in [0, 1) that follows from an id."""
+def _id_fraction(image_id: str) -> float:
+    """A hash of an id, as a number in [0, 1)."""
     return zlib.crc32(image_id.encode()) / 2**32

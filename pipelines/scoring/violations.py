@@ -1,4 +1,4 @@
-"""What a check looks at, and what it finds."""
+"""The input and the findings of a check."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from ops.detectors.model_folder import ModelCard
 from ops.results.anomaly_map import Scale
 from ops.storage.paths import Out
 
-#: Values that are named of each broken rule; the others are counted.
-SHOWN = 5
+#: Examples that are kept of each broken rule; the others are counted.
+MAX_EXAMPLES = 5
 
 
 @dataclass
 class Violation:
-    """A rule that does not hold: what was found instead, and how to mend it."""
+    """A rule that does not hold, with examples, and how to mend it."""
 
     rule: str
     remedy: str
     count: int = 0
-    values: list[str] = field(default_factory=list)
-    """The first few of them."""
+    examples: list[str] = field(default_factory=list)
+    """The first `MAX_EXAMPLES` of them."""
 
 
 @dataclass
 class Findings:
-    """What a check found, and how much it looked at."""
+    """The broken rules that a check found, and how much it read."""
 
     images: int = 0
     maps_named: int = 0
@@ -35,40 +35,42 @@ class Findings:
     violations: dict[str, Violation] = field(default_factory=dict)
     """By rule."""
 
-    def add(self, rule: str, values: Sequence[str], remedy: str, count: int | None = None) -> None:
-        """Note values that break a rule; `count` if only some of them are named."""
-        if not values:
+    def add(
+        self, rule: str, examples: Sequence[str], remedy: str, count: int | None = None
+    ) -> None:
+        """Add values that break a rule; `count` if `examples` are only some of them."""
+        if not examples:
             return
         violation = self.violations.setdefault(rule, Violation(rule, remedy))
-        violation.count += len(values) if count is None else count
-        violation.values += values[: SHOWN - len(violation.values)]
+        violation.count += len(examples) if count is None else count
+        violation.examples += examples[: MAX_EXAMPLES - len(violation.examples)]
 
-    def expect(self, rule: str, found: object, expected: object, remedy: str) -> None:
-        """Note a value that is not the expected one."""
-        if found != expected:
-            self.add(rule, [f"{found!r}, not {expected!r}"], remedy)
+    def expect(self, rule: str, actual: object, expected: object, remedy: str) -> None:
+        """Add a violation if a value is not the expected one."""
+        if actual != expected:
+            self.add(rule, [f"{actual!r}, not {expected!r}"], remedy)
 
 
 @dataclass(frozen=True)
 class RunUnderCheck:
-    """A finished run, and what else is at hand to check it against."""
+    """A finished run, and what it is checked against."""
 
     out: Out
     run_id: str
     record: Mapping[str, Any]
     inventory: str
-    """Where the inventory lies that was scored."""
+    """The location of the inventory that was scored."""
     card: ModelCard | None
-    """The model's, if at hand."""
+    """The model's card, if the model is available."""
 
     @property
     def table(self) -> str:
-        """Where its table must lie."""
+        """The location of its table."""
         return self.out.table(self.run_id[:10], self.run_id)
 
     @property
-    def again(self) -> str:
-        """How to get its files anew."""
+    def remedy(self) -> str:
+        """How to recreate its files."""
         return (
             f"restore it from a copy; or remove {self.out.run(self.run_id)} and start the run's "
             f"jobs.score command again with --night {self.run_id[:10]}"
@@ -76,8 +78,8 @@ class RunUnderCheck:
 
     @property
     def scale(self) -> Scale | None:
-        """The one scale of its maps, if it is known."""
+        """The scale of its maps, if the model or the record has it."""
         if self.card:
             return self.card.map_scale
-        known = self.record.get("map_scale")
-        return Scale(**known) if known else None
+        recorded = self.record.get("map_scale")
+        return Scale(**recorded) if recorded else None

@@ -182,7 +182,7 @@ def resources() -> Resources:
 def test_the_resources_fit_into_the_largest_cluster_and_wait_for_it(resources, monkeypatch):
     monkeypatch.setattr(cluster, "_resources", lambda: cluster_resources("maxReplicas"))
     assert resources.count() == resources.workers == 2
-    assert resources.reading(resources.workers) >= 20
+    assert resources.max_readers(resources.workers) >= 20
     smallest = cluster_resources("minReplicas")
     assert smallest["GPU"] == 0  # no GPU is paid for while an archive is listed
     assert resources.wait_for_nodes >= 600

@@ -33,7 +33,7 @@ from tests.faults.servers import relay_to, s3_server, tracker_in
 from tests.faults.warehouse import Warehouse, Witness, build, drawn, published, start
 
 #: What the processes that read, detect and draw call themselves.
-STAGES = ("Reading", "Detect")
+STAGES = ("ReadStage", "ScoreImages")
 REGISTERED = "models:/washer@champion"
 ATTEMPTS = 4
 AWAY = 3.0  # seconds that a server stays dead

@@ -34,8 +34,8 @@ from ops.images.resize import InputSettings, pack, resize
 from ops.storage import uris
 from ops.storage.paths import Out
 from pipelines.cluster.resources import Resources
-from pipelines.scoring.read_stage import carried
-from pipelines.scoring.stream import Chain, drawing
+from pipelines.scoring.read_stage import read_rows
+from pipelines.scoring.stream import ScoringStream, draw_step
 from pipelines.tables import take_inventory
 from tests.conftest import DATA, tiny_model
 from tests.faults.mutations import MUTATIONS, SUFFIXES, Mutant, mutant
@@ -117,19 +117,19 @@ def outcomes(mutants: Sequence[Mutant]) -> Iterator[Outcome]:
         folder = Path(name) / "parts"
         folder.mkdir()
         place(folder, mutants)
-        rows = carried(found := listed(folder, Path(name) / "parts.parquet"), 0, len(mutants))
+        rows = read_rows(found := listed(folder, Path(name) / "parts.parquet"), 0, len(mutants))
         assert len(found) == len(mutants)
         model = Tensors(tiny_model("part"))
-        draw = drawing(model.card, Out(f"{name}/out"), "flagged")
-        chain = Chain(model, draw, FETCH, Resources())
+        draw = draw_step(model.card, Out(f"{name}/out"), "flagged")
+        scoring = ScoringStream(model, draw, FETCH, Resources())
         by_name = {one.name: one for one in mutants}
         alone = []
         for at in range(len(rows)):
             row = rows.slice(at, 1)
             one = by_name[_name(row["uri"][0].as_py())]
-            alone.append(_alone(chain.read, row, one))
+            alone.append(_alone(scoring.read, row, one))
         faulthandler.dump_traceback_later(SECONDS * 5, exit=True)
-        together = chain.alone(rows).to_pylist()
+        together = scoring.run_locally(rows).to_pylist()
         faulthandler.cancel_dump_traceback_later()
         for outcome, row in zip(alone, together, strict=True):
             once = (outcome.status, outcome.reason, outcome.sha256)

@@ -17,7 +17,7 @@ from ops.images.fetch import FetchSettings
 from ops.images.read_images import Read
 from ops.images.resize import InputSettings
 from ops.storage import uris
-from pipelines.scoring.read_stage import carried
+from pipelines.scoring.read_stage import read_rows
 from tests import pictures
 from tests.faults.reading import listed
 
@@ -99,7 +99,7 @@ def rows(witness: Witness) -> list[dict]:
     """List and read the folder `parts`; nothing may be opened or written elsewhere."""
     parts, before = witness.root / "parts", witness.there()
     found = listed(parts, witness.root / "inventory.parquet")
-    got = READ(carried(found, 0, len(found))).to_pylist()
+    got = READ(read_rows(found, 0, len(found))).to_pylist()
     assert witness.there() == before | {str(witness.root / "inventory.parquet")}
     inside = {path for path in witness.opened if path.startswith(str(witness.root))}
     beside = {path for path in inside - before if "inventory" in path or path.endswith(".tmp")}
@@ -129,8 +129,8 @@ def test_members_are_read_from_within_whatever_they_are_called(witness, suffix):
 
 
 @pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
-@pytest.mark.parametrize("by_position", [True, False])
-def test_links_and_devices_in_a_tar_are_no_images(witness, suffix, by_position):
+@pytest.mark.parametrize("by_member", [True, False])
+def test_links_and_devices_in_a_tar_are_no_images(witness, suffix, by_member):
     outside = str(witness.root / "secret.png")
     links = [
         member("link.png", tarfile.SYMTYPE, outside),
@@ -153,7 +153,7 @@ def test_links_and_devices_in_a_tar_are_no_images(witness, suffix, by_position):
     for link in links:
         told = {
             "uri": uris.make(str(place), link.name),
-            "position": None,
+            "member": None,
             "bytes": None,
             "product": "p",
             "problem": None,

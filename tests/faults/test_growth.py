@@ -42,7 +42,7 @@ def model(tmp_path_factory) -> str:
 
 
 def detectors(node) -> set[int]:
-    return {process for process, name in node.workers() if "Detect" in name}
+    return {process for process, name in node.workers() if "ScoreImages" in name}
 
 
 def test_detectors_join_on_a_node_that_joins(warehouse, model, nodes, tmp_path):

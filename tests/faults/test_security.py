@@ -21,7 +21,7 @@ from ops.images.fetch import FetchSettings
 from ops.storage import files, uris
 from ops.storage.paths import Out
 from pipelines.cluster.resources import Resources
-from pipelines.scoring.stream import Chain, drawing
+from pipelines.scoring.stream import ScoringStream, draw_step
 from tests import pictures
 from tests.conftest import LOOPBACK_ONLY, ROOT, forget_s3, new_bucket, tiny_model
 from tests.faults.reading import Tensors
@@ -63,9 +63,11 @@ def test_nothing_is_unpickled_from_weights_to_scores(tmp_path, no_pickle):
     model = Tensors(read_model(str(tmp_path / "model")))
     (tmp_path / "a.png").write_bytes(pictures.encoded(pictures.texture(0)))
     row = {"image_id": "ab", "uri": uris.make(str(tmp_path / "a.png")), "product": "part"}
-    row |= {"bytes": None, "position": None, "problem": None, "offset": 0}
-    draw = drawing(model.card, Out(str(tmp_path / "out")), "all")
-    scored = Chain(model, draw, FetchSettings(), Resources()).alone(pa.Table.from_pylist([row]))
+    row |= {"bytes": None, "member": None, "problem": None, "inventory_row": 0}
+    draw = draw_step(model.card, Out(str(tmp_path / "out")), "all")
+    scored = ScoringStream(model, draw, FetchSettings(), Resources()).run_locally(
+        pa.Table.from_pylist([row])
+    )
     assert scored["status"].to_pylist() == ["ok"]
     with pytest.raises(AssertionError, match="unpickled"):
         pickle.loads(b"")

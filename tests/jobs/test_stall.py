@@ -30,7 +30,7 @@ def test_a_run_without_room_says_what_is_missing_and_goes_on_later(cluster, leav
     code, _, told = leave("score", *words)
     assert code == 1
     assert told.splitlines()[-1].startswith(
-        "error: 24 of 24 images have no row yet: nothing was finished for 5 seconds; "
+        "error: 24 of 24 images have no row yet: no image was finished for 5 seconds; "
         "the cluster has 1 node alive, and 0.1 of 4 CPUs free"
     )
     assert files.names(Out(out).scores()) == []

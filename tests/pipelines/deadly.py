@@ -7,7 +7,7 @@ import signal
 from dataclasses import dataclass
 
 from ops.images.read_images import Read
-from pipelines.scoring.stream import Chain
+from pipelines.scoring.stream import ScoringStream
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Deadly(Read):
 
 
 @dataclass(frozen=True)
-class DeadlyChain(Chain):
+class DeadlyStream(ScoringStream):
     victims: tuple[str, ...] = ()
 
     @property

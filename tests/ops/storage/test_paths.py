@@ -54,7 +54,7 @@ def test_paths_of_a_run_are_those_of_the_design():
     )
     assert out.map("m", "abcd") == "s3://b/out/maps/m/ab/abcd.png"
     assert out.run("r1") == "s3://b/out/runs/r1.json"
-    assert out.part("r1", 7) == "s3://b/out/_work/r1/part-00007.parquet"
+    assert out.chunk("r1", 7) == "s3://b/out/_work/r1/part-00007.parquet"
     assert out.work() == "s3://b/out/_work"
 
 

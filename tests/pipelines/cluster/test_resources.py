@@ -21,7 +21,7 @@ JOINING = textwrap.dedent("""
     import ray
     from ray.cluster_utils import Cluster
     from ray.util import placement_group_table
-    from pipelines.cluster.resources import Slots
+    from pipelines.cluster.resources import Resources
 
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
 
@@ -29,7 +29,7 @@ JOINING = textwrap.dedent("""
         return {group["state"] for group in placement_group_table().values()}
 
     def count():
-        print("workers", Slots(workers=1, gpus=1, patience=90).count())
+        print("workers", Resources(workers=1, gpus=1, wait_for_nodes=90).count())
 
     try:
         ray.init(nodes.address, log_to_driver=False)
@@ -82,8 +82,8 @@ def test_workers_leave_room_for_those_who_read_and_draw(has, resources, cluster_
 def test_a_run_may_grow_as_far_as_there_is_room(has, most, detectors, readers):
     has({"CPU": 8.0})
     resources = Resources(workers=2, max_workers=most)
-    assert resources.at_most() == detectors
-    assert resources.reading(2) == readers
+    assert resources.max_count() == detectors
+    assert resources.max_readers(2) == readers
 
 
 def test_what_does_not_fit_is_told_with_what_would(has):

@@ -14,19 +14,19 @@ from ops.images.read_images import Read
 from ops.storage.paths import Out
 from pipelines.cluster.resources import Resources
 from pipelines.cluster.shared_model import SharedModel
-from pipelines.cluster.timeouts import limited
+from pipelines.cluster.timeouts import time_limit
 from pipelines.scoring import score
 from pipelines.scoring.chunks import Chunks
 from pipelines.scoring.run import ScoreSettings, prepare
-from pipelines.scoring.stream import Chain, drawing
+from pipelines.scoring.stream import ScoringStream, draw_step
 from tests.conftest import ROOT, tiny_model
 from tests.faults.warehouse import BROKEN, build
 
 HANGS = 5
 HANGING = """
 import re, sys
-from pipelines.cluster.timeouts import limited
-with limited(float(sys.argv[1])):
+from pipelines.cluster.timeouts import time_limit
+with time_limit(float(sys.argv[1])):
     print("begun", flush=True)
     re.match("(a+)+$", "a" * int(sys.argv[2]) + "b")  # holds the interpreter
 print("ended")
@@ -52,7 +52,7 @@ def test_a_step_in_time_and_one_without_a_limit_go_on(limit):
 
 
 def test_a_step_that_fails_in_time_fails_as_it_would():
-    with pytest.raises(ZeroDivisionError), limited(30.0):
+    with pytest.raises(ZeroDivisionError), time_limit(30.0):
         1 / 0  # noqa: B018
     assert hang(30.0, 3).returncode == 0
 
@@ -71,8 +71,8 @@ class Hanging(Read):
         return super().__call__(rows)
 
 
-class HangingChain(Chain):
-    """A chain with that reader."""
+class HangingStream(ScoringStream):
+    """A stream with that reader."""
 
     @property
     def read(self):
@@ -88,9 +88,10 @@ def test_an_image_that_hangs_becomes_a_row_that_names_the_limit(warehouse, tmp_p
     listed = Inventory(warehouse.listed)
     run = prepare(listed, model, out, ScoreSettings("none", False, 10), None)
     resources = Resources(workers=1, batch=4, stall_timeout=96.0)
-    chain = HangingChain(model, drawing(model.card, out, "none"), FetchSettings(), resources)
+    draw = draw_step(model.card, out, "none")
+    stream = HangingStream(model, draw, FetchSettings(), resources, listed)
     parts = Chunks(out, run.run_id, listed, 10)
-    score._fill(run, chain, parts, 24, lambda *_: None)
+    score.score_missing(run, stream, parts, 24, lambda *_: None)
     assert parts.statuses == {"ok": 22, "unreadable": 1, "crashed_worker": 1}
     rows = [row for table in parts.tables() for row in table.to_pylist()]
     (slow,) = [row for row in rows if row["status"] == "crashed_worker"]

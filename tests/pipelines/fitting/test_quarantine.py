@@ -10,7 +10,7 @@ from ops.images.read_images import Read
 from pipelines.fitting import fit
 from pipelines.fitting.quarantine import find_crashing_images
 from pipelines.fitting.request import split
-from tests.pipelines.deadly import Deadly, DeadlyChain
+from tests.pipelines.deadly import Deadly, DeadlyStream
 from tests.pipelines.scoring.test_stream import SLOTS, nothing, request, take
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -47,7 +47,7 @@ def test_a_fit_and_its_calibration_do_without_them(inventory, monkeypatch):
     )
     victims = (fitted, held_out)
     monkeypatch.setattr(fit, "Read", functools.partial(Deadly, victims=victims))
-    monkeypatch.setattr(fit, "Chain", functools.partial(DeadlyChain, victims=victims))
+    monkeypatch.setattr(fit, "ScoringStream", functools.partial(DeadlyStream, victims=victims))
     card = fit.fit(inventory, request(max_failed="1"), SLOTS, nothing).card
     assert card.fit["failed"] == 1
     (failure,) = card.fit["failures"]

@@ -12,7 +12,7 @@ from ops.images.inventory import SCHEMA, Inventory, image_id
 from ops.results import score_table
 from ops.storage import parquet
 from ops.storage.paths import Out
-from pipelines.scoring.chunks import ROWS, BrokenRun, Chunks
+from pipelines.scoring.chunks import ROWS, Chunks, InvalidRun
 
 NOW = datetime.datetime(2026, 11, 20, tzinfo=datetime.UTC)
 
@@ -33,7 +33,7 @@ def rows(inventory, places, score=1.0):
         [
             {
                 **uris[place],
-                "position": place,
+                "inventory_row": place,
                 "product": "p",
                 "content_sha256": "c0",
                 "width": 8,
@@ -82,7 +82,7 @@ def test_what_is_missing_is_known_row_by_row(inventory, tmp_path):
 def test_a_second_attempt_takes_up_finished_parts_and_kept_rows(inventory, tmp_path):
     first = parts_of(inventory, tmp_path)
     first.add(rows(inventory, [*range(10), 12, 24]))
-    first.keep()
+    first.save_partial()
     second = parts_of(inventory, tmp_path)
     assert second.done == 12
     assert list(second.missing()) == [(10, 12), (13, 20), (20, 24)]
@@ -127,17 +127,17 @@ def test_failures_that_may_have_passed_are_tried_again_by_the_next_attempt(
 def test_a_part_with_foreign_missing_or_lawless_rows_is_not_published(inventory, tmp_path):
     chunks = parts_of(inventory, tmp_path)
     chunks.add(rows(inventory, range(25)))
-    place = chunks.out.part("r", 1)
+    place = chunks.out.chunk("r", 1)
     good = parquet.read(place)
     parquet.write(place, score_table.SCHEMA, [good.slice(1)])
-    with pytest.raises(BrokenRun, match="part 1"):
+    with pytest.raises(InvalidRun, match="chunk 1"):
         published(chunks)
     swapped = pa.concat_tables([good.slice(1, 1), good.slice(0, 1), good.slice(2)])
     parquet.write(place, score_table.SCHEMA, [swapped])
-    with pytest.raises(BrokenRun, match="part 1"):
+    with pytest.raises(InvalidRun, match="chunk 1"):
         published(chunks)
     column = pa.array([None] * len(good), pa.float64())
     where = good.schema.get_field_index("score")
     parquet.write(place, score_table.SCHEMA, [good.set_column(where, "score", column)])
-    with pytest.raises(BrokenRun, match="ok rows without a finite score"):
+    with pytest.raises(InvalidRun, match="ok rows without a finite score"):
         published(chunks)

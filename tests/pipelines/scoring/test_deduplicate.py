@@ -12,7 +12,7 @@ from ops.images.read_images import KNOWN
 from ops.storage import files, uris
 from ops.storage.paths import Out
 from pipelines.scoring.chunks import ROWS
-from pipelines.scoring.deduplicate import known
+from pipelines.scoring.deduplicate import open_score_cache
 from pipelines.scoring.run import ScoreSettings
 from tests.pipelines.tables.test_current_scores import MODELS, publish, row
 
@@ -36,7 +36,7 @@ def out(tmp_path):
 
 def met(position, content, product="bolt", status=KNOWN, **more):
     values = dict.fromkeys(ROWS.names) | {
-        "position": position,
+        "inventory_row": position,
         "image_id": f"{position:032x}",
         "uri": f"file:///new/{position}",
         "product": product,
@@ -50,9 +50,9 @@ def met(position, content, product="bolt", status=KNOWN, **more):
 
 
 def completed(out, rows, **settings):
-    with known(out, MODELS[0], ScoreSettings(**settings)) as score_cache:
-        found = score_cache.completed(pa.Table.from_pylist(rows, ROWS))
-        return {r["position"]: r for r in found.to_pylist()}, score_cache
+    with open_score_cache(out, MODELS[0], ScoreSettings(**settings)) as score_cache:
+        found = score_cache.complete(pa.Table.from_pylist(rows, ROWS))
+        return {r["inventory_row"]: r for r in found.to_pylist()}, score_cache
 
 
 def test_a_row_gets_what_its_bytes_were_given_and_keeps_its_own_name(out):
@@ -63,7 +63,7 @@ def test_a_row_gets_what_its_bytes_were_given_and_keeps_its_own_name(out):
     assert (score_cache.copied, score_cache.lost) == (3, 0)
     assert [found[n]["score"] for n in (4, 5, 6)] == [7.5, 2.0, 7.5]
     for row_ in rows[:3]:
-        whole = found[row_["position"]]
+        whole = found[row_["inventory_row"]]
         assert whole | dict.fromkeys(COPIED) | {"status": KNOWN} == row_
         assert all(whole[name] is not None for name in COPIED)
         assert whole["status"] in STATUSES
@@ -104,7 +104,7 @@ def test_what_lacks_its_map_is_scored_again(out):
 def test_known_is_what_was_scored_under_the_model_and_has_the_pictures_wanted(
     out, settings, expected
 ):
-    with known(out, MODELS[0], ScoreSettings(**settings)) as score_cache:
+    with open_score_cache(out, MODELS[0], ScoreSettings(**settings)) as score_cache:
         contents = score_cache.contents()
     assert {content for content in (A, B, C) if contents.has(content, "bolt")} == expected
     assert not contents.has(A, "nut")

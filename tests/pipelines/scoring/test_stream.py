@@ -19,6 +19,7 @@ from ops.detectors.model_folder import Model, read_model, write_model
 from ops.detectors.patchcore import PatchCoreSettings
 from ops.features.backbone import Backbone, BackboneSettings
 from ops.images.archives import IMAGE_SUFFIXES
+from ops.images.failure import TooManyFailures
 from ops.images.fetch import FetchSettings
 from ops.images.inventory import Inventory
 from ops.images.layouts import LAYOUTS, PathParser
@@ -27,7 +28,6 @@ from ops.results import anomaly_map, score_table
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
 from pipelines.cluster import memory
-from pipelines.cluster.failure_limit import TooManyFailures
 from pipelines.cluster.resources import Resources
 from pipelines.cluster.shared_model import SharedModel
 from pipelines.fitting import fit, plan, worker
@@ -37,11 +37,11 @@ from pipelines.reports import evaluate
 from pipelines.scoring import score, verify
 from pipelines.scoring.chunks import Chunks
 from pipelines.scoring.run import Run, ScoreSettings, prepare
-from pipelines.scoring.stream import drawing
+from pipelines.scoring.stream import draw_step
 from pipelines.scoring.violations import RunUnderCheck
 from pipelines.tables import take_inventory
 from tests.conftest import draw_archive
-from tests.pipelines.deadly import DeadlyChain
+from tests.pipelines.deadly import DeadlyStream
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 SLOTS = Resources(workers=2, cpus=1, reader_cpus=0.5, batch=4)
@@ -250,12 +250,12 @@ def test_too_many_failures_end_the_run_keep_its_rows_and_can_be_continued(world,
 def test_an_image_that_kills_its_workers_becomes_a_row_and_the_others_are_scored(world, tmp_path):
     out = Out(str(tmp_path))
     run = prepare(world.inventory, world.model, out, ScoreSettings("none", False, 10), None)
-    draw = drawing(world.model.card, out, "none")
+    draw = draw_step(world.model.card, out, "none")
     victims = ("washer/test/good/011.png",)
     fetch = FetchSettings(backoff=0.01)
-    chain = DeadlyChain(world.model, draw, fetch, SLOTS, victims=victims)
+    stream = DeadlyStream(world.model, draw, fetch, SLOTS, world.inventory, victims=victims)
     chunks = Chunks(out, run.run_id, world.inventory, 10)
-    score._fill(run, chain, chunks, 39, nothing)
+    score.score_missing(run, stream, chunks, 39, nothing)
     found = pa.concat_tables(chunks.tables())
     (killer,) = [r for r in found.to_pylist() if r["status"] == "crashed_worker"]
     assert killer["uri"].endswith("washer/test/good/011.png")
@@ -324,8 +324,8 @@ def test_every_good_image_is_in_the_bank_whatever_the_number_of_workers(world, t
     }
     for model in models.values():
         for card in model.card.products.values():
-            assert card.figures["images"] == 11
-            assert card.figures["patches"] == 11 * 15 * 15
+            assert card.counts.images == 11
+            assert card.counts.patches == 11 * 15 * 15
     banks = [{p: t["bank"] for p, t in model.products.items()} for model in models.values()]
     for product, bank in banks[0].items():
         assert len(bank) == int(0.1 * 11 * 15 * 15)
@@ -361,7 +361,7 @@ def test_a_fit_whose_worker_dies_in_a_merge_goes_on_from_the_picks_it_noted(
     def deadly(config):
         DeadlyCheckpoint.diary = diary
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(worker, "DetectorNotes", DeadlyCheckpoint)
+            patch.setattr(worker, "DetectorCheckpoint", DeadlyCheckpoint)
             worker.program(config)
 
     monkeypatch.setattr(fit, "program", deadly)
@@ -375,7 +375,7 @@ def test_a_fit_whose_worker_dies_in_a_merge_goes_on_from_the_picks_it_noted(
     )
     died, took_over = processes
     assert {process for process, _ in fabric} == {died}  # finished before, and not begun again
-    size = world.model.card.products["washer"].figures["bank"]
+    size = world.model.card.products["washer"].counts.bank
     noted = max(picks for process, picks in washer if process == died)
     later = [picks for process, picks in washer if process == took_over]
     assert 40 <= noted < later[0]  # a merge begun anew would first note fewer
@@ -407,11 +407,12 @@ def test_a_model_is_grown_by_new_images_without_the_old_ones(world, tmp_path):
     assert model.card.fit["grown_from"] == [old.card.model_id]
     assert model.card.products["fabric"] == old.card.products["fabric"]
     assert torch.equal(model.products["fabric"]["bank"], old.products["fabric"]["bank"])
-    before, after = (card.products["washer"].figures for card in (old.card, model.card))
-    assert after["images"] == before["images"] + 4
-    assert after["patches"] == before["patches"] + 4 * 15 * 15
-    assert after["bank"] == len(model.products["washer"]["bank"]) == int(0.1 * after["patches"])
-    assert after["local_r"] == pytest.approx(before["radius"])
+    before, after = (card.products["washer"] for card in (old.card, model.card))
+    assert after.counts.images == before.counts.images + 4
+    assert after.counts.patches == before.counts.patches + 4 * 15 * 15
+    bank = model.products["washer"]["bank"]
+    assert after.counts.bank == len(bank) == int(0.1 * after.counts.patches)
+    assert after.fit_metrics["local_r"] == pytest.approx(before.fit_metrics["radius"])
     assert len(model.card.products["washer"].calibration.scores) == 1
     write_model(str(tmp_path / "model"), model)
     assert read_model(str(tmp_path / "model")).card.model_id == model.card.model_id
@@ -422,9 +423,9 @@ def test_a_plan_says_what_the_fit_then_finds_and_refuses_what_cannot_be_held(wor
     found = plan.of_fit(chosen, request(), backbone, SLOTS)
     assert found.workers == 2
     for product, card in world.model.card.products.items():
-        assert found.images[product] == card.figures["images"]
-        assert found.estimates[product].vectors == card.figures["patches"]
-        assert found.estimates[product].kept == card.figures["bank"]
+        assert found.images[product] == card.counts.images
+        assert found.estimates[product].vectors == card.counts.patches
+        assert found.estimates[product].kept == card.counts.bank
     assert found.held_out == world.model.card.fit["held_out"]
     plan.check(found)
     expected = plan.minutes(found, chosen, request(), backbone, SLOTS)

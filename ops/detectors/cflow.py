@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from ops.augment.rotation import rotated
-from ops.detectors.detector import Shape
 from ops.detectors.fit_cost import FitSize, ResourceEstimate, TimingProbe
 from ops.detectors.trained import TrainingSettings
 from ops.detectors.trained_on_features import TrainedOnFeatures
 from ops.distributed import Group
+from ops.features.backbone import LayerShape
 from ops.flows.conditional_flow import Mixing, PositionFlows, Positions
-from ops.flows.feature_map_flow import surprise
-from ops.flows.vector_flow import fixed_of
+from ops.flows.feature_map_flow import negative_log_density
+from ops.flows.vector_flow import fixed_value_count
 
 #: Numbers that a coupling keeps of each that passes it, beside those of its subnet.
 _KEPT = 5
@@ -77,8 +77,8 @@ class CFlow(TrainedOnFeatures):
     def estimate(cls, settings: CFlowSettings, load: FitSize) -> ResourceEstimate:
         """What the flows take; weights are most of it."""
         s = settings
-        trained = 4 * PositionFlows.trained_of(load.layers, s.blocks, s.condition)
-        fixed = 4 * fixed_of(load.layers, s.blocks)
+        trained = 4 * PositionFlows.parameter_count(load.layers, s.blocks, s.condition)
+        fixed = 4 * fixed_value_count(load.layers, s.blocks)
         batch = min(s.batch, load.images_per_worker)
         step = s.blocks * sum(
             _width(shape, s) * batch * -(-shape[1] * shape[2] // _steps(load.layers, s, batch))
@@ -116,7 +116,7 @@ class CFlow(TrainedOnFeatures):
 
         return TimingProbe(step, settings.epochs * steps * load.images / batch)
 
-    def network_for(self, shapes: list[Shape]) -> PositionFlows:
+    def network_for(self, shapes: list[LayerShape]) -> PositionFlows:
         """A flow for each layer."""
         return _network(self.settings, shapes, self.settings.mixing)
 
@@ -124,7 +124,7 @@ class CFlow(TrainedOnFeatures):
         """With permutations, as rotations take long to draw, and are about to be loaded."""
         return _network(self.settings, self._shapes, "hard")
 
-    def rate(self, epoch: int) -> float:
+    def learning_rate(self, epoch: int) -> float:
         """From a tenth, linearly; then along a cosine down to a thousandth."""
         s = self.settings
         warmup = min(s.warmup, s.epochs // 10)
@@ -190,7 +190,7 @@ class CFlow(TrainedOnFeatures):
         assert self.network is not None
         logs = self._likelihoods(self.backbone(image[None]))
         relative = [log - peak for log, peak in zip(logs, self.network.peaks, strict=True)]
-        drawn = surprise([log.exp() for log in relative], image.shape[1:]).float()
+        drawn = negative_log_density([log.exp() for log in relative], image.shape[1:]).float()
         return drawn.max(), drawn
 
     def _likelihoods(self, maps: list[Tensor]) -> list[Tensor]:
@@ -205,12 +205,12 @@ class CFlow(TrainedOnFeatures):
         return found
 
 
-def _network(settings: CFlowSettings, shapes: list[Shape], mixing: Mixing) -> PositionFlows:
+def _network(settings: CFlowSettings, shapes: list[LayerShape], mixing: Mixing) -> PositionFlows:
     s = settings
     return PositionFlows(shapes, s.blocks, s.clamp, s.condition, mixing, s.seed)
 
 
-def _steps(shapes: list[Shape], settings: CFlowSettings, images: int) -> int:
+def _steps(shapes: list[LayerShape], settings: CFlowSettings, images: int) -> int:
     """Steps of a batch: so many that `fibers` of the largest layer make one, if all have some."""
     sizes = [height * width for _, height, width in shapes]
     return max(1, min(max(sizes) * images // settings.fibers, *sizes))
@@ -221,7 +221,7 @@ def _vectors(maps: Tensor) -> Tensor:
     return maps.flatten(2).transpose(1, 2)
 
 
-def _width(shape: Shape, settings: CFlowSettings) -> int:
+def _width(shape: LayerShape, settings: CFlowSettings) -> int:
     """Numbers that a coupling keeps of each position that passes it."""
     channels = shape[0]
     inputs = channels - channels // 2 + settings.condition

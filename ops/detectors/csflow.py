@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ops.detectors.detector import Shape
 from ops.detectors.fit_cost import FitSize, ResourceEstimate, TimingProbe
 from ops.detectors.trained import TrainingSettings
 from ops.detectors.trained_on_features import TrainedOnFeatures
+from ops.features.backbone import LayerShape
 from ops.flows.cross_scale_flow import ScaleFlow
 
 #: Numbers that a coupling keeps of each that passes it, beside those of its subnets.
@@ -56,7 +56,7 @@ class CsFlow(TrainedOnFeatures):
     def estimate(cls, settings: CsFlowSettings, load: FitSize) -> ResourceEstimate:
         """What the flow takes; what a step keeps is most of it."""
         shapes = _shapes(settings, load)
-        weights = 4 * ScaleFlow.parameters_of(shapes, settings.blocks, settings.hidden)
+        weights = 4 * ScaleFlow.parameter_count(shapes, settings.blocks, settings.hidden)
         elements = sum(math.prod(shape) for shape in shapes)
         within = 2 * settings.hidden * elements / load.channels
         step = int(4 * settings.blocks * (_KEPT * elements + 2 * within))
@@ -80,7 +80,7 @@ class CsFlow(TrainedOnFeatures):
         times = settings.epochs * load.images / load.workers
         return TimingProbe(lambda: network(maps).sum().backward(), times)
 
-    def network_for(self, shapes: list[Shape]) -> ScaleFlow:
+    def network_for(self, shapes: list[LayerShape]) -> ScaleFlow:
         """As wide as all layers together."""
         s = self.settings
         return ScaleFlow(shapes, s.blocks, s.hidden, s.seed)
@@ -90,7 +90,7 @@ class CsFlow(TrainedOnFeatures):
         s = self.settings
         return torch.optim.Adam(network.parameters(), s.lr, eps=1e-4, weight_decay=s.weight_decay)
 
-    def step(self, optimiser: torch.optim.Optimizer) -> None:
+    def update(self, optimiser: torch.optim.Optimizer) -> None:
         """With bounded gradients."""
         assert self.network is not None
         nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
@@ -119,7 +119,7 @@ class CsFlow(TrainedOnFeatures):
         return torch.cat([s.flatten() for s in squares]).mean(), squares[0].mean(dim=0)
 
 
-def _shapes(settings: CsFlowSettings, load: FitSize) -> list[Shape]:
+def _shapes(settings: CsFlowSettings, load: FitSize) -> list[LayerShape]:
     """Of each scale, if sizes halve exactly."""
     _, height, width = load.layers[0]
     return [

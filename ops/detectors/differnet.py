@@ -13,7 +13,8 @@ from torchvision.transforms.functional import gaussian_blur
 
 from ops.augment.rotation import rotated
 from ops.detectors.fit_cost import FitSize, ResourceEstimate, TimingProbe
-from ops.detectors.trained import Trained, TrainingSettings, from_sixteen, to_sixteen
+from ops.detectors.trained import Trained, TrainingSettings
+from ops.detectors.uint16_images import from_uint16, to_uint16
 from ops.distributed import Group
 from ops.errors import SettingError
 from ops.flows.vector_flow import NegativeLogLikelihood, VectorFlow
@@ -85,7 +86,7 @@ class DifferNet(Trained):
     def estimate(cls, settings: DifferNetSettings, load: FitSize) -> ResourceEstimate:
         """Weights, gradients, Adam's moments and a copy on its way, and what is kept of images."""
         width = load.channels * settings.scales
-        weights = 4 * VectorFlow.parameters_of(width, settings.blocks, settings.hidden)
+        weights = 4 * VectorFlow.parameter_count(width, settings.blocks, settings.hidden)
         cached = settings.features == "cached"
         each = 4 * settings.views * width if cached else 2 * 3 * load.size**2
         return ResourceEstimate(
@@ -149,7 +150,7 @@ class DifferNet(Trained):
     def sample(self, image: Tensor, row: int) -> Tensor:
         """Features (views, width) of turned views; or the image in 16 bits."""
         if self.settings.features == "online":
-            return to_sixteen(image)
+            return to_uint16(image)
         return self._turned(image, self.settings.views, self.generator("views", row)).cpu()
 
     def inputs(self, samples: list[tuple[int, Tensor]], epoch: int) -> Tensor:
@@ -168,7 +169,7 @@ class DifferNet(Trained):
                 found.append(vectors.to(device))
             else:
                 with torch.no_grad():
-                    found.append(self._turned(from_sixteen(sample).to(device), count, generator))
+                    found.append(self._turned(from_uint16(sample).to(device), count, generator))
         return torch.cat(found)
 
     def _width(self) -> int:

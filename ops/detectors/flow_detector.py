@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ops.detectors.detector import Shape
 from ops.detectors.fit_cost import FitSize, TimingProbe
 from ops.detectors.trained import TrainingSettings
 from ops.detectors.trained_on_features import TrainedOnFeatures
-from ops.flows.feature_map_flow import MapFlows, Norm, surprise
+from ops.features.backbone import LayerShape
+from ops.flows.feature_map_flow import MapFlows, Norm, negative_log_density
 from ops.flows.subnets import Subnet
-from ops.flows.vector_flow import fixed_of
+from ops.flows.vector_flow import fixed_value_count
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class FlowDetector(TrainedOnFeatures):
     def density(self, latent: Tensor) -> Tensor:
         """(C, h, w) -> how likely each position is (h, w), 1 at most."""
 
-    def network_for(self, shapes: list[Shape]) -> MapFlows:
+    def network_for(self, shapes: list[LayerShape]) -> MapFlows:
         """A flow for each map."""
         s = self.settings
         return MapFlows(shapes, self.subnets(), s.clamp, s.norm, s.seed)
@@ -60,7 +60,9 @@ class FlowDetector(TrainedOnFeatures):
         """A map as large as the image, and its maximum."""
         assert self.network is not None
         latents = self.network.latents(self.backbone(image[None]))
-        drawn = surprise([self.density(z[0].double()) for z, _ in latents], image.shape[1:]).float()
+        drawn = negative_log_density(
+            [self.density(z[0].double()) for z, _ in latents], image.shape[1:]
+        ).float()
         return drawn.max(), drawn
 
 
@@ -80,8 +82,8 @@ class Cost:
         sizes = [math.prod(shape) for shape in load.layers]
         passing = sum(size * each for size, each in zip(sizes, kept, strict=True))
         return cls(
-            trained=4 * MapFlows.trained_of(load.layers, subnets, norm),
-            fixed=4 * fixed_of(load.layers, len(subnets)),
+            trained=4 * MapFlows.parameter_count(load.layers, subnets, norm),
+            fixed=4 * fixed_value_count(load.layers, len(subnets)),
             image=int(4 * (2 * sum(sizes) + len(subnets) * passing)),
         )
 

@@ -19,10 +19,10 @@ from ops.augment.synthetic_defects import Defective, Picture, rules_for
 from ops.detectors.detector import Checkpoint, Fitted
 from ops.detectors.fit_cost import FitSize, ResourceEstimate, TimingProbe
 from ops.detectors.flow_detector import Cost, FlowDetector, FlowSettings, timing_probe
-from ops.detectors.trained import from_sixteen
+from ops.detectors.uint16_images import from_uint16
 from ops.distributed import Group
 from ops.features.backbone import Backbone
-from ops.flows.subnets import Draws, Subnet, stack
+from ops.flows.subnets import DropoutGenerators, Subnet, stack
 from ops.progress import ProgressCallback
 from ops.storage.paths import SYNTHETIC
 
@@ -80,7 +80,7 @@ class SsnfSettings(FlowSettings):
 
     def __post_init__(self) -> None:
         """Refuse what does not go together."""
-        _subnets(self, Draws())
+        _subnets(self, DropoutGenerators())
 
 
 class Ssnf(FlowDetector):
@@ -99,7 +99,7 @@ class Ssnf(FlowDetector):
     def __init__(self, settings: SsnfSettings, backbone: Backbone) -> None:
         """Untrained."""
         super().__init__(settings, backbone)
-        self._draws = Draws()
+        self._generators = DropoutGenerators()
         self._sources: dict[int, Tensor] = {}
         self._made: Iterator[Defective] = iter(())
         self._channels = 1
@@ -116,7 +116,7 @@ class Ssnf(FlowDetector):
             # Of each pair of positions and head, once or with what dropout left of it and a mask.
             pairs = settings.heads * height * width * (2.25 if settings.dropout else 0)
             kept.append(5 + (within + attentions * pairs) / channels)
-        cost = Cost.of(load, _subnets(settings, Draws()), settings.norm, kept)
+        cost = Cost.of(load, _subnets(settings, DropoutGenerators()), settings.norm, kept)
         step = min(settings.batch, load.images_per_worker) * (2 if settings.synthetic else 1)
         sources = min(load.images, settings.sources or load.images) if settings.synthetic else 0
         return ResourceEstimate(
@@ -132,11 +132,11 @@ class Ssnf(FlowDetector):
     def timing_probe(cls, settings: SsnfSettings, load: FitSize) -> TimingProbe:
         """A step of one image, behind the backbone."""
         times = 2 if settings.synthetic else 1
-        return timing_probe(settings, load, _subnets(settings, Draws()), times)
+        return timing_probe(settings, load, _subnets(settings, DropoutGenerators()), times)
 
     def subnets(self) -> list[Subnet]:
         """All alike."""
-        return _subnets(self.settings, self._draws)
+        return _subnets(self.settings, self._generators)
 
     def optimiser(self, network: nn.Module) -> torch.optim.Optimizer:
         """As the author sets it."""
@@ -144,7 +144,7 @@ class Ssnf(FlowDetector):
         weights = [weight for weight in network.parameters() if weight.requires_grad]
         return torch.optim.Adam(weights, lr=s.lr, eps=1e-4, weight_decay=s.weight_decay)
 
-    def rate(self, epoch: int) -> float:
+    def learning_rate(self, epoch: int) -> float:
         """Down to the lowest and up again, a cosine."""
         s = self.settings
         return s.lowest_lr + (s.lr - s.lowest_lr) * (1 + math.cos(math.pi * epoch / s.turn)) / 2
@@ -155,10 +155,10 @@ class Ssnf(FlowDetector):
             channels = max([1, *(len(sample) for sample in self._samples.values())])
             self._channels = int(group.all_reduce(torch.tensor([channels]), "max"))
             rows = torch.cat(group.all_gather(torch.tensor(sorted(self._samples)).long()))
-            chosen = sorted(rows.tolist(), key=lambda row: self.key("source", row))
+            chosen = sorted(rows.tolist(), key=lambda row: self.seed_of("source", row))
             self._sources = shared(self._samples, chosen[: self.settings.sources or None], group)
 
-    def begin(self, epoch: int, rows: list[int]) -> None:
+    def begin_epoch(self, epoch: int, rows: list[int]) -> None:
         """Start to make this epoch's synthetic defects."""
         self._pushed = 0
         if self.settings.synthetic:
@@ -175,7 +175,7 @@ class Ssnf(FlowDetector):
         The author takes the one that was loaded before. Of the only one there is, patches are its
         own. Both are our choices.
         """
-        rng = np.random.default_rng(self.key("defects", epoch, row))
+        rng = np.random.default_rng(self.seed_of("defects", epoch, row))
         others = [other for other in self._sources if other != row] or [row]
         source = self._sources.get(others[int(rng.integers(len(others)))], sample)
         rules = rules_for(self.settings.category or self.product)
@@ -189,7 +189,7 @@ class Ssnf(FlowDetector):
     def inputs(self, samples: list[tuple[int, Tensor]], epoch: int) -> list[Tensor]:
         """Features of good images, then of as many synthetic ones."""
         device = self.backbone.device
-        images = [(("good", epoch, row), from_sixteen(sample)) for row, sample in samples]
+        images = [(("good", epoch, row), from_uint16(sample)) for row, sample in samples]
         if self.settings.synthetic:
             made = [next(self._made) for _ in samples]
             self._changed = torch.tensor([bool(m.mask.any()) for m in made], dtype=torch.bool)
@@ -198,7 +198,7 @@ class Ssnf(FlowDetector):
                 (("synthetic", epoch, row), picture)
                 for (row, _), picture in zip(samples, pictures, strict=True)
             ]
-        self._draws.generators = [
+        self._generators.per_image = [
             self.generator("dropout", *key, device=device) for key, _ in images
         ]
         seen = [self._sharpened(image, *key) for key, image in images]
@@ -209,10 +209,10 @@ class Ssnf(FlowDetector):
             return torch.as_tensor(adjust_sharpness(image, 2))
         return image
 
-    def weights(self, losses: Tensor, share: float, group: Group) -> Tensor:
+    def loss_weights(self, losses: Tensor, share: float, group: Group) -> Tensor:
         """The gated loss, over all ranks."""
         if not self.settings.synthetic:
-            return super().weights(losses, share, group)
+            return super().loss_weights(losses, share, group)
         assert self.network is not None
         good, synthetic = losses.cpu().chunk(2) if len(losses) else (losses.cpu(), losses.cpu())
         cut = self.settings.max_nll * self.network.elements / _PAPERS
@@ -228,7 +228,7 @@ class Ssnf(FlowDetector):
             pairs = [(self._picture(s), self.synthetic(s, row, 0)) for row, s in shown]
             self._sources.clear()
             said = said._replace(
-                figures=said.figures | {"pushed": self._pushed},
+                fit_metrics=said.fit_metrics | {"pushed": self._pushed},
                 pictures={SYNTHETIC: synthetic_defects.contact_sheet(pairs)},
             )
         return said
@@ -238,9 +238,9 @@ class Ssnf(FlowDetector):
         return (-latent.square() / 2).exp().mean(dim=0)
 
 
-def _subnets(settings: SsnfSettings, draws: Draws) -> list[Subnet]:
+def _subnets(settings: SsnfSettings, generators: DropoutGenerators) -> list[Subnet]:
     s = settings
-    return [stack(s.layers, s.hidden, s.heads, s.dropout, draws)] * s.blocks
+    return [stack(s.layers, s.hidden, s.heads, s.dropout, generators)] * s.blocks
 
 
 class Gated(NamedTuple):

@@ -1,4 +1,4 @@
-"""Fitting by gradient descent: the same steps whatever the number of workers."""
+"""Detectors that train a network by gradient descent, on any number of workers."""
 
 from __future__ import annotations
 
@@ -12,40 +12,35 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ops.detectors.detector import (
-    Checkpoint,
-    Detector,
-    Fitted,
-    MapSettings,
-    Scores,
-)
+from ops.detectors.detector import Checkpoint, Detector, FitCounts, Fitted, MapSettings, Scores
+from ops.detectors.training_checkpoint import restore, snapshot
 from ops.distributed import Group
 from ops.errors import UserError
 from ops.features.backbone import Backbone
 from ops.progress import ProgressCallback
 
-#: Images whose maps say what maps of good images look like.
-_PROBES = 4
+#: Good images whose maps set the scale of maps.
+_CEILING_IMAGES = 4
 
 
 @dataclass(frozen=True)
 class TrainingSettings(MapSettings):
-    """What all trained detectors can be told."""
+    """Settings of all detectors that train a network."""
 
     epochs: int = 192
-    """How often training goes over all images."""
+    """Epochs of training."""
     batch: int = 24
-    """Images of a step, over all workers together."""
+    """Images per training step, over all workers together."""
     lr: float = 2e-4
     """Learning rate of Adam."""
     weight_decay: float = 1e-5
-    """Adam's L2 penalty."""
+    """Weight decay (L2 penalty) of Adam."""
     seed: int = 0
-    """Of first weights, order, and transformations."""
+    """Seed of initial weights, order of images, and augmentation."""
 
 
 class Stage(NamedTuple):
-    """A network to train, for how many epochs; the name is for people and curves."""
+    """A network and how many epochs it is trained; the name appears in progress and curves."""
 
     name: str
     network: nn.Module
@@ -53,56 +48,55 @@ class Stage(NamedTuple):
 
 
 class Trained(Detector):
-    """A method that trains a network, over epochs, on samples that it keeps of the good images.
+    """A detector that trains a network on samples, which it keeps of all good images.
 
-    Which images make a step follows from the seed, the epoch and the images' numbers alone; each
-    worker takes those it holds, and losses are weighted so that the gradient is that of the step's
-    loss, on any number of workers. An image's transformations follow from its number and the epoch.
-    So workers change nothing but the order of sums; a fit that goes on after a lost worker takes
-    the same steps again.
+    A fit takes the same steps on any number of workers. The images of a step follow from the seed,
+    the epoch and the images' rows; each worker computes the losses of those it holds, and losses
+    are weighted such that the gradient is that of the whole step. Augmentation of an image follows
+    from the seed, the epoch and its row. So fits differ by the rounding of sums alone, and a fit
+    that resumes after a worker died takes the same steps.
     """
 
-    #: Rounding only, but training steps amplify it.
-    drift = 1e-3
     settings: TrainingSettings
 
     def __init__(self, settings: TrainingSettings, backbone: Backbone) -> None:
-        """Untrained."""
+        """A detector without a network, until `fit` or `load_state`."""
         super().__init__(settings, backbone)
         self.network: nn.Module | None = None
         self._samples: dict[int, Tensor] = {}
-        self._probes: dict[int, Tensor] = {}
+        self._ceiling_images: dict[int, Tensor] = {}
         self._ceiling = torch.zeros(())
         self._size = (0, 0)
         self._images = self._dropped = 0
 
     @abstractmethod
     def new_network(self) -> nn.Module:
-        """An untrained network, seeded; its forward gives the losses (n,) of each of `steps`."""
+        """A network with initial weights; its forward returns losses (n,) of inputs of `steps`."""
 
     def empty_network(self) -> nn.Module:
-        """A network whose weights are about to be replaced."""
+        """A network whose weights `load_state` will replace."""
         return self.new_network()
 
     def stages(self) -> Iterator[Stage]:
-        """What is trained, one after the other; the last network must hold all that is needed.
+        """The stages of training, in order; the last network must hold all that scoring needs.
 
-        The next one is asked for when the one before is trained, or lies in the notes of the next.
+        A stage is requested when the one before it is trained. When a fit resumes, an earlier
+        stage may be untrained, as the later one's checkpoint replaces its weights.
         """
         yield Stage("train", self.new_network(), self.settings.epochs)
 
     @abstractmethod
     def sample(self, image: Tensor, row: int) -> Tensor:
-        """What is kept of one good image (3, H, W) for training."""
+        """What training keeps of one good image (3, H, W)."""
 
     @abstractmethod
     def inputs(self, samples: list[tuple[int, Tensor]], epoch: int) -> Any:
-        """The network's inputs of some rows' samples, as many of each; (0, ...) of none."""
+        """The network's inputs for (row, sample) pairs; inputs of length 0 for no samples."""
 
     def steps(self, samples: list[tuple[int, Tensor]], epoch: int, of: int) -> Iterator[Any]:  # noqa: ARG002
-        """What the network gets in each step that a batch makes: as many steps on every rank.
+        """The network's inputs in each step of a batch; the same number of steps on every rank.
 
-        `samples` are this rank's, `of` as many as all ranks hold.
+        `samples` are this rank's (row, sample) pairs, `of` is the number of images on all ranks.
         """
         yield self.inputs(samples, epoch)
 
@@ -111,38 +105,38 @@ class Trained(Detector):
         """Score () and map (h, w) of one image (3, H, W)."""
 
     def training_rows(self, rows: Tensor) -> Tensor:
-        """Which rows to train on, of all that there are; the others are there for `finish`."""
+        """The rows to train on, out of all rows of the fit; `finish` may use the others."""
         return rows
 
     def prepare(self, network: nn.Module, group: Group) -> None:
-        """Collective: what an untrained network must know of all samples."""
+        """Compute what depends on all samples, before a stage is trained. Collective."""
 
-    def begin(self, epoch: int, rows: list[int]) -> None:
-        """An epoch begins, which takes this rank's images in this order."""
+    def begin_epoch(self, epoch: int, rows: list[int]) -> None:
+        """Called before an epoch, with this rank's rows in the order of training."""
 
-    def rate(self, epoch: int) -> float:  # noqa: ARG002 - constant unless a method has a schedule
+    def learning_rate(self, epoch: int) -> float:  # noqa: ARG002 - constant without a schedule
         """The learning rate of an epoch."""
         return self.settings.lr
 
-    def weights(self, losses: Tensor, share: float, group: Group) -> Tensor:  # noqa: ARG002
-        """Collective: what each of this rank's losses (n,) counts in the step's loss, their sum.
+    def loss_weights(self, losses: Tensor, share: float, group: Group) -> Tensor:  # noqa: ARG002
+        """Weights of this rank's losses (n,); the step's loss is the weighted sum. Collective.
 
-        This rank holds `share` of the step's images. Here the loss is the mean over the step.
+        This rank holds `share` of the step's images. By default the loss is the mean over the step.
         """
         return losses.new_full((len(losses),), share / max(1, len(losses)))
 
     def optimiser(self, network: nn.Module) -> torch.optim.Optimizer:
-        """Over the weights that need gradients."""
+        """The optimiser of all weights that require gradients."""
         weights = [weight for weight in network.parameters() if weight.requires_grad]
         settings = self.settings
         return torch.optim.Adam(weights, lr=settings.lr, weight_decay=settings.weight_decay)
 
-    def step(self, optimiser: torch.optim.Optimizer) -> None:
-        """Move the weights along their gradients, which are the same on every rank."""
+    def update(self, optimiser: torch.optim.Optimizer) -> None:
+        """Update the weights by their gradients, which are equal on every rank."""
         optimiser.step()
 
     def add_images(self, images: Tensor, rows: Tensor) -> None:
-        """Keep a sample of every image."""
+        """Keep a sample of every image whose sample is finite."""
         for image, row in zip(images, rows.tolist(), strict=True):
             self._images += 1
             finite = bool(torch.isfinite(image).all())
@@ -152,60 +146,61 @@ class Trained(Detector):
                 continue
             self._samples[row] = sample
             self._size = (image.shape[1], image.shape[2])
-            if len(self._probes) < _PROBES or row < max(self._probes):
-                self._probes[row] = image.cpu()
-                self._probes = dict(sorted(self._probes.items())[:_PROBES])
+            if len(self._ceiling_images) < _CEILING_IMAGES or row < max(self._ceiling_images):
+                self._ceiling_images[row] = image.cpu()
+                lowest = sorted(self._ceiling_images.items())[:_CEILING_IMAGES]
+                self._ceiling_images = dict(lowest)
 
-    def fit(self, group: Group, watch: ProgressCallback, checkpoint: Checkpoint) -> Fitted:
-        """Train for all epochs; the last one counts, as nothing says which is best."""
+    def fit(self, group: Group, progress: ProgressCallback, checkpoint: Checkpoint) -> Fitted:
+        """Train all stages. The weights after the last epoch are used."""
         rows = torch.cat(group.all_gather(torch.tensor(sorted(self._samples), dtype=torch.int64)))
         rows = rows.sort().values
         if not len(rows):
             raise UserError("there is no good image with finite features to fit on")
         counts = group.all_reduce(torch.tensor([self._images, self._dropped])).tolist()
         height, width = group.all_reduce(torch.tensor(self._size), "max").tolist()
-        self._size = (height, width)  # a rank without images must know it too
+        self._size = (height, width)  # a rank without images needs it too
         rows = self.training_rows(rows)
-        noted = checkpoint.read() or {}
-        curves: dict[str, list[float]] = dict(noted.get("curves", {}))
+        saved = checkpoint.read() or {}
+        curves: dict[str, list[float]] = dict(saved.get("curves", {}))
         for stage in self.stages():
             self.network = stage.network.to(self.backbone.device)
             if stage.name in curves:
                 continue
-            going_on = noted if noted.get("stage") == stage.name else None
+            resumed = saved if saved.get("stage") == stage.name else None
             curves[stage.name] = self._train(
-                stage, rows, going_on, curves, group, watch, checkpoint
+                stage, rows, resumed, curves, group, progress, checkpoint
             )
         assert self.network is not None
         self.network.eval()
         self.finish(group)
         self._samples.clear()
-        said = {"loss" if name == "train" else f"{name}_loss": c for name, c in curves.items()}
-        last = {name: curve[-1] for name, curve in said.items()}
-        return Fitted({"images": counts[0], "dropped_images": counts[1], **last}, said)
+        losses = {"loss" if name == "train" else f"{name}_loss": c for name, c in curves.items()}
+        last = {name: curve[-1] for name, curve in losses.items()}
+        return Fitted(FitCounts(images=counts[0], dropped_images=counts[1]), last, losses)
 
     def _train(
         self,
         stage: Stage,
         rows: Tensor,
-        noted: Any,
-        before: dict[str, list[float]],
+        saved: Any,
+        earlier_curves: dict[str, list[float]],
         group: Group,
-        watch: ProgressCallback,
+        progress: ProgressCallback,
         checkpoint: Checkpoint,
     ) -> list[float]:
-        """The losses of a stage's epochs, from what is noted of it on."""
+        """Train a stage, from its saved epoch on if there is one; the mean loss of each epoch."""
         network = stage.network
         self.prepare(network, group)
         optimiser = self.optimiser(network)
-        curve = _restore(noted, network, optimiser)
+        curve = restore(saved, network, optimiser)
         model = group.parallel(network.train())
         for epoch in range(len(curve), stage.epochs):
             curve.append(self._epoch(epoch, rows, model, optimiser, group))
-            watch(stage.name, epoch + 1, stage.epochs)
+            progress(stage.name, epoch + 1, stage.epochs)
             if group.rank == 0:
-                found = _noted(curve, network, optimiser)
-                checkpoint.write({"stage": stage.name, "curves": dict(before), **found})
+                content = snapshot(curve, network, optimiser)
+                checkpoint.write({"stage": stage.name, "curves": dict(earlier_curves), **content})
         return curve
 
     def _epoch(
@@ -216,110 +211,83 @@ class Trained(Detector):
         optimiser: torch.optim.Optimizer,
         group: Group,
     ) -> float:
-        """One pass over all images; the mean loss, which is the same on every rank."""
+        """Train one epoch; its mean loss, which is equal on every rank."""
         total = torch.zeros(1, dtype=torch.float64)
         for parameters in optimiser.param_groups:
-            parameters["lr"] = self.rate(epoch)
+            parameters["lr"] = self.learning_rate(epoch)
         batches = list(self.batches(rows, epoch))
-        self.begin(epoch, [row for batch in batches for row in batch if row in self._samples])
+        self.begin_epoch(epoch, [row for batch in batches for row in batch if row in self._samples])
         for batch in batches:
             mine = [(row, self._samples[row]) for row in batch if row in self._samples]
-            found = []
+            step_losses = []
             for inputs in self.steps(mine, epoch, len(batch)):
                 losses = model(inputs)
-                weights = self.weights(losses.detach(), len(mine) / len(batch), group)
+                weights = self.loss_weights(losses.detach(), len(mine) / len(batch), group)
                 loss = (losses * weights).sum()
                 optimiser.zero_grad(set_to_none=True)
-                (loss * group.size).backward()  # gradients are averaged over ranks, losses add up
-                self.step(optimiser)
-                found.append(float(loss.detach()))
-            total += sum(found) / len(found) * len(batch)
+                (loss * group.size).backward()  # gradients are averaged over ranks: losses add up
+                self.update(optimiser)
+                step_losses.append(float(loss.detach()))
+            total += sum(step_losses) / len(step_losses) * len(batch)
         mean = float(group.all_reduce(total)) / len(rows)
         if not math.isfinite(mean):
-            told = f"the loss of epoch {epoch + 1} is {mean}"
-            raise UserError(f"{told}; lower the method's lr, which is {self.settings.lr}")
+            raise UserError(
+                f"the loss of epoch {epoch + 1} is {mean}; lower the learning rate "
+                f"(--{self.name}.lr), which is {self.settings.lr}"
+            )
         return mean
 
     def finish(self, group: Group) -> None:
-        """Collective: how large maps of some of the good images get."""
-        rows = torch.cat(group.all_gather(torch.tensor(sorted(self._probes), dtype=torch.int64)))
-        chosen = set(rows.sort().values[:_PROBES].tolist())
-        found = torch.zeros(1)
-        for row, image in self._probes.items():
+        """Compute what scoring needs beside the weights: here the map ceiling. Collective."""
+        rows = torch.tensor(sorted(self._ceiling_images), dtype=torch.int64)
+        rows = torch.cat(group.all_gather(rows))
+        chosen = set(rows.sort().values[:_CEILING_IMAGES].tolist())
+        ceiling = torch.zeros(1)
+        for row, image in self._ceiling_images.items():
             if row in chosen:
-                drawn = self.score(image[None].to(self.backbone.device)).map
-                found = found.maximum(drawn.max().cpu())
-        self._ceiling = group.all_reduce(found, "max")[0]
-        self._probes.clear()
+                maps = self.score(image[None].to(self.backbone.device)).map
+                ceiling = ceiling.maximum(maps.max().cpu())
+        self._ceiling = group.all_reduce(ceiling, "max")[0]
+        self._ceiling_images.clear()
 
     def score(self, images: Tensor) -> Scores:
-        """Images one by one, as sums over a batch depend on its size."""
+        """Score images one by one, as the rounding of sums depends on the size of a batch."""
         if self.network is None:
             raise ValueError("this detector is not fitted")
-        found = [self.score_one(image) for image in images]
-        return Scores(torch.stack([s for s, _ in found]), torch.stack([m for _, m in found]))
+        scored = [self.score_one(image) for image in images]
+        return Scores(torch.stack([s for s, _ in scored]), torch.stack([m for _, m in scored]))
 
     def map_ceiling(self) -> float:
-        """The largest map value of some of the good images."""
+        """The largest map value of a few of the good images."""
         return float(self._ceiling)
 
     def state(self) -> dict[str, Tensor]:
-        """The network's weights, and the largest map value of some good images."""
+        """The network's weights and the map ceiling."""
         assert self.network is not None
         return {"ceiling": self._ceiling, **self.network.state_dict()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take the weights over."""
+        """Restore weights and map ceiling."""
         self._ceiling = state["ceiling"].cpu()
         network = self.empty_network()
         network.load_state_dict({k: v for k, v in state.items() if k != "ceiling"})
         self.network = network.eval().requires_grad_(False).to(self.backbone.device)
 
     def batches(self, rows: Tensor, epoch: int) -> Iterator[list[int]]:
-        """The steps of an epoch: row numbers, shuffled; the last may be smaller."""
+        """The shuffled rows of each batch of an epoch; the last batch may be smaller."""
         order = torch.randperm(len(rows), generator=self.generator("order", epoch))
-        for part in torch.split(rows[order], self.settings.batch):
-            yield part.tolist()
+        for batch in torch.split(rows[order], self.settings.batch):
+            yield batch.tolist()
 
-    def key(self, *key: object) -> int:
-        """A number of 64 bits that follows from the seed and a key alone."""
+    def seed_of(self, *key: object) -> int:
+        """A 64-bit number that follows from the seed and a key.
+
+        Keys are part of a fit's result: another key gives other weights.
+        """
         text = repr((self.settings.seed, *key)).encode()
         return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
     def generator(self, *key: object, device: str | torch.device = "cpu") -> torch.Generator:
-        """Randomness that follows from the seed and a key alone."""
-        signed = (self.key(*key) + 2**63) % 2**64 - 2**63
+        """A random generator seeded by `seed_of`."""
+        signed = (self.seed_of(*key) + 2**63) % 2**64 - 2**63
         return torch.Generator(device).manual_seed(signed)
-
-
-def to_sixteen(image: Tensor) -> Tensor:
-    """An image (3, H, W) in [0, 1] as 16-bit integers, of one channel if all are equal."""
-    grey = bool((image == image[:1]).all())
-    return (image[:1] if grey else image).mul(65535).round().cpu().to(torch.uint16)
-
-
-def from_sixteen(sample: Tensor) -> Tensor:
-    """Undo `to_sixteen`: (3, H, W) in [0, 1]."""
-    return (sample.float() / 65535).expand(3, -1, -1)
-
-
-def _noted(curve: list[float], network: nn.Module, optimiser: torch.optim.Optimizer) -> Any:
-    states = {"network": network.state_dict(), "optimiser": optimiser.state_dict()}
-    return {"curve": list(curve), **_copied(states)}
-
-
-def _copied(state: Any) -> Any:
-    """On the CPU, where any process can read it, as training goes on while it is on its way."""
-    if isinstance(state, Tensor):
-        return state.detach().to("cpu", copy=True)
-    if isinstance(state, dict):
-        return {key: _copied(value) for key, value in state.items()}
-    return [_copied(value) for value in state] if isinstance(state, list) else state
-
-
-def _restore(noted: Any, network: nn.Module, optimiser: torch.optim.Optimizer) -> list[float]:
-    if not noted:
-        return []
-    network.load_state_dict(noted["network"])
-    optimiser.load_state_dict(_copied(noted["optimiser"]))  # it keeps what it is given
-    return list(noted["curve"])

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ops.detectors.detector import Shape
-from ops.detectors.trained import Trained, TrainingSettings, from_sixteen, to_sixteen
-from ops.features.backbone import Backbone
+from ops.detectors.trained import Trained, TrainingSettings
+from ops.detectors.uint16_images import from_uint16, to_uint16
+from ops.features.backbone import Backbone, LayerShape
 
 #: Unseen good images lie farther out than those that a flow was trained on, and defects farther
 #: still: maps get so many times the room that the latter need.
@@ -26,10 +26,10 @@ class TrainedOnFeatures(Trained):
     def __init__(self, settings: TrainingSettings, backbone: Backbone) -> None:
         """Untrained."""
         super().__init__(settings, backbone)
-        self._shapes: list[Shape] = []
+        self._shapes: list[LayerShape] = []
 
     @abstractmethod
-    def network_for(self, shapes: list[Shape]) -> nn.Module:
+    def network_for(self, shapes: list[LayerShape]) -> nn.Module:
         """An untrained network for maps of these shapes."""
 
     def new_network(self) -> nn.Module:
@@ -41,12 +41,12 @@ class TrainedOnFeatures(Trained):
 
     def sample(self, image: Tensor, row: int) -> Tensor:  # noqa: ARG002 - nothing is drawn
         """The image."""
-        return to_sixteen(image)
+        return to_uint16(image)
 
     def images(self, samples: Sequence[Tensor]) -> Tensor:
         """(n, 3, H, W) of samples, on the CPU."""
         none = torch.empty(0, 3, *self._size)
-        return torch.cat([none, *(from_sixteen(s)[None] for s in samples)])
+        return torch.cat([none, *(from_uint16(s)[None] for s in samples)])
 
     @torch.no_grad()
     def features(self, images: Tensor) -> list[Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ops.detectors.detector import Checkpoint
 from ops.detectors.glance.detector import Glance, GlanceSettings
 from ops.detectors.glance.global_net import inconsistency
-from ops.detectors.glance.score_windows import scores, spread
+from ops.detectors.glance.score_windows import average_map, window_scores
 from ops.detectors.score_images import to_images
 from ops.distributed import Alone
 from ops.features.backbone import Backbone, BackboneSettings
@@ -87,7 +87,7 @@ def _rows(name: str, backbone: Backbone, tolerances: tuple[float, ...]) -> Itera
 
     @torch.inference_mode()
     def ours(tolerance: float) -> None:
-        found[tolerance] = scores(network, pixels, s.grid, s.inconsistency, tolerance)
+        found[tolerance] = window_scores(network, pixels, s.grid, s.inconsistency, tolerance)
 
     plain(detector, pixels, numbers[:2], columns)
     of_sample = timed(lambda: plain(detector, pixels, numbers, columns), 3)
@@ -123,4 +123,4 @@ def _local(detector: Glance, pixels: Tensor) -> None:
 
 
 def _spread(detector: Glance, scored: Tensor) -> Tensor:
-    return spread(scored, detector.settings.grid)
+    return average_map(scored, detector.settings.grid)

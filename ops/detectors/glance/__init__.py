@@ -1,1 +1,1 @@
-"""Glance (Wang et al., CVPR 2021): a patch compared with its surroundings."""
+"""Glance (Wang et al., CVPR 2021): compares a patch with the context around it."""

@@ -1,4 +1,4 @@
-"""Glancing at the Patch (Wang et al., CVPR 2021): patches against what surrounds them."""
+"""Glancing at the Patch (Wang et al., CVPR 2021): compares a patch with its context."""
 
 from __future__ import annotations
 
@@ -10,94 +10,101 @@ import torch
 from torch import Tensor, nn
 
 from ops.detectors.fit_cost import FitSize, ResourceEstimate, TimingProbe
-from ops.detectors.glance.global_net import GlobalNet, Head, Scene, Surroundings
+from ops.detectors.glance.global_net import GlanceNetwork, GlobalBatch, GlobalNet, Head
 from ops.detectors.glance.local_net import (
-    Correlation,
     Distillation,
-    Lesson,
+    LocalBatch,
     LocalNet,
-    channels_taught,
+    empty_linear,
     initialise,
-    linear,
-    taught,
+    teacher_channels,
+    teacher_features,
 )
-from ops.detectors.glance.score_windows import Grid, inconsistencies, scores, spread
-from ops.detectors.glance.training_patches import moments, patch_of, scene_of, snippets_of, stacked
-from ops.detectors.trained import Stage, Trained, TrainingSettings, from_sixteen, to_sixteen
+from ops.detectors.glance.score_windows import Grid, average_map, inconsistencies, window_scores
+from ops.detectors.glance.training_patches import (
+    gather_stain_sources,
+    hidden_patch_example,
+    mean_and_std,
+    random_patch,
+    stack_images,
+)
+from ops.detectors.trained import Stage, Trained, TrainingSettings
+from ops.detectors.uint16_images import from_uint16, to_uint16
 from ops.distributed import Alone, Group
 from ops.errors import SettingError
 from ops.features.backbone import Backbone
 
-#: Of s_IAD on probes, what counts as 1.
+#: Quantile of s_IAD on validation images that `scale` sets to 1.
 _QUANTILE = 0.99
-#: What a step keeps of a hidden window for its gradient, for each pixel of the picture: 1,350 were
-#: measured with ResNet-18, 1,150 with SqueezeNet.
-_BYTES = 1536
-#: What scoring holds of a picture, in the same measure: its maps, and those of a few windows.
-_MAPS = 4
+#: Memory of a training step for each pixel of a hidden-patch example, in bytes. Measured: 1,350
+#: with ResNet-18, 1,150 with SqueezeNet.
+_BYTES_PER_PIXEL = 1536
+#: Memory of scoring an image, in the same unit: its feature maps, and those of a few windows.
+_SCORE_FACTOR = 4
 
 
 @dataclass(frozen=True)
 class GlanceSettings(TrainingSettings):
     """Settings of Glance.
 
-    Its paper gives the losses and the score, but none of these numbers; where nothing else is
-    said, no source decides them.
+    The paper gives the losses and the score but none of these numbers; defaults are ours.
     """
 
     epochs: int = 200
-    """How often Global-Net goes over all images."""
+    """Epochs of training of Global-Net and the distortion head."""
     local_epochs: int = 200
-    """How often Local-Net has gone over them before."""
+    """Epochs of training of Local-Net, which comes first."""
     batch: int = 64
     lr: float = 1e-4
     patch: int = 64
-    """Side of a patch in pixels of the input; results depend on it."""
+    """Side of a patch in input pixels; it should suit the size of defects."""
     stride: int = 16
-    """Pixels between windows that are scored; divides `patch` and the input's size."""
+    """Distance in input pixels between scored windows; must divide `patch` and the input size."""
     patches: int = 1
-    """Patches of an image in each epoch."""
+    """Random patches per image and epoch."""
     width: int = 128
-    """Channels of Local-Net's first layers."""
+    """Channels of the first layers of Local-Net."""
     dim: int = 128
-    """Length of descriptors."""
+    """Dimension of patch descriptors."""
     distillation: float = 1.0
-    """lambda_k, the weight of Local-Net's distance to its teacher, the backbone."""
+    """Weight lambda_k of the distillation loss of Local-Net; the backbone is the teacher."""
     compactness: float = 1.0
-    """lambda_c, the weight of correlations among Local-Net's descriptors."""
-    correlation: Correlation = "features"
-    """features: between dimensions, squared; samples: between descriptors, squared; raw: between
-    dimensions as they are, signs included."""
+    """Weight lambda_c of the compactness loss of Local-Net: the mean squared correlation between
+    dimensions of descriptors."""
     distortion: float = 1.0
-    """lambda_t, the weight of telling stained patches from clean ones."""
+    """Weight lambda_t of the loss of the distortion head, which classifies patches as clean or
+    stained."""
     inconsistency: float = 0.5
-    """lambda_s, the weight of s_IAD in the score; that of s_DAD is the rest."""
+    """Weight lambda_s of the inconsistency score s_IAD; that of the distortion score s_DAD is 1 -
+    lambda_s."""
     scale: Literal["quantile", "raw"] = "quantile"
-    """quantile: s_IAD is divided by its 99th percentile on good images kept out of training."""
+    """Scale of s_IAD in the score. quantile: divided by its 99th percentile on validation images;
+    raw: not divided."""
     validation_images: int = 8
-    """Good images kept out of training, at most a tenth of them; below ten, some are both."""
+    """Good images left out of training to set the scale, at most a tenth of all. With fewer than
+    ten images, some are used for both."""
     tolerance: float = 0.0
-    """Windows are left out where those around them foretell what they would add to the map, as
-    well as this; good images' values are mostly below 1. 0: every window is computed."""
+    """Windows are interpolated instead of computed where the estimated error of the map is below
+    this; scores of good images are mostly below 1. 0 = every window is computed."""
 
     def __post_init__(self) -> None:
-        """Refuse what does not go together."""
+        """Raises SettingError if settings contradict each other."""
         if self.patch % self.stride:
             raise SettingError(f"stride {self.stride} must divide patch {self.patch}")
 
     @property
     def grid(self) -> Grid:
-        """The windows of a picture."""
+        """The windows of an image."""
         return Grid(self.patch, self.stride)
 
 
 class Glance(Trained):
-    """Local-Net describes a patch, Global-Net foretells the description from all around it.
+    """Local-Net describes a patch; Global-Net predicts the descriptor from the patch's context.
 
-    A patch is anomalous if the two disagree (s_IAD), or if a head that has learned to tell stained
-    patches from clean ones says so (s_DAD). A pixel's value is the mean over all windows that hold
-    it; the image score is the largest of the map. Global-Net begins as a copy of the backbone,
-    which also teaches Local-Net; the paper's is a ResNet-18.
+    A patch is anomalous if the two descriptors differ (s_IAD), or if a head trained on synthetic
+    stains classifies it as distorted (s_DAD). A pixel of the map is the mean over all windows that
+    cover it; the image score is the map's maximum. The backbone is the teacher of Local-Net and the
+    initialisation of Global-Net; the paper's is a ResNet-18.
     """
 
     name = "glance"
@@ -105,36 +112,37 @@ class Glance(Trained):
     settings: GlanceSettings
 
     def __init__(self, settings: GlanceSettings, backbone: Backbone) -> None:
-        """Untrained."""
+        """A detector without networks, until `fit` or `load_state`."""
         super().__init__(settings, backbone)
-        self._aside: set[int] = set()
-        self._snippets: dict[int, Tensor] = {}
+        self._validation_rows: set[int] = set()
+        self._stain_sources: dict[int, Tensor] = {}
 
     @classmethod
-    def estimate(cls, settings: GlanceSettings, load: FitSize) -> ResourceEstimate:
-        """Weights, gradients, Adam's moments and a copy on its way, images, and a step's maps."""
-        assert load.backbone
-        windows = settings.grid.count(load.size) ** 2
-        copied = sum(4 * t.numel() for t in load.backbone.state().values())
-        others = nn.ModuleList(_parts(settings, load.backbone)).parameters()
+    def estimate(cls, settings: GlanceSettings, fit_size: FitSize) -> ResourceEstimate:
+        """Weights, gradients, Adam's moments and a checkpoint; images; feature maps of a step."""
+        assert fit_size.backbone
+        windows = settings.grid.count(fit_size.size) ** 2
+        copied = sum(4 * t.numel() for t in fit_size.backbone.state().values())
+        others = nn.ModuleList(_empty_modules(settings, fit_size.backbone)).parameters()
         weights = copied + sum(4 * weight.numel() for weight in others)
-        step = -(-settings.batch // load.workers) * settings.patches * _BYTES * load.size**2
+        examples = -(-settings.batch // fit_size.workers) * settings.patches
+        step = examples * _BYTES_PER_PIXEL * fit_size.size**2
         return ResourceEstimate(
-            vectors=load.images * windows,
+            vectors=fit_size.images * windows,
             kept=0,
-            fit_bytes=6 * weights + load.images_per_worker * 2 * 3 * load.size**2 + step,
-            score_bytes=2 * weights + _MAPS * _BYTES * load.size**2,
+            fit_bytes=6 * weights + fit_size.images_per_worker * 2 * 3 * fit_size.size**2 + step,
+            score_bytes=2 * weights + _SCORE_FACTOR * _BYTES_PER_PIXEL * fit_size.size**2,
             model_bytes=weights,
             remedy="lower --glance.batch, --glance.patches or --input.size",
         )
 
     @classmethod
-    def timing_probe(cls, settings: GlanceSettings, load: FitSize) -> TimingProbe:
-        """A lesson and a scene of one image, forward and backward, as often as the longer stage."""
-        assert load.backbone
-        detector = cls(settings, load.backbone)
+    def timing_probe(cls, settings: GlanceSettings, fit_size: FitSize) -> TimingProbe:
+        """A step of both stages on one image, repeated for all epochs of the longer stage."""
+        assert fit_size.backbone
+        detector = cls(settings, fit_size.backbone)
         detector.add_images(
-            torch.rand(1, 3, load.size, load.size), torch.zeros(1, dtype=torch.int64)
+            torch.rand(1, 3, fit_size.size, fit_size.size), torch.zeros(1, dtype=torch.int64)
         )
 
         def work() -> None:
@@ -145,140 +153,155 @@ class Glance(Trained):
                 losses.mean().backward()
 
         epochs = max(settings.epochs, settings.local_epochs)
-        return TimingProbe(work, epochs * load.images / load.workers)
+        return TimingProbe(work, epochs * fit_size.images / fit_size.workers)
 
-    def new_network(self) -> Surroundings:
-        """All that scores rest on."""
-        local, reader, head = _parts(self.settings, self.backbone)
-        for part in (local, reader, head):
-            initialise(part, self.generator("weights", type(part).__name__))
-        around = GlobalNet(self.backbone.copied(), reader)
-        return Surroundings(local, around, head, self.settings.distortion)
+    def new_network(self) -> GlanceNetwork:
+        """All networks that scores depend on, with initial weights."""
+        local, linear, head = _empty_modules(self.settings, self.backbone)
+        for module in (local, linear, head):
+            # The names of these classes are part of the key: they determine the weights.
+            initialise(module, self.generator("weights", type(module).__name__))
+        global_net = GlobalNet(self.backbone.trainable_copy(), linear)
+        return GlanceNetwork(local, global_net, head, self.settings.distortion)
 
     def stages(self) -> Iterator[Stage]:
-        """First Local-Net, then, with it as it is by then, Global-Net and the head."""
-        whole, s = self.new_network(), self.settings
-        whole.local.requires_grad_(True)
+        """First Local-Net; then, with Local-Net frozen, Global-Net and the distortion head."""
+        network, s = self.new_network(), self.settings
+        network.local.requires_grad_(True)
         weights = (s.distillation, s.compactness)
-        lessons = Distillation(
-            whole.local, s.dim, whole.around.linear.in_features, weights, s.correlation
-        )
-        initialise(lessons.decoder, self.generator("weights", "decoder"))
-        yield Stage("local", lessons, s.local_epochs)
-        whole.local.requires_grad_(False)
-        yield Stage("train", whole, s.epochs)
+        channels = network.around.linear.in_features
+        distillation = Distillation(network.local, s.dim, channels, weights)
+        initialise(distillation.decoder, self.generator("weights", "decoder"))
+        yield Stage("local", distillation, s.local_epochs)
+        network.local.requires_grad_(False)
+        yield Stage("train", network, s.epochs)
 
     def optimiser(self, network: nn.Module) -> torch.optim.Optimizer:
-        """Adam, for which gradients that are nothing but rounding stay next to nothing."""
+        """Adam with a larger epsilon, so that gradients of rounding size cause no full updates."""
         adam = super().optimiser(network)
         adam.param_groups[0]["eps"] = 1e-6
         return adam
 
     def sample(self, image: Tensor, row: int) -> Tensor:  # noqa: ARG002 - as in the base
-        """The image in 16 bits."""
+        """The image in 16 bits. Raises SettingError if windows do not cover it."""
         for side in image.shape[1:]:
             self.settings.grid.count(side)
-        return to_sixteen(image)
+        return to_uint16(image)
 
     def training_rows(self, rows: Tensor) -> Tensor:
-        """All but the probes."""
+        """All rows but those of validation images."""
         order = rows[torch.randperm(len(rows), generator=self.generator("probes"))]
         count = min(self.settings.validation_images, len(rows) // 10)
-        self._aside = set(order[: count or self.settings.validation_images].tolist())
+        self._validation_rows = set(order[: count or self.settings.validation_images].tolist())
         return order[count:].sort().values
 
     @torch.no_grad()
     def prepare(self, network: nn.Module, group: Group) -> None:
-        """What features are standardised by; snippets for stains, the same on every worker."""
+        """Standardise the teacher's features or Local-Net's descriptors; gather stain sources."""
         size = self.settings.patch
         patches = [
-            patch_of(from_sixteen(sample), size, self.generator("moments", row))[0]
+            random_patch(from_uint16(sample), size, self.generator("moments", row))[0]
             for row, sample in sorted(self._samples.items())
         ]
         if isinstance(network, Distillation):
             network.group = group
-            network.standardise(
-                *moments(taught(self.backbone, stacked(patches, 3, size)).cpu(), group)
-            )
+            features = teacher_features(self.backbone, stack_images(patches, 3, size)).cpu()
+            network.standardise(*mean_and_std(features, group))
             return
-        assert isinstance(network, Surroundings)
-        described = [network.local(self._shown(patch[None])).cpu() for patch in patches]
-        found = torch.cat([torch.empty(0, self.settings.dim), *described])
-        network.local.standardise(*moments(found, group))
-        self._snippets = snippets_of(self._samples, size, self.generator, group)
+        assert isinstance(network, GlanceNetwork)
+        descriptors = [network.local(self._normalise(patch[None])).cpu() for patch in patches]
+        everyone = torch.cat([torch.empty(0, self.settings.dim), *descriptors])
+        network.local.standardise(*mean_and_std(everyone, group))
+        self._stain_sources = gather_stain_sources(self._samples, size, self.generator, group)
 
-    def _shown(self, pictures: Tensor) -> Tensor:
-        return self.backbone.normalised(pictures.to(self.backbone.device))
+    def _normalise(self, images: Tensor) -> Tensor:
+        return self.backbone.normalised(images.to(self.backbone.device))
 
-    def inputs(self, samples: list[tuple[int, Tensor]], epoch: int) -> Lesson | Scene:
-        """This epoch's patches, as many of each image, for the stage that is trained."""
-        size, count = self.settings.patch, self.settings.patches
-        images = [(row, from_sixteen(sample)) for row, sample in samples]
+    def inputs(self, samples: list[tuple[int, Tensor]], epoch: int) -> LocalBatch | GlobalBatch:
+        """The epoch's patches of some images, for the stage that is being trained."""
+        images = [(row, from_uint16(sample)) for row, sample in samples]
         if isinstance(self.network, Distillation):
-            drawn = [
-                patch_of(image, size, generator)[0]
+            return self._local_batch(images, epoch)
+        return self._global_batch(images, epoch)
+
+    def _local_batch(self, images: list[tuple[int, Tensor]], epoch: int) -> LocalBatch:
+        size = self.settings.patch
+        patches = stack_images(
+            (
+                random_patch(image, size, generator)[0]
                 for row, image in images
                 for generator in [self.generator("lesson", epoch, row)]
-                for _ in range(count)
-            ]
-            patches = stacked(drawn, 3, size)
-            return Lesson(self._shown(patches), taught(self.backbone, patches))
-        scenes = [
-            scene_of(image, size, self._snippets_beside(row), generator)
+                for _ in range(self.settings.patches)
+            ),
+            3,
+            size,
+        )
+        return LocalBatch(self._normalise(patches), teacher_features(self.backbone, patches))
+
+    def _global_batch(self, images: list[tuple[int, Tensor]], epoch: int) -> GlobalBatch:
+        size = self.settings.patch
+        examples = [
+            hidden_patch_example(image, size, self._stain_sources_for(row), generator)
             for row, image in images
             for generator in [self.generator("scene", epoch, row)]
-            for _ in range(count)
+            for _ in range(self.settings.patches)
         ]
-        pictures, masks, clean, dirty = zip(*scenes, strict=True) if scenes else [()] * 4
-        return Scene(
-            self._shown(stacked(pictures, 3, 2 * size)),
-            stacked(masks, 1, 2 * size).to(self.backbone.device),
-            self._shown(stacked(clean, 3, size)),
-            self._shown(stacked(dirty, 3, size)),
+        whole, masks, clean, stained = zip(*examples, strict=True) if examples else [()] * 4
+        return GlobalBatch(
+            self._normalise(stack_images(whole, 3, 2 * size)),
+            stack_images(masks, 1, 2 * size).to(self.backbone.device),
+            self._normalise(stack_images(clean, 3, size)),
+            self._normalise(stack_images(stained, 3, size)),
         )
 
-    def _snippets_beside(self, row: int) -> list[Tensor]:
-        others = [snippet for other, snippet in self._snippets.items() if other != row]
-        return others or list(self._snippets.values())
+    def _stain_sources_for(self, row: int) -> list[Tensor]:
+        """The patches of other images; those of all if there is no other image."""
+        others = [patch for other, patch in self._stain_sources.items() if other != row]
+        return others or list(self._stain_sources.values())
 
     @torch.inference_mode()
     def finish(self, group: Group) -> None:
-        """What s_IAD is divided by, and how large maps of good images get."""
+        """Set the scale of s_IAD and the map ceiling from validation images."""
         network, s = self.network, self.settings
-        assert isinstance(network, Surroundings)
-        mine = sorted(self._aside & set(self._samples))
-        probes = [from_sixteen(self._samples[row]).to(self.backbone.device) for row in mine]
+        assert isinstance(network, GlanceNetwork)
+        mine = sorted(self._validation_rows & set(self._samples))
+        images = [from_uint16(self._samples[row]).to(self.backbone.device) for row in mine]
         if s.scale == "quantile":
-            grid = Grid(s.patch, max(s.stride, s.patch // 4))  # overlap enough
-            found = [inconsistencies(network, self._pixels(probe), grid) for probe in probes]
-            everyone = torch.cat(group.all_gather(torch.cat([torch.empty(0), *found])))
+            grid = Grid(s.patch, max(s.stride, s.patch // 4))  # windows overlap enough
+            values = [inconsistencies(network, self._pixels(image), grid) for image in images]
+            everyone = torch.cat(group.all_gather(torch.cat([torch.empty(0), *values])))
             network.scale.copy_(everyone.quantile(_QUANTILE).clamp(min=1e-12))
-        largest = [torch.zeros(()), *(self._map(probe).max().cpu() for probe in probes)]
+        largest = [torch.zeros(()), *(self._map(image).max().cpu() for image in images)]
         self._ceiling = group.all_reduce(torch.stack(largest).max()[None], "max")[0]
-        self._snippets.clear()
-        self._probes.clear()
+        self._stain_sources.clear()
+        self._ceiling_images.clear()
 
     def _pixels(self, image: Tensor) -> Tensor:
+        """An image (3, H, W) in [0, 1] -> normalised (1, 3, H, W)."""
         return self.backbone.normalised(image[None]).contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def score_one(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """The largest value of the map, and the map."""
-        drawn = self._map(image)
-        return drawn.max(), drawn
+        """The map's maximum, and the map of cells of `stride` pixels."""
+        anomaly_map = self._map(image)
+        return anomaly_map.max(), anomaly_map
 
     def _map(self, image: Tensor) -> Tensor:
         s = self.settings
-        assert isinstance(self.network, Surroundings)
-        scored = scores(self.network, self._pixels(image), s.grid, s.inconsistency, s.tolerance)
-        return spread(scored, s.grid)
+        assert isinstance(self.network, GlanceNetwork)
+        scores = window_scores(
+            self.network, self._pixels(image), s.grid, s.inconsistency, s.tolerance
+        )
+        return average_map(scores, s.grid)
 
 
-def _parts(settings: GlanceSettings, backbone: Backbone) -> tuple[LocalNet, nn.Linear, Head]:
-    """What does not come from the backbone, without weights yet."""
+def _empty_modules(
+    settings: GlanceSettings, backbone: Backbone
+) -> tuple[LocalNet, nn.Linear, Head]:
+    """Local-Net, the last layer of Global-Net and the distortion head, without weights."""
     patch, dim = settings.patch, settings.dim
     return (
         LocalNet(patch, settings.width, dim),
-        linear(channels_taught(backbone, patch), dim),
+        empty_linear(teacher_channels(backbone, patch), dim),
         Head(dim),
     )

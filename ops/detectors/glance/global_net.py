@@ -1,4 +1,4 @@
-"""Global-Net of Glance: what a patch should hold, foretold from all around it."""
+"""Global-Net of Glance: predicts the descriptor of a hidden patch from the rest of the image."""
 
 from __future__ import annotations
 
@@ -8,78 +8,97 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ops.detectors.glance.local_net import LocalNet, linear
-from ops.detectors.glance.partial_convolution import Partial, Seen, check
-from ops.detectors.glance.sliding_windows import embedded
+from ops.detectors.glance.local_net import LocalNet, empty_linear
+from ops.detectors.glance.partial_convolution import (
+    MaskedFeatures,
+    PartialNetwork,
+    check_network,
+)
+from ops.detectors.glance.sliding_windows import masked_window_means
 
-#: Windows of a picture that are hidden at once.
-_AT_ONCE = {"cpu": 32, "cuda": 256}
+#: Windows that are hidden in one pass.
+_WINDOWS_PER_PASS = {"cpu": 32, "cuda": 256}
 
 
 class GlobalNet(nn.Module):
-    """A classifier with partial convolutions, a mean over what is seen, and a linear layer.
+    """A classifier with partial convolutions, a mean over visible positions, and a linear layer.
 
-    It begins with the classifier's weights and norms. No source gives its layers.
+    It starts from the classifier's weights and batch-norm statistics. The paper does not give its
+    layers.
     """
 
     def __init__(self, network: fx.GraphModule, linear: nn.Linear) -> None:
-        """`linear` reads the channels of all outputs of the network."""
+        """`linear` maps the channels of all outputs of the network to a descriptor.
+
+        Raises UserError if the network has layers without a partial version.
+        """
         super().__init__()
-        check(network, "the backbone")
+        check_network(network, "the backbone")
         self.network, self.linear = network, linear
 
     def forward(self, images: Tensor, mask: Tensor) -> Tensor:
-        """Normalised images (n, 3, H, W), and where they are seen (n, 1, H, W) -> (n, dim)."""
-        out: dict[str, Seen] = Partial(self.network).run(Seen.of(images, mask))
-        return self._read([seen.mean() for seen in out.values()])
+        """Normalised images (n, 3, H, W) and masks (n, 1, H, W), 1 = visible -> (n, dim)."""
+        out: dict[str, MaskedFeatures]
+        out = PartialNetwork(self.network).run(MaskedFeatures.of(images, mask))
+        return self._descriptors([features.mean() for features in out.values()])
 
-    def whole(self, image: Tensor) -> Partial:
-        """What a normalised image (1, 3, H, W) gives with nothing hidden."""
-        whole = Partial(self.network)
-        whole.run(Seen(image, torch.ones_like(image[:, :1])))
-        return whole
+    def unmasked(self, image: Tensor) -> PartialNetwork:
+        """All feature maps of a normalised image (1, 3, H, W) with nothing hidden."""
+        network = PartialNetwork(self.network)
+        network.run(MaskedFeatures(image, torch.ones_like(image[:, :1])))
+        return network
 
-    def around(self, whole: Partial, top: Tensor, left: Tensor, patch: int) -> Tensor:
-        """`forward` of one image that hides a window each time: (n, dim).
+    def hidden_windows(
+        self, unmasked: PartialNetwork, top: Tensor, left: Tensor, patch: int
+    ) -> Tensor:
+        """Descriptors (n, dim) of one image with one window hidden at a time.
 
-        Equal up to rounding, with `top` and `left` (n,) in pixels.
+        Equal to `forward` up to rounding. `top` and `left` (n,) are in pixels.
         """
-        size = _AT_ONCE.get(top.device.type, 32)
-        parts = zip(torch.split(top, size), torch.split(left, size), strict=True)
-        found = [self._read(embedded(self.network, whole, *part, patch)) for part in parts]
-        return torch.cat(found)
+        size = _WINDOWS_PER_PASS.get(top.device.type, 32)
+        passes = zip(torch.split(top, size), torch.split(left, size), strict=True)
+        descriptors = [
+            self._descriptors(masked_window_means(self.network, unmasked, *corners, patch))
+            for corners in passes
+        ]
+        return torch.cat(descriptors)
 
-    def _read(self, means: list[Tensor]) -> Tensor:
+    def _descriptors(self, means: list[Tensor]) -> Tensor:
         return torch.as_tensor(self.linear(torch.cat(means, dim=1)))
 
 
 class Head(nn.Module):
-    """The distortion head C: how clean a patch's descriptor is for its surroundings, as a logit."""
+    """The distortion head C: the logit that a patch is clean, given both descriptors."""
 
     def __init__(self, dim: int, width: int = 128) -> None:
         super().__init__()
-        self.first = linear(3 * dim, width)
-        self.second = linear(width, 1)
+        self.first = empty_linear(3 * dim, width)
+        self.second = empty_linear(width, 1)
 
-    def forward(self, local: Tensor, around: Tensor) -> Tensor:
-        """(n, dim) twice -> (n,)."""
-        both = torch.cat([local, around, (local - around).abs()], dim=1)
+    def forward(self, local: Tensor, predicted: Tensor) -> Tensor:
+        """Descriptors of Local-Net and Global-Net, (n, dim) each -> (n,)."""
+        both = torch.cat([local, predicted, (local - predicted).abs()], dim=1)
         return torch.as_tensor(self.second(F.relu(self.first(both)))[:, 0])
 
 
-class Scene(NamedTuple):
-    """Normalised images (n, 3, H, W), where a patch is hidden, that patch clean and stained."""
+class GlobalBatch(NamedTuple):
+    """Normalised images (n, 3, H, W) with a hidden patch, and that patch clean and distorted."""
 
     images: Tensor
     mask: Tensor
-    """(n, 1, H, W): 0 in the patch."""
+    """(n, 1, H, W): 0 in the patch, 1 elsewhere."""
     clean: Tensor
     """(n, 3, patch, patch)."""
-    stained: Tensor
+    distorted: Tensor
+    """(n, 3, patch, patch), with synthetic stains."""
 
 
-class Surroundings(nn.Module):
-    """Global-Net and the distortion head, beside a Local-Net that learns no more."""
+class GlanceNetwork(nn.Module):
+    """Local-Net, Global-Net and the distortion head: all that scores depend on.
+
+    Forward trains Global-Net (`around`) and the head; Local-Net is frozen. The buffer `scale` is
+    the divisor of s_IAD in the score.
+    """
 
     def __init__(
         self, local: LocalNet, around: GlobalNet, head: Head, distortion: float = 1.0
@@ -91,19 +110,19 @@ class Surroundings(nn.Module):
         self.scale: Tensor
         self.register_buffer("scale", torch.ones(()))
 
-    def forward(self, scene: Scene) -> Tensor:
-        """Losses (n,): l_IAD of the clean patch, and lambda_t times l_DAD, clean and stained."""
-        around = self.around(scene.images, scene.mask)
+    def forward(self, batch: GlobalBatch) -> Tensor:
+        """Losses (n,): l_IAD of clean patches + lambda_t * l_DAD of clean and distorted ones."""
+        predicted = self.around(batch.images, batch.mask)
         with torch.no_grad():
-            clean, stained = self.local(scene.clean), self.local(scene.stained)
-        logits = self.head(torch.cat([clean, stained]), torch.cat([around, around]))
-        # C is the probability of "clean", so that 1 - C grows with what is wrong; the sources
+            clean, distorted = self.local(batch.clean), self.local(batch.distorted)
+        logits = self.head(torch.cat([clean, distorted]), torch.cat([predicted, predicted]))
+        # C is the probability of "clean", so that 1 - C grows with the anomaly; the sources
         # contradict each other here.
         losses = F.softplus(torch.cat([-logits[: len(clean)], logits[len(clean) :]]))
-        distortion = losses.view(2, -1).mean(dim=0)
-        return inconsistency(clean, around) + self._distortion * distortion
+        l_dad = losses.view(2, -1).mean(dim=0)
+        return inconsistency(clean, predicted) + self._distortion * l_dad
 
 
-def inconsistency(local: Tensor, around: Tensor) -> Tensor:
+def inconsistency(local: Tensor, predicted: Tensor) -> Tensor:
     """s_IAD (n,): the mean over dimensions of (Z_l - Z_g)^2."""
-    return (local - around).square().mean(dim=1)
+    return (local - predicted).square().mean(dim=1)

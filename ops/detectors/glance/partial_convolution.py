@@ -1,4 +1,4 @@
-"""Partial convolutions (Liu et al., ECCV 2018): a network that sees only part of its picture."""
+"""Partial convolutions (Liu et al., ECCV 2018): networks on images of which a part is hidden."""
 
 from __future__ import annotations
 
@@ -13,144 +13,148 @@ from torch import Tensor, fx, nn
 
 from ops.errors import UserError
 
-_SLIDING = (nn.Conv2d, nn.MaxPool2d)
-_CELLWISE = (nn.BatchNorm2d, nn.ReLU, nn.Dropout, nn.Identity)
+_WINDOWED = (nn.Conv2d, nn.MaxPool2d)
+_POINTWISE = (nn.BatchNorm2d, nn.ReLU, nn.Dropout, nn.Identity)
 _SUMS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add)
 
 
-class Seen(NamedTuple):
-    """Features (n, C, h, w), 0 where nothing was seen, and 1 where something was (n, 1, h, w)."""
+class MaskedFeatures(NamedTuple):
+    """Features (n, C, h, w), 0 where hidden, and their mask (n, 1, h, w): 1 = visible."""
 
     features: Tensor
     mask: Tensor
 
     @classmethod
-    def of(cls, images: Tensor, mask: Tensor) -> Seen:
-        """Images of which only the pixels where the mask is 1 are seen, whatever the others are."""
+    def of(cls, images: Tensor, mask: Tensor) -> MaskedFeatures:
+        """Hide the pixels of images where the mask is 0, whatever their values."""
         return cls(images.masked_fill(mask == 0, 0), mask)
 
     def mean(self) -> Tensor:
-        """Over what was seen (n, C); 0 if nothing was."""
+        """The mean over visible positions (n, C); 0 if there is none."""
         count = self.mask.sum(dim=(2, 3)).clamp(min=1)
         return self.features.sum(dim=(2, 3)) / count
 
 
-class Walk(fx.Interpreter, ABC):
-    """Takes what is seen through a network of convolutions, batch norms, ReLUs and max-pools.
+class MaskedInterpreter(fx.Interpreter, ABC):
+    """Runs masked features through a network of convolutions, batch norms, ReLUs and max-pools.
 
-    The norms keep the statistics they came with: others would carry what is hidden, or where it
-    lies, to every cell.
+    Batch norms use their running statistics: statistics of the batch would depend on hidden pixels
+    or on the position of the mask.
     """
 
     @abstractmethod
-    def slide(self, module: nn.Conv2d | nn.MaxPool2d, seen: Any) -> Any:
-        """What looks at a neighbourhood."""
+    def windowed(self, module: nn.Conv2d | nn.MaxPool2d, inputs: Any) -> Any:
+        """Apply a convolution or a max-pool."""
 
     @abstractmethod
-    def each(self, function: Callable[[Tensor], Tensor], seen: Any) -> Any:
-        """What looks at one cell alone; features (n, C, h, w) to features."""
+    def pointwise(self, function: Callable[[Tensor], Tensor], inputs: Any) -> Any:
+        """Apply a function that treats every position of features (n, C, h, w) alone."""
 
     @abstractmethod
     def add(self, one: Any, other: Any) -> Any:
-        """The end of a residual branch."""
+        """Add the branches of a residual block."""
 
     @abstractmethod
-    def join(self, parts: Sequence[Any]) -> Any:
-        """Channels of several branches."""
+    def concatenate(self, branches: Sequence[Any]) -> Any:
+        """Concatenate the channels of several branches."""
 
-    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:  # noqa: ARG002 - as there
-        """One of the network's modules."""
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:  # noqa: ARG002 - as in the base
+        """Run one module of the network."""
         module = self.fetch_attr(target)
-        if isinstance(module, _SLIDING):
-            return self.slide(module, args[0])
-        return self.each(lambda features: _cellwise(module, features), args[0])
+        if isinstance(module, _WINDOWED):
+            return self.windowed(module, args[0])
+        return self.pointwise(lambda features: _apply_pointwise(module, features), args[0])
 
-    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:  # noqa: ARG002 - as there
-        """Where branches meet."""
-        return self.join(args[0]) if target is torch.cat else self.add(*args)
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:  # noqa: ARG002 - as in the base
+        """Run a function that merges branches."""
+        return self.concatenate(args[0]) if target is torch.cat else self.add(*args)
 
 
-class Partial(Walk):
-    """Whole pictures, of which each hides what its mask says; `maps` keeps what nodes give."""
+class PartialNetwork(MaskedInterpreter):
+    """Runs a network with partial convolutions; `maps` holds the output of every node."""
 
     def __init__(self, network: fx.GraphModule) -> None:
         super().__init__(network)
-        self.maps: dict[str, Seen] = {}
+        self.maps: dict[str, MaskedFeatures] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        """As there, and kept."""
+        """Run a node and keep its output."""
         out = super().run_node(n)
-        if isinstance(out, Seen):
+        if isinstance(out, MaskedFeatures):
             self.maps[n.name] = out
         return out
 
-    def slide(self, module: nn.Conv2d | nn.MaxPool2d, seen: Seen) -> Seen:
-        """With the padding that the module has."""
-        return slide(module, seen, module.padding, bool(getattr(module, "ceil_mode", False)))
+    def windowed(self, module: nn.Conv2d | nn.MaxPool2d, inputs: MaskedFeatures) -> MaskedFeatures:
+        """Apply a convolution or a max-pool with the module's own padding."""
+        ceil_mode = bool(getattr(module, "ceil_mode", False))
+        return partial_module(module, inputs, module.padding, ceil_mode)
 
-    def each(self, function: Callable[[Tensor], Tensor], seen: Seen) -> Seen:
-        """What is not seen stays 0."""
-        return Seen(function(seen.features) * seen.mask, seen.mask)
+    def pointwise(
+        self, function: Callable[[Tensor], Tensor], inputs: MaskedFeatures
+    ) -> MaskedFeatures:
+        """Apply a function at visible positions; hidden ones stay 0."""
+        return MaskedFeatures(function(inputs.features) * inputs.mask, inputs.mask)
 
-    def add(self, one: Seen, other: Seen) -> Seen:
-        """No source says which mask; here a cell is seen if either branch saw something."""
-        return Seen(one.features + other.features, one.mask.maximum(other.mask))
+    def add(self, one: MaskedFeatures, other: MaskedFeatures) -> MaskedFeatures:
+        """Add branches. A position is visible if it is in either branch; the paper does not say."""
+        return MaskedFeatures(one.features + other.features, one.mask.maximum(other.mask))
 
-    def join(self, parts: Sequence[Seen]) -> Seen:
-        """As for sums."""
-        mask = torch.stack([part.mask for part in parts]).amax(dim=0)
-        return Seen(torch.cat([part.features for part in parts], dim=1), mask)
+    def concatenate(self, branches: Sequence[MaskedFeatures]) -> MaskedFeatures:
+        """Concatenate branches, with the mask of `add`."""
+        mask = torch.stack([branch.mask for branch in branches]).amax(dim=0)
+        return MaskedFeatures(torch.cat([branch.features for branch in branches], dim=1), mask)
 
 
-def slide(
-    module: nn.Conv2d | nn.MaxPool2d, seen: Seen, padding: Any, ceil_mode: bool = False
-) -> Seen:
-    """A partial convolution, or a max-pool of features and mask alike."""
+def partial_module(
+    module: nn.Conv2d | nn.MaxPool2d, inputs: MaskedFeatures, padding: Any, ceil_mode: bool = False
+) -> MaskedFeatures:
+    """A partial convolution, or a max-pool of both features and mask."""
     if isinstance(module, nn.Conv2d):
-        return _partial_convolution(module, seen, padding)
+        return _partial_convolution(module, inputs, padding)
     shape = (module.kernel_size, module.stride, padding, module.dilation, ceil_mode)
-    return Seen(F.max_pool2d(seen.features, *shape), F.max_pool2d(seen.mask, *shape))
+    return MaskedFeatures(F.max_pool2d(inputs.features, *shape), F.max_pool2d(inputs.mask, *shape))
 
 
-def _partial_convolution(module: nn.Conv2d, seen: Seen, padding: Any) -> Seen:
-    """W x * sum(1) / sum(mask) + b where the window holds something seen, 0 elsewhere.
+def _partial_convolution(module: nn.Conv2d, inputs: MaskedFeatures, padding: Any) -> MaskedFeatures:
+    """W x * sum(1) / sum(mask) + b where the kernel covers a visible position, 0 elsewhere.
 
-    Padding counts as hidden. A cell counts as seen if its window holds something seen: the rule
-    of the equation's authors, as "Glancing at the Patch" says it for pools alone.
+    Padding counts as hidden. An output is visible if its kernel covers a visible position: the rule
+    of Liu et al.; "Glancing at the Patch" states it for max-pools alone.
     """
-    ones = seen.mask.new_ones(1, 1, *module.kernel_size)
-    count = F.conv2d(seen.mask, ones, None, module.stride, padding, module.dilation)
+    ones = inputs.mask.new_ones(1, 1, *module.kernel_size)
+    count = F.conv2d(inputs.mask, ones, None, module.stride, padding, module.dilation)
     mask = (count > 0).to(count.dtype)
     out = F.conv2d(
-        seen.features, module.weight, None, module.stride, padding, module.dilation, module.groups
+        inputs.features, module.weight, None, module.stride, padding, module.dilation, module.groups
     )
     out = out * (mask * ones.numel() / count.clamp(min=1))
     if module.bias is not None:
         out = out + module.bias[:, None, None] * mask
-    return Seen(out, mask)
+    return MaskedFeatures(out, mask)
 
 
-def _cellwise(module: nn.Module, features: Tensor) -> Tensor:
+def _apply_pointwise(module: nn.Module, features: Tensor) -> Tensor:
     if isinstance(module, nn.BatchNorm2d):
         assert module.running_mean is not None
         norm = (module.running_mean, module.running_var, module.weight, module.bias)
         return F.batch_norm(features, *norm, training=False, eps=module.eps)
-    # A new tensor: what a node gave before may still be needed.
+    # Never in place: another node may still need the input.
     return F.relu(features) if isinstance(module, nn.ReLU) else features
 
 
-def check(network: fx.GraphModule, name: str) -> None:
-    """Raises UserError if pixels cannot be hidden from a network, and names what spreads them."""
+def check_network(network: fx.GraphModule, name: str) -> None:
+    """Raises UserError that names the first layer of a network without a partial version."""
     for node in network.graph.nodes:
         if node.op == "call_module":
-            part = network.get_submodule(str(node.target))
-            known, kind = isinstance(part, (*_SLIDING, *_CELLWISE)), type(part).__name__
+            module = network.get_submodule(str(node.target))
+            supported = isinstance(module, (*_WINDOWED, *_POINTWISE))
+            kind = type(module).__name__
         elif node.op == "call_function":
-            known, kind = node.target in (*_SUMS, torch.cat), str(node.target)
+            supported, kind = node.target in (*_SUMS, torch.cat), str(node.target)
         else:
-            known, kind = node.op in {"placeholder", "output"}, node.op
-        if not known:
+            supported, kind = node.op in {"placeholder", "output"}, node.op
+        if not supported:
             raise UserError(
-                f"{name} holds {kind}, from which pixels cannot be hidden; choose a network of "
+                f"{name} contains {kind}, which cannot ignore hidden pixels; choose a network of "
                 "convolutions, batch norms, ReLUs and max-pools: alexnet, vgg, squeezenet, resnet"
             )

@@ -75,7 +75,7 @@ def test_angles_differ_by_image_and_epoch_and_keep_their_bound(fitted):
 
 
 def test_the_learning_rate_warms_up_and_falls_along_a_cosine(backbone):
-    rate = CFlow(CFlowSettings(), backbone).rate
+    rate = CFlow(CFlowSettings(), backbone).learning_rate
     assert rate(0) == pytest.approx(2e-5)
     assert rate(8) == pytest.approx((rate(0) + rate(16)) / 2)
     low, high = 2e-7, 2e-4
@@ -84,7 +84,7 @@ def test_the_learning_rate_warms_up_and_falls_along_a_cosine(backbone):
         assert rate(epoch) == pytest.approx(cosine)
     for epochs in (1, 4, 16, 30):
         short = CFlow(CFlowSettings(epochs=epochs), backbone)
-        assert max(map(short.rate, range(epochs))) > 0.9 * high
+        assert max(map(short.learning_rate, range(epochs))) > 0.9 * high
 
 
 def test_a_map_has_the_order_of_the_papers_and_the_score_is_its_maximum(fitted, backbone, images):

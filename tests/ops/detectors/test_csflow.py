@@ -53,7 +53,7 @@ def test_a_step_is_no_longer_than_it_may_be(fitted, monkeypatch):
         weight.grad = torch.ones_like(weight)
     optimiser = torch.optim.SGD(weights, lr=1.0)
     before = torch.cat([weight.detach().flatten() for weight in weights])
-    fitted.step(optimiser)
+    fitted.update(optimiser)
     after = torch.cat([weight.detach().flatten() for weight in weights])
     assert float((after - before).norm()) == pytest.approx(1.0, rel=1e-3)
 

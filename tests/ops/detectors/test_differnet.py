@@ -16,7 +16,7 @@ from ops.augment.rotation import rotated
 from ops.detectors.detector import Checkpoint
 from ops.detectors.differnet import DifferNet, DifferNetSettings
 from ops.detectors.fit_cost import FitSize
-from ops.detectors.trained import to_sixteen
+from ops.detectors.uint16_images import to_uint16
 from ops.distributed import Alone
 
 SMALL = {"blocks": 2, "hidden": 16, "scales": 2, "views": 6, "epochs": 2, "score_transforms": 6}
@@ -81,7 +81,7 @@ def test_without_maps_scores_are_the_same(backbone, images):
 
 def test_online_features_are_new_in_every_epoch_and_follow_from_the_seed(backbone, images):
     detector = fitted(backbone, images, features="online")
-    sample = [(0, to_sixteen(images[0]))]
+    sample = [(0, to_uint16(images[0]))]
     one, same, next_ = (detector.inputs(sample, epoch) for epoch in (0, 0, 1))
     assert one.shape == (4, detector._width())
     assert torch.equal(one, same)

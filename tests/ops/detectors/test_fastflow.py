@@ -59,7 +59,7 @@ def test_the_size_of_the_authors_flow_on_resnet18(backbone):
     subnets = FastFlow(FastFlowSettings(kernels="3x3"), backbone).subnets()
     subnet = (32 * 32 * 9 + 32) + (32 * 64 * 9 + 64)
     expected = 8 * (subnet + 2 * 64) + 2 * 64**3
-    assert MapFlows.trained_of([(64, 64, 64)], subnets, "trained") == expected
+    assert MapFlows.parameter_count([(64, 64, 64)], subnets, "trained") == expected
 
 
 def test_its_demand_is_what_a_fit_then_takes(fitted, backbone, images):

@@ -11,7 +11,7 @@ import torch
 from ops.detectors.detector import Checkpoint
 from ops.detectors.fit_cost import FitSize
 from ops.detectors.ssnf import Ssnf, SsnfSettings, ahead, gate, shared
-from ops.detectors.trained import to_sixteen
+from ops.detectors.uint16_images import to_uint16
 from ops.distributed import Alone
 from ops.errors import UserError
 from tests.ops.detectors.test_fastflow import kept_bytes
@@ -125,7 +125,7 @@ def test_fewer_sources_can_be_held_and_are_the_same_on_every_rank(backbone, imag
 
 
 def test_shared_samples_arrive_whole_on_every_rank(images):
-    samples = {row: to_sixteen(image) for row, image in enumerate(images)}
+    samples = {row: to_uint16(image) for row, image in enumerate(images)}
 
     def program(group):
         mine = {row: s for row, s in samples.items() if row % 2 == group.rank}
@@ -142,7 +142,7 @@ def test_the_cosine_is_that_of_torchs_scheduler(backbone):
     optimiser = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 4, 0.2)
     for epoch in range(10):
-        assert detector.rate(epoch) == pytest.approx(optimiser.param_groups[0]["lr"])
+        assert detector.learning_rate(epoch) == pytest.approx(optimiser.param_groups[0]["lr"])
         optimiser.step()
         schedule.step()
 
@@ -164,11 +164,11 @@ def test_a_map_is_the_mean_of_densities_and_the_score_its_maximum(backbone, imag
 
 def test_a_fit_says_how_many_were_pushed_and_shows_what(backbone, images):
     said = new(backbone, images).fit(Alone(), lambda *_: None, Checkpoint())
-    assert 0 < said.figures["pushed"] <= 5
+    assert 0 < said.fit_metrics["pushed"] <= 5
     assert said.pictures["synthetic"].startswith(b"\x89PNG")
     said = new(backbone, images, synthetic=False).fit(Alone(), lambda *_: None, Checkpoint())
     assert not said.pictures
-    assert "pushed" not in said.figures
+    assert "pushed" not in said.fit_metrics
 
 
 def test_threads_change_nothing_but_the_time():
@@ -201,7 +201,7 @@ def test_its_demand_is_what_a_fit_then_takes(backbone, images):
     for dropout in (0.0, 0.2):
         detector = new(backbone, images[:3], dropout=dropout, hidden=8)
         estimate = Ssnf.estimate(detector.settings, FitSize(64, shapes, 3, 1))
-        detector._draws.generators = [torch.Generator() for _ in range(6)]
+        detector._generators.per_image = [torch.Generator() for _ in range(6)]
         kept = kept_bytes(
             detector.new_network(), detector.features(torch.cat([images[:3], images[:3]]))
         )
@@ -215,7 +215,7 @@ def test_its_demand_is_what_a_fit_then_takes(backbone, images):
 
 def test_layers_of_a_subnet_are_a_list(backbone):
     assert SsnfSettings(stack="attn, conv,attn").layers == ["attn", "conv", "attn"]
-    with pytest.raises(UserError, match="unknown layers"):
+    with pytest.raises(UserError, match="unknown subnet layers"):
         SsnfSettings(stack="conv,mlp")
 
 

@@ -11,7 +11,7 @@ from ops.detectors.detector import Checkpoint
 from ops.detectors.differnet import DifferNet
 from ops.detectors.fastflow import FastFlow
 from ops.detectors.ssnf import Ssnf
-from ops.detectors.trained import from_sixteen, to_sixteen
+from ops.detectors.uint16_images import from_uint16, to_uint16
 from ops.distributed import Alone, Group
 from ops.errors import UserError
 from tests.ops.threads import together
@@ -101,7 +101,7 @@ def test_the_loss_falls_and_is_told_for_every_epoch(backbone, images):
     curve = said.curves["loss"]
     assert len(curve) == 20
     assert curve[-1] < curve[0]
-    assert said.figures["loss"] == curve[-1]
+    assert said.fit_metrics["loss"] == curve[-1]
 
 
 def test_the_first_loss_is_the_mean_over_all_views_of_all_images(backbone, images):
@@ -164,7 +164,7 @@ def test_gradients_reach_every_weight(kind, backbone, images):
     network = detector.new_network().train()
     detector.network = network
     detector.prepare(network, Alone())
-    detector.begin(0, list(range(7)))
+    detector.begin_epoch(0, list(range(7)))
     samples = [(row, detector._samples[row]) for row in range(7)]
     with torch.no_grad():
         for weight in network.parameters():
@@ -179,7 +179,9 @@ def test_gradients_reach_every_weight(kind, backbone, images):
 
 
 def test_a_loss_that_is_no_number_ends_the_fit_and_names_the_setting(backbone, images):
-    with pytest.raises(UserError, match=r"the loss of epoch \d+ is (nan|inf); lower .* lr"):
+    with pytest.raises(
+        UserError, match=r"the loss of epoch \d+ is (nan|inf); .* \(--differnet.lr\)"
+    ):
         gathered(backbone, images, lr=1e12, epochs=20).fit(Alone(), nobody, Checkpoint())
 
 
@@ -187,6 +189,6 @@ def test_a_loss_that_is_no_number_ends_the_fit_and_names_the_setting(backbone, i
 def test_images_are_kept_without_loss(levels):
     values = torch.randint(0, levels + 1, (3, 8, 8)).float() / levels
     for image, channels in ((values, 3), (values[:1].expand(3, -1, -1), 1)):
-        kept = to_sixteen(image)
+        kept = to_uint16(image)
         assert len(kept) == channels
-        torch.testing.assert_close(from_sixteen(kept), image, rtol=0, atol=1e-7)
+        torch.testing.assert_close(from_uint16(kept), image, rtol=0, atol=1e-7)

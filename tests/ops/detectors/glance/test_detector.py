@@ -11,11 +11,11 @@ from torch import Tensor
 from ops.detectors.detector import Checkpoint
 from ops.detectors.fit_cost import FitSize
 from ops.detectors.glance.detector import Glance, GlanceSettings
-from ops.detectors.glance.global_net import Surroundings
+from ops.detectors.glance.global_net import GlanceNetwork
 from ops.detectors.glance.local_net import Distillation
 from ops.detectors.glance.score_windows import Grid, inconsistencies
-from ops.detectors.glance.training_patches import snippets_of
-from ops.detectors.trained import to_sixteen
+from ops.detectors.glance.training_patches import gather_stain_sources
+from ops.detectors.uint16_images import to_uint16
 from ops.distributed import Alone, Group
 from ops.errors import UserError
 from ops.features.backbone import Backbone
@@ -42,7 +42,7 @@ def images() -> Tensor:
     return torch.stack(drawn).permute(0, 3, 1, 2).float() / 255
 
 
-def gathered(backbone: Backbone, images: Tensor, rows=range(5), **changes) -> Glance:
+def with_images(backbone: Backbone, images: Tensor, rows=range(5), **changes) -> Glance:
     detector = Glance(replace(SMALL, **changes), backbone)
     for row in rows:
         detector.add_images(images[[row]], torch.tensor([row]))
@@ -50,9 +50,9 @@ def gathered(backbone: Backbone, images: Tensor, rows=range(5), **changes) -> Gl
 
 
 @pytest.fixture(scope="module")
-def whole(backbone, images):
-    """Fitted, and what its fit said."""
-    detector = gathered(backbone, images)
+def fitted(backbone, images):
+    """A fitted detector, and what its fit returned."""
+    detector = with_images(backbone, images)
     return detector, detector.fit(Alone(), nobody, Checkpoint())
 
 
@@ -69,12 +69,10 @@ def windows(detector: Glance, image: Tensor) -> Tensor:
                 mask = torch.ones(1, 1, *image.shape[1:])
                 mask[:, :, y : y + s.patch, x : x + s.patch] = 0
                 local = network.local(pixels[:, :, y : y + s.patch, x : x + s.patch])
-                around = network.around(pixels, mask)
-                clean = torch.sigmoid(network.head(local, around))
-                inconsistent = (local - around).square().mean() / network.scale
-                out[row, column] = s.inconsistency * inconsistent + (1 - s.inconsistency) * (
-                    1 - clean
-                )
+                predicted = network.around(pixels, mask)
+                clean = torch.sigmoid(network.head(local, predicted))
+                s_iad = (local - predicted).square().mean() / network.scale
+                out[row, column] = s.inconsistency * s_iad + (1 - s.inconsistency) * (1 - clean)
     return out
 
 
@@ -83,26 +81,26 @@ def mean_over_windows(scores: Tensor, cells: int) -> Tensor:
     total, count = torch.zeros(side, side), torch.zeros(side, side)
     for row in range(len(scores)):
         for column in range(len(scores)):
-            held = (slice(row, row + cells), slice(column, column + cells))
-            total[held] += scores[row, column]
-            count[held] += 1
+            covered = (slice(row, row + cells), slice(column, column + cells))
+            total[covered] += scores[row, column]
+            count[covered] += 1
     return total / count
 
 
-def test_a_pixels_value_is_the_mean_over_the_windows_that_hold_it(whole, images):
-    detector, _ = whole
-    found = detector.score(images[:1])
+def test_a_pixel_of_the_map_is_the_mean_over_the_windows_that_cover_it(fitted, images):
+    detector, _ = fitted
+    scores = detector.score(images[:1])
     expected = mean_over_windows(windows(detector, images[0]), 2)
-    assert found.map.shape == (1, 8, 8)
-    torch.testing.assert_close(found.map[0], expected, rtol=1e-5, atol=1e-5)
-    assert found.image[0] == found.map.max()
+    assert scores.map.shape == (1, 8, 8)
+    torch.testing.assert_close(scores.map[0], expected, rtol=1e-5, atol=1e-5)
+    assert scores.image[0] == scores.map.max()
 
 
 @pytest.mark.parametrize("good", [True, False])
 def test_from_coarse_to_fine_the_map_is_within_3_percent_of_its_largest_value(
-    whole, backbone, good
+    fitted, backbone, good
 ):
-    detector, _ = whole
+    detector, _ = fitted
     drawn = pictures.texture(8)
     drawn = drawn if good else pictures.with_blob(drawn, 40, 24)
     image = (torch.from_numpy(drawn) / 255).expand(1, 3, -1, -1)
@@ -115,47 +113,47 @@ def test_from_coarse_to_fine_the_map_is_within_3_percent_of_its_largest_value(
     torch.testing.assert_close(*maps, rtol=0, atol=0.03 * float(maps[0].max()))
 
 
-def test_a_fit_broken_off_in_either_stage_ends_as_if_it_had_not_been(whole, backbone, images):
-    detector, said = whole
+def test_a_fit_broken_off_in_either_stage_ends_as_if_it_had_not_been(fitted, backbone, images):
+    detector, fit = fitted
     for stage in ("local", "train"):
         checkpoint = Kept()
 
-        def break_off(name, done, of, stage=stage):
+        def break_off(name, done, total, stage=stage):
             if (name, done) == (stage, 2):
                 raise InterruptedError
 
         with pytest.raises(InterruptedError):
-            gathered(backbone, images).fit(Alone(), break_off, checkpoint)
-        again = gathered(backbone, images)
-        assert again.fit(Alone(), nobody, checkpoint).curves == said.curves
+            with_images(backbone, images).fit(Alone(), break_off, checkpoint)
+        again = with_images(backbone, images)
+        assert again.fit(Alone(), nobody, checkpoint).curves == fit.curves
         for key, value in detector.state().items():
             assert torch.equal(again.state()[key], value), key
 
 
-def test_a_broken_fit_may_go_on_with_two_workers(whole, backbone, images):
-    detector, said = whole
+def test_a_broken_fit_may_go_on_with_two_workers(fitted, backbone, images):
+    detector, fit = fitted
     checkpoint = Kept()
 
-    def break_off(name, done, of):
+    def break_off(name, done, total):
         if (name, done) == ("local", 2):
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        gathered(backbone, images).fit(Alone(), break_off, checkpoint)
-    halves = [gathered(backbone, images, rows) for rows in (range(0, 5, 2), range(1, 5, 2))]
+        with_images(backbone, images).fit(Alone(), break_off, checkpoint)
+    halves = [with_images(backbone, images, rows) for rows in (range(0, 5, 2), range(1, 5, 2))]
 
     def program(group: Group):
         return halves[group.rank].fit(group, nobody, checkpoint)
 
-    for found in together(2, program):
-        for name, curve in said.curves.items():
-            assert found.curves[name] == pytest.approx(curve, rel=1e-4)
+    for result in together(2, program):
+        for name, curve in fit.curves.items():
+            assert result.curves[name] == pytest.approx(curve, rel=1e-4)
     for key, value in detector.state().items():
         torch.testing.assert_close(halves[0].state()[key], value, rtol=1e-4, atol=1e-4)
 
 
 def test_gradients_reach_what_a_stage_trains_and_nothing_else(backbone, images):
-    detector = gathered(backbone, images)
+    detector = with_images(backbone, images)
     samples = list(detector._samples.items())
     for stage in detector.stages():
         detector.network = stage.network
@@ -165,64 +163,64 @@ def test_gradients_reach_what_a_stage_trains_and_nothing_else(backbone, images):
         trained = {name for name, p in stage.network.named_parameters() if p.requires_grad}
         assert reached == trained
         assert all(p.grad.abs().max() > 0 for p in stage.network.parameters() if p.requires_grad)
-        if isinstance(stage.network, Surroundings):
+        if isinstance(stage.network, GlanceNetwork):
             assert not [name for name in trained if name.startswith("local")]
         stage.network.zero_grad(set_to_none=True)
 
 
-def test_the_teacher_is_standardised_and_the_lesson_follows_from_the_seed(backbone, images):
-    detector = gathered(backbone, images)
+def test_teacher_features_are_standardised_and_patches_follow_from_the_seed(backbone, images):
+    detector = with_images(backbone, images)
     stage = next(detector.stages())
     detector.network = stage.network
     detector.prepare(stage.network, Alone())
     assert isinstance(stage.network, Distillation)
     assert float(stage.network.std.min()) > 0
-    samples = [(row, to_sixteen(image)) for row, image in enumerate(images)]
+    samples = [(row, to_uint16(image)) for row, image in enumerate(images)]
     one, same, next_ = (detector.inputs(samples, epoch) for epoch in (0, 0, 1))
     assert torch.equal(one.patches, same.patches)
     assert not torch.equal(one.patches, next_.patches)
-    teacher = torch.cat([layer.mean(dim=(2, 3)) for layer in backbone(_shown(one, backbone))], 1)
-    torch.testing.assert_close(one.taught, teacher, rtol=1e-3, atol=1e-4)
+    teacher = torch.cat([layer.mean(dim=(2, 3)) for layer in backbone(_pixels(one, backbone))], 1)
+    torch.testing.assert_close(one.teacher_features, teacher, rtol=1e-3, atol=1e-4)
 
 
-def _shown(lesson, backbone):
+def _pixels(batch, backbone):
     zero = backbone.normalised(torch.zeros(1, 3, 1, 1))
-    return (lesson.patches - zero) / (backbone.normalised(torch.ones(1, 3, 1, 1)) - zero)
+    return (batch.patches - zero) / (backbone.normalised(torch.ones(1, 3, 1, 1)) - zero)
 
 
-def test_snippets_are_alike_on_every_rank_and_never_of_the_stained_image(backbone, images):
-    halves = [gathered(backbone, images, rows) for rows in ([1, 3], [0, 2, 4])]
+def test_stain_sources_are_equal_on_every_rank_and_never_of_the_stained_image(backbone, images):
+    halves = [with_images(backbone, images, rows) for rows in ([1, 3], [0, 2, 4])]
 
     def program(group: Group):
-        return snippets_of(halves[group.rank]._samples, 16, halves[0].generator, group)
+        return gather_stain_sources(halves[group.rank]._samples, 16, halves[0].generator, group)
 
     one, other = together(2, program)
     assert list(one) == list(other) == [0, 1, 2, 3, 4]
     assert all(torch.equal(one[row], other[row]) for row in one)
-    detector = gathered(backbone, images)
-    detector._snippets = one
-    assert len(detector._snippets_beside(2)) == 4
-    assert not any(torch.equal(one[2], snippet) for snippet in detector._snippets_beside(2))
-    detector._snippets = {2: one[2]}
-    assert len(detector._snippets_beside(2)) == 1
+    detector = with_images(backbone, images)
+    detector._stain_sources = one
+    assert len(detector._stain_sources_for(2)) == 4
+    assert not any(torch.equal(one[2], snippet) for snippet in detector._stain_sources_for(2))
+    detector._stain_sources = {2: one[2]}
+    assert len(detector._stain_sources_for(2)) == 1
 
 
-def test_probes_are_kept_out_of_training(backbone):
+def test_validation_images_are_kept_out_of_training(backbone):
     detector = Glance(replace(SMALL, validation_images=3), backbone)
     rows = torch.arange(100, 150)
     trained = detector.training_rows(rows)
-    assert len(detector._aside) == 3
-    assert sorted([*trained.tolist(), *detector._aside]) == rows.tolist()
+    assert len(detector._validation_rows) == 3
+    assert sorted([*trained.tolist(), *detector._validation_rows]) == rows.tolist()
     assert detector.training_rows(rows[:5]).tolist() == rows[:5].tolist()
-    assert len(detector._aside) == 3
+    assert len(detector._validation_rows) == 3
 
 
-def test_the_scale_makes_the_inconsistency_of_probes_about_one(whole, backbone, images):
-    detector, _ = whole
-    raw = gathered(backbone, images, scale="raw")
+def test_the_scale_is_the_quantile_of_inconsistency_on_validation_images(fitted, backbone, images):
+    detector, _ = fitted
+    raw = with_images(backbone, images, scale="raw")
     raw.fit(Alone(), nobody, Checkpoint())
     assert raw.network.scale == 1
-    (row,) = detector._aside
+    (row,) = detector._validation_rows
     with torch.inference_mode():
         values = inconsistencies(raw.network, raw._pixels(images[row]), Grid(16, 8))
     assert float(detector.network.scale) == pytest.approx(float(values.quantile(0.99)), rel=1e-3)
@@ -231,27 +229,29 @@ def test_the_scale_makes_the_inconsistency_of_probes_about_one(whole, backbone, 
 def test_windows_that_cannot_cover_a_picture_are_refused(backbone, images):
     with pytest.raises(UserError, match="stride 5 must divide patch 16"):
         replace(SMALL, stride=5)
-    load = FitSize(60, [(8, 15, 15)], 5, 1, backbone)
-    with pytest.raises(UserError, match="16 pixels, 8 apart, do not cover an input of 60 pixels"):
-        Glance.estimate(SMALL, load)
+    fit_size = FitSize(60, [(8, 15, 15)], 5, 1, backbone)
+    with pytest.raises(
+        UserError, match="16 pixels with stride 8 do not cover an input of 60 pixels"
+    ):
+        Glance.estimate(SMALL, fit_size)
     with pytest.raises(UserError, match="do not cover an input of 12 pixels"):
-        gathered(backbone, images[..., :12, :12])
+        with_images(backbone, images[..., :12, :12])
 
 
-def test_a_patch_too_small_for_its_teacher_is_refused_before_a_fit(backbone):
-    load = FitSize(64, [(8, 15, 15)], 5, 1, backbone)
+def test_a_patch_too_small_for_the_teacher_is_refused_before_a_fit(backbone):
+    fit_size = FitSize(64, [(8, 15, 15)], 5, 1, backbone)
     with pytest.raises(UserError, match=r"4 pixels is too small .* of squeezenet1_1; choose a l"):
-        Glance.estimate(replace(SMALL, patch=4, stride=4), load)
+        Glance.estimate(replace(SMALL, patch=4, stride=4), fit_size)
 
 
-def test_its_demand_is_what_a_fit_then_takes(whole, backbone, images):
-    detector, _ = whole
+def test_the_estimate_is_what_a_fit_takes(fitted, backbone, images):
+    detector, _ = fitted
     shapes = [tuple(layer.shape[1:]) for layer in backbone(images[:1])]
-    load = FitSize(64, shapes, 6, 2, backbone)
-    estimate = Glance.estimate(SMALL, load)
+    fit_size = FitSize(64, shapes, 6, 2, backbone)
+    estimate = Glance.estimate(SMALL, fit_size)
     tensors = detector.state().values()
     assert estimate.model_bytes == pytest.approx(sum(4 * t.numel() for t in tensors), rel=1e-3)
     assert estimate.vectors == 6 * 49
-    timing_probe = Glance.timing_probe(SMALL, load)
+    timing_probe = Glance.timing_probe(SMALL, fit_size)
     timing_probe.work()
     assert timing_probe.times == 2 * 6 / 2

@@ -1,4 +1,4 @@
-"""Coarse to fine: everything without a tolerance, and little where little happens with one."""
+"""Grid refinement: all cells without a tolerance, few where the function is smooth with one."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from ops.detectors.glance.grid_refinement import refined
+from ops.detectors.glance.grid_refinement import refine
 
 
 class Counted:
     """A function on a grid that remembers where it was computed."""
 
     def __init__(self, values: Tensor) -> None:
-        self.values, self.asked = values.flatten()[:, None], []
+        self.values, self.computed = values.flatten()[:, None], []
 
     def __call__(self, numbers: Tensor) -> Tensor:
-        self.asked += numbers.tolist()
+        self.computed += numbers.tolist()
         return self.values[numbers]
 
 
-def judge(numbers: Tensor, values: Tensor) -> Tensor:
+def score(numbers: Tensor, values: Tensor) -> Tensor:
     return 2 * values[:, 0]
 
 
@@ -31,38 +31,38 @@ def plane(height: int, width: int) -> Tensor:
 @pytest.mark.parametrize("shape", [(17, 17), (13, 22), (1, 9), (5, 1), (2, 2)])
 def test_without_a_tolerance_every_cell_is_computed_once(shape):
     counted = Counted(plane(*shape))
-    found = refined(shape, 4, 0.0, counted, judge)
-    assert torch.equal(found, counted.values)
-    assert sorted(counted.asked) == list(range(len(found)))
+    values = refine(shape, 4, 0.0, counted, score)
+    assert torch.equal(values, counted.values)
+    assert sorted(counted.computed) == list(range(len(values)))
 
 
 @pytest.mark.parametrize("shape", [(49, 49), (13, 22), (18, 5), (30, 4)])
-def test_a_plane_is_foretold_from_few_cells(shape):
+def test_a_plane_is_interpolated_from_few_cells(shape):
     counted = Counted(plane(*shape))
-    found = refined(shape, 9, 1e-4, counted, judge)
-    torch.testing.assert_close(found, counted.values, rtol=0, atol=1e-5)
-    assert len(counted.asked) == len(set(counted.asked)) < shape[0] * shape[1] * 0.9
+    values = refine(shape, 9, 1e-4, counted, score)
+    torch.testing.assert_close(values, counted.values, rtol=0, atol=1e-5)
+    assert len(counted.computed) == len(set(counted.computed)) < shape[0] * shape[1] * 0.9
     if shape == (49, 49):
-        assert len(counted.asked) == 17**2 + 2 * 17 * 2 + 4
+        assert len(counted.computed) == 17**2 + 2 * 17 * 2 + 4
 
 
-def test_where_something_happens_every_cell_is_computed_and_elsewhere_few():
+def test_every_cell_of_a_bump_is_computed_and_few_elsewhere():
     y, x = torch.meshgrid(torch.arange(49.0), torch.arange(49.0), indexing="ij")
     bump = torch.exp(-((y - 24) ** 2 + (x - 17) ** 2) / 18)
     counted = Counted(bump)
-    found = refined((49, 49), 9, 0.02, counted, judge)
-    assert float((found - counted.values).abs().max()) < 0.02
+    values = refine((49, 49), 9, 0.02, counted, score)
+    assert float((values - counted.values).abs().max()) < 0.02
     near = [int(n) for n in torch.arange(49 * 49)[(bump > 0.6).flatten()]]
-    assert set(near) <= set(counted.asked)
-    assert len(counted.asked) == len(set(counted.asked)) < 49 * 49 / 2
+    assert set(near) <= set(counted.computed)
+    assert len(counted.computed) == len(set(counted.computed)) < 49 * 49 / 2
 
 
-def test_a_network_that_sees_strides_and_borders_is_foretold_on_the_mean():
-    """What alternates from cell to cell, and the outermost cells, are no reason to refine."""
-    values = plane(49, 49)
-    values[:, ::2] += 1
-    values[0] += 10
-    counted = Counted(values)
-    found = refined((49, 49), 9, 0.7, counted, judge)
-    assert len(counted.asked) < 49 * 49 / 4
-    assert float((found - counted.values)[2 * 49 :].mean().abs()) < 0.1
+def test_alternating_values_and_borders_are_not_refined():
+    """The error is a mean over a rectangle, and outermost cells are computed separately."""
+    plain = plane(49, 49)
+    plain[:, ::2] += 1
+    plain[0] += 10
+    counted = Counted(plain)
+    values = refine((49, 49), 9, 0.7, counted, score)
+    assert len(counted.computed) < 49 * 49 / 4
+    assert float((values - counted.values)[2 * 49 :].mean().abs()) < 0.1

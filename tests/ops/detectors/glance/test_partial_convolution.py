@@ -1,4 +1,4 @@
-"""Partial convolutions against their equation, and what a hidden patch may change: nothing."""
+"""Partial convolutions against their equation, and that hidden pixels change nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from ops.detectors.glance.partial_convolution import Partial, Seen, check, slide
+from ops.detectors.glance.partial_convolution import (
+    MaskedFeatures,
+    PartialNetwork,
+    check_network,
+    partial_module,
+)
 from ops.errors import UserError
 from ops.features.backbone import Backbone
 
@@ -36,7 +41,7 @@ def networks(backbone: Backbone) -> list[fx.GraphModule]:
         torch.manual_seed(0)
         residual = fx.symbolic_trace(Residual()).eval()
         residual.norm.running_mean.normal_()
-    return [backbone.copied(), residual]
+    return [backbone.trainable_copy(), residual]
 
 
 def hiding(size: int, top: int, left: int, patch: int) -> Tensor:
@@ -57,7 +62,7 @@ def test_a_partial_convolution_is_the_equation(kernel, stride, padding):
     features = torch.randn(1, 2, 9, 8, generator=generator, dtype=torch.float64)
     mask = (torch.rand(1, 1, 9, 8, generator=generator) < 0.5).double()
     mask[..., :4] = 0
-    found = slide(module, Seen.of(features, mask), padding)
+    found = partial_module(module, MaskedFeatures.of(features, mask), padding)
     empty = 0
     for y in range(found.mask.shape[2]):
         for x in range(found.mask.shape[3]):
@@ -75,11 +80,11 @@ def test_a_partial_convolution_is_the_equation(kernel, stride, padding):
     assert empty
 
 
-def test_a_pool_of_the_mask_is_binary_and_branches_see_what_either_saw(backbone):
+def test_masks_are_binary_and_hidden_features_are_zero(backbone):
     mask = hiding(40, 0, 0, 24)
     for network in networks(backbone):
-        walk = Partial(network)
-        walk.run(Seen.of(torch.rand(1, 3, 40, 40), mask))
+        walk = PartialNetwork(network)
+        walk.run(MaskedFeatures.of(torch.rand(1, 3, 40, 40), mask))
         for name, seen in walk.maps.items():
             assert set(seen.mask.unique().tolist()) <= {0.0, 1.0}, name
             assert not seen.features.masked_select((seen.mask == 0).expand_as(seen.features)).any()
@@ -91,19 +96,21 @@ def test_hidden_pixels_change_nothing_by_a_bit(backbone, image, hidden):
     mask = hiding(40, 9, 14, 16)
     other = torch.where(mask == 0, hidden, image)
     for network in networks(backbone):
-        plain, changed = (Partial(network).run(Seen.of(x, mask)) for x in (image, other))
+        plain, changed = (
+            PartialNetwork(network).run(MaskedFeatures.of(x, mask)) for x in (image, other)
+        )
         for layer, seen in plain.items():
             assert torch.isfinite(seen.mean()).all()
             assert torch.equal(changed[layer].mean(), seen.mean())
         # and what is not hidden does
-        shifted = Partial(network).run(Seen.of(image.roll(1, 3), mask))
+        shifted = PartialNetwork(network).run(MaskedFeatures.of(image.roll(1, 3), mask))
         assert not torch.equal(shifted[layer].mean(), seen.mean())
 
 
 def test_with_nothing_hidden_only_the_border_differs_from_the_network(backbone):
     image = torch.rand(1, 3, 64, 64)
-    ours = Partial(backbone.copied()).run(
-        Seen(backbone.normalised(image), torch.ones(1, 1, 64, 64))
+    ours = PartialNetwork(backbone.trainable_copy()).run(
+        MaskedFeatures(backbone.normalised(image), torch.ones(1, 1, 64, 64))
     )
     for layer, theirs in zip(ours.values(), backbone(image), strict=True):
         inner = slice(4, -4) if theirs.shape[2] > 10 else slice(3, -3)
@@ -112,7 +119,7 @@ def test_with_nothing_hidden_only_the_border_differs_from_the_network(backbone):
         )
 
 
-def test_what_spreads_what_is_hidden_is_refused():
+def test_a_network_that_cannot_ignore_hidden_pixels_is_refused():
     network = fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8)))
-    with pytest.raises(UserError, match="holds GroupNorm, from which pixels cannot be hidden"):
-        check(network, "it")
+    with pytest.raises(UserError, match="contains GroupNorm, which cannot ignore hidden pixels"):
+        check_network(network, "it")

@@ -1,4 +1,4 @@
-"""What jobs show people: sentences, and progress as a bar on a terminal or a line in a log."""
+"""Messages for people, and progress: a bar on a terminal, lines in a log."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from types import TracebackType
 from tqdm import tqdm
 
 _SECONDS_BETWEEN_LINES = 15.0
-_UNITS = {"coreset": "centre", "list": "file"}  # all other stages count images
+#: What a stage counts, if not images.
+_UNITS = {"coreset": "centre", "factor": "position", "list": "file"}
 
 
 def echo(text: str) -> None:
-    """One line for people."""
+    """Print a line: errors to stderr, everything else to stdout."""
     tqdm.write(text, file=sys.stderr if text.startswith("error:") else sys.stdout)
 
 
 def shown(text: str) -> str:
-    """What files and tables say, without the control characters that would act on a terminal."""
+    """Text of files and tables, its control characters escaped: a terminal would obey them."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class Progress:
-    """Shows how far each stage has come: a bar on a terminal, else a line now and then.
+    """Shows how far each stage is: a bar on a terminal, else a line every 15 seconds.
 
     Call it with stage, done, total (0 if unknown) and failed.
     """
 
     def __init__(self) -> None:
-        self._bar: tqdm | None = None
-        self._stage = ""
-        self._terminal = sys.stderr.isatty()
-        self._last_line = 0.0
+        self._display = _Bar if sys.stderr.isatty() else _Lines
+        self._stage, self._total, self._done = "", 0, 0
+        self._current: _Bar | _Lines | None = None
 
     def __enter__(self) -> Progress:
         return self
@@ -46,46 +46,76 @@ class Progress:
         self._close()
 
     def __call__(self, stage: str, done: int, total: int, failed: int = 0) -> None:
-        """Show it."""
-        if stage != self._stage:
+        """Show the state of a stage. One that starts, or starts again, ends the one before."""
+        same = (stage, total) == (self._stage, self._total) and done >= self._done
+        if self._current is None or not same:
             self._close()
-            self._stage = stage
-            unit = _UNITS.get(stage, "image")
-            self._bar = tqdm(
-                total=total or None,
-                initial=done,  # what an earlier attempt left does not count as speed
-                desc=stage,
-                unit=f" {unit}s",
-                file=sys.stderr if self._terminal else _Nowhere(),
-                mininterval=0.2,
-                dynamic_ncols=True,
-            )
-            self._last_line = time.monotonic()
-        bar = self._bar
-        assert bar is not None
-        bar.set_postfix_str(f"{failed} failed" if failed else "", refresh=False)
-        bar.update(max(0, done - bar.n))
-        if not self._terminal and (time.monotonic() - self._last_line) > _SECONDS_BETWEEN_LINES:
-            self._line()
-
-    def _line(self) -> None:
-        self._last_line = time.monotonic()
-        if self._bar is not None:
-            sys.stderr.write(f"{str(self._bar).strip()}\n")
-            sys.stderr.flush()
+            self._current = self._display(stage, done, total)
+        self._stage, self._total, self._done = stage, total, done
+        self._current.update(done, failed)
 
     def _close(self) -> None:
-        if self._bar is not None:
-            if not self._terminal:
-                self._line()
-            self._bar.close()
-            self._bar = None
-            self._stage = ""
+        if self._current is not None:
+            self._current.close()
+            self._current = None
 
 
-class _Nowhere:
-    def write(self, _: str) -> None:
-        """Drop it."""
+class _Bar:
+    """A bar that is drawn over."""
 
-    def flush(self) -> None:
-        """Nothing to flush."""
+    def __init__(self, stage: str, done: int, total: int) -> None:
+        self._bar = tqdm(
+            total=total or None,
+            initial=done,  # images of an earlier attempt do not count as speed
+            desc=stage,
+            unit=f" {_unit(stage)}",
+            file=sys.stderr,
+            mininterval=0.2,
+            dynamic_ncols=True,
+        )
+
+    def update(self, done: int, failed: int) -> None:
+        self._bar.set_postfix_str(f"{failed} failed" if failed else "", refresh=False)
+        self._bar.update(max(0, done - self._bar.n))
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+class _Lines:
+    """A line at most every 15 seconds and at the end, if something has changed since the last."""
+
+    def __init__(self, stage: str, done: int, total: int) -> None:
+        self._stage, self._total = stage, total
+        self._before, self._started = done, time.monotonic()
+        self._done, self._failed = done, 0
+        self._printed = (0, 0)
+        self._printed_at = self._started
+
+    def update(self, done: int, failed: int) -> None:
+        self._done, self._failed = done, failed
+        if time.monotonic() - self._printed_at >= _SECONDS_BETWEEN_LINES:
+            self.close()
+
+    def close(self) -> None:
+        """Print the last state, unless it stands there already."""
+        if (self._done, self._failed) == self._printed:
+            return
+        self._printed = (self._done, self._failed)
+        self._printed_at = time.monotonic()
+        sys.stderr.write(f"{self._line()}\n")
+        sys.stderr.flush()
+
+    def _line(self) -> str:
+        count = f"{self._done}/{self._total}" if self._total else f"{self._done}"
+        parts = [f"{self._stage}: {count} {_unit(self._stage)}"]
+        if self._done > self._before:  # images of an earlier attempt do not count as speed
+            seconds = max(time.monotonic() - self._started, 1e-3)
+            parts.append(f"{(self._done - self._before) / seconds:.3g}/s")
+        if self._failed:
+            parts.append(f"{self._failed} failed")
+        return ", ".join(parts)
+
+
+def _unit(stage: str) -> str:
+    return f"{_UNITS.get(stage, 'image')}s"

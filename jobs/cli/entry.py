@@ -2,66 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import os
 import sys
-import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import takewhile
 from typing import Any, NoReturn, TypeVar
 
-import jsonargparse
-from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
-
 from jobs.cli.console import echo
+from jobs.cli.parser import Parser
 from ops.errors import UserError
-from ops.storage import files
+from ops.storage import s3
+from ops.storage.storage_errors import DEVICE_ERRORS, AccessDenied
 from pipelines.tables.lock import Locked
 
 S = TypeVar("S")
 #: What sysexits.h calls a temporary failure: nothing is wrong, and later will do.
 BUSY = 75
-#: What a user can mend: told in a sentence. All else is a bug and shows its traceback.
-MENDABLE = (
-    BotoCoreError,  # no credentials, no such host
-    UserError,
-    OSError,  # not there, forbidden, disk full, no connection
-)
-
-jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-
-
-class _Help(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
-    """Examples as they stand, and every setting with its default."""
-
-
-class _Parser(jsonargparse.ArgumentParser):
-    """Names the known settings when it meets an unknown one."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # noqa: ARG002 - as in the base
-        """Say what is wrong, then leave with 2."""
-        known = [
-            name.removeprefix("--")
-            for action in self._actions
-            for name in action.option_strings
-            if name.startswith("--") and name[-1] != "+" and action.help != argparse.SUPPRESS
-        ]
-        listed = textwrap.fill(", ".join(known), 100, initial_indent="  ", subsequent_indent="  ")
-        sys.stderr.write(f"error: {message}\nknown settings:\n{listed}\n")
-        sys.exit(2)
-
-
-class _ConfigFile(jsonargparse.ActionConfigFile):  # type: ignore[misc,name-defined]  # untyped
-    """Says that a file is not there, where the base would take its name for settings."""
-
-    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: Any = None) -> None:
-        """Read it."""
-        if not os.path.isfile(values):
-            parser.error(f"--config {values}: there is no such file")
-        super().__call__(parser, cfg, values, option_string)
 
 
 def parse(
@@ -76,14 +35,8 @@ def parse(
     The settings that `words` names may stand at the beginning without their names.
     Returns an instance of `kind`, and one of each of `groups`, whose settings are `--group.name`.
     """
-    parser = _Parser(
-        description=doc,
-        formatter_class=_Help,
-        parser_mode="toml",
-        allow_abbrev=False,
-        prog=f"python -m {doc.split('python -m ', 1)[-1].split(maxsplit=1)[0]}",
-    )
-    parser.add_argument("--config", action=_ConfigFile, help="a TOML file of settings")
+    prog = f"python -m {doc.split('python -m ', 1)[-1].split(maxsplit=1)[0]}"
+    parser = Parser(description=doc, prog=prog)
     parser.add_class_arguments(kind, None)
     for name, group in (groups or {}).items():
         parser.add_class_arguments(group, name)
@@ -97,13 +50,13 @@ def parse(
 def check_access(settings: Any) -> None:
     """Fail now, before a cluster or a listing, where S3 lacks a bucket of theirs or denies it."""
     for place in sorted(set(_on_s3(settings))):
-        files.check_access(place)
+        s3.check_access(place)
 
 
 def _on_s3(settings: Any) -> Iterator[str]:
     """Every place on S3 among settings of any depth."""
     if isinstance(settings, str):
-        if files.is_s3(settings):
+        if s3.is_s3(settings):
             yield settings
     elif isinstance(settings, Mapping):
         yield from _on_s3(list(settings.values()))
@@ -130,8 +83,18 @@ def _underscored(argument: str) -> str:
     return "--" + name[2:].replace("-", "_") + separator + value
 
 
+def _is_mendable(error: Exception) -> bool:
+    """Whether a sentence is enough; every other exception is a bug and shows its traceback.
+
+    A disk that is full or fails can interrupt any code that writes, also that of libraries.
+    """
+    return isinstance(error, UserError) or (
+        isinstance(error, OSError) and error.errno in DEVICE_ERRORS
+    )
+
+
 def _remedy(error: Exception) -> str:
-    if isinstance(error, PermissionError) and files.is_s3(str(error)):
+    if isinstance(error, AccessDenied) and s3.is_s3(error.location):
         return (
             "; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, must name keys that "
             "may list, read and write there"
@@ -153,13 +116,13 @@ def start(job: Callable[[Sequence[str]], int]) -> NoReturn:
     except Locked as busy:
         echo(f"{busy}; nothing to do here")
         code = BUSY
-    except MENDABLE as error:
-        if os.environ.get("NIGHTLOUPE_LOG") == "DEBUG":
+    except (UserError, OSError) as error:
+        if not _is_mendable(error) or os.environ.get("NIGHTLOUPE_LOG") == "DEBUG":
             raise
         echo(f"error: {error}{_remedy(error)}")
         code = error.exit_code if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
-        echo("stopped; start the same command again to go on")
+        echo("stopped; start the same command again to continue")
         code = 130
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from dataclasses import dataclass, replace
 
@@ -12,7 +11,7 @@ from ops.errors import SettingError
 from ops.images.archives import IMAGE_SUFFIXES
 from ops.images.inventory import Inventory, Tally
 from ops.images.layouts import GOOD, LAYOUTS, Layout, PathParser, train_names
-from ops.storage import files
+from ops.storage import files, s3
 from ops.storage.paths import Out
 from pipelines.tables import take_inventory
 
@@ -68,7 +67,7 @@ class Listing:
             train_share=share,
             product=self.product or base.product,
         )
-        own = os.path.basename(place if files.is_s3(place) else os.path.abspath(place))
+        own = os.path.basename(place if s3.is_s3(place) else os.path.abspath(place))
         return PathParser(layout, own.split(".")[0] or "product")
 
     def _train_names(self, layout: Layout, place: str) -> frozenset[str]:
@@ -125,15 +124,6 @@ def inventory_of(given: str, listing: Listing, out: Out, progress: Progress) -> 
     if given:
         return Inventory(given.removeprefix("file://"))
     with tempfile.TemporaryDirectory(prefix="nightloupe-") as folder:
-        taken = os.path.join(folder, "inventory.parquet")
-        take(listing, taken, progress)
-        return kept(taken, out)
-
-
-def kept(taken: str, out: Out) -> Inventory:
-    """A local inventory, kept under its content's hash."""
-    location = out.inventory(Inventory(taken).content_hash())
-    if not files.exists(location):
-        with files.staged(location) as path:
-            shutil.copyfile(taken, path)
-    return Inventory(location)
+        path = os.path.join(folder, "inventory.parquet")
+        take(listing, path, progress)
+        return take_inventory.keep(path, out)

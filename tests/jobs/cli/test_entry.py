@@ -1,3 +1,5 @@
+import errno
+import os
 import sys
 
 import pytest
@@ -52,6 +54,51 @@ def test_an_unknown_setting_in_a_file_is_named_too(leave, tmp_path, text, name):
     assert code == 2
     assert name in err.split("known settings:")[0]
     assert "fetch.attempts" in err.split("known settings:")[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('maps = "all"\narchive = "x\n', " is not valid TOML: Illegal character '\\n' (at line 2,"),
+        ("maps = 'all'\n[fetch\n", " is not valid TOML: Expected ']' at the end of a table"),
+        (b"\xff\xfe", " is not valid TOML: 'utf-8' codec can't decode"),
+        ("\narchve = 'x'", ", line 2: unknown setting 'archve'; did you mean 'archive'?"),
+        ("[fetch]\nbackoff=1.0\n\nretries = 3", ", line 4: unknown setting 'fetch.retries'"),
+        ("fetch = 3", ", line 1: fetch must be a table of settings: [fetch]"),
+        ("[fetch]\nattempts = 'x'", ", line 2: fetch.attempts must be an integer, not 'x'"),
+        ("fetch.attempts = 'x'", ", line 1: fetch.attempts must be an integer, not 'x'"),
+        ("archive = 3", ", line 1: archive must be a string or a list, not 3"),
+        ("[archive]\nx = 3", ", line 1: archive must be a string or a list, not {'x': 3}"),
+    ],
+)
+def test_an_error_in_a_file_names_the_file_the_line_and_the_rule(leave, tmp_path, text, sentence):
+    file = tmp_path / "settings.toml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    code, _, err = leave("score", "--config", str(file))
+    assert code == 2
+    assert err.startswith(f"error: {file}{sentence}")
+    assert ("known settings" in err) == ("unknown setting" in err)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--fetch.attempts", "x"], "--fetch.attempts must be an integer, not 'x'"),
+        (["--fetch.attempts"], "argument --fetch.attempts: expected one argument"),
+        (["--fetch", "x"], "--fetch is a group of settings; set them one by one, such as --fetch."),
+    ],
+)
+def test_a_wrong_value_on_the_command_line_is_an_error_of_one_line(leave, words, sentence):
+    code, _, err = leave("score", *words)
+    assert code == 2
+    assert err.startswith(f"error: {sentence}")
+    assert err.count("\n") == 1
+
+
+def test_the_command_line_is_named_where_it_overrides_a_file(leave, tmp_path):
+    file = toml(tmp_path, "[fetch]\nattempts = 3")
+    code, _, err = leave("score", "--config", file, "--fetch.attempts", "x")
+    assert (code, err) == (2, "error: --fetch.attempts must be an integer, not 'x'\n")
 
 
 def test_a_setting_cut_short_is_unknown(leave):
@@ -182,10 +229,52 @@ def test_what_cannot_be_is_told_in_one_sentence_before_anything_starts(leave, tm
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_bug_is_no_sentence_but_a_traceback(monkeypatch):
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError(), ValueError("bug"), OSError("bug"), FileNotFoundError(2, "bug")]
+)
+def test_a_bug_shows_its_traceback(monkeypatch, error):
+    def job(argv):
+        raise error
+
     monkeypatch.setattr(sys, "argv", ["jobs.score"])
-    with pytest.raises(ZeroDivisionError):
-        entry.start(lambda argv: 1 // len(argv))
+    with pytest.raises(type(error)):
+        entry.start(job)
+
+
+def exit_of(monkeypatch, capsys, job) -> str:
+    """What a job prints that must leave with code 1."""
+    monkeypatch.setattr(sys, "argv", ["jobs.score"])
+    with pytest.raises(SystemExit) as exit_:
+        entry.start(lambda argv: job())
+    assert exit_.value.code == 1
+    return capsys.readouterr().err
+
+
+def test_a_missing_file_is_one_sentence(monkeypatch, capsys, tmp_path):
+    file = str(tmp_path / "gone.json")
+    for job in (files.read_json, files.open_read, files.describe):
+        message = exit_of(monkeypatch, capsys, lambda job=job: job(file))
+        assert message == f"error: {file}: No such file or directory\n"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind root")
+def test_a_forbidden_folder_is_one_sentence(monkeypatch, capsys, tmp_path):
+    folder = tmp_path / "forbidden"
+    folder.mkdir(mode=0o500)
+    file = str(folder / "a.json")
+    message = exit_of(monkeypatch, capsys, lambda: files.write_json(file, {}))
+    assert message == f"error: {file}: Permission denied\n"
+
+
+def test_a_full_disk_is_one_sentence(monkeypatch, capsys, tmp_path):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files, "open", full, raising=False)
+    file = str(tmp_path / "a.json")
+    message = exit_of(monkeypatch, capsys, lambda: files.write_json(file, {}))
+    assert message == f"error: {file}: No space left on device\n"
+    assert exit_of(monkeypatch, capsys, full) == "error: [Errno 28] No space left on device\n"
 
 
 def test_a_job_that_is_interrupted_leaves_with_130(monkeypatch, capsys):
@@ -195,7 +284,7 @@ def test_a_job_that_is_interrupted_leaves_with_130(monkeypatch, capsys):
     with pytest.raises(SystemExit) as left:
         entry.start(interrupted)
     assert left.value.code == 130
-    assert "start the same command again" in capsys.readouterr().out
+    assert "again to continue" in capsys.readouterr().out
 
 
 def test_there_is_no_latest_run_before_one_is_finished(tmp_path):
@@ -223,9 +312,9 @@ def test_the_latest_run_is_the_finished_one_that_started_last(tmp_path):
 
 
 def test_what_is_left_of_an_expired_run_is_no_sample_to_judge_by():
-    run_records.check_whole({"run_id": "a"})
-    with pytest.raises(UserError, match=r"jobs\.expire left 3 rows"):
-        run_records.check_whole({"run_id": "a", "expired": {"rows": 3, "at": "2026-11-21"}})
+    run_records.check_not_expired({"run_id": "a"})
+    with pytest.raises(UserError, match=r"only the 3 rows remain"):
+        run_records.check_not_expired({"run_id": "a", "expired": {"rows": 3, "at": "2026-11-21"}})
 
 
 def test_an_unfinished_run_is_not_evaluated(leave, tmp_path):

@@ -1,4 +1,4 @@
-"""The model folder: `model.json`, written last, and safetensors; nothing is unpickled."""
+"""The model folder: safetensors files and `model.json`, which is written last. No pickles."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -25,13 +26,13 @@ from ops.images.resize import InputSettings
 from ops.results.anomaly_map import Scale
 from ops.results.calibration import Calibration
 from ops.storage import files, paths
-from ops.storage.storage_errors import NotFound
+from ops.storage.storage_errors import AlreadyExists, NotFound
 
 FORMAT = "nightloupe model 1"
 
 
 def versions() -> dict[str, str]:
-    """What a score could depend on besides the model."""
+    """Versions of the software that scores could depend on."""
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -42,9 +43,9 @@ def versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class ProductCard:
-    """One product's detector: its tensors' file and hash, what the fit counted, its calibration.
+    """One product's detector: file and hash of its tensors, its fit and its calibration.
 
-    Products that share a detector name the same file, `layout.JOINT`.
+    Products of a joint model share one detector and name the same file, `paths.JOINT`.
     """
 
     file: str
@@ -62,7 +63,7 @@ class ProductCard:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """All of a model but its tensors; `model.json` is this."""
+    """Everything about a model except its tensors: the content of `model.json`."""
 
     method: str
     settings: dict[str, Any]
@@ -76,12 +77,13 @@ class ModelCard:
     fit: dict[str, Any]
     versions: dict[str, str] = field(default_factory=versions)
 
-    #: The id that a model was written under; its file may lack settings that came later.
+    #: The id in the file. The hash of a card that was read may differ from it, because settings
+    #: that the file lacks are filled in.
     written_id: str = field(default="", compare=False)
 
     @property
     def model_id(self) -> str:
-        """The hash of the model's content: equal models have equal ids."""
+        """The hash of the card, by which equal models have equal ids."""
         return self.written_id or identity(self.to_json())
 
     @property
@@ -90,19 +92,19 @@ class ModelCard:
         return any(product.file == paths.JOINT for product in self.products.values())
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """The card as JSON values."""
         content = asdict(self) | {"map_scale": self.map_scale._asdict()}
         del content["written_id"]
         return {"format": FORMAT, **content}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> ModelCard:
-        """From the content of model.json.
+        """A card from the content of model.json.
 
-        Raises UserError if it is of another format, or names files elsewhere.
+        Raises UserError if it has another format, or names files outside the folder.
         """
         if content.get("format") != FORMAT:
-            raise UserError(f"model.json is of format {content.get('format')!r}, not {FORMAT!r}")
+            raise UserError(f"model.json has format {content.get('format')!r}, not {FORMAT!r}")
         values = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
         values["backbone"] = settings_from(BackboneSettings, values["backbone"])
         values["input"] = settings_from(InputSettings, values["input"])
@@ -120,15 +122,15 @@ class ModelCard:
         }
         own = {paths.JOINT, *map(paths.product_file, values["products"])}
         if foreign := {product.file for product in values["products"].values()} - own:
-            raise UserError(f"model.json names files that are not its products': {foreign}")
+            raise UserError(f"model.json names files that belong to no product: {sorted(foreign)}")
         return cls(**values)
 
     def new_backbone(self, state: Mapping[str, Tensor], device: str = "cpu") -> Backbone:
-        """The backbone from the tensors that `state` holds."""
+        """The backbone with the tensors of `state`."""
         return Backbone(self.backbone, state, device)
 
     def new_detector(self, state: Mapping[str, Tensor], backbone: Backbone) -> Detector:
-        """A fitted detector from its tensors."""
+        """A fitted detector with the tensors of `state`."""
         kind = detector_class(self.method)
         detector = kind(settings_from(kind.Settings, self.settings), backbone)
         detector.load_state(state)
@@ -137,9 +139,9 @@ class ModelCard:
 
 @dataclass(frozen=True)
 class Model:
-    """A model with its tensors: the backbone's, and each product's, which products may share.
+    """A model with the tensors of its backbone and of each product's detector.
 
-    Pictures of the fit, PNG by file name, are written with it for people, and never read.
+    Pictures of the fit, PNG by file name, are written with it and never read.
     """
 
     card: ModelCard
@@ -149,14 +151,14 @@ class Model:
 
     @property
     def detectors(self) -> dict[str, dict[str, Tensor]]:
-        """Tensors by file."""
+        """Tensors of the detectors by file; products of a joint model share a file."""
         return {self.card.products[name].file: tensors for name, tensors in self.products.items()}
 
 
 def identity(content: Mapping[str, Any]) -> str:
-    """The hash of a card's content.
+    """The hash of a card's content, without what the fit logged.
 
-    What the fit counted on its way is left out; its rounds, for one, depend on its workers.
+    Metrics of a fit, such as its number of rounds, depend on the number of workers.
     """
     products = {
         name: {k: v for k, v in product.items() if k not in {"counts", "fit_metrics", "curves"}}
@@ -168,15 +170,15 @@ def identity(content: Mapping[str, Any]) -> str:
 
 
 def write_model(location: str, model: Model) -> None:
-    """Write a model folder; model.json comes last, so its existence means that all is there.
+    """Write a model folder. model.json comes last, so a folder that has it is complete.
 
-    Raises FileExistsError if another model lies there: models are never overwritten.
+    Raises AlreadyExists if the folder holds another model: models are never overwritten.
     """
     card_file = files.join(location, paths.MODEL_CARD)
     if files.exists(card_file):
         if files.read_json(card_file)["model_id"] == model.card.model_id:
             return
-        raise FileExistsError(f"another model lies at {location}; choose a new folder")
+        raise AlreadyExists(f"another model lies at {location}; choose a new folder")
     files.write_bytes(files.join(location, paths.BACKBONE), save(model.backbone))
     for file, tensors in model.detectors.items():
         data = save({k: v.contiguous() for k, v in tensors.items()})
@@ -188,7 +190,7 @@ def write_model(location: str, model: Model) -> None:
 
 
 def read_card(location: str) -> ModelCard:
-    """The card of a model. Raises NotFound if no complete model lies there."""
+    """The card of a model. Raises NotFound if the folder holds no complete model."""
     try:
         content = files.read_json(files.join(location, paths.MODEL_CARD))
     except FileNotFoundError:
@@ -201,7 +203,7 @@ def read_card(location: str) -> ModelCard:
 
 
 def read_model(location: str) -> Model:
-    """A model with its tensors, each checked against its hash. Raises UserError if one differs."""
+    """A model with its tensors. Raises UserError if tensors differ from their hash in the card."""
     card = read_card(location)
     detectors = dict(read_detectors(location, card))
     products = {name: detectors[product.file] for name, product in card.products.items()}
@@ -209,8 +211,8 @@ def read_model(location: str) -> Model:
 
 
 def read_backbone(location: str, card: ModelCard) -> dict[str, Tensor]:
-    """A model's backbone, checked. Raises UserError if it is another one."""
-    backbone = load(files.read_bytes(files.join(location, paths.BACKBONE)))
+    """The tensors of a model's backbone. Raises UserError if they differ from their hash."""
+    backbone = _read_tensors(location, paths.BACKBONE)
     _check(location, paths.BACKBONE, fingerprint(backbone), card.backbone_sha256)
     return backbone
 
@@ -218,22 +220,29 @@ def read_backbone(location: str, card: ModelCard) -> dict[str, Tensor]:
 def read_detectors(
     location: str, card: ModelCard, products: Collection[str] | None = None
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """The detectors of some products, or of all, by file, one after the other, checked.
+    """File and tensors of the detectors of some products (None = all), one after the other.
 
-    Raises UserError if one differs from what the card says.
+    Raises UserError if tensors differ from their hash in the card.
     """
     chosen = [name for name in card.products if products is None or name in products]
     by_file: dict[str, list[str]] = {}
     for name in chosen:
         by_file.setdefault(card.products[name].file, []).append(name)
     for file, names in by_file.items():
-        tensors = load(files.read_bytes(files.join(location, file)))
-        found = fingerprint(tensors)
+        tensors = _read_tensors(location, file)
+        sha256 = fingerprint(tensors)
         for name in names:
-            _check(location, file, found, card.products[name].sha256)
+            _check(location, file, sha256, card.products[name].sha256)
         yield file, tensors
 
 
-def _check(location: str, file: str, found: str, sha256: str) -> None:
-    if found != sha256:
+def _read_tensors(location: str, file: str) -> dict[str, Tensor]:
+    try:
+        return load(files.read_bytes(files.join(location, file)))
+    except SafetensorError as error:
+        raise UserError(f"{location}/{file} is not a safetensors file: {error}") from error
+
+
+def _check(location: str, file: str, sha256: str, expected: str) -> None:
+    if sha256 != expected:
         raise UserError(f"{location}/{file} does not hold the tensors that model.json names")

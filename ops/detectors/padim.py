@@ -68,10 +68,10 @@ class PaDiM(Detector):
         self._images = self._dropped = 0
 
     @classmethod
-    def estimate(cls, settings: PaDiMSettings, load: FitSize) -> ResourceEstimate:
+    def estimate(cls, settings: PaDiMSettings, fit_size: FitSize) -> ResourceEstimate:
         """The moments of a worker's positions, in float64, and the embeddings of an exchange."""
-        positions, width = _grid_size(load.layers), _width(settings, load.channels)
-        own = -(-positions // load.workers)
+        positions, width = _grid_size(fit_size.layers), _width(settings, fit_size.channels)
+        own = -(-positions // fit_size.workers)
         numbers = width + packed_size(width)
         model = positions * numbers * 4 + 8 * width + 8
         # Embeddings: waiting, joined, sent and received in float32, then centred in float64.
@@ -79,7 +79,7 @@ class PaDiM(Detector):
         sample = 2 * SAMPLE * own * width * 4
         factoring = 4 * min(STEP, own) * width * width * 8
         return ResourceEstimate(
-            vectors=load.images * positions,
+            vectors=fit_size.images * positions,
             kept=positions,
             fit_bytes=own * numbers * 8 + round_of_images + sample + factoring + 2 * model,
             score_bytes=model + 4 * _BLOCK * positions * width * 4,
@@ -88,20 +88,20 @@ class PaDiM(Detector):
         )
 
     @classmethod
-    def timing_probe(cls, settings: PaDiMSettings, load: FitSize) -> TimingProbe:
+    def timing_probe(cls, settings: PaDiMSettings, fit_size: FitSize) -> TimingProbe:
         """Add images at a few of the positions, then factor their covariances."""
-        positions, few = _grid_size(load.layers), 8
-        moments = Moments(few, _width(settings, load.channels))
+        positions, few = _grid_size(fit_size.layers), 8
+        moments = Moments(few, _width(settings, fit_size.channels))
         generator = torch.Generator().manual_seed(0)
         vectors = torch.randn(_ROUND, *moments.mean.shape, generator=generator)
-        rounds = -(-load.images // _ROUND)
+        rounds = -(-fit_size.images // _ROUND)
 
         def work() -> object:
             for _ in range(min(rounds, _ROUNDS)):
                 moments.add(vectors)
             return moments.whitening(slice(few), 1.0)
 
-        return TimingProbe(work, max(1, rounds / _ROUNDS) * positions / few / load.workers)
+        return TimingProbe(work, max(1, rounds / _ROUNDS) * positions / few / fit_size.workers)
 
     @torch.inference_mode()
     def embed(self, images: Tensor) -> Tensor:

@@ -106,14 +106,14 @@ class PatchCore(Detector):
         self._grown_radius = 0.0
 
     @classmethod
-    def estimate(cls, settings: PatchCoreSettings, load: FitSize) -> ResourceEstimate:
+    def estimate(cls, settings: PatchCoreSettings, fit_size: FitSize) -> ResourceEstimate:
         """All patches of a worker's images, or `fit_memory` bytes of them; then the bank."""
-        patches = load.images * load.positions
+        patches = fit_size.images * fit_size.positions
         concat = settings.embedding == "concat"
-        width = load.channels if concat else settings.dim
+        width = fit_size.channels if concat else settings.dim
         narrow = settings.projection if 0 < settings.projection < width else width
         kept = max(1, min(int(settings.coreset_ratio * patches), settings.max_bank_size))
-        share = -(-patches // load.workers) * bytes_per_vector(width, narrow)
+        share = -(-patches // fit_size.workers) * bytes_per_vector(width, narrow)
         bank = kept * width * 4
         whitened = settings.metric == "whitened"
         square = width * (width + 1) if whitened else 0
@@ -131,14 +131,14 @@ class PatchCore(Detector):
         )
 
     @classmethod
-    def timing_probe(cls, settings: PatchCoreSettings, load: FitSize) -> TimingProbe:
+    def timing_probe(cls, settings: PatchCoreSettings, fit_size: FitSize) -> TimingProbe:
         """A small coreset without whitening; the greedy's time grows with points times picks."""
         n, k, width = _PROBE
         # Like features, points vary along few directions; else all distances would be similar.
         fall = torch.arange(1, width + 1) ** -0.5
         points = torch.randn(n, width, generator=torch.Generator().manual_seed(0)) * fall
-        estimate = cls.estimate(settings, load)
-        times = estimate.vectors * estimate.kept / (n * k) / load.workers
+        estimate = cls.estimate(settings, fit_size)
+        times = estimate.vectors * estimate.kept / (n * k) / fit_size.workers
         return TimingProbe(lambda: greedy(points, torch.arange(n), k, Alone()), times)
 
     @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""The detectors by name."""
+"""All detectors by name."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ops.detectors.ssnf import Ssnf
 from ops.errors import SettingError
 
 DETECTORS: dict[str, type[Detector]] = {
-    method.name: method
-    for method in (PatchCore, Spade, PaDiM, DifferNet, FastFlow, CFlow, CsFlow, Ssnf, Glance)
+    detector.name: detector
+    for detector in (PatchCore, Spade, PaDiM, DifferNet, FastFlow, CFlow, CsFlow, Ssnf, Glance)
 }
 
 

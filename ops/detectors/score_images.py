@@ -1,4 +1,4 @@
-"""Pixels to scores: one detector per product, failures passed through."""
+"""Scores rows with pixels by the detector of their product; rows of failed images pass through."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ops.detectors.model_folder import ModelCard
 from ops.images.exposure import exposed
 from ops.images.resize import InputSettings, unpack
 
-#: What detecting adds to the columns of its rows.
-DETECTED = pa.schema(
+#: Columns that `ScoreImages` adds.
+SCORE_COLUMNS = pa.schema(
     [
         ("score", pa.float64()),
         ("p_value", pa.float64()),
@@ -28,35 +28,35 @@ DETECTED = pa.schema(
 )
 
 
-class Tensors(Protocol):
-    """Where a worker gets a model's tensors from."""
+class ModelTensors(Protocol):
+    """Where a worker gets the tensors of a model from."""
 
     @property
     def card(self) -> ModelCard:
         """The model's card."""
 
     def of_backbone(self) -> dict[str, Tensor]:
-        """The backbone's."""
+        """The tensors of the backbone."""
 
     def of_product(self, product: str) -> dict[str, Tensor]:
-        """One detector's."""
+        """The tensors of a product's detector."""
 
 
 class ScoreImages:
-    """Scores rows that have pixels. Holds one backbone, and detectors of up to `memory` bytes.
+    """Holds the backbone, and a cache of detectors of up to `memory` bytes, but at least one.
 
-    Of the detectors it has met, those used longest ago leave first; one is always held.
+    Detectors are loaded when a row needs them; the least recently used are evicted first.
     """
 
     def __init__(
         self,
-        tensors: Tensors,
+        tensors: ModelTensors,
         device: str = "cpu",
         threads: int = 1,
         memory: int = 2**32,
         keep: bool = False,
     ) -> None:
-        """`keep` passes pixels on, for overlays."""
+        """`keep` leaves the column of pixels in the rows, for overlays."""
         torch.set_num_threads(threads)
         self._tensors = tensors
         self._card = tensors.card
@@ -64,23 +64,23 @@ class ScoreImages:
         self._device = device
         self._backbone = self._card.new_backbone(tensors.of_backbone(), device)
         self._memory = memory
-        self._detectors: OrderedDict[str, _Held] = OrderedDict()
+        self._detectors: OrderedDict[str, _Cached] = OrderedDict()
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """One row out for every row in, in the same order."""
-        out: list[dict[str, Any]] = [{} for _ in range(len(rows))]
+        """The rows in the same order, with `SCORE_COLUMNS`."""
+        results: list[dict[str, Any]] = [{} for _ in range(len(rows))]
         status, reason = rows["status"].to_pylist(), rows["reason"].to_pylist()
         products = rows["product"].to_pylist()
         for product in dict.fromkeys(p for p, s in zip(products, status, strict=True) if s == "ok"):
             chosen = [i for i, p in enumerate(products) if p == product and status[i] == "ok"]
             images = to_images(rows.take(chosen), self._card.input, self._device)
             for i, result in zip(chosen, self._score(product, images), strict=True):
-                out[i] = result
+                results[i] = result
                 if result.get("score") is None:
                     status[i], reason[i] = "undefined", "the detector's score is not finite"
-        detected = pa.Table.from_pylist(out, DETECTED)
-        for name in DETECTED.names:
-            rows = rows.append_column(name, detected[name])
+        scores = pa.Table.from_pylist(results, SCORE_COLUMNS)
+        for name in SCORE_COLUMNS.names:
+            rows = rows.append_column(name, scores[name])
         rows = rows.set_column(rows.schema.get_field_index("status"), "status", pa.array(status))
         texts = pa.array(reason, pa.string())
         rows = rows.set_column(rows.schema.get_field_index("reason"), "reason", texts)
@@ -107,31 +107,31 @@ class ScoreImages:
         ]
 
     def _detector(self, product: str) -> Detector:
-        file = self._card.products[product].file  # which products may share
+        file = self._card.products[product].file  # products of a joint model share one
         if file not in self._detectors:
             state = self._tensors.of_product(product)
             size = sum(t.numel() * t.element_size() for t in state.values())
-            while self._detectors and size + self._held > self._memory:
+            while self._detectors and size + self._cached_bytes > self._memory:
                 self._detectors.popitem(last=False)
-            self._detectors[file] = _Held(self._card.new_detector(state, self._backbone), size)
+            self._detectors[file] = _Cached(self._card.new_detector(state, self._backbone), size)
         self._detectors.move_to_end(file)
         return self._detectors[file].detector
 
     @property
-    def _held(self) -> int:
-        return sum(held.bytes for held in self._detectors.values())
+    def _cached_bytes(self) -> int:
+        return sum(cached.bytes for cached in self._detectors.values())
 
 
-class _Held(NamedTuple):
+class _Cached(NamedTuple):
     detector: Detector
     bytes: int
 
 
 def to_images(rows: pa.Table, settings: InputSettings, device: str) -> Tensor:
-    """Rows with pixels as images (B, 3, size, size) in [0, 1] on the device, exposed as set."""
+    """Images (B, 3, size, size) in [0, 1] on the device, exposed by the settings."""
     columns = (rows[name].to_pylist() for name in ("pixels", "channels", "bit_depth"))
     images = [
-        # Integers travel to the device; there each is divided by its own full scale.
+        # Integers are smaller to copy to the device, where each image is divided by its full scale.
         exposed(
             torch.from_numpy(unpack(data, channels, depth, settings.size)).to(device),
             2**depth - 1,

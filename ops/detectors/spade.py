@@ -1,10 +1,10 @@
 """SPADE (Cohen and Hoshen, 2020): good images like this one, and positions that none of them has.
 
-Two stages, both exact. A global descriptor finds the K most similar good images; then every
-position of the image's feature pyramid is compared with all positions of these K.
-The second is what an image costs: with Wide-ResNet-50-2 at 224 pixels and K = 50, its three levels
-take (50 * 56^2) * 56^2 * 256 = 126, 16 and 2 billion multiplications and additions. At the 34
-billion a second that one core of a Xeon at 2.5 GHz was seen to do, that is 4 s; time goes with K.
+Two stages, both exact. A global descriptor finds the K most similar good images. Then every
+position of the image's feature pyramid is compared with all positions of these K images.
+The second stage takes most of the time. With Wide-ResNet-50-2 at 224 pixels and K = 50, the three
+levels need (50 * 56^2) * 56^2 * 256 = 126, 16 and 2 billion multiply-adds: about 4 s an image at
+34 billion a second, measured on one core of a Xeon at 2.5 GHz. The time is proportional to K.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from ops.progress import ProgressCallback
 from ops.search.distance import squared
 from ops.search.gallery import SCRATCH, Positions, finest_grid
 
-_ROUND = 8  # images of each rank that cross at a time when the gallery is merged
-_PROBES = 4  # images of the gallery that say how large maps of good images become
+_ROUND = 8  # images of each worker that are exchanged at a time when the gallery is merged
+_PROBES = 4  # images of the gallery that the map ceiling is computed from
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,18 @@ class SpadeSettings(MapSettings):
     """Settings of SPADE."""
 
     retrieved: int = 50
-    """Number K of similar good images that an image is compared with; fewer if there are fewer."""
+    """Number K of most similar good images that an image is compared with."""
     nearest: int = 1
-    """Number kappa of nearest positions whose distances are averaged."""
+    """Number kappa of nearest positions that the distance of a position is averaged over."""
     pyramid: Literal["levels", "concat"] = "levels"
-    """levels: a map of each layer, averaged; concat: layers side by side, as the paper has it."""
+    """levels: one map for each layer, averaged; concat: one map of the layers' concatenated
+    features, as in the paper."""
     float16: bool = False
-    """Keep the pyramids in float16: half the memory; distances are to the rounded values."""
+    """Store feature pyramids in float16, which halves the memory; distances are then to rounded
+    features."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be compared with."""
+        """Raise SettingError for values out of range."""
         for name in ("retrieved", "nearest"):
             if getattr(self, name) < 1:
                 raise SettingError(f"{name} {getattr(self, name)} must be at least 1")
@@ -53,10 +55,11 @@ class SpadeSettings(MapSettings):
 
 
 class Spade(Detector):
-    """A gallery: of each good image the average of the last layer, and the maps of those before.
+    """A gallery of good images: a descriptor and a feature pyramid of each.
 
-    With one layer only, it is both. Images whose features are not finite are left out.
-    Image scores are mean squared distances, as in the paper; maps are Euclidean ones.
+    The descriptor is the mean of the last layer; the pyramid holds the layers before it. With one
+    layer only, that layer gives both. Images whose features are not finite are left out.
+    Image scores are mean squared distances, as in the paper; maps are Euclidean distances.
     """
 
     name = "spade"
@@ -64,45 +67,45 @@ class Spade(Detector):
     settings: SpadeSettings
 
     def __init__(self, settings: SpadeSettings, backbone: Backbone) -> None:
-        """Unfitted, with an empty gallery."""
+        """A detector that is not fitted, with an empty gallery."""
         super().__init__(settings, backbone)
         self.descriptors = torch.empty(0, 0)
         self.levels: list[Tensor] = []
-        self._kept: dict[int, list[Tensor]] = {}  # by row: the descriptor, then the levels
+        self._added: dict[int, list[Tensor]] = {}  # by row: the descriptor, then the levels
         self._images = self._dropped = 0
-        self._kind = torch.float16 if settings.float16 else torch.float32
+        self._dtype = torch.float16 if settings.float16 else torch.float32
 
     @classmethod
-    def estimate(cls, settings: SpadeSettings, load: FitSize) -> ResourceEstimate:
-        """The gallery, which every worker ends with, and its share of it before."""
-        pyramid = load.layers[:-1] or load.layers
+    def estimate(cls, settings: SpadeSettings, fit_size: FitSize) -> ResourceEstimate:
+        """A worker's share of the gallery, then the whole gallery on every worker."""
+        pyramid = fit_size.layers[:-1] or fit_size.layers
         width = 2 if settings.float16 else 4
         vectors = sum(height * columns for _, height, columns in pyramid)
-        each = 4 * load.layers[-1][0] + sum(width * c * h * w for c, h, w in pyramid)
-        gallery = load.images * each
-        rounds = (load.workers + 2) * min(_ROUND, load.images) * each
+        each = 4 * fit_size.layers[-1][0] + sum(width * c * h * w for c, h, w in pyramid)
+        gallery = fit_size.images * each
+        rounds = (fit_size.workers + 2) * min(_ROUND, fit_size.images) * each
         block = 4 * sum(c for c, _, _ in pyramid) * 2**12
         return ResourceEstimate(
-            vectors=load.images * vectors,
-            kept=load.images * vectors,
-            # Once more for the copy that one of them hands over.
-            fit_bytes=load.images_per_worker * each + rounds + 2 * gallery,
+            vectors=fit_size.images * vectors,
+            kept=fit_size.images * vectors,
+            # Twice, as one worker copies the gallery to return it.
+            fit_bytes=fit_size.images_per_worker * each + rounds + 2 * gallery,
             score_bytes=2 * gallery + SCRATCH + block,
             model_bytes=gallery,
-            remedy="halve it with --spade.float16 true, or choose fewer images (--select.shots), a "
+            remedy="halve it with --spade.float16 true, or choose fewer images (--select.shots), "
             "coarser --backbone.layers or a lower --input.size",
         )
 
     @classmethod
-    def timing_probe(cls, settings: SpadeSettings, load: FitSize) -> None:  # noqa: ARG003 - as in the base
-        """None: once the images are taken in, they are only put together."""
+    def timing_probe(cls, settings: SpadeSettings, fit_size: FitSize) -> None:  # noqa: ARG003 - as in the base
+        """None: `fit` only merges what `add_images` computed."""
         return
 
     @torch.inference_mode()
     def describe(self, images: Tensor) -> list[list[Tensor]]:
-        """Of each image its descriptor (D,), then its levels (h, w, C)."""
+        """The descriptor (D,), then the levels (h, w, C), of each image."""
         maps = self.backbone(images)
-        # Of one memory layout in any batch, as a mean's order of summation follows it.
+        # The order of summation in a mean depends on the memory layout: keep it the same for all.
         channels_last = [layer.permute(0, 2, 3, 1).contiguous() for layer in maps]
         levels = channels_last[:-1] or channels_last
         return [
@@ -113,76 +116,79 @@ class Spade(Detector):
     def add_images(self, images: Tensor, rows: Tensor) -> None:
         """Keep every image's descriptor and pyramid."""
         for (descriptor, *levels), row in zip(self.describe(images), rows.tolist(), strict=True):
-            # Copies, so that none keeps its whole batch in memory.
-            own = [descriptor.cpu(), *(level.to("cpu", self._kind, copy=True) for level in levels)]
-            finite = _finite(own)
+            # Copies; a view would keep its whole batch in memory.
+            image = [descriptor.cpu()]
+            image += [level.to("cpu", self._dtype, copy=True) for level in levels]
+            finite = _finite(image)
             self._images += 1
             self._dropped += not finite
             if finite:
-                self._kept[row] = own
+                self._added[row] = image
 
     def grow(self, state: Mapping[str, Tensor], counts: FitCounts) -> None:
-        """The old gallery stays as it is; new images come after it."""
-        old = _tensors(state)
-        count = len(old[0])
+        """Add the images of the earlier gallery, with negative rows, so that new images follow."""
+        gallery = _tensors(state)
+        count = len(gallery[0])
         for i in range(count):
-            self._kept[i - count] = [tensor[i].cpu() for tensor in old]
+            self._added[i - count] = [tensor[i].cpu() for tensor in gallery]
         self._images += counts.images
         self._dropped += counts.dropped_images or 0
 
-    def fit(self, group: Group, watch: ProgressCallback, checkpoint: Checkpoint) -> Fitted:  # noqa: ARG002 - too short
-        """Put the gallery together in the order of rows, a few images of each rank at a time."""
-        counts = group.all_reduce(torch.tensor([self._images, self._dropped])).tolist()
-        rows = torch.tensor(sorted(self._kept), dtype=torch.int64)
+    def fit(self, group: Group, progress: ProgressCallback, checkpoint: Checkpoint) -> Fitted:  # noqa: ARG002 - too short
+        """Merge the gallery in the order of rows, a few images of each worker at a time."""
+        images, dropped = group.all_reduce(torch.tensor([self._images, self._dropped])).tolist()
+        rows = torch.tensor(sorted(self._added), dtype=torch.int64)
         order = torch.cat(group.all_gather(rows)).sort().values
         if not len(order):
             raise UserError("there is no good image with finite features to fit on")
         shapes = self._shapes(group)
-        kinds = [torch.float32] + [self._kind] * (len(shapes) - 1)
+        dtypes = [torch.float32] + [self._dtype] * (len(shapes) - 1)
         merged = [
-            torch.empty(len(order), *shape, dtype=kind)
-            for shape, kind in zip(shapes, kinds, strict=True)
+            torch.empty(len(order), *shape, dtype=dtype)
+            for shape, dtype in zip(shapes, dtypes, strict=True)
         ]
         most = int(group.all_reduce(torch.tensor(len(rows)), "max"))
         for start in range(0, most, _ROUND):
             mine = rows[start : start + _ROUND]
-            own = [self._kept.pop(row) for row in mine.tolist()]
+            own = [self._added.pop(row) for row in mine.tolist()]
             places = [torch.searchsorted(order, theirs) for theirs in group.all_gather(mine)]
-            for i, whole in enumerate(merged):
-                part = torch.empty(len(own), *whole.shape[1:], dtype=whole.dtype)
+            for i, gallery in enumerate(merged):
+                part = torch.empty(len(own), *gallery.shape[1:], dtype=gallery.dtype)
                 for j, image in enumerate(own):
                     part[j] = image[i]
                 for place, theirs in zip(places, group.all_gather(part), strict=True):
-                    whole[place] = theirs
-            watch("gallery", min(start + _ROUND, most), most)
+                    gallery[place] = theirs
+            progress("gallery", min(start + _ROUND, most), most)
         self.descriptors, *self.levels = merged
-        images, dropped = counts
         return Fitted(FitCounts(images, dropped_images=dropped), {"gallery": len(order)})
 
     def _shapes(self, group: Group) -> list[tuple[int, ...]]:
-        """Of descriptors and levels; a rank may have no image to know them by. Collective."""
+        """Shapes of descriptors and levels, also on workers without an image. Collective."""
         layers = len(self.backbone.layers)
         shapes = torch.zeros(1 + max(1, layers - 1), 3, dtype=torch.int64)
-        for image in self._kept.values():
-            for known, tensor in zip(shapes, image, strict=True):
-                known[-tensor.dim() :] = torch.tensor(tensor.shape)
+        for image in self._added.values():
+            for shape, tensor in zip(shapes, image, strict=True):
+                shape[-tensor.dim() :] = torch.tensor(tensor.shape)
             break
         agreed = group.all_reduce(shapes, "max").tolist()
         return [tuple(n for n in shape if n) for shape in agreed]
 
     @torch.inference_mode()
     def score(self, images: Tensor) -> Scores:
-        """Mean squared distances to K images; maps of mean distances to positions in these.
+        """Image scores: mean squared distances of descriptors to the K nearest good images.
 
-        Scores of images whose features are not finite are not finite.
+        Maps: mean distances to the kappa nearest positions in these images. Scores of images whose
+        features are not finite are NaN.
         """
         if not len(self.descriptors):
             raise ValueError("this detector is not fitted")
-        scores = [self._one(image) for image in self.describe(images)]
+        scores = [self._score_image(image) for image in self.describe(images)]
         return Scores(*(torch.stack(part) for part in zip(*scores, strict=True)))
 
-    def _one(self, image: list[Tensor], without: int | None = None) -> tuple[Tensor, Tensor]:
-        """Score () and map (h, w) of a described image, as if one of the gallery were not there."""
+    def _score_image(
+        self, image: list[Tensor], without: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Score () and map (h, w) of a described image; `without` leaves a gallery image out."""
         descriptor, *levels = image
         grid = finest_grid([level.shape[:2] for level in levels])
         if not _finite(image):
@@ -191,36 +197,36 @@ class Spade(Detector):
         if without is not None:
             distance[without] = torch.inf
         count = min(self.settings.retrieved, len(distance) - (without is not None))
-        found = distance.sort(stable=True)
+        ranked = distance.sort(stable=True)
         maps = []
-        for own, gallery in self._searches(levels):
+        for own, gallery in self._positions(levels):
             x = own.of(0)
-            near = gallery.nearest(x, found.indices[:count], self.settings.nearest).sqrt()
-            known = torch.isfinite(near)  # a small gallery may have too few positions
-            mean = near.where(known, 0).sum(dim=1) / known.sum(dim=1)
+            nearest = gallery.nearest(x, ranked.indices[:count], self.settings.nearest).sqrt()
+            exists = torch.isfinite(nearest)  # a small gallery may have too few positions
+            mean = nearest.where(exists, 0).sum(dim=1) / exists.sum(dim=1)
             maps.append(mean.view(1, 1, *own.grid))
         fine = [F.interpolate(m, size=grid, mode="bilinear", align_corners=False) for m in maps]
-        return found.values[:count].mean(), torch.cat(fine).mean(dim=0)[0]
+        return ranked.values[:count].mean(), torch.cat(fine).mean(dim=0)[0]
 
-    def _searches(self, levels: list[Tensor]) -> list[tuple[Positions, Positions]]:
-        """The image and the gallery, each level for itself or all as one."""
+    def _positions(self, levels: list[Tensor]) -> list[tuple[Positions, Positions]]:
+        """Positions of the image and of the gallery: of each level, or of all levels together."""
         pairs = [
-            (level[None].float(), whole) for level, whole in zip(levels, self.levels, strict=True)
+            (level[None].float(), gallery)
+            for level, gallery in zip(levels, self.levels, strict=True)
         ]
-        parts = [pairs] if self.settings.pyramid == "concat" else [[pair] for pair in pairs]
-        return [
-            (Positions([a for a, _ in part]), Positions([b for _, b in part])) for part in parts
-        ]
+        groups = [pairs] if self.settings.pyramid == "concat" else [[pair] for pair in pairs]
+        return [(Positions([a for a, _ in g]), Positions([b for _, b in g])) for g in groups]
 
     @torch.inference_mode()
     def map_ceiling(self) -> float:
-        """The largest value in maps of a few images of the gallery, compared with the others."""
+        """The largest map value of a few gallery images, each compared with the other images."""
         count = len(self.descriptors)
         if count < 2:
             return max(float(level.float().norm(dim=-1).max()) for level in self.levels)
         probes = range(0, count, -(-count // _PROBES))
         state = _tensors(self.state())
-        return max(float(self._one([t[i] for t in state], without=i)[1].max()) for i in probes)
+        maps = (self._score_image([t[i] for t in state], without=i)[1] for i in probes)
+        return max(float(values.max()) for values in maps)
 
     def state(self) -> dict[str, Tensor]:
         """Descriptors (N, D) and levels (N, h, w, C), in the order of the fit's list."""
@@ -228,13 +234,13 @@ class Spade(Detector):
         return {"descriptors": self.descriptors} | levels
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take the gallery over."""
+        """Restore the gallery."""
         device = self.backbone.device
         self.descriptors, *self.levels = (tensor.to(device) for tensor in _tensors(state))
 
 
 def _tensors(state: Mapping[str, Tensor]) -> list[Tensor]:
-    """Descriptors, then levels, whatever order a file has them in."""
+    """Descriptors, then levels, in this order."""
     return [state["descriptors"], *(state[f"level{i}"] for i in range(len(state) - 1))]
 
 

@@ -197,7 +197,7 @@ def test_a_card_that_names_files_of_others_is_refused_even_under_its_own_id(fold
     content["products"][PRODUCTS[0]]["file"] = file
     content["model_id"] = identity(content)
     files.write_json(place, content)
-    with pytest.raises(UserError, match="names files that are not its products'"):
+    with pytest.raises(UserError, match="names files that belong to no product"):
         read_model(folder)
 
 
@@ -216,6 +216,13 @@ def test_tensors_that_were_changed_are_refused(folder, name):
     tensors[key].view(-1)[0] += 1
     save_file(tensors, file)
     with pytest.raises(UserError, match="does not hold the tensors"):
+        read_model(folder)
+
+
+def test_a_truncated_file_of_tensors_is_refused(folder):
+    file = files.join(folder, paths.BACKBONE)
+    files.write_bytes(file, files.read_bytes(file)[:100])
+    with pytest.raises(UserError, match="is not a safetensors file"):
         read_model(folder)
 
 

@@ -170,7 +170,7 @@ def test_a_gallery_of_many_rounds_is_whole(pyramids):
 
     for detector in together(3, program):
         assert equal(detector, whole)
-        assert not detector._kept
+        assert not detector._added
 
 
 def test_images_that_are_no_numbers_are_left_out_and_counted(pyramids, images):

@@ -1,1 +1,1 @@
-"""Normalizing flows, on vectors and on feature maps."""
+"""Normalizing flows on vectors, on single positions of feature maps, and on whole feature maps."""

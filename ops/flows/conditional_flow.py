@@ -1,4 +1,4 @@
-"""Normalizing flows on the vectors of single positions, which are told where they are."""
+"""Normalizing flows on the vectors of single positions, conditioned on where the position is."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from ops.errors import SettingError
 from ops.features.backbone import LayerShape
 from ops.flows.vector_flow import seeded
 
-#: How a coupling mixes channels: soft by a random rotation, hard by a random permutation. To draw
-#: a rotation of 2,048 channels takes two seconds, one of 512 a twentieth.
+#: How a coupling mixes channels: soft by a random rotation, hard by a random permutation. Drawing a
+#: rotation takes 2 s for 2,048 channels and 0.1 s for 512.
 Mixing = Literal["soft", "hard"]
 
 
 class Positions(NamedTuple):
-    """Vectors (n, k, C) of a layer of n images, and the places (n, k) that they come from."""
+    """Vectors (n, k, C) of a layer at k positions of each of n images, and the positions (n, k)."""
 
     vectors: Tensor
     places: Tensor
 
 
 class PositionFlows(nn.Module):
-    """A conditional flow for each layer, of FrEIA's one-sided affine couplings.
+    """One conditional flow per layer, of FrEIA's one-sided affine couplings.
 
-    The condition is a position's code of `condition` numbers (CFLOW-AD, Gudovskiy et al., WACV
-    2022, section 4.2). Forward gives an image's loss: the mean over positions of
-    -log sigmoid(log p / C), summed over layers. Weights and mixing are drawn from `seed`.
+    The condition is the position's code, a vector of `condition` numbers (CFLOW-AD, Gudovskiy et
+    al., WACV 2022, section 4.2). `forward` returns the loss of each image: the mean over positions
+    of -log sigmoid(log p / C), summed over layers. Weights and mixing are drawn from `seed`.
 
-    `peaks` (layers,) is the largest log p / C of good images, 0 before it is set.
+    The buffer `peaks` (layers,) holds the largest log p / C of good images; 0 until it is set.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class PositionFlows(nn.Module):
         seed: int,
     ) -> None:
         super().__init__()
-        # Imported here: it takes three seconds, and most detectors have no flow.
+        # Imported here because it takes three seconds and most detectors have no flow.
         from FrEIA.framework import SequenceINN  # noqa: PLC0415
         from FrEIA.modules import AllInOneBlock  # noqa: PLC0415
 
@@ -72,19 +72,19 @@ class PositionFlows(nn.Module):
                 self._flows.append(flow)
 
     def forward(self, layers: list[Positions]) -> Tensor:
-        """Some positions of each layer of n images -> (n,)."""
-        if not len(layers[0].vectors):  # gradients of no image are zeros
+        """Positions of each layer of n images -> losses (n,)."""
+        if not len(layers[0].vectors):  # the empty loss has gradients of zero
             one = [
                 Positions(p.vectors.new_zeros(1, 1, p.vectors.shape[2]), p.places.new_zeros(1, 1))
                 for p in layers
             ]
             return torch.as_tensor(self(one)[:0])
-        found = [self.likelihoods(number, part) for number, part in enumerate(layers)]
-        losses = [-nn.functional.logsigmoid(logs).mean(dim=1) for logs in found]
+        likelihoods = [self.likelihoods(layer, positions) for layer, positions in enumerate(layers)]
+        losses = [-nn.functional.logsigmoid(logs).mean(dim=1) for logs in likelihoods]
         return torch.stack(losses).sum(dim=0)
 
     def likelihoods(self, layer: int, positions: Positions) -> Tensor:
-        """Log p of each position (n, k), divided by the number of channels."""
+        """Log p / C of each position (n, k), where C is the number of channels."""
         latent, volume = self.latents(layer, positions)
         channels = latent.shape[2]
         constant = channels / 2 * math.log(2 * math.pi)
@@ -92,14 +92,14 @@ class PositionFlows(nn.Module):
         return torch.as_tensor((volume - squares / 2 - constant) / channels)
 
     def latents(self, layer: int, positions: Positions) -> tuple[Tensor, Tensor]:
-        """What should be normal (n, k, C), and the log of the volume change (n, k)."""
+        """Latent vectors (n, k, C), standard normal for good images, and log |det J| (n, k)."""
         count, k, channels = positions.vectors.shape
-        given = positions.vectors.reshape(-1, channels)
-        latent, volume = self._flows[layer](given, c=[self._codes(layer, positions.places)])
+        vectors = positions.vectors.reshape(-1, channels)  # (n * k, C)
+        latent, volume = self._flows[layer](vectors, c=[self._codes(layer, positions.places)])
         return latent.view(count, k, channels), volume.view(count, k)
 
     def inverse(self, layer: int, latent: Tensor, places: Tensor) -> Tensor:
-        """What `latents` gives (n, k, C) of positions (n, k) -> their vectors."""
+        """Latent vectors (n, k, C) at positions (n, k) -> their feature vectors (n, k, C)."""
         flat = latent.reshape(-1, latent.shape[2])
         vectors, _ = self._flows[layer](flat, c=[self._codes(layer, places)], rev=True)
         return torch.as_tensor(vectors.view(latent.shape))
@@ -109,8 +109,8 @@ class PositionFlows(nn.Module):
         return codes[places.flatten()]
 
     @staticmethod
-    def trained_of(shapes: Sequence[LayerShape], blocks: int, condition: int) -> int:
-        """How many weights it has."""
+    def parameter_count(shapes: Sequence[LayerShape], blocks: int, condition: int) -> int:
+        """The number of trainable weights."""
         count = 0
         for channels, _, _ in shapes:
             inputs, outputs = channels - channels // 2 + condition, 2 * (channels // 2)
@@ -119,20 +119,18 @@ class PositionFlows(nn.Module):
 
 
 def perceptron(inputs: int, outputs: int) -> nn.Module:
-    """What predicts scale and shift: one hidden layer, twice as wide as what comes in."""
+    """The network that predicts scale and shift: one hidden layer of twice the input width."""
     return nn.Sequential(nn.Linear(inputs, 2 * inputs), nn.ReLU(), nn.Linear(2 * inputs, outputs))
 
 
 def position_codes(size: int, height: int, width: int) -> Tensor:
-    """Sines and cosines of column, then of row, at falling frequencies: (height * width, size).
+    """Codes (height * width, size) of positions: sines and cosines of the column, then of the row.
 
-    The code of Vaswani et al. 2017 for either coordinate, side by side. Raises SettingError unless
-    four divide `size`.
+    The positional encoding of Vaswani et al. 2017 of either coordinate, concatenated. Raises
+    SettingError if `size` is no multiple of 4.
     """
     if size % 4:
-        raise SettingError(
-            f"a position code of {size} numbers cannot be halved twice; give a multiple of 4"
-        )
+        raise SettingError(f"a position code cannot have {size} numbers; give a multiple of 4")
     half = size // 2
     frequencies = 1e4 ** (-torch.arange(0, half, 2) / half)
 

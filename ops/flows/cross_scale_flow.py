@@ -1,4 +1,4 @@
-"""A normalizing flow on one map at several scales, which its couplings bring together."""
+"""A normalizing flow on a feature map at several scales, with couplings across the scales."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from ops.features.backbone import LayerShape
 from ops.flows.vector_flow import seeded, soft_clamp
 
-#: Of the first blocks and the last; of CS-Flow's code.
+#: Kernel sizes of all blocks but the last, and of the last, as in CS-Flow's code.
 _KERNELS = (3, 5)
 
 
 class ScaleFlow(nn.Module):
     """A flow of fixed permutations and two-sided couplings (Rudolph et al., WACV 2022).
 
-    Maps have the same channels at every scale, the finest first. Forward gives an image's -log p
-    for each element, without the constant: what training lowers. Permutations are seeded with the
-    number of their block, weights are drawn from `seed`.
+    Maps have the same number of channels at every scale, the finest first. `forward` returns the
+    training loss of each image: -log p per element, without the constant. The permutation of a
+    block is seeded with the block's number; weights are drawn from `seed`.
     """
 
     def __init__(self, shapes: Sequence[LayerShape], blocks: int, hidden: int, seed: int) -> None:
@@ -38,13 +38,13 @@ class ScaleFlow(nn.Module):
                 self._blocks.append(_Block(channels, scales, hidden, kernel, block))
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        """Scales (n, C, h, w) -> (n,)."""
+        """Maps (n, C, h, w) of all scales -> losses (n,)."""
         latents, volume = self.latents(maps)
         squares = sum(z.square().sum(dim=(1, 2, 3), dtype=torch.float64) for z in latents)
         return torch.as_tensor((squares / 2 - volume) / self.elements)
 
     def latents(self, maps: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Scales (n, C, h, w) -> what should be normal, log volume of all together (n,)."""
+        """Maps (n, C, h, w) -> latents of the same shapes, and log |det J| over all scales (n,)."""
         total = maps[0].new_zeros(len(maps[0]))
         for block in self._blocks:
             maps, volume = block(maps)
@@ -52,15 +52,15 @@ class ScaleFlow(nn.Module):
         return maps, total
 
     def inverse(self, latents: list[Tensor]) -> list[Tensor]:
-        """What `latents` gives -> the maps."""
+        """Latents -> maps, undoing `latents`."""
         for block in reversed(self._blocks):
             assert isinstance(block, _Block)
             latents = block.inverse(latents)
         return latents
 
     @staticmethod
-    def parameters_of(shapes: Sequence[LayerShape], blocks: int, hidden: int) -> int:
-        """How many weights it has, built without memory for them."""
+    def parameter_count(shapes: Sequence[LayerShape], blocks: int, hidden: int) -> int:
+        """The number of weights; blocks are built on the meta device, which takes no memory."""
         channels, scales = shapes[0][0], len(shapes)
         with torch.device("meta"):
             built = [
@@ -71,12 +71,14 @@ class ScaleFlow(nn.Module):
 
 
 class _Block(nn.Module):
-    """Permutations, then the left halves moved by the right ones, then these by the new left."""
+    """A two-sided affine coupling: permute channels, transform the left half by the right, then
+    the right half by the new left.
+    """
 
     def __init__(self, channels: int, scales: int, hidden: int, kernel: int, number: int) -> None:
         super().__init__()
-        draws = np.random.RandomState(number)
-        orders = np.stack([draws.permutation(channels) for _ in range(scales)])
+        generator = np.random.RandomState(number)
+        orders = np.stack([generator.permutation(channels) for _ in range(scales)])
         self.orders: Tensor
         self.register_buffer("orders", torch.tensor(orders))
         self._left = channels // 2
@@ -85,54 +87,59 @@ class _Block(nn.Module):
         self._of_left = CrossConvolutions(self._left, hidden, 2 * right, scales, kernel)
 
     def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """The scales moved, and the log of the volume change (n,)."""
+        """Transformed maps, and log |det J| (n,)."""
         left, right = self._halves(
             [m.index_select(1, order) for m, order in zip(maps, self.orders, strict=True)]
         )
-        left, one = _moved(left, self._of_right(right))
-        right, other = _moved(right, self._of_left(left))
-        return [torch.cat(pair, dim=1) for pair in zip(left, right, strict=True)], one + other
+        left, left_volume = _transform(left, self._of_right(right))
+        right, right_volume = _transform(right, self._of_left(left))
+        joined = [torch.cat(pair, dim=1) for pair in zip(left, right, strict=True)]
+        return joined, left_volume + right_volume
 
     def inverse(self, maps: list[Tensor]) -> list[Tensor]:
         """Undo `forward`."""
         left, right = self._halves(maps)
-        right = _moved_back(right, self._of_left(left))
-        left = _moved_back(left, self._of_right(right))
-        whole = [torch.cat(pair, dim=1) for pair in zip(left, right, strict=True)]
+        right = _invert(right, self._of_left(left))
+        left = _invert(left, self._of_right(right))
+        joined = [torch.cat(pair, dim=1) for pair in zip(left, right, strict=True)]
         return [
-            m.index_select(1, order.argsort()) for m, order in zip(whole, self.orders, strict=True)
+            m.index_select(1, order.argsort()) for m, order in zip(joined, self.orders, strict=True)
         ]
 
     def _halves(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         return [m[:, : self._left] for m in maps], [m[:, self._left :] for m in maps]
 
 
-def _scaled(predicted: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-scale, clamped as DifferNet does, and shift."""
+def _scale_and_shift(predicted: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-scale, clamped as in DifferNet, and shift."""
     scale, shift = predicted.chunk(2, dim=1)
     return 3 * soft_clamp(scale), shift
 
 
-def _moved(maps: list[Tensor], predicted: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-    moved, volume = [], maps[0].new_zeros(len(maps[0]))
+def _transform(maps: list[Tensor], predicted: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+    """The affine transform of each scale, and log |det J| (n,)."""
+    transformed, volume = [], maps[0].new_zeros(len(maps[0]))
     for layer, values in zip(maps, predicted, strict=True):
-        scale, shift = _scaled(values)
-        moved.append(layer * scale.exp() + shift)
+        scale, shift = _scale_and_shift(values)
+        transformed.append(layer * scale.exp() + shift)
         volume = volume + scale.sum(dim=(1, 2, 3))
-    return moved, volume
+    return transformed, volume
 
 
-def _moved_back(maps: list[Tensor], predicted: list[Tensor]) -> list[Tensor]:
-    parts = [(layer, *_scaled(values)) for layer, values in zip(maps, predicted, strict=True)]
+def _invert(maps: list[Tensor], predicted: list[Tensor]) -> list[Tensor]:
+    """Undo `_transform`."""
+    parts = [
+        (layer, *_scale_and_shift(values)) for layer, values in zip(maps, predicted, strict=True)
+    ]
     return [(layer - shift) * (-scale).exp() for layer, scale, shift in parts]
 
 
 class CrossConvolutions(nn.Module):
-    """Two convolutions a scale, the second also to the next finer and the next coarser scale.
+    """The subnet of CS-Flow: two convolutions per scale, the second also to the adjacent scales.
 
-    What goes to a finer scale is up-sampled bilinearly, what goes to a coarser one is convolved
-    with stride 2; where sizes do not halve exactly it is resized, which is our choice. A factor a
-    scale that begins as 0 makes an untrained coupling change nothing.
+    Maps are up-sampled bilinearly to the next finer scale and convolved with stride 2 to the next
+    coarser one. Where sizes do not halve exactly they are resized, which is our choice. Each scale
+    has a trained factor that starts at 0, so that an untrained coupling is the identity.
     """
 
     def __init__(self, inputs: int, hidden: int, outputs: int, scales: int, kernel: int) -> None:
@@ -148,7 +155,7 @@ class CrossConvolutions(nn.Module):
         self.factors = nn.Parameter(torch.zeros(scales))
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        """Scales (n, inputs, h, w), the finest first -> (n, outputs, h, w)."""
+        """Maps (n, inputs, h, w) of all scales, the finest first -> (n, outputs, h, w)."""
         hidden = [
             F.leaky_relu(first(layer), 0.1) for first, layer in zip(self._first, maps, strict=True)
         ]

@@ -1,4 +1,4 @@
-"""Normalizing flows on the maps of a backbone's layers, and anomaly maps of their likelihoods."""
+"""Normalizing flows on the feature maps of a backbone, and anomaly maps from their densities."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ops.features.backbone import LayerShape
 from ops.flows.subnets import Subnet
 from ops.flows.vector_flow import seeded
 
-#: How maps are brought to mean 0 and variance 1 over (C, h, w) before their flow. trained: each
-#: value then gets a scale and a shift of its own, as in common implementations of FastFlow, where
-#: the paper is silent; no volume is counted for them.
+#: How feature maps are normalised before their flow. Both bring a map to mean 0 and variance 1 over
+#: (C, h, w). trained: each value then gets a trained scale and shift, as in common implementations
+#: of FastFlow; the paper does not say. Log |det J| leaves the normalisation out.
 Norm = Literal["trained", "plain"]
 
 
 class MapFlows(nn.Module):
-    """A flow for each layer, of FrEIA's one-sided affine couplings with fixed permutations.
+    """One flow per layer, of FrEIA's one-sided affine couplings with fixed permutations.
 
-    Forward gives an image's -log p in nats, constants included, summed over all layers: what
-    training lowers. It is a small difference of large numbers, and so float64. Weights and
+    `forward` returns the training loss of each image: -log p in nats, constants included, summed
+    over all layers. It is a small difference of large numbers, hence float64. Weights and
     permutations are drawn from `seed`.
     """
 
@@ -36,9 +36,9 @@ class MapFlows(nn.Module):
         norm: Norm,
         seed: int,
     ) -> None:
-        """A flow has one coupling for each of `subnets`, whose log-scales `clamp` bounds."""
+        """A flow has one coupling per subnet in `subnets`; `clamp` bounds its log-scales."""
         super().__init__()
-        # Imported here: it takes three seconds, and most detectors have no flow.
+        # Imported here because it takes three seconds and most detectors have no flow.
         from FrEIA.framework import SequenceINN  # noqa: PLC0415
         from FrEIA.modules import AllInOneBlock  # noqa: PLC0415
 
@@ -55,30 +55,30 @@ class MapFlows(nn.Module):
         self.elements = sum(math.prod(shape) for shape in shapes)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        """Layers (n, C, h, w) -> (n,)."""
-        if not len(maps[0]):  # FrEIA looks at the first image; gradients of none are zeros
+        """Feature maps (n, C, h, w) of all layers -> -log p (n,)."""
+        if not len(maps[0]):  # FrEIA needs an image; the empty loss has gradients of zero
             one = [layer.new_zeros(1, *layer.shape[1:]) for layer in maps]
             return torch.as_tensor(self(one)[:0])
         constant = self.elements / 2 * math.log(2 * math.pi)
-        found = torch.full((len(maps[0]),), constant, dtype=torch.float64, device=maps[0].device)
+        nll = torch.full((len(maps[0]),), constant, dtype=torch.float64, device=maps[0].device)
         for latent, volume in self.latents(maps):
             squares = latent.square().sum(dim=(1, 2, 3), dtype=torch.float64)
-            found = found + squares / 2 - volume
-        return found
+            nll = nll + squares / 2 - volume
+        return nll
 
     def latents(self, maps: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Layers (n, C, h, w) -> for each what should be normal (n, C, h, w), log volume (n,)."""
+        """Feature maps (n, C, h, w) -> per layer a latent of that shape, and log |det J| (n,)."""
         parts = zip(self._flows, self._norms, maps, strict=True)
         return [flow(norm(layer)) for flow, norm, layer in parts]
 
     def inverse(self, latents: list[Tensor]) -> list[Tensor]:
-        """What `latents` gives -> the layers, brought to mean 0 and variance 1."""
+        """Latents -> normalised feature maps."""
         parts = zip(self._flows, latents, strict=True)
         return [flow(latent, rev=True)[0] for flow, latent in parts]
 
     @staticmethod
-    def trained_of(shapes: Sequence[LayerShape], subnets: Sequence[Subnet], norm: Norm) -> int:
-        """How many weights it has; subnets are built, without memory for them."""
+    def parameter_count(shapes: Sequence[LayerShape], subnets: Sequence[Subnet], norm: Norm) -> int:
+        """The number of trainable weights; subnets are built on the meta device, without memory."""
         count = 0
         with torch.device("meta"):
             for shape in shapes:
@@ -92,12 +92,13 @@ class MapFlows(nn.Module):
         return count
 
 
-def surprise(densities: list[Tensor], size: torch.Size) -> Tensor:
-    """-log of the mean of layers' densities (h, w), relative to the highest, at an input's `size`.
+def negative_log_density(densities: list[Tensor], size: torch.Size) -> Tensor:
+    """An anomaly map of `size` (H, W): -log of the mean over layers of densities (h, w) in [0, 1].
 
-    FastFlow and SSNF take the negative mean itself, up-sampled bilinearly (no aligned corners) to
-    the input; CFLOW-AD the negative sum. The logarithm keeps their order, and tells the very
-    unlikely apart, down to 1e-308, where doubles end; it is 0 where the density is 1.
+    Densities are relative to the highest possible one, and up-sampled bilinearly without aligned
+    corners. FastFlow and SSNF use the negative mean itself, CFLOW-AD the negative sum. The
+    logarithm keeps their order and separates very small densities, down to 1e-308, the smallest
+    double.
     """
     mean = torch.stack([_upsampled(density.double(), size) for density in densities]).mean(dim=0)
     return -mean.clamp(min=torch.finfo(torch.float64).tiny).log()

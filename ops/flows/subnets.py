@@ -1,4 +1,4 @@
-"""What predicts scale and shift in the couplings of flows on maps: convolutions and attention."""
+"""Subnets: the networks that predict scale and shift in the couplings of flows on feature maps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Subnet = Callable[[int, int], nn.Module]
 
 
 def convolutions(kernel: int, ratio: float) -> Subnet:
-    """Convolution, ReLU, convolution; `ratio` hidden channels to each that comes in.
+    """Convolution, ReLU, convolution; `ratio` is hidden channels per input channel.
 
     FastFlow (Yu et al. 2021), section 3.3.
     """
@@ -33,22 +33,24 @@ def convolutions(kernel: int, ratio: float) -> Subnet:
     return build
 
 
-def stack(layers: Sequence[str], hidden: int, heads: int, dropout: float, draws: Draws) -> Subnet:
+def stack(
+    layers: Sequence[str], hidden: int, heads: int, dropout: float, generators: DropoutGenerators
+) -> Subnet:
     """1 x 1 convolution, residual `conv` and `attn` layers in any order, 1 x 1 convolution.
 
-    SSNF (Chiu 2022), whose subnets have no other non-linearity than the softmax of the attention.
-    Raises SettingError if a layer is unknown or the heads cannot share the channels.
+    SSNF (Chiu 2022). The softmax of the attention is the only non-linearity.
+    Raises SettingError if a layer is unknown or `hidden` is no multiple of 2 * `heads`.
     """
     if unknown := sorted(set(layers) - {"conv", "attn"}):
-        raise SettingError(f"unknown layers {unknown} of a subnet; known: conv, attn")
+        raise SettingError(f"unknown subnet layers {unknown}; known: conv, attn")
     if hidden % (2 * heads):
         raise SettingError(f"hidden {hidden} must be a multiple of twice the {heads} heads")
 
     def layer(kind: str) -> nn.Module:
         if kind == "conv":
             convolution = nn.Conv2d(hidden, hidden, 3, padding="same")
-            return nn.Sequential(convolution, Dropout(dropout, draws, pixels=False))
-        return Attention(hidden, heads, dropout, draws)
+            return nn.Sequential(convolution, Dropout(dropout, generators, pixels=False))
+        return Attention(hidden, heads, dropout, generators)
 
     def build(inputs: int, outputs: int) -> nn.Module:
         residual = [Residual(layer(kind)) for kind in layers]
@@ -57,38 +59,38 @@ def stack(layers: Sequence[str], hidden: int, heads: int, dropout: float, draws:
     return build
 
 
-class Draws:
-    """The generators, one for each image, that all dropout of a network draws from."""
+class DropoutGenerators:
+    """The random generators of a batch, one per image, shared by all dropout of a network."""
 
     def __init__(self) -> None:
-        self.generators: list[torch.Generator] = []
+        self.per_image: list[torch.Generator] = []
 
 
 class Dropout(nn.Module):
-    """Dropout that depends on an image's own generator, and so on no other image or worker."""
+    """Dropout drawn from each image's own generator, so independent of batch and worker."""
 
-    def __init__(self, share: float, draws: Draws, pixels: bool) -> None:
-        """`pixels`: each value on its own; else whole channels."""
+    def __init__(self, share: float, generators: DropoutGenerators, pixels: bool) -> None:
+        """With `pixels` single values are dropped, else whole channels; `share` of them."""
         super().__init__()
-        self._share, self._draws, self._pixels = share, draws, pixels
+        self._share, self._generators, self._pixels = share, generators, pixels
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, c, h, w) -> (n, c, h, w)."""
-        generators = self._draws.generators
+        generators = self._generators.per_image
         if not self.active or not generators:
             return x
         shape = x.shape[1:] if self._pixels else (x.shape[1], 1, 1)
-        drawn = [torch.rand(shape, generator=g, device=x.device) for g in generators]
-        return x.masked_fill(torch.stack(drawn) < self._share, 0) / (1 - self._share)
+        uniform = [torch.rand(shape, generator=g, device=x.device) for g in generators]
+        return x.masked_fill(torch.stack(uniform) < self._share, 0) / (1 - self._share)
 
     @property
     def active(self) -> bool:
-        """Whether it leaves anything out."""
+        """Whether anything is dropped: in training only."""
         return self.training and self._share > 0
 
 
 class Residual(nn.Module):
-    """What comes in, and what a layer makes of it."""
+    """The sum of the input and a layer's output."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -100,35 +102,37 @@ class Residual(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention among the positions of a map; no projection of what the heads find.
+    """Multi-head self-attention among the positions of a feature map, without output projection.
 
-    Queries, keys and values come from one linear layer, its weights normalised, after a code of the
-    positions is added.
+    A positional code is added to the input; one linear layer with weight normalisation then gives
+    keys, values and queries.
     """
 
-    def __init__(self, channels: int, heads: int, dropout: float, draws: Draws) -> None:
+    def __init__(
+        self, channels: int, heads: int, dropout: float, generators: DropoutGenerators
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.project = weight_norm(nn.Linear(channels, 3 * channels, bias=False))
-        self._dropout = Dropout(dropout, draws, pixels=True)
+        self._dropout = Dropout(dropout, generators, pixels=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, c, h, w) -> (n, c, h, w)."""
         n, channels, height, width = x.shape
         tokens = x.flatten(2).transpose(1, 2)  # (n, h * w, c)
-        tokens = tokens + positions(height * width, channels).to(x)
-        shared = self.project(tokens).view(n, height * width, 3, self.heads, channels // self.heads)
-        keys, values, queries = shared.permute(2, 0, 3, 1, 4)  # each (n, heads, h * w, c / heads)
+        tokens = tokens + positional_codes(height * width, channels).to(x)
+        split = self.project(tokens).view(n, height * width, 3, self.heads, channels // self.heads)
+        keys, values, queries = split.permute(2, 0, 3, 1, 4)  # each (n, heads, h * w, c / heads)
         if self._dropout.active:
             scores = queries @ keys.transpose(2, 3) / math.sqrt(channels // self.heads)
-            found = self._dropout(scores.softmax(dim=3)) @ values
-        else:  # the same without keeping (h * w)^2 weights
-            found = F.scaled_dot_product_attention(queries, keys, values)
-        return torch.as_tensor(found.transpose(2, 3).reshape(n, channels, height, width))
+            attended = self._dropout(scores.softmax(dim=3)) @ values
+        else:  # the same, without (h * w)^2 weights in memory
+            attended = F.scaled_dot_product_attention(queries, keys, values)
+        return torch.as_tensor(attended.transpose(2, 3).reshape(n, channels, height, width))
 
 
-def positions(count: int, channels: int) -> Tensor:
-    """A code (count, channels) of positions in raster order: sines, then cosines."""
+def positional_codes(count: int, channels: int) -> Tensor:
+    """Codes (count, channels) of positions in raster order: sines, then cosines."""
     half = channels // 2
     steps = torch.arange(half, dtype=torch.float64) / max(1, half - 1)
     angles = torch.arange(count)[:, None] * torch.exp(-math.log(10_000) * steps)

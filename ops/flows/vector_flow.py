@@ -1,4 +1,4 @@
-"""Normalizing flows on vectors: invertible networks with a known volume change, by FrEIA."""
+"""Normalizing flows on vectors: invertible networks with a known Jacobian determinant, by FrEIA."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from torch import Tensor, nn
 
 from ops.features.backbone import LayerShape
 
-#: FrEIA draws from the global generators, NumPy's too: one network at a time.
+#: FrEIA draws from the global generators of torch and NumPy, so one network is built at a time.
 _GENERATORS = threading.Lock()
 
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Build a network whose weights and permutations follow from a seed.
+    """Seed the global generators of torch and NumPy; restore their states at the end.
 
-    Global generators are then as they were.
+    A network built inside has weights and permutations that depend on `seed` alone.
     """
     with _GENERATORS, torch.random.fork_rng(devices=[]):
-        kept: Any = np.random.get_state()  # noqa: NPY002
+        numpy_state: Any = np.random.get_state()  # noqa: NPY002
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
         try:
             yield
         finally:
-            np.random.set_state(kept)  # noqa: NPY002
+            np.random.set_state(numpy_state)  # noqa: NPY002
 
 
-def fixed_of(shapes: Sequence[LayerShape], blocks: int) -> int:
-    """Numbers of the permutations or rotations of FrEIA's one-sided couplings, a flow a layer.
+def fixed_value_count(shapes: Sequence[LayerShape], blocks: int) -> int:
+    """How many numbers the fixed permutations or rotations of FrEIA's one-sided couplings take.
 
-    Each is a matrix, and so is its inverse.
+    There is one flow per shape in `shapes`; each coupling stores a matrix (C, C) and its inverse.
     """
     return sum(2 * blocks * channels**2 for channels, _, _ in shapes)
 
 
 def soft_clamp(u: Tensor) -> Tensor:
-    """What FrEIA multiplies by clamp = 3 to get DifferNet's log-scale 3 * 0.636 * atan(u / 3).
+    """0.636 * atan(u / 3): times clamp = 3, as FrEIA does, this is DifferNet's log-scale.
 
-    FrEIA's own "ATAN" has atan(u), which is three times as steep at zero.
+    FrEIA's own "ATAN" uses atan(u), which is three times as steep at zero.
     """
     return 0.636 * torch.atan(u / 3)
 
@@ -53,10 +53,9 @@ def soft_clamp(u: Tensor) -> Tensor:
 class VectorFlow(nn.Module):
     """A flow on vectors: blocks of a fixed permutation and a two-sided affine coupling.
 
-    Vectors are shifted by `mean` and divided by `std` (width,) first, which change nothing unset.
-
-    DifferNet (Rudolph et al., WACV 2021, section 3.2), whose permutations are seeded with the
-    number of their block. Weights are drawn from `seed`; global generators stay untouched.
+    DifferNet (Rudolph et al., WACV 2021, section 3.2). Vectors are first standardised by the
+    buffers `mean` and `std` (width,), which are 0 and 1 until they are set. The permutation of a
+    block is seeded with the block's number; weights are drawn from `seed`.
     """
 
     def __init__(self, width: int, blocks: int, hidden: int, seed: int) -> None:
@@ -66,7 +65,7 @@ class VectorFlow(nn.Module):
         self.std: Tensor
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("std", torch.ones(width))
-        # Imported here: it takes three seconds, and most detectors have no flow.
+        # Imported here because it takes three seconds and most detectors have no flow.
         from FrEIA.framework import SequenceINN  # noqa: PLC0415
         from FrEIA.modules import GLOWCouplingBlock, PermuteRandom  # noqa: PLC0415
 
@@ -89,8 +88,8 @@ class VectorFlow(nn.Module):
                 )
 
     @staticmethod
-    def parameters_of(width: int, blocks: int, hidden: int) -> int:
-        """How many weights such a flow has."""
+    def parameter_count(width: int, blocks: int, hidden: int) -> int:
+        """The number of weights of such a flow."""
 
         def subnet(inputs: int, outputs: int) -> int:
             inner = 2 * (hidden + 1) * hidden
@@ -101,20 +100,20 @@ class VectorFlow(nn.Module):
         return blocks * (subnet(half, 2 * rest) + subnet(rest, 2 * half))
 
     def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, width) -> what a good vector's normal distribution should hold (n, width), and the
-        log of the volume change (n,).
+        """Vectors (n, width) -> latents (n, width), standard normal for good images, and
+        log |det J| (n,).
         """
         latent, volume = self._flow((vectors - self.mean) / self.std)
         return latent, volume - self.std.log().sum()
 
     def inverse(self, latent: Tensor) -> Tensor:
-        """(n, width) -> (n, width), undoing `forward`."""
+        """Latents (n, width) -> vectors (n, width), undoing `forward`."""
         vectors, _ = self._flow(latent, rev=True)
         return torch.as_tensor(vectors * self.std + self.mean)
 
 
 class NegativeLogLikelihood(nn.Module):
-    """A flow's training loss: forward gives -log p of each vector (n,), per dimension.
+    """The training loss of a flow: `forward` returns -log p of each vector, per dimension.
 
     The constant of the normal distribution is left out.
     """

@@ -1,12 +1,13 @@
-"""Exact search among the positions of a few images of a gallery, which are others every time.
+"""Exact search among the positions of a few gallery images, which differ from query to query.
 
-No index over the gallery would serve that, so all positions of these images are compared, block by
-block. Products of matrices only say which pairs are worth it, up to what float32 may have lost in
-them; these few are measured by `distance.squared`. So neither blocks nor threads show in a bit.
+An index over the whole gallery would not help, so all positions of these images are compared, block
+by block. Products of float32 matrices, with a bound on their rounding errors, exclude most pairs.
+Distances of the few remaining pairs are computed by `distance.squared`, so the result does not
+depend on blocks or threads, to the last bit.
 
-Products of bytes (`quantised`) would be faster, but rule out too little: a few large components
-set their step, and without the principal axes of a bank they left 4,000 of 14,600 pairs of a
-position of SqueezeNet's features.7, where products in float32 leave two or three.
+Products of 8-bit integers (`quantised`) would be faster, but exclude too little: a few large
+components determine the step. Without the principal axes of a bank they leave 4,000 of the 14,600
+pairs of one position of SqueezeNet's features.7; products in float32 leave two or three.
 """
 
 from __future__ import annotations
@@ -19,33 +20,34 @@ from torch import Tensor
 
 from ops.search.distance import slack, squared
 
-#: Products of a block, 4 MB each way: large enough for a full-speed product of matrices, small
-#: enough that what it wrote is still in the cache when its least is looked for.
+#: Rows and columns of one product, 4 MB: large enough for products of matrices at full speed, small
+#: enough to be still in the cache when the minima are computed.
 _QUERIES, _POSITIONS = 512, 2048
-_MEASURED = 2**18  # components of the pairs that are measured at a time
-#: Bytes that a search takes beside its vectors, for one of so many components.
+_MEASURED = 2**18  # components of pairs whose distances are computed at a time
+#: Bytes that a search takes beside its vectors.
 SCRATCH = 4 * _QUERIES * _POSITIONS + 8 * _MEASURED
 
 
 class Positions:
-    """Positions of images, a vector each: of one level of a pyramid, or of several side by side.
+    """The vectors at all positions of N images: of one level of a pyramid, or several concatenated.
 
-    Levels are (N, h, w, C), float16 or float32. Coarser ones are repeated to the finest grid.
+    Levels are (N, h, w, C), float16 or float32. Coarser levels are repeated to the finest grid.
     """
 
     def __init__(self, levels: Sequence[Tensor]) -> None:
-        self.grid: tuple[int, int] = finest([level.shape[1:3] for level in levels])
+        self.grid: tuple[int, int] = finest_grid([level.shape[1:3] for level in levels])
         self.each = math.prod(self.grid)
-        self._levels = [level.flatten(0, 2) for level in levels]  # (N * h * w, C), the same memory
+        self._levels = [level.flatten(0, 2) for level in levels]  # views (N * h * w, C)
         self._cells = [_cells(level.shape[1:3], self.grid).to(level.device) for level in levels]
         self._sizes = [level.shape[1] * level.shape[2] for level in levels]
 
     def of(self, image: int) -> Tensor:
-        """All vectors (h * w, d) of an image, float32."""
+        """All vectors (h * w, d) of one image, float32."""
         places = torch.arange(self.each, device=self._levels[0].device)
         return self._vectors(torch.full_like(places, image), places)
 
     def _vectors(self, images: Tensor, places: Tensor) -> Tensor:
+        """The vectors (m, d) at some places (m,) of some images (m,), float32."""
         parts = [
             level.index_select(0, images * size + cells[places]).float()
             for level, cells, size in zip(self._levels, self._cells, self._sizes, strict=True)
@@ -55,10 +57,10 @@ class Positions:
     def nearest(self, x: Tensor, images: Tensor, count: int = 1) -> Tensor:
         """Squared distances (m, count), ascending, from x (m, d) to the nearest in some images.
 
-        Infinite where these images have fewer positions, or x is not finite.
+        Infinite if these images have fewer positions, or x is not finite.
         """
-        found = x.new_full((len(x), count), torch.inf)
-        share = slack(x.shape[1])
+        nearest = x.new_full((len(x), count), torch.inf)
+        relative_error = slack(x.shape[1])
         square = x.square().sum(dim=1)
         scratch = x.new_empty(_QUERIES * _POSITIONS)
         total = len(images) * self.each
@@ -66,64 +68,65 @@ class Positions:
             at = torch.arange(start, min(start + _POSITIONS, total), device=x.device)
             block = self._vectors(images[at // self.each], at % self.each)
             lengths = block.square().sum(dim=1)
-            lost = share * (square + lengths.max())
+            rounding = relative_error * (square + lengths.max())
             for first in range(0, len(x), _QUERIES):
                 part = slice(first, first + _QUERIES)
                 queries = x[part]
                 out = scratch[: len(queries) * len(block)].view(len(queries), len(block))
-                # |c|^2 - 2 x.c, which is |x - c|^2 - |x|^2 but for what is lost
+                # |c|^2 - 2 x.c, which is |x - c|^2 - |x|^2 up to rounding
                 products = torch.addmm(lengths, queries, block.T, alpha=-2, out=out)
                 least = products.amin(dim=1)
-                reach = least if count == 1 else _least(products, count)
-                reach = torch.minimum(reach + lost[part], found[part, -1] - square[part])
-                query, column = _at_most(products, least, reach + lost[part])
+                reach = least if count == 1 else _kth_least(products, count)
+                reach = torch.minimum(reach + rounding[part], nearest[part, -1] - square[part])
+                query, column = _pairs_at_most(products, least, reach + rounding[part])
                 if len(query):
-                    distance = _measured(queries, block, query, column)
-                    found[part] = _merged(found[part], query, distance)
-        return found
+                    distance = _distances(queries, block, query, column)
+                    nearest[part] = _merge(nearest[part], query, distance)
+        return nearest
 
 
-def finest(grids: Sequence[Sequence[int]]) -> tuple[int, int]:
-    """The grid (h, w) with the most cells; the first of equals."""
+def finest_grid(grids: Sequence[Sequence[int]]) -> tuple[int, int]:
+    """The grid (h, w) with the most cells; the first on ties."""
     height, width = max(grids, key=math.prod)
     return height, width
 
 
 def _cells(grid: Sequence[int], fine: Sequence[int]) -> Tensor:
-    """Which cell of a grid (h, w) lies under each of a finer one, both counted row by row."""
+    """For each cell of a finer grid, the cell of a grid (h, w) that covers it, in raster order."""
     rows, columns = (torch.arange(f) * g // f for f, g in zip(fine, grid, strict=True))
     return (rows[:, None] * grid[1] + columns).flatten()
 
 
-def _least(products: Tensor, count: int) -> Tensor:
-    """The least but `count` - 1 of each row (n, m); infinite if there are fewer."""
+def _kth_least(products: Tensor, count: int) -> Tensor:
+    """The `count`-th smallest value of each row (n, m); infinite if there are fewer."""
     if count > products.shape[1]:
         return products.new_full((len(products),), torch.inf)
     return products.kthvalue(count, dim=1).values
 
 
-def _at_most(products: Tensor, least: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns of products (n, m) not above their row's limit; `least` of each row (n,)."""
-    rows = torch.nonzero(least <= limit).flatten()  # most found something nearer in earlier blocks
+def _pairs_at_most(products: Tensor, least: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns of products (n, m) up to their row's limit (n,); `least` (n,) are minima."""
+    rows = torch.nonzero(least <= limit).flatten()  # most rows have nearer ones in earlier blocks
     row, column = torch.nonzero(products[rows] <= limit[rows].unsqueeze(1), as_tuple=True)
     return rows[row], column
 
 
-def _measured(x: Tensor, vectors: Tensor, query: Tensor, column: Tensor) -> Tensor:
+def _distances(x: Tensor, vectors: Tensor, query: Tensor, column: Tensor) -> Tensor:
+    """Exact squared distances of pairs of a query and a vector."""
     size = max(1, _MEASURED // x.shape[1])
     pairs = zip(torch.split(query, size), torch.split(column, size), strict=True)
     return torch.cat([squared(x[q], vectors[c]) for q, c in pairs])
 
 
-def _merged(found: Tensor, query: Tensor, distance: Tensor) -> Tensor:
-    """The least (n, count) for each query, of what was found before and of new pairs."""
-    n, count = found.shape
+def _merge(nearest: Tensor, query: Tensor, distance: Tensor) -> Tensor:
+    """The least distances (n, count) of each query, of earlier ones (n, count) and of new pairs."""
+    n, count = nearest.shape
     if count == 1:
-        return found.flatten().scatter_reduce(0, query, distance, "amin").unsqueeze(1)
-    old = torch.arange(n, device=found.device).repeat_interleave(count)
-    query, distance = torch.cat([old, query]), torch.cat([found.flatten(), distance])
+        return nearest.flatten().scatter_reduce(0, query, distance, "amin").unsqueeze(1)
+    old = torch.arange(n, device=nearest.device).repeat_interleave(count)
+    query, distance = torch.cat([old, query]), torch.cat([nearest.flatten(), distance])
     order = distance.argsort()
     order = order[query[order].argsort(stable=True)]  # by query, and by distance within
     query, distance = query[order], distance[order]
-    rank = torch.arange(len(query), device=found.device) - torch.searchsorted(query, query)
+    rank = torch.arange(len(query), device=nearest.device) - torch.searchsorted(query, query)
     return distance[rank < count].view(n, count)

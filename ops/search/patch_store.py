@@ -1,4 +1,4 @@
-"""What a worker keeps of the vectors it is given: all of them, or what fits into its memory."""
+"""The patch vectors that a worker of a fit keeps: all of them, or what fits into its memory."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from ops.distributed import Alone
 from ops.errors import UserError
 from ops.search.coreset import greedy
 
-#: One in so many vectors of a buffer is kept at most: fewer cover worse, more cost more time.
-_ONE_IN = 2
+#: A full buffer is thinned to a half. Fewer vectors would cover worse, more would take longer.
+_THINNING = 2
 
 
-class Shard:
-    """Vectors (n, d), their projections (n, p), and ids, which are unique.
+class PatchStore:
+    """Vectors (n, d), their projections (n, p) and their unique ids (n,).
 
-    `cover` says how far, in the projection, a vector added may lie from the nearest one kept.
+    `covering_radius` is the largest distance, in the projection, of an added vector to the nearest
+    one that is kept.
     """
 
-    cover = 0.0
+    covering_radius = 0.0
 
     def __init__(self) -> None:
         self._vectors: list[Tensor] = []
@@ -30,13 +31,13 @@ class Shard:
         self._ids: list[Tensor] = []
 
     def add(self, vectors: Tensor, projected: Tensor, ids: Tensor) -> None:
-        """Take in vectors, in ascending order of their ids."""
+        """Add vectors, whose ids ascend within the batch."""
         self._vectors.append(vectors)
         self._projected.append(projected)
         self._ids.append(ids)
 
     def close(self) -> None:
-        """Everything has been added: put it into the order of ids."""
+        """End the adding: sort by ids."""
         order = sorted(
             (i for i in range(len(self._ids)) if len(self._ids[i])),
             key=lambda i: int(self._ids[i][0]),
@@ -45,106 +46,111 @@ class Shard:
         self._projected = [self._projected[i] for i in order]
         self._ids = [self._ids[i] for i in order]
 
-    def change(self, to: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
-        """Put other vectors and projections in the place of vectors and ids, part by part."""
-        for i, (part, ids) in enumerate(zip(self._vectors, self._ids, strict=True)):
-            self._vectors[i], self._projected[i] = to(part, ids)
+    def transform(self, function: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
+        """Replace vectors and projections, batch by batch, by `function(vectors, ids)`."""
+        for i, (batch, ids) in enumerate(zip(self._vectors, self._ids, strict=True)):
+            self._vectors[i], self._projected[i] = function(batch, ids)
 
     @property
     def width(self) -> tuple[int, int]:
-        """Dimensions (d, p); zeros before anything was added."""
+        """Dimensions (d, p) of vectors and projections; (0, 0) if nothing was added."""
         if not self._vectors:
             return 0, 0
         return self._vectors[0].shape[1], self._projected[0].shape[1]
 
     def points(self, width: int) -> tuple[Tensor, Tensor]:
-        """Ids (n,), ascending, and projections (n, p); (0, width) if there are none."""
+        """Ids (n,), ascending, and projections (n, p), which are (0, width) if there are none."""
         if not self._ids:
             return torch.empty(0, dtype=torch.int64), torch.empty(0, width)
         return torch.cat(self._ids), torch.cat(self._projected)
 
     def vectors(self, rows: Tensor, width: int) -> Tensor:
-        """The vectors (m, d) of some rows of `points`, which ascend."""
+        """The vectors (m, d) of some rows of `points`, given in ascending order."""
         out = torch.empty(len(rows), width)
         start = 0
-        for part in self._vectors:
-            ends = torch.tensor([start, start + len(part)])
+        for batch in self._vectors:
+            ends = torch.tensor([start, start + len(batch)])
             first, last = torch.searchsorted(rows, ends).tolist()
-            torch.index_select(part, 0, rows[first:last] - start, out=out[first:last])
-            start += len(part)
+            torch.index_select(batch, 0, rows[first:last] - start, out=out[first:last])
+            start += len(batch)
         return out
 
 
-class BoundedShard(Shard):
-    """As many vectors as fit into `memory` bytes, chosen so that they cover all that were added.
+class BoundedPatchStore(PatchStore):
+    """As many vectors as fit into `memory` bytes, chosen to cover all that were added.
 
-    One half of the memory is a buffer. When it is full, the greedy thins it, and knows of each
-    pick its gain: its squared distance to those before it. The other half holds the picks with the
-    largest gains of all buffers. As gains fall from pick to pick, that keeps of each buffer the
-    first picks, whose covering radius is the gain of the first one let go: all buffers end with
-    about the same radius, however different they are.
+    One half of the memory is a buffer. When it is full, the greedy coreset thins it. The gain of a
+    pick is its squared distance to the picks before it. The other half of the memory holds the
+    picks with the largest gains, over all buffers so far. Gains decrease from pick to pick, so of
+    each buffer the first picks are kept, and their covering radius is the root of the gain of the
+    first pick dropped. All buffers end with about the same radius, however different they are.
     """
 
     def __init__(self, memory: int) -> None:
         super().__init__()
         self._memory = memory
-        self._waiting = 0
-        self._kept: list[Tensor] = []  # vectors, projections, ids, gains
+        self._buffered = 0
+        self._picks: list[Tensor] = []  # vectors, projections, ids, gains
 
     def add(self, vectors: Tensor, projected: Tensor, ids: Tensor) -> None:
-        """Take in vectors. Raises UserError if the memory does not hold two such batches."""
-        room = self._memory // (2 * bytes_each(vectors.shape[1], projected.shape[1]))
+        """Add vectors. Raises UserError if the memory does not hold two such batches."""
+        room = self._memory // (2 * bytes_per_vector(vectors.shape[1], projected.shape[1]))
         if room < len(ids):
-            least = 2 * len(ids) * bytes_each(vectors.shape[1], projected.shape[1])
+            least = 2 * len(ids) * bytes_per_vector(vectors.shape[1], projected.shape[1])
             raise UserError(
                 f"{self._memory} bytes do not hold the patches of two images; "
-                f"raise the memory of the method's settings to {least} at least"
+                f"raise fit_memory to {least} at least"
             )
-        if self._waiting + len(ids) > room:
-            self._thin(room)
-        self._waiting += len(ids)
+        if self._buffered + len(ids) > room:
+            self._thin_buffer(room)
+        self._buffered += len(ids)
         super().add(vectors, projected, ids)
 
-    def _thin(self, room: int) -> None:
+    def _thin_buffer(self, room: int) -> None:
+        """Move a coreset of the buffer to the picks, of which at most `room` are kept."""
         super().close()
         ids, projected = self.points(self.width[1])
-        full = self._kept and len(self._kept[3]) >= room
-        least = float(self._kept[3].min()) if full else 0.0
-        found = greedy(projected, ids, max(1, len(ids) // _ONE_IN), Alone(), enough=least)
-        self.cover = max(self.cover, found.radius)
-        rows, order = torch.searchsorted(ids, torch.tensor(found.ids)).sort()
+        full = self._picks and len(self._picks[3]) >= room
+        least = float(self._picks[3].min()) if full else 0.0
+        coreset = greedy(projected, ids, max(1, len(ids) // _THINNING), Alone(), stop_below=least)
+        self.covering_radius = max(self.covering_radius, coreset.radius)
+        rows, order = torch.searchsorted(ids, torch.tensor(coreset.ids)).sort()
         new = [self.vectors(rows, self.width[0]), projected[rows], ids[rows]]
-        new.append(torch.tensor(found.squared)[order])
-        self._vectors, self._projected, self._ids, self._waiting = [], [], [], 0
+        new.append(torch.tensor(coreset.squared)[order])
+        self._vectors, self._projected, self._ids, self._buffered = [], [], [], 0
         del projected
-        if not self._kept:
-            self._kept = new
-            return
-        gains = torch.cat([self._kept[3], new[3]])
+        if self._picks:
+            self._merge_picks(new, room)
+        else:
+            self._picks = new
+
+    def _merge_picks(self, new: list[Tensor], room: int) -> None:
+        """Of old and new picks together, keep the `room` ones with the largest gains."""
+        gains = torch.cat([self._picks[3], new[3]])
         order = torch.sort(gains, descending=True).indices
         if len(order) > room:
-            self.cover = max(self.cover, math.sqrt(float(gains[order[room]])))
-        stay = order[:room].sort().values
-        old = int(torch.searchsorted(stay, len(self._kept[3])))
-        for i, after in enumerate(new):  # one after the other, so that each copy is short-lived
-            before, self._kept[i] = self._kept[i], after[:0]
-            kept = torch.empty(len(stay), *after.shape[1:], dtype=after.dtype)
-            torch.index_select(before, 0, stay[:old], out=kept[:old])
-            torch.index_select(after, 0, stay[old:] - len(before), out=kept[old:])
-            self._kept[i] = kept
+            self.covering_radius = max(self.covering_radius, math.sqrt(float(gains[order[room]])))
+        keep = order[:room].sort().values
+        old = int(torch.searchsorted(keep, len(self._picks[3])))
+        for i, after in enumerate(new):  # one tensor at a time, so that the copies take less memory
+            before, self._picks[i] = self._picks[i], after[:0]
+            merged = torch.empty(len(keep), *after.shape[1:], dtype=after.dtype)
+            torch.index_select(before, 0, keep[:old], out=merged[:old])
+            torch.index_select(after, 0, keep[old:] - len(before), out=merged[old:])
+            self._picks[i] = merged
 
     def close(self) -> None:
-        """The last buffer is kept whole if there is room for it, and thinned if not."""
-        if self._kept:
-            self._thin(self._memory // (2 * bytes_each(*self.width)))
-            order = self._kept[2].argsort()
-            self._vectors, self._projected, self._ids = ([part[order]] for part in self._kept[:3])
-            self._kept = []
+        """End the adding. A buffer that was never full is kept whole, without thinning."""
+        if self._picks:
+            self._thin_buffer(self._memory // (2 * bytes_per_vector(*self.width)))
+            order = self._picks[2].argsort()
+            self._vectors, self._projected, self._ids = ([part[order]] for part in self._picks[:3])
+            self._picks = []
         super().close()
 
 
-def bytes_each(width: int, projection: int) -> int:
-    """Memory that a vector takes in a shard while the greedy runs, in bytes."""
-    # The vector; its projection in a list, in one piece, and as codes; ids and bounds; half of all
-    # that once more for what is kept of a buffer before the buffer is let go.
+def bytes_per_vector(width: int, projection: int) -> int:
+    """Bytes that a vector (d = width, p = projection) takes in a store while the greedy runs."""
+    # The vector; its projection as a batch, concatenated, and as codes; ids and bounds. Times 7 / 4
+    # for the picks of a buffer, which are copied before the buffer is freed.
     return (4 * width + 9 * projection + 64) * 7 // 4

@@ -1,13 +1,13 @@
-"""Vectors as small integers: bounds on distances from exact integer products.
+"""Vectors quantised to 8-bit integers: bounds on distances from exact integer products.
 
-A vector is written x = centre + step (code + rest), its code being integers of seven bits and a
-sign. By the triangle inequality, in steps,
+A vector is written as x = centre + step * (code + residual), where the code is a vector of integers
+in [-127, 127]. By the triangle inequality, in units of the step,
 
-    |code_x - code_c| - |rest_x| - |rest_c| <= |x - c| <= |code_x - code_c| + |rest_x| + |rest_c|
+    |code_x - code_c| - |res_x| - |res_c| <= |x - c| <= |code_x - code_c| + |res_x| + |res_c|
 
-and |code_x - code_c|^2 is an integer, which the processor's units for bytes find several times
-faster than float32 finds anything, and without an error. Half of |code_c|^2 is one of the factors:
-it stands in extra columns in base 127, so that one product gives the order of the distances.
+|code_x - code_c|^2 is an integer. The processor's 8-bit integer instructions compute it without
+error, several times faster than float32 products. Half of |code_c|^2 is stored in extra columns of
+the code, in base 127, so that one product of matrices orders the vectors c by their distance.
 """
 
 from __future__ import annotations
@@ -20,36 +20,37 @@ from torch import Tensor
 
 _LEVEL = 127
 _DIGITS = 8  # columns for the multiples of 127 * 127 in half a squared length
-#: No code is longer, so that its digits suffice and float32 holds every product exactly.
+#: The largest length of a code: its digits then suffice, and float32 holds every product exactly.
 _LONGEST = math.isqrt(2 * _DIGITS * _LEVEL**2)
-_MARGIN = 1e-5  # far above what float32 loses in any of the few steps from integers to distances
-_LEAST = 1.5e-45  # the smallest float32: what a square may lose below the normal range
+#: Relative margin, far above the rounding errors of float32 from integers to distances.
+_MARGIN = 1e-5
+_LEAST = 1.5e-45  # the smallest float32: the absolute error of a square below the normal range
 _CHUNK = 4096
 GROUP = 16
-#: Columns come in multiples of this, so that maxima of groups are found side by side.
+#: The number of columns is a multiple of this, so that the maxima of groups are vectorised.
 COLUMNS = 32 * GROUP
 
 
 class Codes(NamedTuple):
-    """Vectors (n, d) as codes (n, w) that are ready to be rows of a product.
-
-    `square` (n,) is |code|^2 and `rest` (n,) at least |rest|, in steps; float32.
-    """
+    """Codes of n vectors. Lengths are in units of the step, float32."""
 
     rows: Tensor
+    """The codes (n, w), with extra columns, as rows of a product."""
     square: Tensor
-    rest: Tensor
+    """|code|^2 (n,)."""
+    residual: Tensor
+    """Upper bounds on |residual| (n,)."""
 
     def take(self, index: Tensor) -> Codes:
-        """Some of them."""
+        """The codes of some vectors."""
         return Codes(*(part.index_select(0, index) for part in self))
 
 
 class Products:
-    """Products (n, m) of rows and columns, m a multiple of 16, in groups that share one maximum.
+    """Products (n, m) of rows and columns, m a multiple of 16, with the maximum of each 16 columns.
 
-    Columns are dealt to groups like cards: of g groups, group j has columns j, j + g, j + 2 g, ...
-    Looking for what is large among maxima first is several times faster than among all.
+    Of g = m / 16 groups, group j has the columns j, j + g, j + 2 g, ... Large products are first
+    searched among the groups' maxima, which is several times faster than among all products.
     """
 
     def __init__(self, products: Tensor) -> None:
@@ -63,27 +64,27 @@ class Products:
         rows = torch.arange(len(group), device=group.device)
         return self._all[rows, :, group].argmax(dim=1) * self._groups + group
 
-    def hits(self, needed: Tensor) -> Tensor:
-        """How many groups (n,) hold a product that reaches what its row needs."""
-        return (self._best >= needed.unsqueeze(1)).sum(dim=1)
+    def groups_at_least(self, least: Tensor) -> Tensor:
+        """For each row, how many groups (n,) have a product of at least the row's `least` (n,)."""
+        return (self._best >= least.unsqueeze(1)).sum(dim=1)
 
-    def at_least(self, needed: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows and columns of all products that reach what their row needs (n,)."""
-        row, group = torch.nonzero(self._best >= needed.unsqueeze(1), as_tuple=True)
-        members = self._all[row, :, group] >= needed.index_select(0, row).unsqueeze(1)
+    def at_least(self, least: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and columns of all products of at least their row's `least` (n,)."""
+        row, group = torch.nonzero(self._best >= least.unsqueeze(1), as_tuple=True)
+        members = self._all[row, :, group] >= least.index_select(0, row).unsqueeze(1)
         pair, member = torch.nonzero(members, as_tuple=True)
         return row[pair], member * self._groups + group[pair]
 
 
 class Quantiser:
-    """Codes for vectors like those whose mean and extent it is given.
+    """Quantises vectors of a known mean and extent.
 
     Args:
-        centre: about the mean (d,) of what will be coded.
-        largest: about the largest component of a vector's difference to it.
-        longest: about the largest length of such a difference.
+        centre: approximate mean (d,) of the vectors.
+        largest: approximately the largest component, in absolute value, of a vector minus `centre`.
+        longest: approximately the largest length of such a difference.
 
-    Vectors beyond that get codes too, with longer rests.
+    Vectors beyond this extent get codes too, with larger residuals.
 
     """
 
@@ -92,12 +93,12 @@ class Quantiser:
         self.step = max(largest / _LEVEL, longest / (_LONGEST - 1)) or 1.0
         self.dim = len(centre)
         self.width = -(-(self.dim + _DIGITS + 1) // 4) * 4
-        self.unit = _unit(centre.device)
+        self.dtype = _code_dtype(centre.device)
         self._tiny = self.dim * _LEAST
 
     @classmethod
     def of(cls, vectors: Tensor) -> Quantiser:
-        """For these vectors (n, d)."""
+        """A quantiser with the mean and extent of these vectors (n, d)."""
         centre = vectors.mean(dim=0)
         away = vectors - centre
         return cls(centre, float(away.abs().max()), float(away.square().sum(dim=1).max().sqrt()))
@@ -105,11 +106,11 @@ class Quantiser:
     def codes(self, x: Tensor) -> Codes:
         """Codes of finite vectors (n, d)."""
         n = len(x)
-        rows = torch.zeros(n, self.width, dtype=self.unit, device=x.device)
+        rows = torch.zeros(n, self.width, dtype=self.dtype, device=x.device)
         rows[:, self.dim : self.dim + _DIGITS] = -_LEVEL
         rows[:, self.dim + _DIGITS] = -1
         square = torch.empty(n, device=x.device)
-        rest = torch.empty(n, device=x.device)
+        residual = torch.empty(n, device=x.device)
         for start in range(0, n, _CHUNK):
             chunk = slice(start, start + _CHUNK)
             steps = (x[chunk] - self.centre) / self.step
@@ -119,58 +120,64 @@ class Quantiser:
                 shrink = (_LONGEST / length.sqrt()).clamp_max_(1).unsqueeze(1)
                 code = torch.where(shrink < 1, (code * shrink * (1 - _MARGIN)).trunc(), code)
                 length = code.square().sum(dim=1)
-            rows[chunk, : self.dim] = code.to(self.unit)
+            rows[chunk, : self.dim] = code.to(self.dtype)
             square[chunk] = length
-            left = steps.sub_(code).square().sum(dim=1).sqrt()
-            rest[chunk] = left + _MARGIN * (left + length.sqrt())
-        return Codes(rows, square, rest)
+            error = steps.sub_(code).square().sum(dim=1).sqrt()
+            residual[chunk] = error + _MARGIN * (error + length.sqrt())
+        return Codes(rows, square, residual)
 
     def columns(self, codes: Codes) -> Tensor:
-        """The same codes (n, w) as the other factor of a product."""
+        """The same codes (n, w) as columns of a product, with |code|^2 / 2 in the extra columns."""
         half = (codes.square / 2).ceil()
         high = (half / _LEVEL).floor()
         columns = codes.rows.clone()
-        columns[:, self.dim + _DIGITS] = (half - high * _LEVEL).to(self.unit)
+        columns[:, self.dim + _DIGITS] = (half - high * _LEVEL).to(self.dtype)
         for digit in range(_DIGITS):
-            part = (high - digit * _LEVEL).clamp(0, _LEVEL)
-            columns[:, self.dim + digit] = part.to(self.unit)
+            value = (high - digit * _LEVEL).clamp(0, _LEVEL)
+            columns[:, self.dim + digit] = value.to(self.dtype)
         return columns
 
     def padding(self, count: int) -> Tensor:
-        """Columns (count, w) that are farther than any other."""
-        columns = torch.zeros(count, self.width, dtype=self.unit, device=self.centre.device)
+        """Columns (count, w) whose products are lower than those of any vector."""
+        columns = torch.zeros(count, self.width, dtype=self.dtype, device=self.centre.device)
         columns[:, self.dim : self.dim + _DIGITS] = _LEVEL
         return columns
 
     def products(self, rows: Tensor, columns: Tensor, out: Tensor | None = None) -> Tensor:
-        """(n, m): code_x . code_c - |code_c|^2 / 2, rounded down; larger is nearer."""
+        """code_x . code_c - |code_c|^2 / 2 (n, m), rounded down; larger means nearer."""
         out = self.empty_products(len(rows), len(columns)) if out is None else out
-        if self.unit == torch.int8:
+        if self.dtype == torch.int8:
             return torch._int_mm(rows, columns.T, out=out)
         return torch.mm(rows, columns.T, out=out)
 
     def empty_products(self, rows: int, columns: int) -> Tensor:
-        """Room for products."""
-        kind = torch.int32 if self.unit == torch.int8 else self.unit
+        """Uninitialised memory for products (rows, columns)."""
+        kind = torch.int32 if self.dtype == torch.int8 else self.dtype
         return torch.empty(rows, columns, dtype=kind, device=self.centre.device)
 
-    def at_most(self, product: Tensor, codes: Codes, rest: float) -> Tensor:
-        """What the squared distance cannot exceed, for vectors with these products and rests."""
+    def upper_bound(self, product: Tensor, codes: Codes, residual: float) -> Tensor:
+        """Upper bounds (n,) on the squared distance of each row to a column with this product.
+
+        `residual` is an upper bound on the column's.
+        """
         square = (codes.square - 2 * product.to(codes.square.dtype)).clamp_min_(0)
-        length = square.sqrt_().add_(codes.rest + rest).mul_(self.step * (1 + _MARGIN))
+        length = square.sqrt_().add_(codes.residual + residual).mul_(self.step * (1 + _MARGIN))
         return length.square_().add_(self._tiny)
 
-    def needed(self, squared: Tensor, codes: Codes, rest: float) -> Tensor:
-        """The least product of vectors that may lie at this squared distance or nearer."""
+    def least_product(self, squared: Tensor, codes: Codes, residual: float) -> Tensor:
+        """The least product (n,) that a column at this squared distance, or nearer, can have.
+
+        `residual` is an upper bound on the column's.
+        """
         length = (squared + self._tiny).sqrt_().mul_((1 + _MARGIN) / self.step)
-        reach = length.add_(codes.rest + rest).square_().mul_(1 + _MARGIN)
+        reach = length.add_(codes.residual + residual).square_().mul_(1 + _MARGIN)
         least = (codes.square - reach - 2) / 2
         least = least.clamp_min_(-(2.0**30)).floor_()
-        return least.int() if self.unit == torch.int8 else least
+        return least.int() if self.dtype == torch.int8 else least
 
 
-def _unit(device: torch.device) -> torch.dtype:
-    """Bytes where the processor multiplies them fast; else float32, exact for these as well."""
+def _code_dtype(device: torch.device) -> torch.dtype:
+    """int8 if the processor multiplies it fast, else float32, which holds the codes exactly too."""
     if device.type == "cpu" and torch.cpu._is_vnni_supported():
         return torch.int8
     return torch.float32

@@ -14,7 +14,7 @@ SHAPES = [(5, 4, 4), (5, 2, 2), (5, 1, 1)]
 ODD = [(3, 7, 5), (3, 4, 2)]
 
 
-def moved(shapes, blocks: int = 2) -> ScaleFlow:
+def perturbed_flow(shapes, blocks: int = 2) -> ScaleFlow:
     """With factors that are no longer zero."""
     flow = ScaleFlow(shapes, blocks, hidden=6, seed=1).double()
     generator = torch.Generator().manual_seed(3)
@@ -30,55 +30,55 @@ def maps(shapes, count: int) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("shapes", [SHAPES, ODD, SHAPES[:1]], ids=["halves", "odd", "one scale"])
-def test_the_inverse_undoes_it(shapes):
-    flow, given = moved(shapes), maps(shapes, 3)
-    latents, _ = flow.latents(given)
-    assert all(not torch.allclose(a, b, atol=0.1) for a, b in zip(latents, given, strict=True))
-    for back, layer in zip(flow.inverse(latents), given, strict=True):
+def test_the_inverse_undoes_the_flow(shapes):
+    flow, inputs = perturbed_flow(shapes), maps(shapes, 3)
+    latents, _ = flow.latents(inputs)
+    assert all(not torch.allclose(a, b, atol=0.1) for a, b in zip(latents, inputs, strict=True))
+    for back, layer in zip(flow.inverse(latents), inputs, strict=True):
         torch.testing.assert_close(back, layer, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("shapes", [[(3, 3, 2), (3, 1, 1)], ODD], ids=["small", "odd"])
 def test_the_volume_change_is_the_determinant_of_the_jacobian_of_all_scales_together(shapes):
-    flow, given = moved(shapes), maps(shapes, 1)
-    sizes = [layer.numel() for layer in given]
+    flow, inputs = perturbed_flow(shapes), maps(shapes, 1)
+    sizes = [layer.numel() for layer in inputs]
 
     def flat(values: Tensor) -> Tensor:
         parts = values.split(sizes)
         latents, _ = flow.latents([p.view(1, *s) for p, s in zip(parts, shapes, strict=True)])
         return torch.cat([latent.flatten() for latent in latents])
 
-    jacobian = torch.autograd.functional.jacobian(flat, torch.cat([m.flatten() for m in given]))
-    found = float(flow.latents(given)[1].detach())
-    assert abs(found) > 0.1
-    assert found == pytest.approx(float(torch.linalg.slogdet(jacobian)[1]), abs=1e-9)
+    jacobian = torch.autograd.functional.jacobian(flat, torch.cat([m.flatten() for m in inputs]))
+    log_det = float(flow.latents(inputs)[1].detach())
+    assert abs(log_det) > 0.1
+    assert log_det == pytest.approx(float(torch.linalg.slogdet(jacobian)[1]), abs=1e-9)
 
 
 def test_the_loss_is_minus_the_log_likelihood_per_element_without_the_constant():
-    flow, given = moved(SHAPES), maps(SHAPES, 3)
-    latents, volume = flow.latents(given)
+    flow, inputs = perturbed_flow(SHAPES), maps(SHAPES, 3)
+    latents, volume = flow.latents(inputs)
     squares = sum(latent.square().sum(dim=(1, 2, 3)) for latent in latents)
-    torch.testing.assert_close(flow(given), (squares / 2 - volume) / (5 * (16 + 4 + 1)))
+    torch.testing.assert_close(flow(inputs), (squares / 2 - volume) / (5 * (16 + 4 + 1)))
 
 
 def test_an_untrained_flow_only_permutes_by_seeds_that_number_the_blocks():
-    flow, given = ScaleFlow(SHAPES, 2, 4, seed=0).double(), maps(SHAPES, 2)
-    latents, volume = flow.latents(given)
+    flow, inputs = ScaleFlow(SHAPES, 2, 4, seed=0).double(), maps(SHAPES, 2)
+    latents, volume = flow.latents(inputs)
     assert not volume.any()
     draws = [np.random.RandomState(block) for block in (0, 1)]
-    for latent, layer in zip(latents, given, strict=True):
+    for latent, layer in zip(latents, inputs, strict=True):
         first, second = (torch.tensor(d.permutation(5)) for d in draws)
         assert torch.equal(latent, layer[:, first][:, second])
 
 
-def test_a_scale_tells_its_neighbours_and_only_these():
+def test_a_scale_affects_only_itself_and_the_adjacent_scales():
     subnet = CrossConvolutions(2, 3, 4, scales=3, kernel=3).double()
     with torch.no_grad():
         subnet.factors.fill_(1.0)
-    given = maps([(2, 8, 8), (2, 4, 4), (2, 2, 2)], 1)
-    before = subnet(given)
-    given[0] = given[0] + 1
-    changed = [not torch.equal(a, b) for a, b in zip(subnet(given), before, strict=True)]
+    inputs = maps([(2, 8, 8), (2, 4, 4), (2, 2, 2)], 1)
+    before = subnet(inputs)
+    inputs[0] = inputs[0] + 1
+    changed = [not torch.equal(a, b) for a, b in zip(subnet(inputs), before, strict=True)]
     assert changed == [True, True, False]
 
 
@@ -87,4 +87,4 @@ def test_the_last_kernel_is_larger_and_weights_are_counted_beforehand():
     kernels = [block._of_left._first[0].kernel_size[0] for block in flow._blocks]
     assert kernels == [3, 3, 5]
     trained = sum(p.numel() for p in flow.parameters())
-    assert ScaleFlow.parameters_of([(4, 6, 6), (4, 3, 3)], 3, 5) == trained
+    assert ScaleFlow.parameter_count([(4, 6, 6), (4, 3, 3)], 3, 5) == trained

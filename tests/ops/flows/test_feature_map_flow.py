@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from scipy.stats import norm
 from torch import Tensor
 
-from ops.flows.feature_map_flow import MapFlows, surprise
+from ops.flows.feature_map_flow import MapFlows, negative_log_density
 from ops.flows.subnets import convolutions
-from ops.flows.vector_flow import fixed_of
+from ops.flows.vector_flow import fixed_value_count
 from tests.ops.conftest import moved
 
 SHAPES = [(4, 3, 3), (3, 2, 2)]
@@ -29,40 +29,44 @@ def flows() -> MapFlows:
 
 def maps(count: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(2)
-    drawn = [torch.randn(count, *shape, generator=generator).double() * 3 + 1 for shape in SHAPES]
-    return [(m - m.mean((1, 2, 3), True)) / m.std((1, 2, 3), False, keepdim=True) for m in drawn]
+    random_maps = [
+        torch.randn(count, *shape, generator=generator).double() * 3 + 1 for shape in SHAPES
+    ]
+    return [
+        (m - m.mean((1, 2, 3), True)) / m.std((1, 2, 3), False, keepdim=True) for m in random_maps
+    ]
 
 
-def test_the_inverse_undoes_it(flows):
-    given = maps(5)
-    latents = [latent for latent, _ in flows.latents(given)]
-    assert all(not torch.allclose(a, b, atol=0.1) for a, b in zip(latents, given, strict=True))
-    for back, layer in zip(flows.inverse(latents), given, strict=True):
+def test_the_inverse_undoes_the_flow(flows):
+    inputs = maps(5)
+    latents = [latent for latent, _ in flows.latents(inputs)]
+    assert all(not torch.allclose(a, b, atol=0.1) for a, b in zip(latents, inputs, strict=True))
+    for back, layer in zip(flows.inverse(latents), inputs, strict=True):
         torch.testing.assert_close(back, layer, rtol=0, atol=1e-4)  # a norm has its epsilon
 
 
 @pytest.mark.parametrize("layer", [0, 1])
 def test_the_volume_change_is_the_determinant_of_the_jacobian(flows, layer):
-    flow, given = flows._flows[layer], maps(3)[layer]
-    _, volume = flow(given)
-    for image, found in zip(given, volume, strict=True):
+    flow, inputs = flows._flows[layer], maps(3)[layer]
+    _, volume = flow(inputs)
+    for image, log_det in zip(inputs, volume, strict=True):
         jacobian = torch.autograd.functional.jacobian(lambda x: flow(x[None])[0][0], image)
         square = jacobian.reshape(image.numel(), image.numel())
-        assert abs(float(found.detach())) > 0.1
+        assert abs(float(log_det.detach())) > 0.1
         expected = float(torch.linalg.slogdet(square)[1])
-        assert float(found.detach()) == pytest.approx(expected, abs=1e-9)
+        assert float(log_det.detach()) == pytest.approx(expected, abs=1e-9)
 
 
 def test_the_loss_is_minus_the_log_likelihood_of_each_image_constants_included(flows):
-    given = maps(4)
+    inputs = maps(4)
     expected = np.zeros(4)
-    for latent, volume in flows.latents(given):
+    for latent, volume in flows.latents(inputs):
         logs = norm.logpdf(latent.detach().numpy()).sum(axis=(1, 2, 3))
         expected -= logs + volume.detach().numpy()
-    np.testing.assert_allclose(flows(given).detach().numpy(), expected, rtol=1e-12)
+    np.testing.assert_allclose(flows(inputs).detach().numpy(), expected, rtol=1e-12)
 
 
-def test_of_no_image_there_is_no_loss_and_the_gradients_are_zero(flows):
+def test_an_empty_batch_has_no_loss_and_zero_gradients(flows):
     losses = flows([layer[:0] for layer in maps(1)])
     assert losses.shape == (0,)
     losses.sum().backward()
@@ -82,12 +86,12 @@ def test_maps_are_normalised_over_all_their_values_first():
 
 
 @pytest.mark.parametrize("kind", ["trained", "plain"])
-def test_weights_are_counted_beforehand(kind):
+def test_the_parameter_count_is_known_beforehand(kind):
     flows = MapFlows(SHAPES, SUBNETS, 2.0, kind, seed=0)
     trained = sum(p.numel() for p in flows.parameters() if p.requires_grad)
     fixed = sum(p.numel() for p in flows.parameters() if not p.requires_grad)
-    assert MapFlows.trained_of(SHAPES, SUBNETS, kind) == trained
-    assert fixed_of(SHAPES, len(SUBNETS)) == fixed
+    assert MapFlows.parameter_count(SHAPES, SUBNETS, kind) == trained
+    assert fixed_value_count(SHAPES, len(SUBNETS)) == fixed
 
 
 def test_a_seed_decides_weights_and_permutations_and_global_generators_stay():
@@ -103,7 +107,7 @@ def test_a_seed_decides_weights_and_permutations_and_global_generators_stay():
     assert any(not torch.equal(one[key], other[key]) for key in permutations)
 
 
-def test_surprise_is_ordered_as_the_negative_mean_of_up_sampled_densities():
+def test_negative_log_density_is_ordered_as_the_negative_mean_of_up_sampled_densities():
     generator = torch.Generator().manual_seed(0)
     densities = [torch.rand(4, 4, generator=generator), torch.rand(2, 2, generator=generator)]
     large = [
@@ -111,16 +115,16 @@ def test_surprise_is_ordered_as_the_negative_mean_of_up_sampled_densities():
         for d in densities
     ]
     papers = -sum(large) / 2
-    found = surprise(densities, torch.Size((8, 8)))
-    assert torch.equal(found.flatten().argsort(), papers.flatten().argsort())
-    assert float(found.min()) >= 0
+    result = negative_log_density(densities, torch.Size((8, 8)))
+    assert torch.equal(result.flatten().argsort(), papers.flatten().argsort())
+    assert float(result.min()) >= 0
 
 
-def test_surprise_tells_apart_what_float32_would_not_and_is_never_infinite():
+def test_negative_log_density_separates_densities_that_float32_cannot_and_is_never_infinite():
     unlikely = torch.tensor([[1.0, 1e-30, 1e-300, 0.0]], dtype=torch.float64)
-    found = surprise([unlikely], torch.Size((1, 4)))
-    assert float(found[0, 0]) == 0
-    assert found[0].diff().min() > 10
-    assert float(found[0, 2]) == pytest.approx(300 * math.log(10))
-    assert torch.isfinite(found).all()
-    assert torch.isnan(surprise([unlikely * torch.nan], torch.Size((1, 4)))).all()
+    result = negative_log_density([unlikely], torch.Size((1, 4)))
+    assert float(result[0, 0]) == 0
+    assert result[0].diff().min() > 10
+    assert float(result[0, 2]) == pytest.approx(300 * math.log(10))
+    assert torch.isfinite(result).all()
+    assert torch.isnan(negative_log_density([unlikely * torch.nan], torch.Size((1, 4)))).all()

@@ -25,20 +25,20 @@ def vectors(count: int, width: int = 7) -> Tensor:
     return torch.randn(count, width, generator=generator, dtype=torch.float64) * 3
 
 
-def test_the_inverse_undoes_it(flow):
-    given = vectors(20)
-    latent, _ = flow(given)
-    assert not torch.allclose(latent, given, atol=0.1)
-    torch.testing.assert_close(flow.inverse(latent), given, rtol=0, atol=1e-10)
+def test_the_inverse_undoes_the_flow(flow):
+    inputs = vectors(20)
+    latent, _ = flow(inputs)
+    assert not torch.allclose(latent, inputs, atol=0.1)
+    torch.testing.assert_close(flow.inverse(latent), inputs, rtol=0, atol=1e-10)
 
 
 def test_the_volume_change_is_the_determinant_of_the_jacobian(flow):
-    given = vectors(5)
+    inputs = vectors(5)
     with torch.no_grad():
-        _, volume = flow(given)
-    for vector, found in zip(given, volume, strict=True):
+        _, volume = flow(inputs)
+    for vector, log_det in zip(inputs, volume, strict=True):
         jacobian = torch.autograd.functional.jacobian(lambda v: flow(v[None])[0][0], vector)
-        assert float(found) == pytest.approx(float(torch.linalg.slogdet(jacobian)[1]), abs=1e-10)
+        assert float(log_det) == pytest.approx(float(torch.linalg.slogdet(jacobian)[1]), abs=1e-10)
 
 
 def test_the_log_scale_is_clamped_as_the_authors_do():
@@ -67,13 +67,13 @@ def test_a_seed_decides_the_weights():
     assert any(not torch.equal(one[key], other[key]) for key in one)
 
 
-def test_weights_are_counted_beforehand(flow):
+def test_the_parameter_count_is_known_beforehand(flow):
     trained = sum(p.numel() for p in flow.parameters() if p.requires_grad)
-    assert VectorFlow.parameters_of(7, 3, 16) == trained
-    assert VectorFlow.parameters_of(768, 8, 2048) == 172_077_056  # the authors'
+    assert VectorFlow.parameter_count(7, 3, 16) == trained
+    assert VectorFlow.parameter_count(768, 8, 2048) == 172_077_056  # the authors'
 
 
-def test_the_loss_of_normal_vectors_under_a_flow_that_changes_nothing_is_a_half():
+def test_the_loss_of_normal_vectors_under_the_identity_is_a_half():
     flow = VectorFlow(width=6, blocks=2, hidden=4, seed=0).double()
     with torch.no_grad():
         for weight in flow.parameters():

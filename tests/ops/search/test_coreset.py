@@ -17,15 +17,15 @@ def sequential(points: torch.Tensor, ids: torch.Tensor, k: int) -> Coreset:
     """Farthest-first, one centre at a time: lowest id first, and on ties."""
     order = ids.argsort()
     points, ids = points[order], ids[order]
-    found = Coreset([int(ids[0])], [math.inf])
+    coreset = Coreset([int(ids[0])], [math.inf])
     distance = squared(points, points[0])
-    while len(found.ids) < k and distance.max() > 0:
+    while len(coreset.ids) < k and distance.max() > 0:
         farthest = int((distance == distance.max()).nonzero()[0])
-        found.ids.append(int(ids[farthest]))
-        found.squared.append(float(distance[farthest]))
+        coreset.ids.append(int(ids[farthest]))
+        coreset.squared.append(float(distance[farthest]))
         distance = torch.minimum(distance, squared(points, points[farthest]))
-    found.radius = math.sqrt(float(distance.max()))
-    return found
+    coreset.radius = math.sqrt(float(distance.max()))
+    return coreset
 
 
 def random(seed: int = 0) -> torch.Generator:
@@ -66,10 +66,10 @@ def sharded(points, ids, k: int, shards: int, batch: int = 0, **more):
     return results[0]
 
 
-def same(found: Coreset, expected: Coreset) -> None:
-    assert found.ids == expected.ids
-    assert found.squared == expected.squared
-    assert found.radius == expected.radius
+def assert_equal(coreset: Coreset, expected: Coreset) -> None:
+    assert coreset.ids == expected.ids
+    assert coreset.squared == expected.squared
+    assert coreset.radius == expected.radius
 
 
 def numbered(points: torch.Tensor) -> torch.Tensor:
@@ -81,54 +81,54 @@ def numbered(points: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("case", POINTS)
 def test_it_picks_what_the_sequential_greedy_picks(case, batch):
     points, ids = POINTS[case], numbered(POINTS[case])
-    same(greedy(points, ids, 14, Alone(), batch), sequential(points, ids, 14))
+    assert_equal(greedy(points, ids, 14, Alone(), batch), sequential(points, ids, 14))
 
 
 @pytest.mark.parametrize(("shards", "batch"), [(2, 7), (3, 0), (5, 2)])
 @pytest.mark.parametrize("case", POINTS)
 def test_it_picks_the_same_over_any_shards(case, shards, batch):
     points, ids = POINTS[case], numbered(POINTS[case])
-    same(sharded(points, ids, 8, shards, batch), sequential(points, ids, 8))
+    assert_equal(sharded(points, ids, 8, shards, batch), sequential(points, ids, 8))
 
 
 @pytest.mark.parametrize("shards", [1, 3])
 def test_it_can_pick_every_point(shards):
     points = POINTS["gaussian"][:40]
-    found = sharded(points, numbered(points), 40, shards)
-    same(found, sequential(points, numbered(points), 40))
-    assert sorted(found.ids) == numbered(points).tolist()
-    assert found.radius == 0
+    coreset = sharded(points, numbered(points), 40, shards)
+    assert_equal(coreset, sequential(points, numbered(points), 40))
+    assert sorted(coreset.ids) == numbered(points).tolist()
+    assert coreset.radius == 0
 
 
 @pytest.mark.parametrize("shards", [1, 2, 5])
-def test_it_stops_when_all_that_is_left_are_duplicates(shards):
+def test_it_stops_when_only_duplicates_remain(shards):
     points = POINTS["every point ten times"]
-    found = sharded(points, numbered(points), 200, shards)
-    assert len(found.ids) == 15
-    assert found.radius == 0
+    coreset = sharded(points, numbered(points), 200, shards)
+    assert len(coreset.ids) == 15
+    assert coreset.radius == 0
     assert len(sharded(POINTS["all equal"], numbered(POINTS["all equal"]), 9, shards).ids) == 1
 
 
 def test_more_shards_than_points():
     points = POINTS["gaussian"][:3]
-    same(sharded(points, numbered(points), 2, 5), sequential(points, numbered(points), 2))
+    assert_equal(sharded(points, numbered(points), 2, 5), sequential(points, numbered(points), 2))
 
 
 @pytest.mark.parametrize("shards", [1, 3])
-def test_of_nothing_it_picks_nothing(shards):
-    found = sharded(torch.empty(0, 4), torch.empty(0, dtype=torch.int64), 5, shards)
-    assert (found.ids, found.radius) == ([], 0)
+def test_of_no_points_it_picks_none(shards):
+    coreset = sharded(torch.empty(0, 4), torch.empty(0, dtype=torch.int64), 5, shards)
+    assert (coreset.ids, coreset.radius) == ([], 0)
     assert sharded(POINTS["gaussian"], numbered(POINTS["gaussian"]), 0, shards).ids == []
 
 
 @pytest.mark.parametrize("case", ["gaussian", "clusters", "square grid"])
-def test_the_radius_is_the_cover_and_shrinks_with_every_pick(case):
+def test_the_radius_covers_all_points_and_shrinks_with_every_pick(case):
     points, ids = POINTS[case], torch.arange(len(POINTS[case]))
-    found = greedy(points, ids, 50, Alone())
-    cover = torch.cdist(points.double(), points[found.ids].double()).amin(dim=1).max()
-    assert found.radius == pytest.approx(float(cover), rel=1e-5)
-    assert found.squared == sorted(found.squared, reverse=True)
-    assert found.radius**2 <= found.squared[-1] * (1 + 1e-6)
+    coreset = greedy(points, ids, 50, Alone())
+    cover = torch.cdist(points.double(), points[coreset.ids].double()).amin(dim=1).max()
+    assert coreset.radius == pytest.approx(float(cover), rel=1e-5)
+    assert coreset.squared == sorted(coreset.squared, reverse=True)
+    assert coreset.radius**2 <= coreset.squared[-1] * (1 + 1e-6)
 
 
 def test_fewer_picks_are_the_beginning_of_more():
@@ -143,18 +143,18 @@ def test_the_bank_is_at_most_twice_as_coarse_as_the_best():
     assert greedy(points, torch.arange(6), 2, Alone()).radius <= 2 * 1.0  # best: 1 and 11
 
 
-def test_rounds_are_far_fewer_than_picks_and_are_watched():
-    seen = []
+def test_rounds_are_far_fewer_than_picks_and_are_reported():
+    counts = []
     points = POINTS["gaussian"]
-    watch = lambda found: seen.append(len(found.ids))  # noqa: E731
-    found = greedy(points, numbered(points), 100, Alone(), 64, watch)
-    assert found.rounds == len(seen) < 30
-    assert seen == sorted(seen)
-    assert seen[-1] == 100
+    on_round = lambda coreset: counts.append(len(coreset.ids))  # noqa: E731
+    coreset = greedy(points, numbered(points), 100, Alone(), 64, on_round)
+    assert coreset.rounds == len(counts) < 30
+    assert counts == sorted(counts)
+    assert counts[-1] == 100
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e18, -2e18])
-def test_values_that_could_spoil_distances_are_refused(value):
+def test_values_that_are_not_finite_or_too_large_are_refused(value):
     points = POINTS["gaussian"].clone()
     points[17, 3] = value
     with pytest.raises(UserError, match="finite and shorter"):
@@ -163,41 +163,45 @@ def test_values_that_could_spoil_distances_are_refused(value):
 
 def test_the_largest_values_allowed_still_give_finite_distances():
     points = POINTS["gaussian"] * 1e17
-    same(greedy(points, numbered(points), 20, Alone()), sequential(points, numbered(points), 20))
+    assert_equal(
+        greedy(points, numbered(points), 20, Alone()), sequential(points, numbered(points), 20)
+    )
     assert math.isfinite(greedy(points, numbered(points), 20, Alone()).radius)
 
 
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("case", POINTS)
-def test_an_attempt_that_broke_is_gone_on_with(case, shards):
+def test_an_interrupted_attempt_is_resumed(case, shards):
     """Also by another number of workers: all that counts is what had been picked."""
     points, ids = POINTS[case], numbered(POINTS[case])
-    whole = greedy(points, ids, 40, Alone())
-    for picked in (1, 7, len(whole.ids)):
-        begun = Coreset(whole.ids[:picked], whole.squared[:picked], rounds=5)
-        found = sharded(points, ids, 40, shards, begun=begun)
-        same(found, whole)
-        assert found.rounds >= 5
+    uninterrupted = greedy(points, ids, 40, Alone())
+    for picked in (1, 7, len(uninterrupted.ids)):
+        earlier = Coreset(uninterrupted.ids[:picked], uninterrupted.squared[:picked], rounds=5)
+        coreset = sharded(points, ids, 40, shards, resume_from=earlier)
+        assert_equal(coreset, uninterrupted)
+        assert coreset.rounds >= 5
 
 
 @pytest.mark.parametrize("shards", [1, 3])
-def test_it_can_stop_when_all_points_are_near_enough(shards):
+def test_it_stops_when_all_points_are_near_enough(shards):
     points, ids = POINTS["gaussian"], numbered(POINTS["gaussian"])
-    whole = greedy(points, ids, 60, Alone())
-    found = sharded(points, ids, 60, shards, enough=whole.squared[20])
-    assert found.ids == whole.ids[:20]
-    assert found.radius == pytest.approx(math.sqrt(whole.squared[20]))
+    uninterrupted = greedy(points, ids, 60, Alone())
+    coreset = sharded(points, ids, 60, shards, stop_below=uninterrupted.squared[20])
+    assert coreset.ids == uninterrupted.ids[:20]
+    assert coreset.radius == pytest.approx(math.sqrt(uninterrupted.squared[20]))
 
 
-def test_notes_of_points_that_are_not_there_are_not_gone_on_with():
+def test_picks_of_points_that_no_rank_has_are_not_resumed():
     points, ids = POINTS["gaussian"], numbered(POINTS["gaussian"])
-    begun = Coreset([int(ids[0]), -5], [math.inf, 3.0])
-    same(greedy(points, ids, 20, Alone(), begun=begun), greedy(points, ids, 20, Alone()))
+    earlier = Coreset([int(ids[0]), -5], [math.inf, 3.0])
+    assert_equal(
+        greedy(points, ids, 20, Alone(), resume_from=earlier), greedy(points, ids, 20, Alone())
+    )
 
 
 @pytest.mark.parametrize("unit", [torch.int8, torch.float32])
 @pytest.mark.parametrize("case", POINTS)
-def test_it_picks_the_same_whatever_the_processor_multiplies(monkeypatch, case, unit):
-    monkeypatch.setattr(quantised, "_unit", lambda _: unit)
+def test_it_picks_the_same_with_int8_and_float32_codes(monkeypatch, case, unit):
+    monkeypatch.setattr(quantised, "_code_dtype", lambda _: unit)
     points, ids = POINTS[case], numbered(POINTS[case])
-    same(greedy(points, ids, 60, Alone()), sequential(points, ids, 60))
+    assert_equal(greedy(points, ids, 60, Alone()), sequential(points, ids, 60))

@@ -28,14 +28,14 @@ def test_squared_is_nearly_the_sum_in_float64(dim):
 
 
 @pytest.mark.parametrize("dim", DIMS)
-def test_squared_adds_in_the_order_that_it_promises(dim):
+def test_squared_adds_in_the_documented_order(dim):
     x, y = normal(5, dim), normal(5, dim, seed=1)
     terms = (x - y) * (x - y)
     assert squared(x, y).tolist() == [float(tree(list(row))) for row in terms]
 
 
 @pytest.mark.parametrize("dim", DIMS)
-def test_squared_has_the_same_bits_alone_in_a_batch_and_turned_round(dim):
+def test_squared_has_the_same_bits_alone_in_a_batch_and_with_arguments_swapped(dim):
     x, y = normal(40, dim), normal(30, dim, seed=1)
     table = squared(x[:, None], y[None])
     assert torch.equal(table, squared(y[None], x[:, None]))

@@ -10,7 +10,7 @@ from ops.search.gallery import Positions
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_neither_blocks_nor_products_show_in_a_bit(count, monkeypatch):
+def test_block_sizes_do_not_change_a_bit(count, monkeypatch):
     """Clusters far from the origin, where products in float32 lose all that tells points apart."""
     generator = torch.Generator().manual_seed(1)
     level = 300 + 0.01 * torch.randn(6, 5, 4, 24, generator=generator)
@@ -27,7 +27,7 @@ def test_neither_blocks_nor_products_show_in_a_bit(count, monkeypatch):
         assert torch.equal(positions.nearest(x, images, count), expected)
 
 
-def test_few_pairs_are_ever_measured(monkeypatch):
+def test_only_few_pairs_get_an_exact_distance(monkeypatch):
     measured = []
 
     def counted(x, y):
@@ -39,7 +39,7 @@ def test_few_pairs_are_ever_measured(monkeypatch):
     level = torch.rand(6, 7, 7, 32, generator=torch.Generator().manual_seed(0))
     positions = Positions([level])
     positions.nearest(positions.of(5), torch.arange(5))
-    assert 49 <= sum(measured) < 4 * 49  # of 245 for each; a block's least, if it is less
+    assert 49 <= sum(measured) < 4 * 49  # of 245 for each position; at least the minimum of a block
 
 
 def test_coarser_levels_are_repeated_as_nearest_interpolation_does():
@@ -51,7 +51,7 @@ def test_coarser_levels_are_repeated_as_nearest_interpolation_does():
     assert torch.equal(both.of(1), expected[1].reshape(35, 7))
 
 
-def test_what_is_not_finite_or_not_there_is_infinitely_far():
+def test_distances_of_missing_or_non_finite_vectors_are_infinite():
     positions = Positions([torch.zeros(3, 1, 2, 4)])
     x = torch.tensor([[torch.nan] * 4, [1.0] * 4, [torch.inf] * 4])
     assert positions.nearest(x, torch.tensor([0, 2]), 5).tolist() == [

@@ -32,28 +32,28 @@ def test_neighbours_are_exact_with_and_without_axes(axes, shift):
     x = decaying(150, 48, generator) + shift
     bank = Bank(vectors, axes)
     assert bank._axes == (0 if axes == 255 else axes)
-    found = bank.nearest(x)
+    nearest = bank.nearest(x)
     values, rows = plain(x, vectors)
-    assert torch.equal(found.value, values)
-    assert torch.equal(found.row, rows)
+    assert torch.equal(nearest.value, values)
+    assert torch.equal(nearest.row, rows)
 
 
 def test_ties_go_to_the_lowest_row_and_members_are_at_distance_zero():
     generator = torch.Generator().manual_seed(0)
     vectors = decaying(60, 48, generator).repeat(5, 1)
-    found = Bank(vectors, 8).nearest(vectors)
-    assert found.value.eq(0).all()
-    assert torch.equal(found.row, torch.arange(60).repeat(5))
+    nearest = Bank(vectors, 8).nearest(vectors)
+    assert nearest.value.eq(0).all()
+    assert torch.equal(nearest.row, torch.arange(60).repeat(5))
 
 
 def test_a_grid_full_of_ties_is_exact():
     generator = torch.Generator().manual_seed(0)
     vectors = torch.randint(0, 3, (500, 24), generator=generator).float()
     x = torch.randint(0, 3, (200, 24), generator=generator).float()
-    found = Bank(vectors, 6).nearest(x)
+    nearest = Bank(vectors, 6).nearest(x)
     values, rows = plain(x, vectors)
-    assert torch.equal(found.value, values)
-    assert torch.equal(found.row, rows)
+    assert torch.equal(nearest.value, values)
+    assert torch.equal(nearest.row, rows)
 
 
 def test_one_query_alone_gets_the_same_bits():
@@ -62,21 +62,21 @@ def test_one_query_alone_gets_the_same_bits():
     x = decaying(130, 48, generator)
     together = bank.nearest(x)
     alone = [bank.nearest(query[None]) for query in x]
-    assert torch.equal(together.value, torch.cat([found.value for found in alone]))
+    assert torch.equal(together.value, torch.cat([single.value for single in alone]))
 
 
 def test_queries_that_are_not_finite_get_no_finite_distance():
     bank = Bank(torch.randn(50, 8, generator=torch.Generator().manual_seed(0)))
     x = torch.zeros(3, 8)
     x[0, 0], x[1, 0] = torch.nan, torch.inf
-    found = bank.nearest(x)
-    assert torch.isfinite(found.value).tolist() == [False, False, True]
-    assert found.row.tolist()[2] < 50
+    nearest = bank.nearest(x)
+    assert torch.isfinite(nearest.value).tolist() == [False, False, True]
+    assert nearest.row.tolist()[2] < 50
 
 
 @pytest.mark.parametrize("axes", [8, 127])
 @pytest.mark.parametrize("case", ["decaying", "grid", "equal"])
-def test_the_closest_to_a_member_are_those_of_a_plain_search(axes, case):
+def test_the_nearest_to_a_row_are_those_of_a_plain_search(axes, case):
     generator = torch.Generator().manual_seed(3)
     vectors = {
         "decaying": decaying(300, 48, generator),
@@ -86,16 +86,16 @@ def test_the_closest_to_a_member_are_those_of_a_plain_search(axes, case):
     bank = Bank(vectors, axes)
     for row in (0, 17, len(vectors) - 1):
         expected = torch.sort(squared(vectors, vectors[row]), stable=True).indices
-        assert bank.closest(row, 9).tolist() == expected[:9].tolist()
-    assert len(bank.closest(0, 1000)) == len(vectors)
+        assert bank.nearest_to_row(row, 9).tolist() == expected[:9].tolist()
+    assert len(bank.nearest_to_row(0, 1000)) == len(vectors)
 
 
 def test_a_bank_of_one_vector_has_one_nearest():
     bank = Bank(torch.ones(1, 5))
-    found = bank.nearest(torch.zeros(3, 5))
-    assert found.value.tolist() == [5, 5, 5]
-    assert found.row.tolist() == [0, 0, 0]
-    assert bank.closest(0, 9).tolist() == [0]
+    nearest = bank.nearest(torch.zeros(3, 5))
+    assert nearest.value.tolist() == [5, 5, 5]
+    assert nearest.row.tolist() == [0, 0, 0]
+    assert bank.nearest_to_row(0, 9).tolist() == [0]
 
 
 @pytest.mark.parametrize("dim", [48, 300, 512])
@@ -108,21 +108,23 @@ def test_queries_far_from_all_vectors_are_exact_too(dim, monkeypatch):
     bank = Bank(vectors, 12)
     monkeypatch.setattr(neighbours, "_CROWD", 16)
     searched = []
-    plain_search = bank._plain.nearest
-    bank._plain.nearest = lambda queries: searched.append(len(queries)) or plain_search(queries)
-    found = bank.nearest(x)
+    plain_search = bank._without_axes.nearest
+    bank._without_axes.nearest = lambda queries: (
+        searched.append(len(queries)) or plain_search(queries)
+    )
+    nearest = bank.nearest(x)
     values, rows = plain(x, vectors)
-    assert torch.equal(found.value, values)
-    assert torch.equal(found.row, rows)
+    assert torch.equal(nearest.value, values)
+    assert torch.equal(nearest.row, rows)
     assert 30 <= sum(searched) <= 60
 
 
 @pytest.mark.parametrize("unit", [torch.int8, torch.float32])
-def test_they_are_the_same_whatever_the_processor_multiplies(monkeypatch, unit):
-    monkeypatch.setattr(quantised, "_unit", lambda _: unit)
+def test_neighbours_are_the_same_with_int8_and_float32_codes(monkeypatch, unit):
+    monkeypatch.setattr(quantised, "_code_dtype", lambda _: unit)
     generator = torch.Generator().manual_seed(6)
     vectors, x = decaying(400, 300, generator), decaying(60, 300, generator) * 2
-    found = Bank(vectors, 40).nearest(x)
+    nearest = Bank(vectors, 40).nearest(x)
     values, rows = plain(x, vectors)
-    assert torch.equal(found.value, values)
-    assert torch.equal(found.row, rows)
+    assert torch.equal(nearest.value, values)
+    assert torch.equal(nearest.row, rows)

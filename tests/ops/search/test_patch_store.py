@@ -1,4 +1,4 @@
-"""What a bounded shard lets go is covered by what it keeps, and it says how well."""
+"""Dropped vectors lie within the covering radius that a bounded store states."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from ops.distributed import Alone
 from ops.errors import UserError
 from ops.search.coreset import greedy
-from ops.search.patch_store import BoundedShard, Shard, bytes_each
+from ops.search.patch_store import BoundedPatchStore, PatchStore, bytes_per_vector
 
 
 def parts(seed: int = 0, count: int = 12, size: int = 50, spread: float = 1.0):
@@ -20,52 +20,52 @@ def parts(seed: int = 0, count: int = 12, size: int = 50, spread: float = 1.0):
         yield vectors, vectors @ matrix, torch.arange(number * size, (number + 1) * size)
 
 
-def filled(shard: Shard, given) -> Shard:
+def filled(store: PatchStore, given) -> PatchStore:
     for part in given:
-        shard.add(*part)
-    shard.close()
-    return shard
+        store.add(*part)
+    store.close()
+    return store
 
 
-def test_a_shard_hands_out_everything_in_the_order_of_ids():
+def test_a_store_hands_out_everything_in_the_order_of_ids():
     given = list(parts())
-    shard = filled(Shard(), reversed(given))
-    ids, projected = shard.points(8)
+    store = filled(PatchStore(), reversed(given))
+    ids, projected = store.points(8)
     assert ids.tolist() == list(range(600))
     assert torch.equal(projected, torch.cat([part[1] for part in given]))
     rows = torch.tensor([0, 49, 50, 333, 599])
-    assert torch.equal(shard.vectors(rows, 24), torch.cat([part[0] for part in given])[rows])
-    assert shard.cover == 0
+    assert torch.equal(store.vectors(rows, 24), torch.cat([part[0] for part in given])[rows])
+    assert store.covering_radius == 0
 
 
-def test_an_empty_shard_has_no_points():
-    shard = filled(Shard(), [])
-    ids, projected = shard.points(8)
+def test_an_empty_store_has_no_points():
+    store = filled(PatchStore(), [])
+    ids, projected = store.points(8)
     assert (len(ids), projected.shape) == (0, (0, 8))
-    assert shard.vectors(torch.empty(0, dtype=torch.int64), 24).shape == (0, 24)
+    assert store.vectors(torch.empty(0, dtype=torch.int64), 24).shape == (0, 24)
 
 
 @pytest.mark.parametrize("spread", [1.0, 1.4, 0.7])
 @pytest.mark.parametrize("room", [60, 130, 250])
-def test_what_is_let_go_lies_within_the_cover_of_what_is_kept(spread, room):
+def test_dropped_vectors_lie_within_the_covering_radius(spread, room):
     given = list(parts(spread=spread))
-    shard = filled(BoundedShard(2 * room * bytes_each(24, 8)), given)
-    ids, kept = shard.points(8)
+    store = filled(BoundedPatchStore(2 * room * bytes_per_vector(24, 8)), given)
+    ids, picks = store.points(8)
     assert ids.tolist() == sorted(set(ids.tolist()))
     assert len(ids) <= room
     everything = torch.cat([part[1] for part in given])
-    assert torch.equal(kept, everything[ids])
+    assert torch.equal(picks, everything[ids])
     assert torch.equal(
-        shard.vectors(torch.arange(len(ids)), 24), torch.cat([part[0] for part in given])[ids]
+        store.vectors(torch.arange(len(ids)), 24), torch.cat([part[0] for part in given])[ids]
     )
-    distance = torch.cdist(everything.double(), kept.double()).amin(dim=1).max()
-    assert 0 < float(distance) <= shard.cover * (1 + 1e-5)
+    distance = torch.cdist(everything.double(), picks.double()).amin(dim=1).max()
+    assert 0 < float(distance) <= store.covering_radius * (1 + 1e-5)
 
 
-def test_what_fits_is_kept_whole():
-    shard = filled(BoundedShard(2 * 700 * bytes_each(24, 8)), parts())
-    assert len(shard.points(8)[0]) == 600
-    assert shard.cover == 0
+def test_vectors_that_fit_are_all_kept():
+    store = filled(BoundedPatchStore(2 * 700 * bytes_per_vector(24, 8)), parts())
+    assert len(store.points(8)[0]) == 600
+    assert store.covering_radius == 0
 
 
 def test_buffers_end_with_about_the_same_radius_however_different_they_are():
@@ -74,15 +74,15 @@ def test_buffers_end_with_about_the_same_radius_however_different_they_are():
     vectors, projected, numbers = given[6]
     given[6] = vectors * 100, projected * 100, numbers
     room = 60
-    shard = filled(BoundedShard(2 * room * bytes_each(24, 8)), given)
-    ids, _ = shard.points(8)
+    store = filled(BoundedPatchStore(2 * room * bytes_per_vector(24, 8)), given)
+    ids, _ = store.points(8)
     wide = ((ids >= 300) & (ids < 350)).sum()
     assert int(wide) >= 20
     equal_shares = greedy(given[6][1], numbers, room // len(given), Alone())
-    assert shard.cover < 0.7 * equal_shares.radius
+    assert store.covering_radius < 0.7 * equal_shares.radius
 
 
-def test_memory_for_less_than_two_images_is_refused_with_what_is_needed():
-    shard = BoundedShard(1000)
+def test_memory_for_less_than_two_images_is_an_error_that_names_the_memory_needed():
+    store = BoundedPatchStore(1000)
     with pytest.raises(UserError, match=r"1000 bytes do not hold .* two images; raise .* at least"):
-        shard.add(*next(parts()))
+        store.add(*next(parts()))

@@ -30,7 +30,7 @@ CASES = {
 @pytest.fixture(params=[torch.int8, torch.float32], autouse=True)
 def unit(request, monkeypatch):
     """Bytes, and what stands in where bytes are slow."""
-    monkeypatch.setattr(quantised, "_unit", lambda _: request.param)
+    monkeypatch.setattr(quantised, "_code_dtype", lambda _: request.param)
     return request.param
 
 
@@ -59,35 +59,35 @@ def test_a_distance_never_exceeds_its_bound(case):
     quantiser = Quantiser.of(x)
     rows, others, products = pairs(quantiser, x, c)
     for j, vector in enumerate(c):
-        bound = quantiser.at_most(products[:, j], rows, float(others.rest[j]))
+        bound = quantiser.upper_bound(products[:, j], rows, float(others.residual[j]))
         assert (squared(x, vector) <= bound).all()
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_vector_at_some_distance_has_the_product_it_needs(case):
+def test_a_vector_at_some_distance_has_the_least_product_at_least(case):
     x, c = CASES[case]
     quantiser = Quantiser.of(x)
     rows, others, products = pairs(quantiser, x, c)
     for j, vector in enumerate(c):
-        needed = quantiser.needed(squared(x, vector), rows, float(others.rest[j]))
-        assert (products[:, j] >= needed).all()
+        least = quantiser.least_product(squared(x, vector), rows, float(others.residual[j]))
+        assert (products[:, j] >= least).all()
 
 
-def test_bounds_are_near_what_they_bound():
+def test_bounds_are_close_to_the_distances():
     x, c = normal(200, 128), normal(90, 128, seed=1)
     quantiser = Quantiser.of(x)
     rows, others, products = pairs(quantiser, x, c)
-    bound = quantiser.at_most(products[:, 0], rows, float(others.rest[0]))
+    bound = quantiser.upper_bound(products[:, 0], rows, float(others.residual[0]))
     ratio = bound / squared(x, c[0])
     assert 1 < ratio.median() < 1.15
 
 
-def test_an_infinite_distance_needs_nothing():
+def test_an_infinite_distance_allows_every_product():
     x, c = CASES["gaussian"]
     quantiser = Quantiser.of(x)
     rows, _, products = pairs(quantiser, x, c)
-    needed = quantiser.needed(torch.full((len(x),), torch.inf), rows, 0.0)
-    assert (products >= needed.unsqueeze(1)).all()
+    least = quantiser.least_product(torch.full((len(x),), torch.inf), rows, 0.0)
+    assert (products >= least.unsqueeze(1)).all()
 
 
 def test_padding_is_farther_than_any_vector():
@@ -97,15 +97,15 @@ def test_padding_is_farther_than_any_vector():
     assert products.min() > quantiser.products(rows.rows, quantiser.padding(8)).max()
 
 
-def test_groups_find_what_a_look_at_every_product_finds():
+def test_the_search_by_groups_finds_every_large_product():
     generator = torch.Generator().manual_seed(0)
     plain = torch.randint(-50, 50, (30, 2 * COLUMNS), dtype=torch.int32, generator=generator)
     products = Products(plain)
     rows = torch.arange(30)
     assert torch.equal(plain[rows, products.largest()], plain.amax(dim=1))
-    needed = torch.randint(30, 50, (30,), dtype=torch.int32, generator=generator)
-    row, column = products.at_least(needed)
-    found = torch.zeros_like(plain, dtype=torch.bool)
-    found[row, column] = True
-    assert torch.equal(found, plain >= needed.unsqueeze(1))
-    assert len(row) == int(found.sum())
+    least = torch.randint(30, 50, (30,), dtype=torch.int32, generator=generator)
+    row, column = products.at_least(least)
+    hits = torch.zeros_like(plain, dtype=torch.bool)
+    hits[row, column] = True
+    assert torch.equal(hits, plain >= least.unsqueeze(1))
+    assert len(row) == int(hits.sum())

@@ -16,8 +16,9 @@ from typing import Any
 from jobs.tracking import pyfunc
 from ops.detectors.model_folder import Model, read_model, versions, write_model
 from ops.errors import UserError
-from ops.storage import files
+from ops.storage import files, s3
 from ops.storage.paths import Out
+from ops.storage.storage_errors import NotFound
 
 log = logging.getLogger(__name__)
 EXPERIMENT = "nightloupe"
@@ -66,7 +67,7 @@ def tracking_uri(out: str) -> str | None:
     """MLFLOW_TRACKING_URI, else a SQLite file under a local output folder, else None."""
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
-    return None if files.is_s3(out) else f"sqlite:///{os.path.abspath(Out(out).tracker())}"
+    return None if s3.is_s3(out) else f"sqlite:///{os.path.abspath(Out(out).tracker())}"
 
 
 class Tracker:
@@ -282,12 +283,12 @@ class Tracker:
             )
         except MlflowException as error:
             told = redact(f"{uri} is not in the registry at {self.uri}: {error}")
-            raise FileNotFoundError(told) from None
+            raise NotFound(told) from None
         try:
             return str(download_artifacts(version.source, dst_path=folder, tracking_uri=self.uri))
         except (MlflowException, OSError) as error:  # the tracker may die meanwhile
             told = redact(f"{uri} is in the registry at {self.uri}, but not to be had: {error}")
-            raise FileNotFoundError(told) from None
+            raise NotFound(told) from None
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,6 +13,7 @@ from safetensors.torch import load
 
 from ops.errors import UserError
 from ops.storage import files
+from ops.storage.storage_errors import NotFound, Unavailable
 
 
 def load_weights(spec: str, name: str, seed: int) -> dict[str, torch.Tensor]:
@@ -20,7 +21,7 @@ def load_weights(spec: str, name: str, seed: int) -> dict[str, torch.Tensor]:
 
     `spec` is `random`, a weights name of torchvision (which downloads them and checks the hash), or
     a path or URI of a `.safetensors` or `.pth` file. Only tensors are unpickled, never code.
-    Raises FileNotFoundError if `spec` is none of these, ConnectionError if torchvision cannot
+    Raises NotFound if `spec` is none of these, Unavailable if torchvision cannot
     download, UserError if the file holds anything but tensors.
     """
     if spec == "random":
@@ -33,7 +34,7 @@ def load_weights(spec: str, name: str, seed: int) -> dict[str, torch.Tensor]:
         try:
             return dict(entry.get_state_dict(progress=False, check_hash=True))
         except URLError as error:
-            raise ConnectionError(
+            raise Unavailable(
                 f"weights {spec} of {name} could not be fetched from {entry.url}: {error.reason}; "
                 "--backbone.weights also takes the path or s3:// URI of a .safetensors or .pth "
                 "file, or `random` for a trial"
@@ -42,7 +43,7 @@ def load_weights(spec: str, name: str, seed: int) -> dict[str, torch.Tensor]:
         data = files.read_bytes(spec)
     except FileNotFoundError:
         message = f"weights {spec!r}: no such file, and no weights name of torchvision's {name}"
-        raise FileNotFoundError(f"{message}; known: {', '.join(known)}, random") from None
+        raise NotFound(f"{message}; known: {', '.join(known)}, random") from None
     try:
         if spec.endswith(".safetensors"):
             return load(data)

@@ -1,6 +1,6 @@
-"""What lies in an archive: a file, a folder or prefix, tar, zip, or Parquet with a bytes column.
+"""Listings of archives: a file, a folder or prefix, tar, zip, or Parquet with a bytes column.
 
-Listing is a stream: nothing here holds an archive's files as a whole.
+Listings are streams: none holds all entries of an archive in memory.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from ops.errors import UserError
 from ops.storage import files, uris
+from ops.storage.storage_errors import NotFound, StorageError
 
 IMAGE_SUFFIXES = (
     ".png .jpg .jpeg .jpe .jfif .bmp .dib .tif .tiff .webp .gif .pgm .ppm .pnm .jp2 .j2k .avif"
@@ -33,22 +34,22 @@ _NAME_COLUMNS = ("path", "name", "uri", "filename", "file_name", "key", "__key__
 class Entry(NamedTuple):
     """One file in an archive.
 
-    `position` says where a member lies: byte offset in a tar, entry number in a zip, row number in
-    Parquet; None for a file of its own. `problem` is set where listing already met damage.
+    `member` locates the file in its container: byte offset in a tar, entry number in a zip, row
+    number in Parquet; None for a file of its own. `problem` describes damage that the listing met.
     """
 
     name: str
     uri: str
     bytes: int | None
     version: str
-    position: int | None = None
+    member: int | None = None
     problem: str | None = None
 
 
 def entries(location: str) -> Iterator[Entry]:
     """Stream everything in an archive, images or not.
 
-    Raises FileNotFoundError if nothing is there, PermissionError or OSError if it cannot be read.
+    Raises NotFound if the location does not exist, another StorageError if it cannot be read.
     """
     if _is_container(location) and files.exists(location):
         yield from _members(location, files.describe(location), prefix="")
@@ -58,7 +59,7 @@ def entries(location: str) -> Iterator[Entry]:
         yield Entry(item.name, uris.make(location), item.bytes, item.version)
         return
     if not files.is_folder(location):
-        raise FileNotFoundError(f"there is no file, folder or prefix {location!r}")
+        raise NotFound(f"there is no file, folder or prefix {location!r}")
     for item in files.listing(location):
         inside = files.join(location, item.name)
         if _is_container(item.name):
@@ -72,29 +73,30 @@ def _is_container(name: str) -> bool:
 
 
 def is_compressed_tar(location: str) -> bool:
-    """Whether members can only be reached by reading a tar from its start."""
+    """Whether a tar is compressed, so that members can only be read from its start."""
     return location.lower().endswith(TAR[1:])
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether an error says that data are damaged, not that they could not be had."""
-    if isinstance(error, OSError):  # bz2 and Parquet raise bare ones, file systems give a number
+    """Whether an error means that data are damaged, not that they could not be read."""
+    if isinstance(error, OSError):  # bz2 and Parquet raise it without a number, file systems with
         return isinstance(error, gzip.BadGzipFile) or (type(error) is OSError and not error.errno)
     damage = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError)
     return isinstance(error, (*damage, pa.ArrowException, ValueError, UserError))
 
 
 def raise_unless_damage(error: Exception) -> None:
-    """Let an error of a reader of archives pass, unless it says that data are damaged."""
-    below = error.__context__
-    if isinstance(below, OSError) and not is_damage(below):
-        raise below  # zipfile and tarfile take a file that fails for one that is damaged
+    """Raise an error of an archive reader again, unless it means that data are damaged."""
+    context = error.__context__
+    is_storage_error = isinstance(error, StorageError)
+    if not is_storage_error and isinstance(context, OSError) and not is_damage(context):
+        raise context  # zipfile and tarfile report a failing file as a damaged one
     if not is_damage(error):
         raise error
 
 
 def _members(location: str, item: files.Stored, prefix: str) -> Iterator[Entry]:
-    """The members of one container; damage ends the list with an entry that says so."""
+    """The members of one container; damage ends the list with an entry that describes it."""
     lower = location.lower()
     read = _parquet if lower.endswith(PARQUET) else _zip if lower.endswith(ZIP) else _tar
     try:
@@ -107,11 +109,11 @@ def _members(location: str, item: files.Stored, prefix: str) -> Iterator[Entry]:
 
 
 def _tar(location: str, item: files.Stored) -> Iterator[Entry]:
-    # Fetching takes the name's word for it that members lie in the file as they are.
+    # `fetch` reads members of a tar at their offsets unless the name says that it is compressed.
     mode: Literal["r:*", "r:"] = "r:*" if is_compressed_tar(location) else "r:"
     with files.open_read(location) as file, tarfile.open(fileobj=file, mode=mode) as tar:
         while (member := tar.next()) is not None:
-            tar.members.clear()  # type: ignore[attr-defined]  # it would keep every header
+            tar.members.clear()  # type: ignore[attr-defined]  # otherwise every header stays in memory
             if member.isreg():
                 version = f"{member.mtime}-{member.size}@{member.offset_data}"
                 uri = uris.make(location, member.name)

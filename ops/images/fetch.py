@@ -1,4 +1,4 @@
-"""The one fetch: the bytes of an image or mask, wherever it lies, or a `Failure` that says why."""
+"""The one way to the bytes of an image or mask; raises a `Failure` that gives the reason."""
 
 from __future__ import annotations
 
@@ -15,61 +15,62 @@ from typing import IO, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tenacity
-from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 
 from ops.images import archives
 from ops.images.failure import Failure
 from ops.storage import files, uris
-from ops.storage.retry import BELOW_S3FS, RetryPolicy, Unavailable, patient
+from ops.storage.retry import RetryPolicy, retry_policy
+from ops.storage.storage_errors import StorageError, Unavailable
 
 
 @dataclass(frozen=True)
 class FetchSettings:
-    """Limits and patience of reading."""
+    """How images are read: size limit and retries."""
 
     max_bytes: int = 2**29
-    """Files larger than this many bytes are not read (status too_large)."""
+    """Files of more bytes are not read (status `too_large`)."""
     attempts: int = 5
-    """How often a read that fails for a passing reason is tried."""
+    """Attempts at a read that fails for a transient reason."""
     backoff: float = 0.5
     """Seconds before the second attempt; doubles with each, with jitter, up to 20."""
 
 
 class _Container(Protocol):
-    def read(self, member: str, position: int | None, limit: int) -> bytes: ...
+    def read(self, name: str, member: int | None, limit: int) -> bytes: ...
 
 
 def fetch(
     uri: str,
-    position: int | None,
+    member: int | None,
     size: int | None,
     settings: FetchSettings = FetchSettings(),
-    again: Callable[[], None] = lambda: None,
+    on_retry: Callable[[], None] = lambda: None,
 ) -> bytes:
-    """All bytes of one file or member.
+    """All bytes of one file or member of an archive.
 
-    `position` and `size` are what the inventory knows of it; a member is found by name without.
-    `again` is called before each attempt but the first, of whatever the read needs.
+    `member` and `size` are columns of the inventory. Without `member`, a member is looked up by the
+    name in its URI. `on_retry` is called before each retry of any request that the read needs.
     Raises Failure (missing, forbidden, unavailable, unreadable, too_large).
     """
     if size is not None and size > settings.max_bytes:
         _too_large(size, settings.max_bytes)
-    patience = RetryPolicy(settings.attempts, settings.backoff, again)
+    policy = RetryPolicy(settings.attempts, settings.backoff, on_retry)
     try:
-        with patient(patience):
-            # Requests to S3 are repeated further below; here are disks, and reads that came short.
-            data = tenacity.Retrying(**patience.asked())(
-                _read, uri, position, size, settings.max_bytes
+        with retry_policy(policy):
+            # Requests to S3 are repeated by their client; this repeats reads from disks, and reads
+            # that returned too few bytes.
+            data = tenacity.Retrying(**policy.tenacity_settings())(
+                _read, uri, member, size, settings.max_bytes
             )
     except FileNotFoundError:
-        raise Failure("missing", "it was listed, but is gone") from None
+        raise Failure("missing", "it was listed, but no longer exists") from None
     except PermissionError:
         raise Failure("forbidden", "the store denies access to it") from None
     except Unavailable as error:
         raise Failure("unavailable", str(error)) from None
-    except (OSError, BotoCoreError, *BELOW_S3FS) as error:
-        what = f"{type(error).__name__}: {str(error)[:200]}"
-        raise Failure("unavailable", f"the store failed for good ({what})") from None
+    except OSError as error:
+        details = f"{type(error).__name__}: {str(error)[:200]}"
+        raise Failure("unavailable", f"it cannot be read ({details})") from None
     if len(data) > settings.max_bytes:
         _too_large(len(data), settings.max_bytes)
     return data
@@ -80,29 +81,29 @@ def _too_large(size: int, limit: int) -> None:
     raise Failure("too_large", message)
 
 
-def _read(uri: str, position: int | None, size: int | None, limit: int) -> bytes:
-    location, member = uris.parse(uri)
-    if member is None:
+def _read(uri: str, member: int | None, size: int | None, limit: int) -> bytes:
+    location, name = uris.parse(uri)
+    if name is None:
         data = files.read_bytes(location)
         if size is not None and len(data) < size and files.describe(location).bytes == size:
-            raise OSError(f"{len(data)} of {size} bytes came")
+            raise StorageError(f"{len(data)} of {size} bytes arrived", location)
         return data
-    if position is not None and size is not None and _is_plain_tar(location):
+    if member is not None and size is not None and _is_plain_tar(location):
         try:
-            data = files.read_bytes(location, position, position + size)
+            data = files.read_bytes(location, member, member + size)
         except OSError as error:
-            if error.errno != errno.EINVAL:  # what S3 says of a range beyond the end
+            if error.errno != errno.EINVAL:  # the answer of S3 to a range beyond the end
                 raise
             data = b""
         if len(data) < size:
             raise Failure("unreadable", f"the archive ends after {len(data)} of its {size} bytes")
         return data
     try:
-        with _OPENING:  # a miss of the cache must not unpack an archive once per thread
+        with _OPEN_LOCK:  # otherwise every thread that misses the cache unpacks the archive
             container = _container(location)
-        return container.read(member, position, limit)
+        return container.read(name, member, limit)
     except KeyError:
-        raise Failure("missing", "the archive no longer holds it") from None
+        raise Failure("missing", "the archive no longer contains it") from None
     except (RuntimeError, NotImplementedError) as error:  # encrypted, or an unknown compression
         raise Failure("unsupported", f"its archive cannot be unpacked ({error})") from None
     except Exception as error:
@@ -114,7 +115,7 @@ def _is_plain_tar(location: str) -> bool:
     return location.lower().endswith(".tar")
 
 
-_OPENING = threading.Lock()
+_OPEN_LOCK = threading.Lock()
 
 
 @functools.lru_cache(maxsize=4)  # an open archive keeps its directory and a few blocks in memory
@@ -131,19 +132,19 @@ class _Zip:
     def __init__(self, file: IO[bytes]) -> None:
         self._archive = zipfile.ZipFile(file)
 
-    def read(self, member: str, position: int | None, limit: int) -> bytes:
+    def read(self, name: str, member: int | None, limit: int) -> bytes:
         members = self._archive.infolist()
-        if position is not None and position >= len(members):
-            raise KeyError(position)
-        info = self._archive.getinfo(member) if position is None else members[position]
-        if info.filename != member:
+        if member is not None and member >= len(members):
             raise KeyError(member)
+        info = self._archive.getinfo(name) if member is None else members[member]
+        if info.filename != name:
+            raise KeyError(name)
         with self._archive.open(info) as file:
-            return file.read(limit + 1)  # what a header promises is not what a bomb holds
+            return file.read(limit + 1)  # the size in the header of a zip bomb is wrong
 
 
 class _Tar:
-    """A tar whose members are found by name, or that is compressed and must be unpacked first."""
+    """A tar whose members are looked up by name, or that is compressed and is unpacked first."""
 
     def __init__(self, location: str) -> None:
         file = files.open_read(location)
@@ -158,18 +159,18 @@ class _Tar:
                 except Exception as error:
                     if not archives.is_damage(error):
                         raise
-                    # cut short or damaged: the members before that can still be read
+                    # truncated or damaged: the members before that can still be read
             file.close()
             file = plain
         self._file = file
         self._lock = threading.Lock()
         self._members: dict[str | int, tuple[int, int]] = {}  # by name and by offset
 
-    def read(self, member: str, position: int | None, limit: int) -> bytes:
+    def read(self, name: str, member: int | None, limit: int) -> bytes:
         with self._lock:
             if not self._members:
                 self._members = self._scan()
-            start, size = self._members[member if position is None else position]
+            start, size = self._members[name if member is None else member]
             if size > limit:
                 _too_large(size, limit)
             self._file.seek(start)
@@ -183,12 +184,12 @@ class _Tar:
         self._file.seek(0)
         with tarfile.open(fileobj=self._file, mode="r:") as tar:
             try:
-                while (member := tar.next()) is not None:
-                    if member.isreg():
-                        where = (member.offset_data, member.size)
-                        members[member.name] = members[member.offset_data] = where
+                while (header := tar.next()) is not None:
+                    if header.isreg():
+                        extent = (header.offset_data, header.size)
+                        members[header.name] = members[header.offset_data] = extent
             except tarfile.ReadError:
-                pass  # the inventory has a row for the damage
+                pass  # the listing already reported the damage
         return members
 
 
@@ -201,8 +202,8 @@ class _Parquet:
         self._counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         self._group: tuple[int, pa.ChunkedArray] | None = None
 
-    def read(self, member: str, position: int | None, limit: int) -> bytes:
-        row = int(member.partition("/")[0]) if position is None else position
+    def read(self, name: str, member: int | None, limit: int) -> bytes:
+        row = int(name.partition("/")[0]) if member is None else member
         with self._lock:
             for group, count in enumerate(self._counts):
                 if row < count:
@@ -211,10 +212,10 @@ class _Parquet:
                         raise Failure("unreadable", "its row holds no bytes")
                     return bytes(value[: limit + 1])
                 row -= count
-        raise KeyError(member)
+        raise KeyError(name)
 
     def _rows(self, group: int) -> pa.ChunkedArray:
         if self._group is None or self._group[0] != group:
-            found = self._table.read_row_group(group, columns=[self._column])
-            self._group = (group, found.flatten()[0] if "." in self._column else found[0])
+            table = self._table.read_row_group(group, columns=[self._column])
+            self._group = (group, table.flatten()[0] if "." in self._column else table[0])
         return self._group[1]

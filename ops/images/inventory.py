@@ -1,4 +1,4 @@
-"""The inventory: a Parquet list of images, sorted by product, then URI."""
+"""The inventory: a Parquet table of images, sorted by product, then URI."""
 
 from __future__ import annotations
 
@@ -9,39 +9,40 @@ from itertools import islice
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ops.errors import UserError
 from ops.images import archives
 from ops.images.layouts import PathParser
-from ops.storage import files, uris
+from ops.storage import parquet, uris
 from ops.storage.parquet import column
 
 SCHEMA = pa.schema(
     [
         column("image_id", pa.string(), "128-bit hash of uri and version, in hex"),
-        column("uri", pa.string(), "full address; a member of an archive stands behind #"),
-        column("bytes", pa.int64(), "size of the file, where listing tells"),
-        column("version", pa.string(), "etag or mtime; for members also size or CRC and position"),
-        column(
-            "position", pa.int64(), "offset in a tar, entry of a zip, row of Parquet; else null"
-        ),
-        column("product", pa.string(), "what the picture shows; null if its path did not say"),
-        column("split", pa.string(), "train, test, ...; null where paths name none"),
+        column("uri", pa.string(), "full address; the name of a member of an archive follows #"),
+        column("bytes", pa.int64(), "size of the file; null where the listing does not give it"),
+        column("version", pa.string(), "etag or mtime; for members also size or CRC, and member"),
+        column("member", pa.int64(), "offset in a tar, entry of a zip, row of Parquet; else null"),
+        column("product", pa.string(), "what the image shows; null if its path does not match"),
+        column("split", pa.string(), "train, test, ...; null where paths do not name it"),
         column("label", pa.int8(), "0 good, 1 defective, null unknown"),
-        column("defect", pa.string(), "the kind of defect as the path names it"),
-        column("mask_uri", pa.string(), "the ground-truth mask of a defective image"),
-        column("problem", pa.string(), "damage that listing met: this row stands for lost images"),
+        column("defect", pa.string(), "kind of defect, as named in the path"),
+        column("mask_uri", pa.string(), "address of the ground-truth mask of a defective image"),
+        column(
+            "problem",
+            pa.string(),
+            "damage of an archive: the row stands for images that could not be listed",
+        ),
     ],
     metadata={"nightloupe": "inventory 1"},
 )
-#: Rows that listing yields before masks are joined and rows sorted.
+#: Columns of a listing, before masks are joined to their images and rows sorted.
 LISTED = pa.schema([*SCHEMA, pa.field("is_mask", pa.bool_()), pa.field("mask_key", pa.string())])
 
 
 @dataclass
 class Tally:
-    """What a listing met, for the words at the end of it."""
+    """Counts of a listing, for its summary."""
 
     images: int = 0
     masks: int = 0
@@ -54,7 +55,7 @@ class Tally:
 
 
 def image_id(uri: str, version: str) -> str:
-    """128 bits in hex that name one version of one image."""
+    """The 128-bit identifier of one version of one image, in hex."""
     return hashlib.blake2b(f"{uri}\n{version}".encode(), digest_size=16).hexdigest()
 
 
@@ -66,9 +67,9 @@ def listed(
     rows: int = 10_000,
 ) -> Iterator[pa.RecordBatch]:
     """Stream the images and masks of archives as batches of `LISTED`."""
-    found = (_row(entry, path_parser, suffixes, tally) for entry in _entries(locations))
-    kept = (row for row in found if row)
-    while batch := list(islice(kept, rows)):
+    listed_rows = (_row(entry, path_parser, suffixes, tally) for entry in _entries(locations))
+    image_rows = (row for row in listed_rows if row)
+    while batch := list(islice(image_rows, rows)):
         yield pa.RecordBatch.from_pylist(batch, schema=LISTED)
 
 
@@ -80,15 +81,15 @@ def _entries(locations: Iterable[str]) -> Iterator[archives.Entry]:
 def _row(
     entry: archives.Entry, path_parser: PathParser, suffixes: Sequence[str], tally: Tally
 ) -> dict[str, object] | None:
-    # A row of Parquet needs no suffix: its column of bytes says that it is an image.
+    # A row of Parquet needs no suffix: its column of bytes holds images.
     in_parquet = uris.parse(entry.uri).location.lower().endswith(archives.PARQUET)
-    nameless = in_parquet and "." not in entry.name.rsplit("/", 1)[-1]
-    if not (entry.problem or nameless or entry.name.lower().endswith(tuple(suffixes))):
+    has_no_suffix = in_parquet and "." not in entry.name.rsplit("/", 1)[-1]
+    if not (entry.problem or has_no_suffix or entry.name.lower().endswith(tuple(suffixes))):
         tally.other_files += 1
         if len(tally.other_suffixes) < 20:
             tally.other_suffixes.add("." + entry.name.rpartition(".")[2][:12].lower())
         return None
-    # Names that are not UTF-8 keep their bytes in the URI; what a path says must be readable text.
+    # URIs keep the bytes of names that are not UTF-8; products and labels must be valid text.
     named = path_parser(entry.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
     if named.is_skipped and not entry.problem:
         tally.skipped_frames += 1
@@ -107,7 +108,7 @@ def _row(
         "uri": entry.uri,
         "bytes": entry.bytes,
         "version": entry.version,
-        "position": entry.position,
+        "member": entry.member,
         "product": named.product,
         "split": named.split,
         "label": named.label,
@@ -119,15 +120,15 @@ def _row(
 
 
 class Inventory:
-    """An inventory file, read by row numbers; safe to hand to workers."""
+    """An inventory file, read by row numbers. Workers can share it."""
 
     def __init__(self, location: str) -> None:
         self.location = location
-        with files.open_read(location) as file, pq.ParquetFile(file) as table:
+        with parquet.opened(location) as table:
             missing = set(SCHEMA.names) - set(table.schema_arrow.names)
             if missing:
                 raise UserError(
-                    f"{location} is no inventory: it lacks the columns {sorted(missing)}; "
+                    f"{location} is not an inventory: it lacks the columns {sorted(missing)}; "
                     "make one with python -m jobs.inventory"
                 )
             groups = [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)]
@@ -144,26 +145,26 @@ class Inventory:
         groups = [i for i, (low, high) in enumerate(bounds) if low < stop and high > start]
         if not groups:
             return SCHEMA.empty_table().select(list(columns or SCHEMA.names))
-        with files.open_read(self.location) as file, pq.ParquetFile(file) as table:
-            found = table.read_row_groups(groups, columns=list(columns or SCHEMA.names))
-        return found.slice(start - self.starts[groups[0]], stop - start)
+        with parquet.opened(self.location) as table:
+            rows = table.read_row_groups(groups, columns=list(columns or SCHEMA.names))
+        return rows.slice(start - self.starts[groups[0]], stop - start)
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """All rows, for inventories that are small or of which few columns are wanted."""
+        """All rows of a small inventory, or a few columns of a large one."""
         return self.rows(0, len(self), columns)
 
     def products(self) -> frozenset[str]:
         """The products of its images."""
-        found: set[str | None] = set()
-        with files.open_read(self.location) as file, pq.ParquetFile(file) as table:
+        products: set[str | None] = set()
+        with parquet.opened(self.location) as table:
             for batch in table.iter_batches(2**20, columns=["product"]):
-                found.update(pc.unique(batch["product"]).to_pylist())
-        return frozenset(name for name in found if name is not None)
+                products.update(pc.unique(batch["product"]).to_pylist())
+        return frozenset(name for name in products if name is not None)
 
     def content_hash(self) -> str:
-        """A hash over what is listed (ids and products), equal for equal inventories."""
+        """A hash of ids, products and problems, equal for inventories of the same images."""
         digest = hashlib.blake2b(digest_size=16)
-        with files.open_read(self.location) as file, pq.ParquetFile(file) as table:
+        with parquet.opened(self.location) as table:
             for batch in table.iter_batches(columns=["image_id", "product", "problem"]):
                 for column in batch.columns:
                     digest.update("\n".join(map(str, column.to_pylist())).encode())

@@ -1,4 +1,4 @@
-"""Inventory rows to pixels: fetch, hash, decode, resize, one image at a time, failures as rows."""
+"""Inventory rows to pixels: fetch, hash, decode and resize each image; a failure becomes a row."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from ops.images.failure import Failure
 from ops.images.fetch import FetchSettings, fetch
 from ops.images.resize import InputSettings, pack, resize
 
-#: The status, until its row is completed, of an image whose bytes were scored under another name.
+#: The temporary status of an image whose content was scored under another name.
 KNOWN = "known"
-#: What reading adds to the columns of its rows.
+#: The columns that `Read` adds to the rows of an inventory.
 READ = pa.schema(
     [
         ("status", pa.string()),
@@ -37,39 +37,39 @@ READ = pa.schema(
 
 
 class PixelBudget:
-    """Bounds the pixels that the threads of a process work on at once, each some 14 bytes.
+    """Bounds how many pixels the threads of a process decode at once, about 14 bytes each.
 
-    A picture that is larger than all of the room has it to itself.
+    An image that is larger than the whole budget is decoded alone.
     """
 
     def __init__(self, pixels: int) -> None:
-        self._pixels, self._taken = pixels, 0
+        self._pixels, self._used = pixels, 0
         self._changed = threading.Condition()
 
     @contextlib.contextmanager
-    def held(self, pixels: int) -> Iterator[None]:
-        """Wait for so much room, and hold it."""
+    def reserved(self, pixels: int) -> Iterator[None]:
+        """Wait until so many pixels fit into the budget, and reserve them in the context."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._taken or self._taken + pixels <= self._pixels)
-            self._taken += pixels
+            self._changed.wait_for(lambda: not self._used or self._used + pixels <= self._pixels)
+            self._used += pixels
         try:
             yield
         finally:
             with self._changed:
-                self._taken -= pixels
+                self._used -= pixels
                 self._changed.notify_all()
 
 
-#: Eight pictures of four megapixels at once, but of a hundred one after the other.
-_ROOM = PixelBudget(2**25)
+#: Eight images of four megapixels at once, but only one of a hundred megapixels.
+_BUDGET = PixelBudget(2**25)
 
 
 @dataclass(frozen=True)
 class Read:
     """Turns rows of an inventory into rows with pixels, or with a status and a reason.
 
-    `products`: read only images of these; others get `unknown_product`. None reads all.
-    `known`: contents that are not decoded; their rows end with the hash, and status `KNOWN`.
+    `products`: only images of these are read; others get status `unknown_product`. None reads all.
+    `known`: images with these contents are not decoded; their rows get the hash and status `KNOWN`.
     """
 
     input: InputSettings
@@ -81,13 +81,13 @@ class Read:
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """One row out for every row in, in the same order."""
-        with ThreadPoolExecutor(self.threads) as pool:  # reading waits; decoders release the lock
-            read = pa.Table.from_pylist(list(pool.map(self._one, rows.to_pylist())), READ)
+        with ThreadPoolExecutor(self.threads) as pool:  # reads wait; decoders release the GIL
+            read = pa.Table.from_pylist(list(pool.map(self._read_row, rows.to_pylist())), READ)
         for name in READ.names:
             rows = rows.append_column(name, read[name])
         return rows
 
-    def _one(self, row: dict[str, Any]) -> dict[str, Any]:
+    def _read_row(self, row: dict[str, Any]) -> dict[str, Any]:
         out: dict[str, Any] = {"status": "ok", "retries": 0}
         try:
             self._read(row, out)
@@ -96,22 +96,24 @@ class Read:
         return out
 
     def _read(self, row: dict[str, Any], out: dict[str, Any]) -> None:
-        def again() -> None:
+        def count_retry() -> None:
             out["retries"] += 1
 
         if row["problem"]:
             raise Failure("unreadable", row["problem"])
         if self.products is not None and row["product"] not in self.products:
             known = ", ".join(sorted(self.products)[:10])
-            raise Failure("unknown_product", f"the model knows {known}, not {row['product']!r}")
-        data = fetch(row["uri"], row["position"], row["bytes"], self.fetch, again)
+            raise Failure(
+                "unknown_product", f"the model has detectors for {known}, not {row['product']!r}"
+            )
+        data = fetch(row["uri"], row["member"], row["bytes"], self.fetch, count_retry)
         content = hashlib.sha256(data).hexdigest()
         out["content_sha256"] = content
         if self.known is not None and self.known.has(content, row["product"]):
             out["status"] = KNOWN
             return
-        with contextlib.ExitStack() as held:
-            picture = decode(data, self.decode, lambda n: held.enter_context(_ROOM.held(n)))
+        with contextlib.ExitStack() as stack:
+            picture = decode(data, self.decode, lambda n: stack.enter_context(_BUDGET.reserved(n)))
             pixels = resize(picture, self.input)
         out |= {"width": picture.width, "height": picture.height, "bit_depth": picture.bit_depth}
         out |= {"channels": 1 if pixels.ndim == 2 else 3, "pixels": pack(pixels)}

@@ -1,17 +1,31 @@
-"""The one table writer: Parquet, whole or not at all, with its schema's metadata."""
+"""Parquet tables: written whole or not at all, with the metadata of their schema."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ops.errors import UserError
 from ops.storage import files
 
 
+@contextlib.contextmanager
+def opened(location: str) -> Iterator[pq.ParquetFile]:
+    """Open a table, to read parts of it. Raises UserError if the file is not Parquet."""
+    with files.open_read(location) as file:
+        try:
+            table = pq.ParquetFile(file)
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{location} is not a readable Parquet file: {error}") from error
+        with table:
+            yield table
+
+
 def column(name: str, kind: pa.DataType, meaning: str, nullable: bool = True) -> pa.Field:
-    """A column that says what it means, for readers years from now."""
+    """A column with its meaning in its metadata."""
     return pa.field(name, kind, nullable, metadata={"meaning": meaning})
 
 
@@ -21,29 +35,29 @@ def write(
     batches: Iterable[pa.RecordBatch | pa.Table],
     rows: int = 2**16,
 ) -> int:
-    """Write batches as row groups of at most `rows`; returns how many rows were written.
+    """Write batches of any size as row groups of at most `rows`; returns the number of rows.
 
-    Batches may come in any size. Nothing appears at `location` before all of it is there.
+    The file appears at `location` when it is complete.
     """
     written = 0
-    waiting: list[pa.Table] = []
+    pending: list[pa.Table] = []
     with (
         files.staged(location) as path,
         pq.ParquetWriter(path, schema, compression="zstd") as writer,
     ):
         for batch in batches:
             table = batch if isinstance(batch, pa.Table) else pa.Table.from_batches([batch])
-            waiting.append(table.select(schema.names).cast(schema))
+            pending.append(table.select(schema.names).cast(schema))
             written += len(batch)
-            if sum(map(len, waiting)) >= rows:
-                writer.write_table(pa.concat_tables(waiting), row_group_size=rows)
-                waiting = []
-        if waiting:
-            writer.write_table(pa.concat_tables(waiting), row_group_size=rows)
+            if sum(map(len, pending)) >= rows:
+                writer.write_table(pa.concat_tables(pending), row_group_size=rows)
+                pending = []
+        if pending:
+            writer.write_table(pa.concat_tables(pending), row_group_size=rows)
     return written
 
 
 def read(location: str, columns: list[str] | None = None) -> pa.Table:
-    """A whole table."""
-    with files.open_read(location) as file:
-        return pq.read_table(file, columns=columns)
+    """A whole table. Raises UserError if the file is not Parquet."""
+    with opened(location) as table:
+        return table.read(columns=columns)

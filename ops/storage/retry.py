@@ -1,11 +1,10 @@
-"""Patience with a store: every request to S3 is repeated here, and nowhere below, while it fails
-for a passing reason.
+"""Retries of requests to S3. Every request is repeated here, and in no layer below, while it fails
+for a transient reason.
 
-Only at this depth is a repetition safe and small: archive readers take a failing file for a
-damaged one, and an upload or a listing need not begin anew. s3fs and botocore could repeat too,
-each on its own and without a word; both are told not to, so that attempts neither multiply nor go
-uncounted. (aiohttp alone asks once more, unheard, where a connection is cut before any answer: as
-a rule it had idled for too long.)
+At this level a retry is safe and cheap: archive readers take a file that fails for a damaged one,
+and an upload or a listing need not start over. The retries of s3fs and botocore are turned off, so
+that attempts neither multiply nor go uncounted. One retry remains that cannot be counted: aiohttp
+repeats a request whose connection is closed before any answer, usually an idle one.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import Any
 import tenacity
 from aiohttp import ClientError
 from botocore.exceptions import (  # type: ignore[import-untyped]
-    ConnectionError as NoConnection,
+    ConnectionError as BotoConnectionError,
 )
 from botocore.exceptions import (
     HTTPClientError,
@@ -31,10 +30,18 @@ from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
 from fsspec.asyn import sync_wrapper
 from s3fs import S3FileSystem
 
-#: Broken connections and answers that s3fs passes on as they are; they are no OSErrors.
-BELOW_S3FS = (NoConnection, HTTPClientError, IncompleteReadError, ResponseParserError, ClientError)
-#: What the next attempt finds as it is.
-_LASTING = (
+from ops.storage.storage_errors import StorageError, Unavailable
+
+#: Errors of connections and of answers that s3fs does not translate into an OSError.
+_CONNECTION_ERRORS = (
+    BotoConnectionError,
+    HTTPClientError,
+    IncompleteReadError,
+    ResponseParserError,
+    ClientError,
+)
+#: Errors that the next attempt would meet again.
+_PERMANENT = (
     FileExistsError,
     FileNotFoundError,
     IsADirectoryError,
@@ -42,82 +49,81 @@ _LASTING = (
     PermissionError,
     SSLError,
 )
-_PASSING_CODES = frozenset({"BadDigest", "IncompleteBody", "RequestTimeout", "SlowDown"})
-
-
-class Unavailable(OSError):
-    """A store that failed as often as patience lasted."""
+_TRANSIENT_CODES = frozenset({"BadDigest", "IncompleteBody", "RequestTimeout", "SlowDown"})
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How a request that fails for a passing reason is repeated.
+    """How often a request that fails for a transient reason is repeated, and how fast.
 
-    A silent store is asked three times, each for the read timeout; one that refuses at once
-    `attempts` times: by default for half a minute, in which a gateway starts anew.
+    A store that does not answer is tried three times, each for the read timeout. A store that
+    answers with an error is tried `attempts` times: by default for half a minute, the time in
+    which a gateway restarts.
     """
 
     attempts: int = 8
-    first: float = 0.25
+    backoff: float = 0.25
     """Seconds before the second attempt; doubles with each, with jitter, up to 20."""
-    again: Callable[[], None] = lambda: None
-    """Called before each repetition."""
+    on_retry: Callable[[], None] = lambda: None
+    """Called before each retry."""
 
-    def asked(self) -> dict[str, Any]:
-        """Itself as settings of tenacity."""
-        silent = tenacity.stop_after_delay(60) & tenacity.stop_after_attempt(3)
+    def tenacity_settings(self) -> dict[str, Any]:
+        """The keyword arguments of `tenacity.Retrying`."""
+        no_answer = tenacity.stop_after_delay(60) & tenacity.stop_after_attempt(3)
         return {
-            "retry": tenacity.retry_if_exception(is_passing),
-            "stop": tenacity.stop_after_attempt(self.attempts) | silent,
-            "wait": tenacity.wait_exponential_jitter(self.first, 20, jitter=self.first),
-            "before_sleep": lambda _: self.again(),
+            "retry": tenacity.retry_if_exception(is_transient),
+            "stop": tenacity.stop_after_attempt(self.attempts) | no_answer,
+            "wait": tenacity.wait_exponential_jitter(self.backoff, 20, jitter=self.backoff),
+            "before_sleep": lambda _: self.on_retry(),
             "retry_error_callback": _give_up,
         }
 
 
-_patience: contextvars.ContextVar[RetryPolicy] = contextvars.ContextVar("_patience")
+_policy: contextvars.ContextVar[RetryPolicy] = contextvars.ContextVar("_policy")
 _DEFAULT = RetryPolicy()
 
 
 @contextlib.contextmanager
-def patient(patience: RetryPolicy) -> Iterator[None]:
-    """Another patience for what this thread does meanwhile."""
-    token = _patience.set(patience)
+def retry_policy(policy: RetryPolicy) -> Iterator[None]:
+    """Use another policy for the requests that this thread makes in the context."""
+    token = _policy.set(policy)
     try:
         yield
     finally:
-        _patience.reset(token)
+        _policy.reset(token)
 
 
-def is_passing(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed in a moment."""
     if isinstance(error, Unavailable):
         return False
-    answer = getattr(error.__cause__, "response", None)
-    if answer is not None:
-        status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        code = answer.get("Error", {}).get("Code")
+    if isinstance(error, StorageError) and error.__cause__ is not None:
+        return is_transient(error.__cause__)
+    response = getattr(error.__cause__, "response", None)
+    if response is not None:
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        code = response.get("Error", {}).get("Code")
         # 409: another conditional request for the same key is under way.
-        return code in _PASSING_CODES or status in {409, 429} or (status >= 500 and status != 501)
-    return isinstance(error, (OSError, *BELOW_S3FS)) and not isinstance(error, _LASTING)
+        return code in _TRANSIENT_CODES or status in {409, 429} or (status >= 500 and status != 501)
+    return isinstance(error, (OSError, *_CONNECTION_ERRORS)) and not isinstance(error, _PERMANENT)
 
 
 def _give_up(state: tenacity.RetryCallState) -> None:
     assert state.outcome is not None
     error = state.outcome.exception()
-    what = f"{type(error).__name__}: {str(error)[:200]}"
-    message = f"the store failed {state.attempt_number} times in a row ({what})"
+    last = f"{type(error).__name__}: {str(error)[:200]}"
+    message = f"the store failed {state.attempt_number} times in a row ({last})"
     raise Unavailable(message) from error
 
 
-class PatientS3(S3FileSystem):  # type: ignore[misc]  # untyped
-    """s3fs whose every request, with the body of its answer, is one attempt of `RetryPolicy`."""
+class RetryingS3(S3FileSystem):  # type: ignore[misc]  # untyped
+    """s3fs in which one attempt of `RetryPolicy` covers a request and the body of its answer."""
 
     retries = 1
 
     async def _call_s3(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        async def ask() -> Any:
-            answer = await super(PatientS3, self)._call_s3(method, *args, **kwargs)
+        async def attempt() -> Any:
+            answer = await super(RetryingS3, self)._call_s3(method, *args, **kwargs)
             if (body := answer.get("Body")) is not None:
                 try:
                     answer["Body"] = _Body(await body.read())
@@ -125,13 +131,14 @@ class PatientS3(S3FileSystem):  # type: ignore[misc]  # untyped
                     body.close()
             return answer
 
-        return await tenacity.AsyncRetrying(**_patience.get(_DEFAULT).asked())(ask)
+        settings = _policy.get(_DEFAULT).tenacity_settings()
+        return await tenacity.AsyncRetrying(**settings)(attempt)
 
     call_s3 = sync_wrapper(_call_s3)
 
 
 class _Body:
-    """A body that has come whole."""
+    """The body of an answer, already read."""
 
     def __init__(self, data: bytes) -> None:
         self._file = io.BytesIO(data)
@@ -140,4 +147,4 @@ class _Body:
         return self._file.read(amount)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Does nothing: the connection is already released."""

@@ -153,13 +153,16 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
     if where == "local":
         own = {"num_cpus": cpus, "include_dashboard": False}
     with _no_stderr():  # ... and a line about the variable that stops them
-        ray.init(
-            address=where,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": {"PYTHONWARNINGS": "ignore"}},
-            **own,
-        )
+        try:
+            ray.init(
+                address=where,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": {"PYTHONWARNINGS": "ignore"}},
+                **own,
+            )
+        except ConnectionError as error:
+            raise UserError(f"there is no Ray cluster at {where}: {error}") from error
     quiet()
     try:
         yield

@@ -1,4 +1,4 @@
-"""All published nights as one history, and what is current in it. Asked of DuckDB, which spills."""
+"""The current scores: the newest valid row of each image under a model, over all nights."""
 
 from __future__ import annotations
 
@@ -14,119 +14,111 @@ import pyarrow as pa
 
 from ops.errors import SettingError
 from ops.results import score_table
-from ops.storage import files, parquet
+from ops.results.calibration import promised_rate
+from ops.storage import files, parquet, s3
 from ops.storage.paths import Out
 from pipelines.tables.database import opened as database_opened
 
-#: The macros `current_scores(model)` and `current_keys(model)`, the same for people and for us.
+#: Defines `current_scores(model)` and `current_keys(model)`; people may run the same file.
 MACROS = Path(__file__).parents[2] / "deploy" / "sql" / "duckdb.sql"
-#: p-values are multiples of 1 / (1 + held-out images), so this only absorbs rounding.
+#: Absorbs rounding: p-values are multiples of 1 / (1 + held-out images).
 _ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
-class Label:
-    """What makes an image of one product anomalous, instead of what its row says.
+class VerdictRule:
+    """Replaces the verdicts of one product's rows.
 
-    A score above `threshold`, or a p-value of at most `p_value`.
+    An image is anomalous if its score exceeds `threshold`, or its p-value is at most `p_value`.
     """
 
     threshold: float | None = None
     p_value: float | None = None
 
     @classmethod
-    def at_rate(cls, false_alarm_rate: float, held_out: int) -> Label:
-        """The same verdicts as those of `Calibration.threshold` at this rate."""
-        if not 0 < false_alarm_rate < 1:
-            raise SettingError(f"false_alarm_rate {false_alarm_rate} must lie between 0 and 1")
-        return cls(p_value=promised(false_alarm_rate, held_out) + _ROUNDING)
-
-
-def promised(false_alarm_rate: float, held_out: int) -> float:
-    """The rate that so many held-out images can promise: no p-value is below 1 / (1 + them)."""
-    return max(false_alarm_rate, 1 / (1 + held_out))
+    def at_rate(cls, false_alarm_rate: float, held_out: int) -> VerdictRule:
+        """Gives the same verdicts as `Calibration.threshold` at this rate."""
+        return cls(p_value=promised_rate(false_alarm_rate, held_out) + _ROUNDING)
 
 
 def published(out: Out) -> list[str]:
     """All published tables, oldest night first."""
-    place = out.scores()
-    kept = (name for name in files.names(place) if name.rpartition("/")[2].startswith("part-"))
-    return [files.join(place, name) for name in kept]
+    names = files.names(out.scores())
+    tables = (name for name in names if name.rpartition("/")[2].startswith("part-"))
+    return [files.join(out.scores(), name) for name in tables]
 
 
 @contextlib.contextmanager
 def opened(out: Out, memory: str = "2GB", *others: str) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A database that knows `current_scores(model)` and `current_keys(model)` of an output folder.
+    """A database with the macros `current_scores(model)` and `current_keys(model)`.
 
-    It sees the tables that are published now. Beyond `memory` it works on disk. `others` are the
-    files that will be asked for besides.
+    It reads the tables that are published now, and spills to disk beyond `memory`. `others` are
+    locations of further files that queries will read.
     """
     with tempfile.TemporaryDirectory(prefix="nightloupe-") as folder:
-        found = published(out)
-        if not found:
-            found = [os.path.join(folder, "none.parquet")]
-            parquet.write(found[0], score_table.SCHEMA, [])
+        tables = published(out)
+        if not tables:
+            tables = [os.path.join(folder, "none.parquet")]
+            parquet.write(tables[0], score_table.SCHEMA, [])
         with database_opened(memory) as database:
-            if any(map(files.is_s3, (out.root, *others))):
-                database.register_filesystem(files.s3())
-            database.execute("SET preserve_insertion_order = false")  # would be kept in memory
+            if any(map(s3.is_s3, (out.root, *others))):
+                database.register_filesystem(s3.file_system())
+            database.execute("SET preserve_insertion_order = false")  # keeping it takes memory
             database.execute("SET TimeZone = 'UTC'")
-            database.execute("SET VARIABLE tables = $found", {"found": found})
+            database.execute("SET VARIABLE tables = $tables", {"tables": tables})
             database.execute(MACROS.read_text(encoding="utf-8"))
             yield database
 
 
-def ask(
+def query(
     database: duckdb.DuckDBPyConnection,
     model_id: str,
     *,
     where: str = "",
     limit: int | None = None,
-    labels: Mapping[str, Label] | None = None,
+    rules: Mapping[str, VerdictRule] | None = None,
     only: str = "",
 ) -> Iterator[pa.RecordBatch]:
-    """Stream current rows, the highest scores first. Raises SettingError if `where` is invalid.
+    """Stream current rows with the columns of `score_table.SCHEMA`, in descending order of score.
 
-    `where` is SQL over the columns of the score table, with `labels` (by product) already applied;
-    `only` is an inventory, one of `opened`'s `others`: images that it does not list are left out.
-    Columns and types are those of `scores.SCHEMA`.
+    `where` is an SQL condition over the columns of the score table. It sees the verdicts after
+    `rules` (by product) are applied. `only` is an inventory, one of `opened`'s `others`: images
+    that it does not list are left out. Raises SettingError if `where` is invalid.
     """
     columns = {"product": pa.string(), "threshold": pa.float64(), "p_value": pa.float64()}
-    named = [
-        {"product": product, "threshold": label.threshold, "p_value": label.p_value}
-        for product, label in (labels or {}).items()
+    rows = [
+        {"product": product, "threshold": rule.threshold, "p_value": rule.p_value}
+        for product, rule in (rules or {}).items()
     ]
-    database.register("labels", pa.Table.from_pylist(named, pa.schema(list(columns.items()))))
+    database.register("rules", pa.Table.from_pylist(rows, pa.schema(list(columns.items()))))
     listed = "SEMI JOIN read_parquet($only) USING (image_id)" if only else ""
-    question = f"""
-        WITH labelled AS (
+    sql = f"""
+        WITH judged AS (
             SELECT current.* REPLACE (
-                CASE WHEN labels.threshold IS NOT NULL THEN current.score > labels.threshold
-                     WHEN labels.p_value IS NOT NULL THEN current.p_value <= labels.p_value
+                CASE WHEN rules.threshold IS NOT NULL THEN current.score > rules.threshold
+                     WHEN rules.p_value IS NOT NULL THEN current.p_value <= rules.p_value
                      ELSE current.is_anomalous END AS is_anomalous)
-            FROM current_scores($model) AS current LEFT JOIN labels USING (product)
+            FROM current_scores($model) AS current LEFT JOIN rules USING (product)
         )
-        SELECT * FROM labelled {listed} WHERE ({where or "true"})
+        SELECT * FROM judged {listed} WHERE ({where or "true"})
         ORDER BY score DESC NULLS LAST, image_id {f"LIMIT {limit:d}" if limit is not None else ""}
-    """  # noqa: S608 - the condition is the asker's own
-    asked = {"model": model_id} | ({"only": only} if only else {})
+    """  # noqa: S608 - the caller's own condition
+    parameters = {"model": model_id} | ({"only": only} if only else {})
     try:
-        found = database.sql(question, params=asked).to_arrow_reader(2**16)
+        batches = database.sql(sql, params=parameters).to_arrow_reader(2**16)
     except (duckdb.ParserException, duckdb.BinderException, duckdb.ConversionException) as error:
         raise SettingError(
-            f"where {where!r} is no condition over the score table: {error}"
+            f"where {where!r} is not a condition over the score table: {error}"
         ) from None
-    for batch in found:
-        rows = (
-            pa.Table.from_batches([batch]).select(score_table.SCHEMA.names).cast(score_table.SCHEMA)
-        )
-        yield from rows.to_batches()
+    for batch in batches:
+        table = pa.Table.from_batches([batch]).select(score_table.SCHEMA.names)
+        yield from table.cast(score_table.SCHEMA).to_batches()
 
 
 def current(out: Out, model_id: str, where: str = "") -> pa.Table:
-    """The newest valid row of each image under a model, over all nights; `scores.SCHEMA`.
+    """The current row of each image under a model, with the columns of `score_table.SCHEMA`.
 
-    It must fit into memory; `ask` streams.
+    The table must fit into memory; `query` streams.
     """
     with opened(out) as database:
-        return pa.Table.from_batches(ask(database, model_id, where=where), score_table.SCHEMA)
+        return pa.Table.from_batches(query(database, model_id, where=where), score_table.SCHEMA)

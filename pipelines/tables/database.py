@@ -1,4 +1,4 @@
-"""A database for one question: what does not fit into memory spills to disk, and is then gone."""
+"""A temporary DuckDB database, which spills to disk what exceeds its memory limit."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ops.errors import UserError
 from ops.storage import files
 
-#: The most memory that a database takes.
+#: Default memory limit.
 MEMORY = "1GB"
 
 
 @contextlib.contextmanager
 def opened(memory: str = MEMORY) -> Iterator[duckdb.DuckDBPyConnection]:
-    """An empty database on disk."""
+    """An empty database. Raises UserError if memory or the temporary disk is exhausted."""
     with (
         tempfile.TemporaryDirectory(prefix="nightloupe-") as folder,
         duckdb.connect(
@@ -28,13 +29,23 @@ def opened(memory: str = MEMORY) -> Iterator[duckdb.DuckDBPyConnection]:
         ) as database,
     ):
         database.execute("SET enable_progress_bar = false")
-        yield database
+        try:
+            yield database
+        except duckdb.OutOfMemoryException as error:
+            raise UserError(
+                f"a query needs more memory than its limit of {memory}: {error}"
+            ) from error
+        except duckdb.IOException as error:
+            raise UserError(
+                f"a query cannot read a table or cannot write to {folder}, which TMPDIR "
+                f"sets: {error}"
+            ) from error
 
 
 def load(
     database: duckdb.DuckDBPyConnection, name: str, location: str, columns: Sequence[str]
 ) -> None:
-    """Make a table of some columns of a Parquet file, wherever it lies, in the file's order."""
+    """Create a table of some columns of a Parquet file (a path or s3:// URI), in its order."""
     with files.open_read(location) as file, pq.ParquetFile(file) as table:
         schema = pa.schema([table.schema_arrow.field(column) for column in columns])
         batches = table.iter_batches(2**16, columns=list(columns))

@@ -1,9 +1,10 @@
-"""One night at a time: a lock on an output folder that outlives no crash.
+"""A lock on an output folder, so that one night runs at a time. It does not outlive its process.
 
-Locally it is the kernel's (flock), which lets go when a process dies, however it dies. On S3 it is
-a row of numbered keys, each of which only one process can create. Who holds the last of them
-rewrites it every few seconds; one that stays as it is for a whole lease belonged to the dead, and
-the next number may be taken. No two machines' clocks are ever compared.
+On a local disk it is a kernel lock (flock), which the kernel releases when the process ends. On S3
+it is a sequence of numbered objects, each of which only one process can create. The creator of the
+newest object holds the lock and rewrites the object every few seconds. If the object stays
+unchanged for a whole lease, its holder is considered dead and another process may create the next
+number. Clocks of different machines are never compared.
 """
 
 from __future__ import annotations
@@ -22,37 +23,38 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ops.errors import RunError
-from ops.storage import files
+from ops.storage import files, s3
 from ops.storage.paths import Out
+from ops.storage.storage_errors import storage_errors
 
-#: How often a holder rewrites its key within a lease, and how often others look at it.
-_BEATS = 6
+#: How often a holder renews its object within a lease. Others look at it twice as often.
+_RENEWALS = 6
 _KEY = re.compile(r"(\d+)\.json")
 
 
 class Locked(RunError):
-    """Another process works on the output folder."""
+    """Another process holds the lock of the output folder."""
 
-    def __init__(self, place: str, holder: dict[str, Any]) -> None:
+    def __init__(self, root: str, holder: dict[str, Any]) -> None:
         since, host, pid = (holder.get(name, "?") for name in ("since", "host", "pid"))
-        super().__init__(f"process {pid} on {host} works on {place} since {since}")
+        super().__init__(f"process {pid} on {host} has been working on {root} since {since}")
 
 
 class LostLock(RunError):
-    """The lock was lost while work went on; what is unfinished is left to its new holder."""
+    """The lock was lost during the work. Another process may hold it now."""
 
 
 @contextlib.contextmanager
 def locked(out: Out, lease: float = 120.0) -> Iterator[Callable[[], None]]:
-    """Hold the lock of an output folder; what is yielded raises LostLock once it is lost.
+    """Hold the lock of an output folder; yields a check that raises LostLock if the lock is lost.
 
-    `lease`, in seconds, matters on S3 alone: how long a holder may be silent, and so how long the
-    successor of a dead one waits. Raises Locked if another process holds it.
+    `lease`, in seconds, is used on S3 only: a holder that does not renew the lock for so long is
+    considered dead. Raises Locked if another process holds the lock.
     """
-    if files.is_s3(out.root):
-        holding = _Lease(out, lease)
-        with holding.held():
-            yield holding.check
+    if s3.is_s3(out.root):
+        lock = _Lease(out, lease)
+        with lock.held():
+            yield lock.check
     else:
         with _flock(out):
             yield lambda: None
@@ -65,70 +67,74 @@ def _holder() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _flock(out: Out) -> Iterator[None]:
-    os.makedirs(out.root, exist_ok=True)
-    with open(out.lock(), "a+", encoding="utf-8") as file:
+    with storage_errors(out.root):
+        os.makedirs(out.root, exist_ok=True)
+        lock_file = open(out.lock(), "a+", encoding="utf-8")  # noqa: SIM115 - closed below
+    with lock_file as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            text = file.read()  # empty while the holder has not written yet
+            text = file.read()  # empty if the holder has not written yet
             raise Locked(out.root, json.loads(text) if text else {}) from None
         file.truncate(0)
         file.write(json.dumps(_holder()))
         file.flush()
         yield
-        # The file stays: were it removed, two processes could lock two files of one name.
+        # The file is not removed: two processes could then lock two files of the same name.
         file.truncate(0)
 
 
 class _Lease:
+    """The lock on S3."""
+
     def __init__(self, out: Out, lease: float) -> None:
         self._out, self._lease = out, lease
-        self._mine: dict[str, Any] = _holder() | {
+        self._holder: dict[str, Any] = _holder() | {
             "token": uuid.uuid4().hex,
-            "beat": 0,
+            "renewals": 0,
             "lease": lease,
         }
         self._number = 0
-        self._last_beat = 0.0
-        self._stolen = False
+        self._last_renewal = 0.0
+        self._taken_over = False
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         while not self._take():
             pass
-        over = threading.Event()
-        heart = threading.Thread(target=self._beating, args=(over,), daemon=True)
-        heart.start()
+        released = threading.Event()
+        thread = threading.Thread(target=self._renew, args=(released,), daemon=True)
+        thread.start()
         try:
             yield
         finally:
-            over.set()
-            heart.join(self._lease)
-            if not self._stolen:
-                self._write(self._mine | {"ended": True})
+            released.set()
+            thread.join(self._lease)
+            if not self._taken_over:
+                self._write(self._holder | {"ended": True})
 
     def check(self) -> None:
-        silent = time.monotonic() - self._last_beat
-        if self._stolen or silent > self._lease:
+        age = time.monotonic() - self._last_renewal
+        if self._taken_over or age > self._lease:
             raise LostLock(
-                f"the lock on {self._out.root} was lost: for {silent:.0f} s it could not be "
-                "renewed. What was finished is kept; start the same command again"
+                f"the lock on {self._out.root} was lost: it could not be renewed for {age:.0f} s. "
+                "Finished work is kept; start the same command again"
             )
 
     def _take(self) -> bool:
-        """Try to become the holder; False if things changed meanwhile. Raises Locked."""
+        """Try to take the lock; False if another process was faster. Raises Locked."""
         newest = self._newest()
         if newest and self._is_alive(newest):
             raise Locked(self._out.root, self._read(newest) or {})
         self._number = newest + 1
-        created = files.create(self._key(self._number), json.dumps(self._mine).encode())
-        holder = self._mine if created else self._read(self._number)
-        # A request that was repeated after its answer was lost finds its own key.
-        if holder is None or holder["token"] != self._mine["token"]:
+        created = files.create(self._key(self._number), json.dumps(self._holder).encode())
+        holder = self._holder if created else self._read(self._number)
+        # If the answer was lost and the request was repeated, the object exists but is ours.
+        if holder is None or holder["token"] != self._holder["token"]:
             return False
-        self._last_beat = time.monotonic()
-        if self._newest() != self._number:  # others went on while this process slept
+        self._last_renewal = time.monotonic()
+        if self._newest() != self._number:  # others took newer numbers meanwhile
             files.remove_file(self._key(self._number))
             return False
         for number in self._numbers():
@@ -137,28 +143,28 @@ class _Lease:
         return True
 
     def _is_alive(self, number: int) -> bool:
-        """Watch a key for a lease, its own or the holder's, or until it is renewed."""
+        """Whether a holder renews its object within the longer of both leases."""
         first = self._read(number)
         if first is None or first.get("ended"):
             return False
         lease = max(self._lease, first.get("lease", 0.0))
-        for _ in range(2 * _BEATS):
-            time.sleep(lease / (2 * _BEATS))
+        for _ in range(2 * _RENEWALS):
+            time.sleep(lease / (2 * _RENEWALS))
             now = self._read(number)
             if now != first:
                 return now is not None and not now.get("ended")
         return False
 
-    def _beating(self, over: threading.Event) -> None:
-        while not over.wait(self._lease / _BEATS):
-            # A store that is down for a while is no reason to stop; `check` knows when it is.
+    def _renew(self, released: threading.Event) -> None:
+        while not released.wait(self._lease / _RENEWALS):
+            # Keep trying while the store is down; `check` decides when the lock is lost.
             with contextlib.suppress(Exception):
                 if self._newest() != self._number:
-                    self._stolen = True
+                    self._taken_over = True
                     return
-                self._mine["beat"] += 1
-                self._write(self._mine)
-                self._last_beat = time.monotonic()
+                self._holder["renewals"] += 1
+                self._write(self._holder)
+                self._last_renewal = time.monotonic()
 
     def _key(self, number: int) -> str:
         return files.join(self._out.lock(), f"{number:09d}.json")

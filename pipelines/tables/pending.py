@@ -1,4 +1,8 @@
-"""What a night has to score: the inventory less what is current, joined by DuckDB, which spills."""
+"""The images that a night has to score.
+
+A night scores images that are new, have changed, or failed for a transient reason. DuckDB joins the
+inventory with the current scores and spills to disk beyond its memory limit.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,11 @@ from ops.storage import parquet
 from ops.storage.paths import Out
 from pipelines.tables import current_scores
 
-#: Addresses are due as a whole: of two members of one name both are scored, so that the newest run
-#: over an address always holds all that it stands for.
-_DUE = """
+#: If one of several members of the same URI is pending, all of them are. So the newest run over a
+#: URI always holds all of its members, which `current_keys` relies on.
+_PENDING = """
     CREATE TEMP TABLE known AS FROM current_keys($model);
-    CREATE TEMP TABLE due AS
+    CREATE TEMP TABLE pending AS
         SELECT listed.uri, known.run_id
         FROM read_parquet($listed) AS listed LEFT JOIN known
             ON listed.image_id = known.image_id
@@ -22,57 +26,58 @@ _DUE = """
         WHERE known.image_id IS NULL OR list_contains($retry, known.status);
 """
 _COUNTS = """
-    WITH met AS (SELECT DISTINCT uri FROM known SEMI JOIN due USING (uri))
-    SELECT count(*) FILTER (WHERE run_id IS NULL AND met.uri IS NULL),
-           count(*) FILTER (WHERE run_id IS NULL AND met.uri IS NOT NULL),
+    WITH scored AS (SELECT DISTINCT uri FROM known SEMI JOIN pending USING (uri))
+    SELECT count(*) FILTER (WHERE run_id IS NULL AND scored.uri IS NULL),
+           count(*) FILTER (WHERE run_id IS NULL AND scored.uri IS NOT NULL),
            count(*) FILTER (WHERE run_id IS NOT NULL)
-    FROM due LEFT JOIN met USING (uri)
+    FROM pending LEFT JOIN scored USING (uri)
 """
-_ROWS = """
-    SELECT listed.* FROM read_parquet($listed) AS listed SEMI JOIN due USING (uri)
-    ORDER BY product NULLS LAST, uri, position
+_IMAGES = """
+    SELECT listed.* FROM read_parquet($listed) AS listed SEMI JOIN pending USING (uri)
+    ORDER BY product NULLS LAST, uri, member
 """
-_RUNS = "SELECT DISTINCT last_run FROM known SEMI JOIN due USING (uri) ORDER BY 1"
+_RUNS = "SELECT DISTINCT last_run FROM known SEMI JOIN pending USING (uri) ORDER BY 1"
 
 
 @dataclass(frozen=True)
-class Due:
-    """How many images are to be scored, and why."""
+class Pending:
+    """How many images have to be scored, and why."""
 
     new: int
-    """Addresses that have no row under the model."""
+    """Images whose URI has no row under the model."""
     changed: int
-    """Another version, or another product, than that of the current row."""
+    """Images whose version or product differs from that of the current row."""
     retried: int
-    """Failed for a reason that may have passed."""
+    """Images that failed for a transient reason."""
     runs: tuple[str, ...]
-    """The runs that met these addresses last: a list that comes again after them is not theirs."""
+    """Ids of the runs that hold the newest rows of these URIs. They are part of the next run's id,
+    so that scoring the same list again later is another run."""
 
     @property
     def images(self) -> int:
-        """All of them."""
+        """Their sum."""
         return self.new + self.changed + self.retried
 
 
-def due(
+def find_pending(
     out: Out, listed: str, model_id: str, retry: Sequence[str], to: str, memory: str = "500MB"
-) -> Due:
+) -> Pending:
     """Write the images of the inventory `listed` that have no valid row under a model to `to`.
 
-    Failed rows count as valid unless their status is among `retry`. `to` is an inventory, sorted
-    like any other; nothing is written if nothing is due.
+    A row of a failed image is valid unless its status is among `retry`. `to` is an inventory in the
+    usual order; it is not written if no image is pending.
     """
     with current_scores.opened(out, memory, listed) as database:
-        asked = {"model": model_id, "listed": listed, "retry": list(retry)}
-        for statement in _DUE.strip().split(";\n"):
-            names = [name for name in asked if f"${name}" in statement]
-            database.execute(statement, {name: asked[name] for name in names})
+        parameters = {"model": model_id, "listed": listed, "retry": list(retry)}
+        for statement in _PENDING.strip().split(";\n"):
+            used = {name: value for name, value in parameters.items() if f"${name}" in statement}
+            database.execute(statement, used)
         counts = database.execute(_COUNTS).fetchone()
         assert counts is not None
-        runs = database.execute(_RUNS)
         new, changed, retried = counts
-        found = Due(new, changed, retried, tuple(run for (run,) in runs.fetchall()))
-        if found.images:
-            rows = database.sql(_ROWS, params={"listed": listed}).to_arrow_reader(2**16)
+        runs = tuple(run_id for (run_id,) in database.execute(_RUNS).fetchall())
+        pending = Pending(new, changed, retried, runs)
+        if pending.images:
+            rows = database.sql(_IMAGES, params={"listed": listed}).to_arrow_reader(2**16)
             parquet.write(to, inventory.SCHEMA, rows, rows=4096)  # workers read slices
-    return found
+    return pending

@@ -57,7 +57,7 @@ def rows_of(paths: list[Path]) -> pa.Table:
             "uri": [uris.make(str(path)) for path in paths],
             "image_id": [f"{number:032x}" for number in range(count)],
             "product": ["tile"] * count,
-            "position": pa.array([None] * count, pa.int64()),
+            "member": pa.array([None] * count, pa.int64()),
             "bytes": [path.stat().st_size for path in paths],
             "problem": pa.array([None] * count, pa.string()),
         }

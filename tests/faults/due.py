@@ -74,7 +74,7 @@ def _filled(batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
 def ask(folder: str, limit: str) -> None:
     """Find what is due, and say how long it took, what was held at most, and what was found."""
     out, to, start = Out(f"{folder}/out"), f"{folder}/due.parquet", time.perf_counter()
-    found = pending.due(out, f"{folder}/listed.parquet", MODEL, ["missing"], to, limit)
+    found = pending.find_pending(out, f"{folder}/listed.parquet", MODEL, ["missing"], to, limit)
     seconds = time.perf_counter() - start
     status = Path("/proc/self/status").read_text().splitlines()
     most = int(next(x for x in status if x.startswith("VmHWM")).split()[1]) / 2**20

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ops.storage import files, retry
+from ops.storage import files, retry, s3
 from ops.storage.retry import RetryPolicy
+from ops.storage.s3 import file_system
 from tests.faults.conftest import JOBS, REMEDY
 from tests.faults.proxy import DENIALS
 
@@ -44,7 +45,7 @@ def test_an_output_folder_is_tried_before_the_archive_is_listed(proxy, bucket, l
 @pytest.mark.parametrize("job", ["inventory", "score", "nightly", "query"])
 @pytest.mark.parametrize("address", ["http://no-such-host.invalid", "http://127.0.0.1:9"])
 def test_a_store_that_is_not_there_is_named(s3_server, told, monkeypatch, job, address):
-    monkeypatch.setattr(retry, "_DEFAULT", RetryPolicy(attempts=3, first=0.01))
+    monkeypatch.setattr(retry, "_DEFAULT", RetryPolicy(attempts=3, backoff=0.01))
     monkeypatch.setenv("AWS_ENDPOINT_URL", address)
     said = told(job, "s3://bucket")
     assert "the store failed 3 times in a row" in said
@@ -53,7 +54,7 @@ def test_a_store_that_is_not_there_is_named(s3_server, told, monkeypatch, job, a
 
 def test_who_may_read_a_file_but_not_list_may_name_it(proxy, bucket):
     files.write_bytes(f"{bucket}/parts.tar", b"an archive")
-    call = files.s3().call_s3
+    call = file_system().call_s3
 
     def no_listing(method, **request):
         if method == "list_objects_v2":
@@ -61,9 +62,9 @@ def test_who_may_read_a_file_but_not_list_may_name_it(proxy, bucket):
         return call(method, **request)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files.s3(), "call_s3", no_listing)
-        files.check_access(f"{bucket}/parts.tar")
+        patch.setattr(file_system(), "call_s3", no_listing)
+        s3.check_access(f"{bucket}/parts.tar")
         with pytest.raises(PermissionError, match=f"{bucket}/none.tar: Access Denied"):
-            files.check_access(f"{bucket}/none.tar")
+            s3.check_access(f"{bucket}/none.tar")
         with pytest.raises(PermissionError, match=f"{bucket}: Access Denied"):
-            files.check_access(bucket)
+            s3.check_access(bucket)

@@ -18,9 +18,11 @@ from ops.images import fetch as fetching
 from ops.images.archives import entries
 from ops.images.failure import Failure
 from ops.images.fetch import FetchSettings, fetch
-from ops.storage import files, parquet, retry, uris
+from ops.storage import files, parquet, retry, s3, uris
 from ops.storage.paths import Out
-from ops.storage.retry import RetryPolicy, Unavailable
+from ops.storage.retry import RetryPolicy
+from ops.storage.s3 import file_system
+from ops.storage.storage_errors import Unavailable
 from pipelines.tables import lock
 from tests.conftest import forget_s3, new_bucket
 from tests.faults.proxy import HARMLESS, KINDS, ONE_IN_TEN, UNHEARD
@@ -35,7 +37,7 @@ HASTY = FetchSettings(attempts=4, backoff=0.01)
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch):
     """Attempts follow each other at once; archives are opened anew."""
-    monkeypatch.setattr(retry, "_DEFAULT", RetryPolicy(attempts=4, first=0.01))
+    monkeypatch.setattr(retry, "_DEFAULT", RetryPolicy(attempts=4, backoff=0.01))
     fetching._container.cache_clear()
 
 
@@ -70,11 +72,6 @@ def _from_open_file(place):
         return file.read(500)
 
 
-def _copied(place, folder):
-    files.fetch_folder(place, str(folder / "copy"))
-    return (folder / "copy" / "1.bin").read_bytes(), (folder / "copy" / "b" / "2.bin").read_bytes()
-
-
 #: What is asked, and what must be the answer.
 READS = {
     "read": (lambda place, _: files.read_bytes(f"{place}/1.bin"), DATA),
@@ -86,8 +83,7 @@ READS = {
     "describe": (lambda place, _: files.describe(f"{place}/1.bin").bytes, len(DATA)),
     "listing": (lambda place, _: names(place), ["1.bin", "3.parquet", "b/2.bin"]),
     "folder": (lambda place, _: files.is_folder(f"{place}/b"), True),
-    "copy": (_copied, (DATA, b"two")),
-    "reach": (lambda place, _: files.check_access(place), None),
+    "access": (lambda place, _: s3.check_access(place), None),
     "fetch": (
         lambda place, _: fetch(uris.make(f"{place}/1.bin"), None, len(DATA), HASTY),
         DATA,
@@ -126,15 +122,15 @@ def test_what_is_removed_is_gone_and_nothing_else(proxy, place, kind):
 
 
 def test_what_the_store_keeps_of_a_folder_is_told(place, monkeypatch):
-    call = files.s3().call_s3
+    call = file_system().call_s3
     kept = [{"Key": "a/1.bin", "Code": "InternalError", "Message": "try again"}]
 
     def and_keep_one(method, **request):
         answer = call(method, **request)
         return answer | {"Errors": kept} if method == "delete_objects" else answer
 
-    monkeypatch.setattr(files.s3(), "call_s3", and_keep_one)
-    with pytest.raises(OSError, match=r"/a/1.bin cannot be removed: InternalError, try again"):
+    monkeypatch.setattr(file_system(), "call_s3", and_keep_one)
+    with pytest.raises(OSError, match=r"/a/1.bin: cannot be removed: InternalError, try again"):
         files.remove_folder(place)
 
 
@@ -161,9 +157,9 @@ def test_listings_of_many_pages_are_whole(proxy, bucket, monkeypatch, kind):
     expected = [f"{number:02d}" for number in range(12)]
     for name in expected:
         files.write_bytes(f"{bucket}/{name}", b"x")
-    call = files.s3().call_s3
+    call = file_system().call_s3
     pages = lambda method, **request: call(method, **request, MaxKeys=5)  # noqa: E731
-    monkeypatch.setattr(files.s3(), "call_s3", pages)
+    monkeypatch.setattr(file_system(), "call_s3", pages)
     proxy.plan(kind, "continuation-token", times=3)
     assert names(bucket) == expected
     assert proxy.counts == {kind: 3 if kind not in HARMLESS else 2}
@@ -224,7 +220,7 @@ def test_an_archive_whose_store_fails_is_not_taken_for_damaged(proxy, bucket, ar
     found = list(entries(f"{bucket}/parts.{archive}"))
     assert [entry.problem for entry in found] == [None] * 3
     proxy.plan(kind, "GET", times=2)
-    assert {fetch(e.uri, e.position, e.bytes, HASTY) for e in found} == {DATA}
+    assert {fetch(e.uri, e.member, e.bytes, HASTY) for e in found} == {DATA}
     fetching._container.cache_clear()
     assert {fetch(e.uri, None, e.bytes, HASTY) for e in found} == {DATA}
 
@@ -239,10 +235,10 @@ def test_an_archive_whose_store_stays_down_is_unavailable(proxy, bucket, archive
     proxy.shares = {}
     proxy.plan("slow_down", "GET", times=99)
     with pytest.raises(Failure) as failure:
-        fetch(found[0].uri, found[0].position, found[0].bytes, HASTY)
+        fetch(found[0].uri, found[0].member, found[0].bytes, HASTY)
     assert failure.value.status == "unavailable"
     proxy.planned.clear()
-    assert fetch(found[0].uri, found[0].position, found[0].bytes, HASTY) == DATA
+    assert fetch(found[0].uri, found[0].member, found[0].bytes, HASTY) == DATA
 
 
 def test_a_tar_whose_directory_could_not_be_read_is_read_again(bucket, monkeypatch):
@@ -312,8 +308,8 @@ def test_a_store_that_never_answers_is_given_up(monkeypatch):
         silent.bind(("127.0.0.1", 0))
         silent.listen(20)
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        monkeypatch.setattr(files, "_S3_CLIENT", files._S3_CLIENT | {"read_timeout": 0.5})
-        monkeypatch.setattr(retry, "_DEFAULT", RetryPolicy(attempts=3, first=0.01))
+        monkeypatch.setattr(s3, "CLIENT", s3.CLIENT | {"read_timeout": 0.5})
+        monkeypatch.setattr(retry, "_DEFAULT", RetryPolicy(attempts=3, backoff=0.01))
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.setenv(name, "any")
         forget_s3()

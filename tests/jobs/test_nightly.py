@@ -12,10 +12,10 @@ from jobs import check, nightly
 from jobs.cli import entry, sources
 from ops.detectors.model_folder import read_card, write_model
 from ops.images import synthetic_parts
+from ops.images.failure import TooManyFailures
 from ops.results import score_table
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
-from pipelines.cluster.failure_limit import TooManyFailures
 from pipelines.scoring import score as scoring
 from pipelines.tables import current_scores, lock
 from tests.conftest import tiny_model
@@ -23,7 +23,7 @@ from tests.conftest import tiny_model
 PATTERN = "{product}/{name}"
 
 
-def test_where_a_night_works_another_says_so_and_leaves(leave, tmp_path):
+def test_a_second_night_exits_with_75(leave, tmp_path):
     with lock.locked(Out("out")):
         code, said, err = leave("nightly", "--archive", ".", "--model", "m", "--out", "out")
     assert (code, err) == (entry.BUSY, "")
@@ -38,17 +38,21 @@ def test_where_a_night_works_another_says_so_and_leaves(leave, tmp_path):
         (["--archive", "."], "name the model: --model", 2),
         (
             ["--archive", ".", "--model", "m", "--retry", "missing, lost"],
-            "retry: lost is no fail",
+            "retry: lost is not the status of a failed image",
             2,
         ),
         (["--archive", ".", "--model", "m"], "no complete model at m", 1),
+        (["--archive", ".", "--model", "m", "--maps", "some"], "maps 'some' is none of", 2),
+        (["--archive", ".", "--model", "m", "--night", "x"], "must be a date", 2),
+        (["--archive", ".", "--model", "m", "--warn-failed", "x"], "neither a count", 2),
         (["--model", "m"], "name the images: --archive", 2),
     ],
 )
-def test_what_cannot_be_is_told(leave, words, sentence, exit_code):
+def test_wrong_settings_are_refused(leave, words, sentence, exit_code):
     code, _, err = leave("nightly", *words)
     assert code == exit_code
     assert sentence in err
+    assert exit_code == 1 or not os.path.exists("out")
 
 
 @dataclass
@@ -149,7 +153,7 @@ def test_nights_score_what_is_due_and_nothing_else(warehouse, monkeypatch, capsy
     before = current_scores.published(night.out)
     capsys.readouterr()
     with monkeypatch.context() as patch:
-        patch.setattr(nightly, "connected", None)
+        patch.setattr("pipelines.nightly.connected", None)
         assert night.work() == 0
     assert "nothing to do: every image has its row under this model" in capsys.readouterr().out
     assert current_scores.published(night.out) == before

@@ -22,6 +22,7 @@ from ops.images.inventory import Inventory
 from ops.results import anomaly_map, score_table
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
+from ops.storage.s3 import file_system
 from pipelines.tables import run_records
 from tests.conftest import SECRET, draw_archive, new_bucket, tiny_fit
 
@@ -82,7 +83,7 @@ def upload(drawn: Path, bucket: str) -> list[str]:
 
 def objects(bucket: str) -> dict[str, tuple[str, str]]:
     """Version and time of every object."""
-    page = files.s3().call_s3("list_objects_v2", Bucket=bucket.removeprefix("s3://"))
+    page = file_system().call_s3("list_objects_v2", Bucket=bucket.removeprefix("s3://"))
     assert not page["IsTruncated"]
     return {item["Key"]: (item["ETag"], str(item["LastModified"])) for item in page["Contents"]}
 
@@ -148,7 +149,7 @@ def test_a_check_of_the_run_finds_its_promise_kept(night, capsys):
 def test_a_deleted_and_a_cut_object_are_rows_with_reasons(night):
     failed = {row["uri"]: row for row in night.table.to_pylist() if row["status"] != "ok"}
     gone, cut = (failed[f"{night.bucket}/parts/{name}"] for name in (GONE, CUT))
-    assert (gone["status"], gone["reason"]) == ("missing", "it was listed, but is gone")
+    assert (gone["status"], gone["reason"]) == ("missing", "it was listed, but no longer exists")
     assert gone["score"] is None
     assert cut["status"] == "unreadable"
 

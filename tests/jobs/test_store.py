@@ -3,6 +3,7 @@
 import pytest
 
 from ops.storage import files
+from ops.storage.s3 import file_system
 from tests.conftest import forget_s3
 
 pytestmark = pytest.mark.slow
@@ -63,13 +64,13 @@ def test_listings_come_in_pages(s3, monkeypatch):
     expected = [f"{number:02d}.png" for number in range(25)]
     for name in expected:
         files.write_bytes(f"{s3}/parts/{name}", name.encode())
-    asked, call = [], files.s3().call_s3
+    asked, call = [], file_system().call_s3
 
     def small_pages(method, **request):
         asked.append(request.get("ContinuationToken"))
         return call(method, **request, MaxKeys=10)
 
-    monkeypatch.setattr(files.s3(), "call_s3", small_pages)
+    monkeypatch.setattr(file_system(), "call_s3", small_pages)
     stream = files.listing(f"{s3}/parts")
     assert next(stream).name == "00.png"
     assert len(asked) == 1
@@ -79,7 +80,7 @@ def test_listings_come_in_pages(s3, monkeypatch):
 
 @pytest.mark.slow
 def test_more_than_a_thousand_objects_are_listed_and_removed(s3):
-    files.s3().pipe({f"{s3}/many/{number:04d}": b"x" for number in range(1005)})
+    file_system().pipe({f"{s3}/many/{number:04d}": b"x" for number in range(1005)})
     assert names(f"{s3}/many") == [f"{number:04d}" for number in range(1005)]
     files.remove_folder(f"{s3}/many")
     assert names(s3) == []

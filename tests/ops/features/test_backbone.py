@@ -10,6 +10,7 @@ from torch import nn
 from ops.errors import UserError
 from ops.features.backbone import Backbone, BackboneSettings
 from ops.features.weights import fingerprint, load_weights
+from ops.storage.storage_errors import Unavailable
 from tests.ops.conftest import TINY
 
 
@@ -130,7 +131,7 @@ def test_weights_that_cannot_be_fetched_are_an_error_that_names_the_alternatives
         raise URLError("no such host")
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", cut_off)
-    with pytest.raises(ConnectionError, match=r"pytorch.org.*: no such host; --backbone.weights"):
+    with pytest.raises(Unavailable, match=r"pytorch.org.*: no such host; --backbone.weights"):
         load_weights("IMAGENET1K_V1", "squeezenet1_1", 0)
 
 

@@ -67,8 +67,8 @@ def place(folder: Path, name: str, data: bytes) -> str:
     return str(file)
 
 
-def read(entry: archives.Entry, by_position: bool = True) -> bytes:
-    return fetch(entry.uri, entry.position if by_position else None, entry.bytes, HASTY)
+def read(entry: archives.Entry, by_member: bool = True) -> bytes:
+    return fetch(entry.uri, entry.member if by_member else None, entry.bytes, HASTY)
 
 
 def status_of(entry: archives.Entry) -> str:
@@ -86,14 +86,14 @@ def statuses(location: str) -> list[str]:
 
 
 @pytest.mark.parametrize("suffix", [*TARS, ".zip", ".ZIP"])
-@pytest.mark.parametrize("by_position", [True, False])
-def test_members_are_listed_and_read(tmp_path, suffix, by_position):
+@pytest.mark.parametrize("by_member", [True, False])
+def test_members_are_listed_and_read(tmp_path, suffix, by_member):
     files = list(FILES.items())
     data = tar(files, TARS[suffix]) if suffix in TARS else zipped(files)
     archive = place(tmp_path, f"a#1{suffix}", data)
     found = list(entries(archive))
     assert [entry.bytes for entry in found] == [len(content) for content in FILES.values()]
-    assert {entry.name: read(entry, by_position) for entry in found} == FILES
+    assert {entry.name: read(entry, by_member) for entry in found} == FILES
     assert {uris.parse(entry.uri) for entry in found} == {(archive, name) for name in FILES}
 
 
@@ -115,7 +115,7 @@ def test_a_folder_lists_its_files_and_what_lies_in_its_archives(tmp_path):
 
 def test_one_file_is_an_archive_of_one(tmp_path):
     (entry,) = entries(place(tmp_path, "x.png", b"12"))
-    assert (entry.name, entry.bytes, entry.position) == ("x.png", 2, None)
+    assert (entry.name, entry.bytes, entry.member) == ("x.png", 2, None)
     assert read(entry) == b"12"
 
 
@@ -124,12 +124,12 @@ def test_a_place_with_nothing_is_an_error_that_names_it(tmp_path):
         list(entries(str(tmp_path / "nowhere")))
 
 
-@pytest.mark.parametrize("by_position", [True, False])
-def test_parquet_with_a_column_of_bytes_and_one_of_names(tmp_path, by_position):
+@pytest.mark.parametrize("by_member", [True, False])
+def test_parquet_with_a_column_of_bytes_and_one_of_names(tmp_path, by_member):
     table = pa.table({"n": [1, 2, 3], "name": ["a", None, "a"], "data": [b"x", b"yy", b"zzz"]})
     found = list(entries(place(tmp_path, "t.parquet", parquet(table))))
     assert [entry.name for entry in found] == ["a", "000000001", "a"]
-    assert [read(entry, by_position) for entry in found] == [b"x", b"yy", b"zzz"]
+    assert [read(entry, by_member) for entry in found] == [b"x", b"yy", b"zzz"]
 
 
 def test_parquet_with_structs_of_bytes_and_path(tmp_path):
@@ -155,7 +155,7 @@ def test_rows_have_different_uris_even_with_equal_names(tmp_path):
 
 @pytest.mark.parametrize("make", [tar, zipped])
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_members_of_one_name_are_both_read_by_position(tmp_path, make):
+def test_members_of_one_name_are_both_read_by_member(tmp_path, make):
     suffix = "tar" if make is tar else "zip"
     archive = place(tmp_path, f"a.{suffix}", make([("a.png", b"old"), ("a.png", b"newer")]))
     found = list(entries(archive))
@@ -386,7 +386,7 @@ def test_a_bomb_is_unpacked_no_further_than_the_limit(tmp_path, suffix):
     data = zipped(bomb) if suffix == ".zip" else tar(bomb, TARS[suffix])
     (entry,) = entries(place(tmp_path, f"a{suffix}", data))
     with pytest.raises(Failure, match="too_large"):
-        fetch(entry.uri, entry.position, None, FetchSettings(max_bytes=1000))
+        fetch(entry.uri, entry.member, None, FetchSettings(max_bytes=1000))
 
 
 def test_a_zip_that_lies_about_a_size_is_unreadable(tmp_path):

@@ -1,4 +1,4 @@
-"""How much memory the threads of one reader take at once."""
+"""How many pixels the threads of one reader decode at once."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -14,11 +14,11 @@ from ops.storage import uris
 from tests import pictures
 
 
-def test_pictures_share_the_room_and_the_largest_has_it_to_itself():
-    room, lock, held, seen = PixelBudget(100), threading.Lock(), [], []
+def test_images_share_the_budget_and_one_larger_than_it_is_decoded_alone():
+    budget, lock, held, seen = PixelBudget(100), threading.Lock(), [], []
 
     def take(pixels):
-        with room.held(pixels):
+        with budget.reserved(pixels):
             with lock:
                 held.append(pixels)
                 seen.append(list(held))
@@ -33,19 +33,19 @@ def test_pictures_share_the_room_and_the_largest_has_it_to_itself():
     assert any(len(now) > 1 for now in seen)
 
 
-def test_room_is_given_back_whatever_happens(tmp_path, monkeypatch):
-    room = PixelBudget(64 * 64)
-    monkeypatch.setattr(read_images, "_ROOM", room)
+def test_reserved_pixels_are_released_after_every_outcome(tmp_path, monkeypatch):
+    budget = PixelBudget(64 * 64)
+    monkeypatch.setattr(read_images, "_BUDGET", budget)
     whole = pictures.encoded(pictures.texture(0))
     files = [whole, whole[:-40], b"none", pictures.png_by_hand(60_000, 60_000, 8, 2, b"")]
     rows = []
     for number, data in enumerate(files * 4):
         (tmp_path / f"{number}.png").write_bytes(data)
         uri = uris.make(str(tmp_path / f"{number}.png"))
-        rows.append({"uri": uri, "position": None, "bytes": None, "product": "p", "problem": None})
-    kinds = {"position": pa.int64(), "bytes": pa.int64(), "problem": pa.string()}
+        rows.append({"uri": uri, "member": None, "bytes": None, "product": "p", "problem": None})
+    kinds = {"member": pa.int64(), "bytes": pa.int64(), "problem": pa.string()}
     table = pa.Table.from_pylist(rows, pa.schema([(n, kinds.get(n, pa.string())) for n in rows[0]]))
     found = Read(InputSettings(size=32), DecodeSettings(), FetchSettings())(table)
     assert found["status"].to_pylist() == ["ok", "unreadable", "unreadable", "too_large"] * 4
-    with room.held(2**40):  # which waits until nothing is held
+    with budget.reserved(2**40):  # waits until nothing is reserved
         pass

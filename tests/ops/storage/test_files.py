@@ -118,14 +118,6 @@ def test_removing_a_folder_that_is_not_there_is_fine(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_folder_is_copied_with_all_below_it(tmp_path):
-    files.write_bytes(str(tmp_path / "from" / "a" / "b"), b"1")
-    files.write_bytes(str(tmp_path / "from" / "c"), b"2")
-    files.fetch_folder(str(tmp_path / "from"), str(tmp_path / "to"))
-    assert (tmp_path / "to" / "a" / "b").read_bytes() == b"1"
-    assert (tmp_path / "to" / "c").read_bytes() == b"2"
-
-
 def test_join_adds_one_slash():
     assert files.join("s3://b/x/", "y", "z") == "s3://b/x/y/z"
     assert files.join("/", "y") == "/y"

@@ -14,8 +14,8 @@ from botocore.exceptions import (
 from s3fs.errors import translate_boto_error
 from tenacity import Retrying
 
-from ops.storage import files
-from ops.storage.retry import RetryPolicy, Unavailable, is_passing
+from ops.storage import s3
+from ops.storage.retry import RetryPolicy, Unavailable, is_transient
 
 
 def answered(code: str, status: int) -> OSError:
@@ -24,7 +24,7 @@ def answered(code: str, status: int) -> OSError:
     return translate_boto_error(ClientError(said, "GetObject"))
 
 
-PASSING = {
+TRANSIENT = {
     "internal": answered("InternalError", 500),
     "gateway": answered("502", 502),
     "slow down": answered("SlowDown", 503),
@@ -38,7 +38,7 @@ PASSING = {
     "cut in its body": ClientPayloadError(),
     "disk": OSError(5, "input/output error"),
 }
-LASTING = {
+PERMANENT = {
     "missing": answered("NoSuchKey", 404),
     "denied": answered("AccessDenied", 403),
     "there already": answered("PreconditionFailed", 412),
@@ -51,14 +51,14 @@ LASTING = {
 }
 
 
-@pytest.mark.parametrize("name", PASSING)
+@pytest.mark.parametrize("name", TRANSIENT)
 def test_what_may_pass_is_asked_again(name):
-    assert is_passing(PASSING[name])
+    assert is_transient(TRANSIENT[name])
 
 
-@pytest.mark.parametrize("name", LASTING)
+@pytest.mark.parametrize("name", PERMANENT)
 def test_what_lasts_is_not(name):
-    assert not is_passing(LASTING[name])
+    assert not is_transient(PERMANENT[name])
 
 
 def failing(error: Exception, patience: RetryPolicy) -> list[int]:
@@ -69,22 +69,22 @@ def failing(error: Exception, patience: RetryPolicy) -> list[int]:
         attempts.append(1)
         raise error
 
-    with pytest.raises(type(error) if not is_passing(error) else Unavailable):
-        Retrying(**patience.asked())(ask)
+    with pytest.raises(type(error) if not is_transient(error) else Unavailable):
+        Retrying(**patience.tenacity_settings())(ask)
     return attempts
 
 
 def test_each_attempt_but_the_first_is_heard_of():
-    again = []
-    patience = RetryPolicy(attempts=4, first=0, again=lambda: again.append(1))
-    assert len(failing(PASSING["internal"], patience)) == 4
-    assert len(again) == 3
-    assert len(failing(LASTING["denied"], patience)) == 1
-    assert len(again) == 3
+    retries = []
+    patience = RetryPolicy(attempts=4, backoff=0, on_retry=lambda: retries.append(1))
+    assert len(failing(TRANSIENT["internal"], patience)) == 4
+    assert len(retries) == 3
+    assert len(failing(PERMANENT["denied"], patience)) == 1
+    assert len(retries) == 3
 
 
 def test_a_single_attempt_is_one():
-    assert len(failing(PASSING["cut"], RetryPolicy(attempts=1))) == 1
+    assert len(failing(TRANSIENT["cut"], RetryPolicy(attempts=1))) == 1
 
 
 class _At:
@@ -100,13 +100,13 @@ class _At:
 )
 def test_a_silent_store_is_given_up_sooner_than_one_that_refuses(attempt, seconds, over):
     """One long transfer that is cut at its end does not use patience up."""
-    assert bool(RetryPolicy().asked()["stop"](_At(attempt, seconds))) == over
+    assert bool(RetryPolicy().tenacity_settings()["stop"](_At(attempt, seconds))) == over
 
 
-@pytest.mark.parametrize("seconds", [0.0, files._S3_CLIENT["read_timeout"]])
+@pytest.mark.parametrize("seconds", [0.0, s3.CLIENT["read_timeout"]])
 def test_patience_by_default_ends_within_two_minutes(seconds):
     """Of a store that refuses at once, and of one whose every answer never comes."""
-    asked, attempt, elapsed = RetryPolicy().asked(), 1, seconds
+    asked, attempt, elapsed = RetryPolicy().tenacity_settings(), 1, seconds
     while not asked["stop"](_At(attempt, elapsed)):
         elapsed += asked["wait"](_At(attempt, elapsed)) + seconds
         attempt += 1

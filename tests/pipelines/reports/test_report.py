@@ -215,7 +215,7 @@ def test_of_another_model_calls_and_p_values_are_compared_but_no_scores(tmp_path
 
 def test_what_is_left_of_an_expired_run_is_no_report(nights):
     record = run_records.latest(nights[0], 1)[0] | {"expired": {"rows": 3, "at": "2026-12-01"}}
-    with pytest.raises(UserError, match=r"jobs\.expire left 3 rows"):
+    with pytest.raises(UserError, match=r"only the 3 rows remain"):
         gathered(nights[0], [record])
 
 
@@ -236,7 +236,7 @@ def test_pictures_are_shown_as_they_were_scored_or_a_sentence_says_why_not(tmp_p
     assert overlay == [True, False, False, False, False]
     assert [s.note for s in shown] == [
         "",
-        "No picture: it was listed, but is gone.",
+        "No picture: it was listed, but no longer exists.",
         "No picture: what lies there now is not what was scored.",
         "Its map cannot be read any more.",
         "No map was drawn of it.",

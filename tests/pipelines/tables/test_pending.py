@@ -1,4 +1,4 @@
-"""What a night has to score, of drawn inventories and histories."""
+"""The images that a night has to score, for random inventories and histories."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from ops.images import inventory
-from ops.images.failure import PASSING
+from ops.images.failure import TRANSIENT
 from ops.images.inventory import Inventory, image_id
 from ops.storage import parquet
 from ops.storage.paths import Out
@@ -32,58 +32,63 @@ def listed(out, images):
     return location
 
 
-def found(out, images, model=MODELS[0], retry=PASSING):
-    to = f"{out.root}/due.parquet"
-    told = pending.due(out, listed(out, images), model, retry, to)
-    rows = Inventory(to).read().to_pylist() if told.images else []
-    return told, [(r["uri"], r["version"]) for r in rows]
+def find(out, images, model=MODELS[0], retry=TRANSIENT):
+    to = f"{out.root}/pending.parquet"
+    counts = pending.find_pending(out, listed(out, images), model, retry, to)
+    rows = Inventory(to).read().to_pylist() if counts.images else []
+    return counts, [(r["uri"], r["version"]) for r in rows]
 
 
 def test_on_the_first_night_everything_is_new_and_sorted_as_an_inventory(out):
-    told, rows = found(out, [("u/2", "1", "a"), ("u/1", "1", "b"), ("u/0", "1", None)])
-    assert (told.new, told.changed, told.retried, told.runs) == (3, 0, 0, ())
+    counts, rows = find(out, [("u/2", "1", "a"), ("u/1", "1", "b"), ("u/0", "1", None)])
+    assert (counts.new, counts.changed, counts.retried, counts.runs) == (3, 0, 0, ())
     assert rows == [("u/2", "1"), ("u/1", "1"), ("u/0", "1")]
 
 
-def test_new_changed_renamed_and_passing_failures_are_due_and_nothing_else(out):
+def test_new_changed_renamed_and_transiently_failed_images_are_pending(out):
     rows = [row(f"u/{i}") for i in range(3)]
-    rows += [row(f"u/{status}", status=status) for status in (*PASSING, "unreadable")]
+    rows += [row(f"u/{status}", status=status) for status in (*TRANSIENT, "unreadable")]
     rows += [row("u/what", product="nut", status="unknown_product"), row("u/gone")]
     run = publish(out, 0, rows)
     images = [(r["uri"], "1", r["product"]) for r in rows if r["uri"] != "u/gone"]
-    told, uris = found(out, images)
-    assert (told.new, told.changed, told.retried, told.runs) == (0, 0, len(PASSING), (run,))
-    assert {uri for uri, _ in uris} == {f"u/{status}" for status in PASSING}
+    counts, uris = find(out, images)
+    assert (counts.new, counts.changed, counts.retried, counts.runs) == (
+        0,
+        0,
+        len(TRANSIENT),
+        (run,),
+    )
+    assert {uri for uri, _ in uris} == {f"u/{status}" for status in TRANSIENT}
     images[0] = ("u/0", "2", "bolt")
     images[1] = ("u/1", "1", "nut")
-    told, uris = found(out, [*images, ("u/new", "1", "bolt")], retry=["unreadable"])
-    assert (told.new, told.changed, told.retried) == (1, 2, 1)
-    assert told.runs == (run,)  # so it is another run than one of the same list before that
+    counts, uris = find(out, [*images, ("u/new", "1", "bolt")], retry=["unreadable"])
+    assert (counts.new, counts.changed, counts.retried) == (1, 2, 1)
+    assert counts.runs == (run,)  # so it is another run than one of the same list before that
     assert {u for u, _ in uris} == {"u/0", "u/1", "u/new", "u/unreadable"}
 
 
-def test_under_another_model_everything_is_due_again(out):
+def test_under_another_model_everything_is_pending_again(out):
     publish(out, 0, [row("u/1"), row("u/2", status="unreadable")])
-    told, _ = found(out, [("u/1", "1", "bolt"), ("u/2", "1", "bolt")], MODELS[1])
-    assert (told.new, told.changed, told.retried) == (2, 0, 0)
+    counts, _ = find(out, [("u/1", "1", "bolt"), ("u/2", "1", "bolt")], MODELS[1])
+    assert (counts.new, counts.changed, counts.retried) == (2, 0, 0)
 
 
-def test_where_nothing_is_due_nothing_is_written(out, tmp_path):
+def test_nothing_is_written_if_nothing_is_pending(out, tmp_path):
     publish(out, 0, [row("u/1")])
-    told, rows = found(out, [("u/1", "1", "bolt")])
-    assert (told.images, rows) == (0, [])
-    assert not (tmp_path / "out" / "due.parquet").exists()
+    counts, rows = find(out, [("u/1", "1", "bolt")])
+    assert (counts.images, rows) == (0, [])
+    assert not (tmp_path / "out" / "pending.parquet").exists()
 
 
-def test_members_of_one_name_are_due_together(out):
+def test_members_of_one_name_are_pending_together(out):
     publish(out, 0, [row("t#x", "@1"), row("t#x", "@2", status="missing"), row("t#y", "@3")])
     members = [("t#x", "@1", "bolt"), ("t#x", "@2", "bolt"), ("t#y", "@3", "bolt")]
-    told, rows = found(out, members)
-    assert told.retried == 1
+    counts, rows = find(out, members)
+    assert counts.retried == 1
     assert rows == [("t#x", "@1"), ("t#x", "@2")]
 
 
-def test_whatever_happens_the_night_after_a_quiet_one_has_nothing_to_do(out):
+def test_a_second_night_over_the_same_archive_only_retries_failures(out):
     """Twenty nights of files that come, change, return to old versions, and fail."""
     rng = random.Random(5)
     last: dict[tuple[str, str], str] = {}
@@ -93,15 +98,15 @@ def test_whatever_happens_the_night_after_a_quiet_one_has_nothing_to_do(out):
         for i in rng.sample(range(15), 6):
             versions[f"u/{i}"] = rng.randint(1, 3)
         images = [(uri, str(version), "bolt") for uri, version in sorted(versions.items())]
-        told, before = found(out, images)
+        counts, before = find(out, images)
         statuses = [rng.choice(["ok", "ok", "missing", "unreadable"]) for _ in before]
         if before:
             rows = [row(uri, v, s) for (uri, v), s in zip(before, statuses, strict=True)]
             publish(out, number, rows)
-        told, work = found(out, images)
-        assert told.new == told.changed == 0
+        counts, work = find(out, images)
+        assert counts.new == counts.changed == 0
         last |= dict(zip(before, statuses, strict=True))
         scored |= {key for key, status in last.items() if status == "ok"}
         missing = {k for k, status in last.items() if status == "missing"} - scored
         assert set(work) == missing & {(uri, version) for uri, version, _ in images}
-        assert len(work) == told.retried
+        assert len(work) == counts.retried

@@ -76,7 +76,7 @@ def test_every_kind_of_archive_lists_the_same_images_with_the_same_bytes(archive
 
     def content(table):
         return sorted(
-            (r["product"], r["split"], r["label"], fetch(r["uri"], r["position"], r["bytes"]))
+            (r["product"], r["split"], r["label"], fetch(r["uri"], r["member"], r["bytes"]))
             for r in table.to_pylist()
         )
 
@@ -98,13 +98,13 @@ def test_without_a_pattern_all_images_are_of_one_product(archive, tmp_path):
     assert set(table["label"].to_pylist()) == {None}
 
 
-def test_images_off_the_pattern_are_rows_without_a_product(archive, tmp_path):
+def test_images_that_do_not_match_the_pattern_are_rows_without_a_product(archive, tmp_path):
     tally, table = take([archive], tmp_path / "i.parquet", Layout("{product}/train/*/{name}"))
     assert tally.unmatched == table["product"].null_count == 16 + 8
     assert len(table) == tally.images
 
 
-def test_an_empty_place_says_so(tmp_path):
+def test_an_archive_without_images_is_an_error(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(take_inventory.EmptyArchive, match="it is empty"):
         take([tmp_path / "empty"], tmp_path / "i.parquet", LAYOUTS["mvtec"])
@@ -138,7 +138,7 @@ def test_a_tar_of_a_folders_inside_is_read_like_one_of_the_folder(archive, tmp_p
     tally, table = take([tmp_path / "a.tar"], tmp_path / "i.parquet", LAYOUTS["mvtec"])
     assert tally.unmatched == 0
     row = table.to_pylist()[0]
-    assert fetch(row["uri"], row["position"], row["bytes"]).startswith(b"\x89PNG")
+    assert fetch(row["uri"], row["member"], row["bytes"]).startswith(b"\x89PNG")
 
 
 def test_damage_stays_listed_when_only_one_split_is_kept(archive, tmp_path):
@@ -157,10 +157,10 @@ def test_duplicate_names_in_an_archive_stay_two_images(tmp_path):
     _, table = take([tmp_path / "a.tar"], tmp_path / "i.parquet", Layout("{product}/{name}"))
     rows = table.to_pylist()
     assert len({r["image_id"] for r in rows}) == 2
-    assert {fetch(r["uri"], r["position"], r["bytes"]) for r in rows} == {b"first", b"second"}
+    assert {fetch(r["uri"], r["member"], r["bytes"]) for r in rows} == {b"first", b"second"}
 
 
-def test_odd_names_survive_the_way_to_the_table_and_back(tmp_path):
+def test_images_with_odd_names_can_be_read_through_the_table(tmp_path):
     names = ["a#b.png", "50%.png", "why?.png", "größe 1.png", "日本.png", "%23.png", "a\nb.png"]
     for name in names:
         (tmp_path / "x").mkdir(exist_ok=True)
@@ -183,9 +183,9 @@ def test_slices_of_an_inventory_are_its_rows(archive, tmp_path):
     assert read.content_hash() == Inventory(str(tmp_path / "i.parquet")).content_hash()
 
 
-def test_a_table_that_is_no_inventory_is_refused(tmp_path):
+def test_a_table_that_is_not_an_inventory_is_refused(tmp_path):
     pq.write_table(pa.table({"x": [1]}), tmp_path / "x.parquet")
-    with pytest.raises(UserError, match="no inventory"):
+    with pytest.raises(UserError, match="is not an inventory"):
         Inventory(str(tmp_path / "x.parquet"))
 
 
@@ -205,17 +205,17 @@ LISTING = """
 import resource, sys
 from ops.storage import files
 from ops.images.archives import IMAGE_SUFFIXES
-from ops.images.layouts import Layout, Namer
+from ops.images.layouts import Layout, PathParser
 from pipelines.tables import take_inventory
 
 def listing(location):
     for i in range(int(sys.argv[2])):
-        yield storage.Stored(f"line-{i % 40:02d}/2026/{i:09d}.png", 100_000, f"etag{i:032d}")
+        yield files.Stored(f"line-{i % 40:02d}/2026/{i:09d}.png", 100_000, f"etag{i:032d}")
 
-storage.listing, storage.is_folder, storage.exists = listing, lambda _: True, lambda _: False
-namer = Namer(Layout("{product}/**/{name}"), "p")
-tally = inventory.take(["s3://bucket/parts"], sys.argv[1], namer,
-                       IMAGE_SUFFIXES.split(), lambda *_: None, memory="512MB")
+files.listing, files.is_folder, files.exists = listing, lambda _: True, lambda _: False
+path_parser = PathParser(Layout("{product}/**/{name}"), "p")
+tally = take_inventory.take(["s3://bucket/parts"], sys.argv[1], path_parser,
+                            IMAGE_SUFFIXES.split(), lambda *_: None, memory="512MB")
 assert tally.images == int(sys.argv[2])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """

@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     listed = os.path.join(settings.out, "inventory.parquet")
     with connected():
         echo("\n1. inventory")
-        inventory.main(["--archive", archive, "--layout", "mvtec", "--out", listed])
+        inventory.main(["--archive", archive, "--layout", "mvtec", "--output", listed])
         echo("\n2. fit")
         fit.main([
             "--inventory", listed, "--out", settings.out, "--name", "demo",

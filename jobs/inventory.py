@@ -1,7 +1,7 @@
-"""List archives into an inventory: one row per image, sorted by product, then address.
+"""List the images of archives: a Parquet file with one row each, sorted by product, then address.
 
 python -m jobs.inventory --archive s3://bucket/parts --pattern "{product}/{name}"
-python -m jobs.inventory --archive ~/mvtec --layout mvtec --out mvtec.parquet
+python -m jobs.inventory --archive ~/mvtec --layout mvtec --output mvtec.parquet
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from jobs.cli.console import Progress, echo
 class Settings(sources.Listing):
     """Settings of jobs.inventory."""
 
-    out: str = "inventory.parquet"
-    """Where the inventory is written; a path or s3:// URI."""
+    output: str = "inventory.parquet"
+    """The inventory file to write; a path or s3:// URI."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,8 +26,8 @@ def main(argv: Sequence[str]) -> int:
     settings, _ = entry.parse(Settings, __doc__, argv)
     entry.check_access(settings)
     with Progress() as progress:
-        sources.take(settings, settings.out, progress)
-    echo(f"inventory: {settings.out}")
+        sources.take(settings, settings.output, progress)
+    echo(f"inventory: {settings.output}")
     return 0
 
 

@@ -74,7 +74,7 @@ def _row(method: str, shots: int, values: Sequence[float]) -> Row:
 def _listed(folder: str) -> Inventory:
     where = f"{folder}/tiles.parquet"
     names = ["--layout", "mtd", "--train-names", str(TILES / "train_names.txt")]
-    inventory.main(["--archive", str(TILES), *names, "--out", where])
+    inventory.main(["--archive", str(TILES), *names, "--output", where])
     return Inventory(where)
 
 

@@ -132,7 +132,7 @@ def night(stack, tmp_path_factory):
     forget_s3()
     listed = "s3://warehouse/parts.parquet"
     given = ["--archive", "s3://warehouse/parts", "--layout", "mvtec"]
-    said = {"inventory": stack.job("inventory", *given, "--out", listed)}
+    said = {"inventory": stack.job("inventory", *given, "--output", listed)}
     said["fit"] = stack.job("fit", "--inventory", listed, "--out", OUT, *tiny_fit())
     said["nightly"] = stack.job("nightly", *given, "--model", MODEL, "--out", OUT)
     said["query"] = stack.job("query", "--out", OUT, "--limit", "5")

@@ -150,7 +150,7 @@ def test_planted_secrets_are_found_in_nothing_that_a_night_leaves(
     tracker = f"http://ann:{PASSWORD}@127.0.0.1:{free_port()}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracker)
     out, listed = folder / "out", str(folder / "parts.parquet")
-    said = [job(folder, "inventory", "--archive", f"{bucket}/parts", "--out", listed)]
+    said = [job(folder, "inventory", "--archive", f"{bucket}/parts", "--output", listed)]
     words = ["--inventory", listed, "--model", str(folder / "model"), "--maps", "all"]
     said.append(job(folder, "score", *words, "--out", str(out)))
     said.append(job(folder, "score", *words, "--out", f"{bucket}/out"))
@@ -164,7 +164,7 @@ def test_planted_secrets_are_found_in_nothing_that_a_night_leaves(
     # A store whose address holds a password is refused, and an error tells of it.
     port = s3_server.rpartition(":")[2]
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://ann:{PASSWORD}@127.0.0.1:{port}")
-    said.append(job(folder, "inventory", "--archive", f"{bucket}/parts", "--out", listed + "2"))
+    said.append(job(folder, "inventory", "--archive", f"{bucket}/parts", "--output", listed + "2"))
     assert [one.returncode for one in said[3:]] == [0, 1], said[-1].stderr
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
     forget_s3()

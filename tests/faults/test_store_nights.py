@@ -218,7 +218,7 @@ def test_a_night_on_a_real_server(free_port, monkeypatch, tmp_path, capsys):
         write_model(f"{bucket}/model", tiny_model("washer"))
         listed, out = f"{bucket}/parts.parquet", f"{bucket}/out"
         words = ["--archive", str(places).replace("'", '"'), "--pattern", "{product}/{name}"]
-        assert inventory.main([*words, "--out", listed]) == 0
+        assert inventory.main([*words, "--output", listed]) == 0
         night("score", "--inventory", listed, "--model", f"{bucket}/model", "--out", out)
         assert check.main(["--out", out, "--model", f"{bucket}/model"]) == 0
         assert query.main(["--out", out, "--output", str(tmp_path / "worst.csv")]) == 0

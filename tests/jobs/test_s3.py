@@ -108,7 +108,7 @@ def night(cluster, tmp_path_factory):
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/tracker/mlflow.db")
         stack.enter_context(contextlib.redirect_stdout(said))
         stack.enter_context(contextlib.redirect_stderr(said))
-        assert inventory.main(["--config", str(folder / "listing.toml"), "--out", listed]) == 0
+        assert inventory.main(["--config", str(folder / "listing.toml"), "--output", listed]) == 0
         to_fit = ["--inventory", listed, "--out", out, "--model", model, "--holdout", "0.2"]
         assert fit.main([*to_fit, *tiny_fit(), "--backbone.weights", weights]) == 0
         files.remove_file(f"{bucket}/parts/{GONE}")
@@ -168,7 +168,7 @@ def test_every_scored_image_has_its_map_and_overlay(night):
 
 def test_the_same_files_on_disk_get_the_same_scores(night, tmp_path, cluster):
     listed, out = str(tmp_path / "parts.parquet"), str(tmp_path / "out")
-    inventory.main(["--archive", str(night.drawn), "--layout", "mvtec", "--out", listed])
+    inventory.main(["--archive", str(night.drawn), "--layout", "mvtec", "--output", listed])
     words = ["--inventory", listed, "--model", f"{night.bucket}/model", "--out", out]
     assert score.main([*words, "--maps", "none"]) == 0
     record = run_records.finished(Out(out))

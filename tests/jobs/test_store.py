@@ -119,7 +119,7 @@ def test_a_version_changes_with_the_content(s3):
         (["--archive", "{s3}/prts"], "there is no file, folder or prefix '{s3}/prts'"),
         (["--archive", "{s3}/parts"], "1 files end in .txt"),
         (
-            ["--archive", "{s3}/images", "--out", "s3://no-bucket/i.parquet"],
+            ["--archive", "{s3}/images", "--output", "s3://no-bucket/i.parquet"],
             "s3://no-bucket/i",
         ),
     ],

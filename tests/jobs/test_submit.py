@@ -80,7 +80,7 @@ def night(head, tmp_path_factory):
     given = ["--inventory", listed, "--out", out, "--model"]
     ended = {
         "inventory": head.submit(
-            "inventory", "--archive", archive, "--layout", "mvtec", "--out", listed
+            "inventory", "--archive", archive, "--layout", "mvtec", "--output", listed
         ),
         "fit": head.submit("fit", *given, model, *tiny_fit()),
         "score": head.submit("score", *given, "models:/nightloupe@champion", "--maps", "all"),

@@ -1,1 +1,1 @@
-"""From good images to a calibrated model."""
+"""Fits detectors on good images and calibrates them: from an inventory to a model."""

@@ -1,4 +1,4 @@
-"""Fitting: Ray Data feeds good images to a Ray Train group, one detector per product."""
+"""Fit a model: Ray Data feeds good images to the workers of Ray Train, then it is calibrated."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import logging
 import tempfile
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict, replace
-from typing import Any, NamedTuple
+from dataclasses import asdict
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,50 +23,45 @@ from ops.detectors.model_folder import Model, ModelCard, ProductCard
 from ops.features.backbone import Backbone
 from ops.features.weights import fingerprint
 from ops.images.failure import max_failures
-from ops.images.fetch import FetchSettings
 from ops.images.inventory import Inventory
 from ops.images.read_images import Read
 from ops.progress import ProgressCallback
 from ops.results.anomaly_map import LEVELS, Scale
 from ops.results.calibration import Calibration
-from ops.results.write_maps import DrawSketches, sheet
-from ops.storage.paths import HELD_OUT, JOINT, Out, picture_file, product_file
-from pipelines.cluster.isolate import process_rows
+from ops.storage.paths import JOINT, picture_file, product_file
 from pipelines.cluster.resources import Resources
-from pipelines.cluster.shared_model import SharedModel
 from pipelines.fitting import plan, quarantine
+from pipelines.fitting.calibrate import calibrate
 from pipelines.fitting.coordinator import DetectorResult, FitCoordinator
 from pipelines.fitting.interruptible import interruptible_fit
 from pipelines.fitting.request import ALL, FitRequest, NothingToFit, Split, split
 from pipelines.fitting.worker import ROW, WholeShards, program
 from pipelines.scoring.read_stage import ReadStage
-from pipelines.scoring.stream import ScoringStream, draw_step
 
 log = logging.getLogger(__name__)
-#: How many held-out images of a product people are shown, and of how many products.
-_SKETCHES, _SHEETS = 6, 100
 
 
 def fit(
     inventory: Inventory,
     request: FitRequest,
     resources: Resources,
-    watch: ProgressCallback,
+    progress: ProgressCallback,
     grown: Model | None = None,
 ) -> Model:
-    """Fit one detector per product, or one for all, on good images, then calibrate each product.
+    """Fit one detector per product, or a joint one, on good images, then calibrate each product.
 
-    A model to grow from lends its backbone, and each detector begins with what its own had learned.
-    Detectors without a new image stay as they are; products of the others are calibrated on newly
-    held-out images, as scores of another bank say nothing about this one.
-    Raises NothingToFit; NotEnoughMemory before anything is read, if the nodes cannot hold the fit.
+    A model to grow gives its backbone and the states that detectors start from. A detector without
+    new images stays as it is. All others are calibrated on newly held-out images, because scores of
+    another bank cannot be compared.
+    Raises NothingToFit; raises NotEnoughMemory before any image is read, if the nodes cannot hold
+    the fit.
     """
     chosen = split(inventory, request)
-    # Weights are fetched once, here.
+    # Pretrained weights are downloaded here, once, and not by every worker.
     network = Backbone(request.backbone, grown.backbone if grown else None)
     plan.check(plan.of_fit(chosen, request, network, resources))
     backbone = network.state()
-    coordinator = _fit_detectors(chosen, request, backbone, resources, watch, grown)
+    coordinator = _fit_detectors(chosen, request, backbone, resources, progress, grown)
     failures: list[str] = ray.get(coordinator.failures.remote())
     results = {name: ray.get(coordinator.result.remote(name)) for name in chosen.detectors}
     ceiling = 4 * max(result.map_ceiling for result in results.values()) or 1.0
@@ -80,7 +75,7 @@ def fit(
         input=request.input,
         decode=request.decode,
         products=cards,
-        # Two digits: a scale must not depend on the last bit of a sum.
+        # Rounded to two digits, so that the scale does not depend on the rounding of sums.
         map_scale=Scale(0.0, float(f"{ceiling:.1e}") / (LEVELS - 1)),
         false_alarm_rate=request.false_alarm_rate,
         fit={
@@ -98,17 +93,17 @@ def fit(
         for kind, picture in results[ALL if request.joint else name].fitted.pictures.items()
     }
     model = Model(card, backbone, tensors, pictures)
-    return _calibrated(model, chosen.held_out, request.fetch, resources, watch)
+    return calibrate(model, chosen.held_out, request.fetch, resources, progress)
 
 
 def _cards(
     chosen: Split, joint: bool, results: dict[str, DetectorResult], grown: Model | None
 ) -> tuple[dict[str, ProductCard], dict[str, dict[str, Tensor]]]:
-    """Cards, not calibrated yet, and tensors of all products, those of a grown model included."""
+    """Cards without calibration, and tensors, of all products, also those of a grown model."""
     cards = dict(grown.card.products) if grown else {}
     tensors = dict(grown.products) if grown else {}
     hashes = {detector: fingerprint(result.tensors) for detector, result in results.items()}
-    # A joint detector is a new one for every product, whichever of them has new images.
+    # A joint detector changes for every product, also for those without new images.
     for product in dict.fromkeys([*(cards if joint else ()), *chosen.products]):
         detector = ALL if joint else product
         result = results[detector]
@@ -125,7 +120,7 @@ def _cards(
 
 
 def _lineage(grown: Model) -> dict[str, Any]:
-    """The models that this one was grown from, the nearest first, and whose images it rests on."""
+    """Ids of the models that this one was grown from, latest first, and their images."""
     before = grown.card.fit.get("grown_from", [])
     return {
         "grown_from": [grown.card.model_id, *before],
@@ -138,9 +133,13 @@ def _fit_detectors(
     request: FitRequest,
     backbone: dict[str, Tensor],
     resources: Resources,
-    watch: ProgressCallback,
+    progress: ProgressCallback,
     grown: Model | None,
 ) -> Any:
+    """Fit all detectors, without images that crash every process that reads them.
+
+    Returns the coordinator, which holds the results. Raises NothingToFit.
+    """
     rows = chosen.fit.append_column(ROW, pa.array(range(len(chosen.fit)), pa.int64()))
     read = Read(request.input, request.decode, request.fetch)
     config = {
@@ -152,17 +151,16 @@ def _fit_detectors(
         "limit": max_failures(request.max_failed, len(rows)),
     }
     try:
-        return _attempt(rows, {}, read, resources, config, watch)
+        return _attempt(rows, {}, read, resources, config, progress)
     except ray.train.TrainingFailedError:
-        if not (
-            find_crashing_images := quarantine.find_crashing_images(read, rows, resources, watch)
-        ):
+        crashing = quarantine.find_crashing_images(read, rows, resources, progress)
+        if not crashing:
             raise
         log.warning(
-            "%d images kill whoever reads them; they are left out", len(find_crashing_images)
+            "%d images crash every process that reads them; they are left out", len(crashing)
         )
-        rows = rows.filter(pc.invert(pc.is_in(rows["uri"], pa.array(list(find_crashing_images)))))
-        return _attempt(rows, find_crashing_images, read, resources, config, watch)
+        rows = rows.filter(pc.invert(pc.is_in(rows["uri"], pa.array(list(crashing)))))
+        return _attempt(rows, crashing, read, resources, config, progress)
 
 
 def _attempt(
@@ -171,9 +169,12 @@ def _attempt(
     read: Read,
     resources: Resources,
     config: dict[str, Any],
-    watch: ProgressCallback,
+    progress: ProgressCallback,
 ) -> Any:
-    """Fit on rows; returns the ledger, which knows of earlier failures. Raises NothingToFit."""
+    """Fit on rows; returns the coordinator. `failures` gives the reasons of images left out before.
+
+    Raises NothingToFit.
+    """
     blocks = [rows.slice(i, resources.batch) for i in range(0, len(rows), resources.batch)]
     images = ray.data.from_blocks(blocks or [rows]).map_batches(
         ReadStage(read, resources.batch),
@@ -186,7 +187,7 @@ def _attempt(
     ray.get(coordinator.add_images.remote([], failures))
     with (
         tempfile.TemporaryDirectory(prefix="nightloupe-") as scratch,
-        _reporting(coordinator, watch),
+        _report_progress(coordinator, progress),
     ):
         trainer = TorchTrainer(
             program,
@@ -212,15 +213,15 @@ def _attempt(
 
 def _earlier_fits(model: Model) -> dict[str, tuple[Any, FitCounts]]:
     """State (an object reference) and counts of each detector of a model, by its name in a fit."""
-    named = {ALL if model.card.joint else product: product for product in model.products}
+    products = {ALL if model.card.joint else product: product for product in model.products}
     return {
         detector: (ray.put(model.products[product]), model.card.products[product].counts)
-        for detector, product in named.items()
+        for detector, product in products.items()
     }
 
 
 @contextlib.contextmanager
-def _reporting(coordinator: Any, progress: ProgressCallback) -> Iterator[None]:
+def _report_progress(coordinator: Any, progress: ProgressCallback) -> Iterator[None]:
     """Report progress twice a second, in a thread, because the trainer blocks this one."""
     ended = threading.Event()
 
@@ -239,58 +240,3 @@ def _reporting(coordinator: Any, progress: ProgressCallback) -> Iterator[None]:
         ended.set()
         thread.join()
         report()
-
-
-def _calibrated(
-    model: Model,
-    held_out: pa.Table,
-    fetch: FetchSettings,
-    resources: Resources,
-    watch: ProgressCallback,
-) -> Model:
-    """The model with the scores of its held-out images, which the scoring chain gives."""
-    if not len(held_out):
-        return model
-    draw = draw_step(model.card, Out(""), "none", overlays=True, kind=DrawSketches)
-    stream = ScoringStream(SharedModel.put(model), draw, fetch, resources)
-    products = sorted(set(held_out["product"].to_pylist()))
-    found = {name: _HeldOut([], []) for name in products}
-    shown = set(products[:_SHEETS])
-    done = failed = 0
-    for rows in process_rows(stream, held_out):
-        for row in rows.to_pylist():
-            done += 1
-            failed += row["score"] is None
-            if row["score"] is not None:
-                found[row["product"]].add(row, row["product"] in shown)
-        watch("calibrate", done, len(held_out), failed)
-    cards = {
-        name: replace(p, calibration=Calibration.of(found[name].scores)) if name in found else p
-        for name, p in model.card.products.items()
-    }
-    sheets = {
-        picture_file(product_file(name), HELD_OUT): sheet(kept.worst)
-        for name, kept in found.items()
-        if kept.highest
-    }
-    card = replace(model.card, products=cards)
-    return replace(model, card=card, pictures=model.pictures | sheets)
-
-
-class _HeldOut(NamedTuple):
-    """What is kept of a product's held-out images: all scores, and sketches of the highest."""
-
-    scores: list[float]
-    highest: list[tuple[float, str, bytes]]
-
-    def add(self, row: dict[str, Any], shown: bool) -> None:
-        self.scores.append(row["score"])
-        if not shown:
-            return
-        self.highest.append((-row["score"], row["image_id"], row["sketch"]))
-        self.highest.sort()
-        del self.highest[_SKETCHES:]
-
-    @property
-    def worst(self) -> list[bytes]:
-        return [sketch for _, _, sketch in self.highest]

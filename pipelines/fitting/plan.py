@@ -1,4 +1,4 @@
-"""What a fit will take, worked out from the inventory and a short measurement, before it starts."""
+"""Estimates of memory and time of a fit, from the inventory and a short measurement."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from pipelines.cluster.memory import PROCESS_BYTES, cached_bytes, check_workers
 from pipelines.cluster.resources import Resources
 from pipelines.fitting.request import DETECTOR, FitRequest, Split
 
-_IMAGES = 8  # images that are read and put through the network to be timed
+_IMAGES = 8  # images that are read and added to a detector to be timed
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A fit, before it starts; by detector."""
+    """Size and cost of a fit; dictionaries are by detector."""
 
     workers: int
-    loads: dict[str, FitSize]
+    sizes: dict[str, FitSize]
     held_out: int
     estimates: dict[str, ResourceEstimate]
     backbone_bytes: int
-    memory: int
-    """Bytes of detectors that a worker keeps loaded."""
+    detector_cache: int
+    """Bytes of detectors that a worker of a run keeps loaded."""
 
     @property
     def images(self) -> dict[str, int]:
-        """To fit on."""
-        return {detector: load.images for detector, load in self.loads.items()}
+        """Number of images to fit on."""
+        return {detector: size.images for detector, size in self.sizes.items()}
 
     @property
     def fit_bytes(self) -> int:
@@ -44,9 +44,9 @@ class Plan:
 
     @property
     def score_bytes(self) -> int:
-        """Memory of each worker that scores, once it has met every detector."""
+        """Memory of each worker of a run, once its detector cache is full."""
         own = cached_bytes(
-            [estimate.score_bytes for estimate in self.estimates.values()], 2 * self.memory
+            [estimate.score_bytes for estimate in self.estimates.values()], 2 * self.detector_cache
         )
         return PROCESS_BYTES + 2 * self.backbone_bytes + own
 
@@ -59,40 +59,40 @@ class Plan:
 
 
 def of_fit(chosen: Split, request: FitRequest, backbone: Backbone, resources: Resources) -> Plan:
-    """The plan of a fit on these images, on this cluster."""
+    """The plan of a fit on these images with these workers."""
     counts = chosen.fit[DETECTOR].value_counts().to_pylist()
-    kind, size, workers = detector_class(request.method), request.input.size, resources.count()
-    shapes = _shapes(backbone, size)
-    loads = {
-        entry["values"]: FitSize(size, shapes, entry["counts"], workers, backbone)
+    kind, workers = detector_class(request.method), resources.count()
+    shapes = _layer_shapes(backbone, request.input.size)
+    sizes = {
+        entry["values"]: FitSize(request.input.size, shapes, entry["counts"], workers, backbone)
         for entry in counts
     }
     return Plan(
         workers=workers,
-        loads=loads,
+        sizes=sizes,
         held_out=len(chosen.held_out),
         estimates={
-            detector: kind.estimate(request.settings, load) for detector, load in loads.items()
+            detector: kind.estimate(request.settings, size) for detector, size in sizes.items()
         },
         backbone_bytes=sum(t.numel() * t.element_size() for t in backbone.state().values()),
-        memory=resources.detector_cache,
+        detector_cache=resources.detector_cache,
     )
 
 
-def _shapes(backbone: Backbone, size: int) -> list[LayerShape]:
+def _layer_shapes(backbone: Backbone, size: int) -> list[LayerShape]:
     maps = backbone(torch.zeros(1, 3, size, size))
     return [(layer.shape[1], layer.shape[2], layer.shape[3]) for layer in maps]
 
 
 def check(plan: Plan) -> None:
-    """Refuse a fit whose workers cannot hold what it takes. Raises NotEnoughMemory."""
-    name, worst = max(plan.estimates.items(), key=lambda item: item[1].fit_bytes)
-    check_workers(f"the fit of {name!r}", plan.fit_bytes, plan.workers, worst.remedy)
+    """Check that the nodes can hold the workers of a fit. Raises NotEnoughMemory."""
+    name, largest = max(plan.estimates.items(), key=lambda item: item[1].fit_bytes)
+    check_workers(f"the fit of {name!r}", plan.fit_bytes, plan.workers, largest.remedy)
 
 
 @dataclass(frozen=True)
 class Minutes:
-    """What each stage will take, from a measurement on the driver's machine."""
+    """Estimated minutes of each stage of a fit."""
 
     extract: float
     fit: float
@@ -102,26 +102,29 @@ class Minutes:
 def minutes(
     plan: Plan, chosen: Split, request: FitRequest, backbone: Backbone, resources: Resources
 ) -> Minutes:
-    """Time a few of the images and a sample of the fit on one worker's threads here, and scale."""
+    """Time a few images and a sample of the fit in this process, and extrapolate.
+
+    The process uses as many threads as a worker, but may run on a faster or slower machine.
+    """
     torch.set_num_threads(resources.threads)
     kind = detector_class(request.method)
-    method = kind(request.settings, backbone)
+    detector = kind(request.settings, backbone)
     rows = chosen.fit.slice(0, _IMAGES)
     image = torch.zeros(1, 3, request.input.size, request.input.size)
-    method.add_images(image, torch.tensor([0]))
+    detector.add_images(image, torch.tensor([0]))
     read = _seconds(lambda: Read(request.input, request.decode, request.fetch)(rows)) / len(rows)
     per_image = (
         read
         + _seconds(
-            lambda: [method.add_images(image, torch.tensor([n])) for n in range(1, _IMAGES + 1)]
+            lambda: [detector.add_images(image, torch.tensor([n])) for n in range(1, _IMAGES + 1)]
         )
         / _IMAGES
     )
     work, times = None, 0.0
-    for load in plan.loads.values():
-        if timing_probe := kind.timing_probe(request.settings, load):
-            work = work or timing_probe.work  # one network at a time, as each may be large
-            times += timing_probe.times
+    for size in plan.sizes.values():
+        if probe := kind.timing_probe(request.settings, size):
+            work = work or probe.work  # keeps one probe only, as its network may be large
+            times += probe.times
     fit = _seconds(work) * times if work else 0.0
     images = sum(plan.images.values())
     return Minutes(

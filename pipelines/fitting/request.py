@@ -1,4 +1,4 @@
-"""What a fit is asked for, and the images that it rests on."""
+"""The request of a fit, and the split of the good images into fitted and held-out ones."""
 
 from __future__ import annotations
 
@@ -20,27 +20,28 @@ from ops.images.inventory import Inventory
 from ops.images.resize import InputSettings
 from pipelines.scoring.read_stage import CARRIED
 
-#: The column that says which detector an image is for.
+#: The column with the name of the detector that an image is for.
 DETECTOR = "detector"
-#: The one detector of a joint fit.
+#: The name of the detector of a joint fit.
 ALL = "all products"
 
 
 @dataclass(frozen=True)
 class Select:
-    """Which of the good images a fit takes."""
+    """Which good images a fit uses."""
 
     products: list[str] = field(default_factory=list)
-    """Only these products; none named = all."""
+    """Names of products to fit; none = all products."""
     shots: int = 0
-    """At most so many images of each product; 0 = all. Held-out images come on top."""
+    """Largest number of images of each product to fit on; 0 = all. Held-out images are not
+    counted."""
     seed: int = 0
-    """Chooses the shots."""
+    """Seed of the random choice of shots."""
 
 
 @dataclass(frozen=True)
 class FitRequest:
-    """What to fit, on what kind of images."""
+    """The detector to fit, and how to read and select its images."""
 
     method: str
     settings: Any
@@ -55,17 +56,17 @@ class FitRequest:
     max_failed: str = "0"
 
     def __post_init__(self) -> None:
-        """Refuse shares that are none."""
+        """Raise SettingError for values out of range."""
         if not 0 <= self.holdout < 1:
             raise SettingError(f"holdout {self.holdout} must lie in [0, 1)")
         if self.select.shots < 0:
-            raise SettingError(f"shots {self.select.shots} must be at least 0, which means all")
+            raise SettingError(f"select.shots {self.select.shots} must be at least 0 (0 = all)")
         if not 0 < self.false_alarm_rate < 1:
             raise SettingError(f"false_alarm_rate {self.false_alarm_rate} must lie in (0, 1)")
 
 
 class NothingToFit(UserError):
-    """Too few good images that can be read."""
+    """There is no good image to fit on, or the fit was refused."""
 
 
 @dataclass(frozen=True)
@@ -77,20 +78,21 @@ class Split:
 
     @property
     def products(self) -> list[str]:
-        """All products that are fitted on."""
+        """Products with images to fit on."""
         return list(dict.fromkeys(self.fit["product"].to_pylist()))
 
     @property
     def detectors(self) -> list[str]:
-        """Detectors in the order of the fit."""
+        """Names of the detectors, in the order in which they are fitted."""
         return list(dict.fromkeys(self.fit[DETECTOR].to_pylist()))
 
 
 def split(inventory: Inventory, request: FitRequest) -> Split:
-    """Choose the good images: split `train` where there are splits, label 0 or unknown.
+    """Split the good images of an inventory.
 
-    Per product the share `holdout` with the lowest ids, which are hashes, is held out for
-    calibration, one image at least, though never the last; shots are drawn from the others.
+    Good images have label 0 or none, and belong to split `train` if the inventory has splits.
+    Of each product the share `holdout` with the lowest ids, which are hashes, is held out for
+    calibration: at least one image, but never all. Shots are chosen from the others.
     Raises NothingToFit.
     """
     rows = inventory.read([*CARRIED, "split", "label"])
@@ -100,13 +102,13 @@ def split(inventory: Inventory, request: FitRequest) -> Split:
         keep = pc.and_(keep, pc.fill_null(pc.equal(rows["split"], "train"), False))
     rows = rows.filter(keep).sort_by([("product", "ascending"), ("uri", "ascending")])
     if request.select.products:
-        rows = _only(rows, request.select.products, inventory.location)
+        rows = _with_products(rows, request.select.products, inventory.location)
     if not len(rows):
         raise NothingToFit(
-            f"{inventory.location} has no good image with a product in split train (or without "
-            "splits); check the path pattern of the inventory"
+            f"{inventory.location} has no good image of a known product in split train (or at all, "
+            "if it has no splits); check the path pattern of the inventory"
         )
-    held, shot = np.zeros((2, len(rows)), dtype=bool)
+    is_held_out, is_shot = np.zeros((2, len(rows)), dtype=bool)
     products = rows["product"].to_numpy(zero_copy_only=False)
     ids = rows["image_id"].to_numpy(zero_copy_only=False)
     for product in np.unique(products):
@@ -114,29 +116,29 @@ def split(inventory: Inventory, request: FitRequest) -> Split:
         mine = mine[np.argsort(ids[mine])]
         least = 1 if request.holdout else 0
         count = min(max(least, round(len(mine) * request.holdout)), len(mine) - 1)
-        held[mine[:count]] = True
-        shot[_drawn(mine[count:], ids, request.select)] = True
+        is_held_out[mine[:count]] = True
+        is_shot[_choose_shots(mine[count:], ids, request.select)] = True
     rows = rows.select(list(CARRIED))
-    fitted = rows.filter(pa.array(shot))
+    fitted = rows.filter(pa.array(is_shot))
     detectors = pa.array([ALL] * len(fitted)) if request.joint else fitted["product"]
-    return Split(fitted.append_column(DETECTOR, detectors), rows.filter(pa.array(held)))
+    return Split(fitted.append_column(DETECTOR, detectors), rows.filter(pa.array(is_held_out)))
 
 
-def _only(rows: pa.Table, products: Sequence[str], location: str) -> pa.Table:
+def _with_products(rows: pa.Table, products: Sequence[str], location: str) -> pa.Table:
     known = set(rows["product"].to_pylist())
     if unknown := sorted(set(products) - known):
-        some = ", ".join(sorted(known)[:10])
-        raise NothingToFit(f"{location} has no good image of products {unknown}; it has {some}")
+        examples = ", ".join(sorted(known)[:10])
+        raise NothingToFit(f"{location} has no good image of products {unknown}; it has {examples}")
     return rows.filter(pc.is_in(rows["product"], pa.array(products, pa.string())))
 
 
-def _drawn(mine: npt.NDArray[np.int64], ids: Any, select: Select) -> npt.NDArray[np.int64]:
-    """Shots among rows of one product: those whose ids hash lowest with the seed."""
+def _choose_shots(rows: npt.NDArray[np.int64], ids: Any, select: Select) -> npt.NDArray[np.int64]:
+    """Shots among rows of one product: those with the lowest hashes of id and seed."""
     if not select.shots:
-        return mine
+        return rows
     salt = select.seed.to_bytes(8, "big", signed=True)
 
     def order(row: int) -> bytes:
         return hashlib.blake2b(ids[row].encode(), digest_size=16, key=salt).digest()
 
-    return np.array(sorted(mine, key=order)[: select.shots], dtype=np.int64)
+    return np.array(sorted(rows, key=order)[: select.shots], dtype=np.int64)

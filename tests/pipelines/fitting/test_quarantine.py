@@ -1,4 +1,4 @@
-"""A fit over images that kill whoever reads them: it leaves them out, and says so."""
+"""A fit leaves out images that crash every process that reads them, and lists them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 import pytest
 
 from ops.images.read_images import Read
-from pipelines.fitting import fit
+from pipelines.fitting import calibrate, fit
 from pipelines.fitting.quarantine import find_crashing_images
 from pipelines.fitting.request import split
 from tests.pipelines.deadly import Deadly, DeadlyStream
@@ -25,21 +25,21 @@ def reader(kind, **more):
     return kind(request().input, request().decode, request().fetch, **more)
 
 
-def test_the_culprits_are_found_among_the_others(inventory):
+def test_images_that_crash_processes_are_found_among_the_others(inventory):
     rows = split(inventory, request()).fit
     uris = rows["uri"].to_pylist()
     victims = (uris[1], uris[2], uris[-1])
-    seen = []
-    found = find_crashing_images(
-        reader(Deadly, victims=victims), rows, SLOTS, lambda *said: seen.append(said)
+    reports = []
+    crashing = find_crashing_images(
+        reader(Deadly, victims=victims), rows, SLOTS, lambda *report: reports.append(report)
     )
-    assert set(found) == set(victims)
-    assert all("every process that touched it died" in reason for reason in found.values())
-    assert {said[0] for said in seen} == {"quarantine"}
+    assert set(crashing) == set(victims)
+    assert all("every process that handled it died" in reason for reason in crashing.values())
+    assert {stage for stage, *_ in reports} == {"quarantine"}
     assert find_crashing_images(reader(Read), rows, SLOTS, nothing) == {}
 
 
-def test_a_fit_and_its_calibration_do_without_them(inventory, monkeypatch):
+def test_a_fit_and_its_calibration_leave_them_out(inventory, monkeypatch):
     chosen = split(inventory, request())
     fitted, held_out = (
         next(uri for uri in rows["uri"].to_pylist() if "washer" in uri)
@@ -47,11 +47,13 @@ def test_a_fit_and_its_calibration_do_without_them(inventory, monkeypatch):
     )
     victims = (fitted, held_out)
     monkeypatch.setattr(fit, "Read", functools.partial(Deadly, victims=victims))
-    monkeypatch.setattr(fit, "ScoringStream", functools.partial(DeadlyStream, victims=victims))
+    monkeypatch.setattr(
+        calibrate, "ScoringStream", functools.partial(DeadlyStream, victims=victims)
+    )
     card = fit.fit(inventory, request(max_failed="1"), SLOTS, nothing).card
     assert card.fit["failed"] == 1
     (failure,) = card.fit["failures"]
-    assert failure.startswith(f"{fitted}: every process that touched it died")
+    assert failure.startswith(f"{fitted}: every process that handled it died")
     counts = {name: product.counts.images for name, product in card.products.items()}
     of_all = {name: chosen.fit["product"].to_pylist().count(name) for name in card.products}
     assert counts == of_all | {"washer": of_all["washer"] - 1}

@@ -23,6 +23,7 @@ from ops.images.resize import InputSettings
 from ops.storage.paths import JOINT
 from pipelines.cluster.resources import Resources
 from pipelines.fitting import fit, plan, worker
+from pipelines.fitting.calibrate import HeldOutScores
 from pipelines.fitting.coordinator import DetectorCheckpoint
 from pipelines.fitting.request import FitRequest, NothingToFit, Select, split
 from tests.pipelines.scoring.test_stream import nothing, take
@@ -60,12 +61,12 @@ def inventory(cluster, archive, tmp_path_factory):
 
 
 class DeadlyCheckpoint(DetectorCheckpoint):
-    """Notes whose process is killed when it has noted three epochs, if it began from nothing."""
+    """Kills its process when it has saved three epochs, unless the fit was resumed."""
 
-    def write(self, found):
-        super().write(found)
-        assert len(self.read()["curve"]) == len(found["curve"])  # so the ledger has it
-        if len(found["curve"]) == 3:
+    def write(self, content):
+        super().write(content)
+        assert len(self.read()["curve"]) == len(content["curve"])  # so the coordinator has it
+        if len(content["curve"]) == 3:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -178,12 +179,14 @@ def test_what_cannot_grow_is_refused_with_a_sentence(model, inventory):
 
 
 def test_the_sketches_of_the_highest_scores_are_kept():
-    kept = fit._HeldOut([], [])
+    kept = HeldOutScores()
     for number in (3, 1, 7, 5, 2, 6, 4, 0):
-        kept.add({"score": number / 10, "image_id": "a", "sketch": bytes([number])}, shown=True)
-    kept.add({"score": 0.7, "image_id": "b", "sketch": b"b"}, shown=True)
-    assert kept.worst == [bytes([7]), b"b", *(bytes([n]) for n in (6, 5, 4, 3))]
+        kept.add(
+            {"score": number / 10, "image_id": "a", "sketch": bytes([number])}, keep_sketch=True
+        )
+    kept.add({"score": 0.7, "image_id": "b", "sketch": b"b"}, keep_sketch=True)
+    assert kept.sketches == [bytes([7]), b"b", *(bytes([n]) for n in (6, 5, 4, 3))]
     assert len(kept.scores) == 9
-    unseen = fit._HeldOut([], [])
-    unseen.add({"score": 1.0, "image_id": "a", "sketch": b"a"}, shown=False)
-    assert (unseen.scores, unseen.worst) == ([1.0], [])
+    without = HeldOutScores()
+    without.add({"score": 1.0, "image_id": "a", "sketch": b"a"}, keep_sketch=False)
+    assert (without.scores, without.sketches) == ([1.0], [])

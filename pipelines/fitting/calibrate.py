@@ -1,0 +1,88 @@
+"""Calibration: the scores of a product's held-out images, from which p-values follow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
+
+from ops.detectors.model_folder import Model
+from ops.images.fetch import FetchSettings
+from ops.progress import ProgressCallback
+from ops.results import overlays
+from ops.results.calibration import Calibration
+from ops.results.write_maps import DrawSketches
+from ops.storage.paths import HELD_OUT, Out, picture_file, product_file
+from pipelines.cluster.isolate import process_rows
+from pipelines.cluster.resources import Resources
+from pipelines.cluster.shared_model import SharedModel
+from pipelines.scoring.stream import ScoringStream, draw_step
+
+#: Images in a product's contact sheet, and products that get one.
+_SHEET_IMAGES, _SHEETS = 6, 100
+
+
+def calibrate(
+    model: Model,
+    held_out: pa.Table,
+    fetch: FetchSettings,
+    resources: Resources,
+    progress: ProgressCallback,
+) -> Model:
+    """Score the held-out images; returns the model with calibrations and contact sheets.
+
+    A sheet shows the images of a product with the highest scores. Images that cannot be scored
+    are left out.
+    """
+    if not len(held_out):
+        return model
+    draw = draw_step(model.card, Out(""), "none", overlays=True, kind=DrawSketches)
+    stream = ScoringStream(SharedModel.put(model), draw, fetch, resources)
+    products = sorted(set(held_out["product"].to_pylist()))
+    results = {name: HeldOutScores() for name in products}
+    with_sheet = set(products[:_SHEETS])
+    done = failed = 0
+    for rows in process_rows(stream, held_out):
+        for row in rows.to_pylist():
+            done += 1
+            failed += row["score"] is None
+            if row["score"] is not None:
+                results[row["product"]].add(row, row["product"] in with_sheet)
+        progress("calibrate", done, len(held_out), failed)
+    cards = {
+        name: replace(card, calibration=Calibration.of(results[name].scores))
+        if name in results
+        else card
+        for name, card in model.card.products.items()
+    }
+    sheets = {
+        picture_file(product_file(name), HELD_OUT): overlays.join_columns(result.sketches)
+        for name, result in results.items()
+        if result.highest
+    }
+    card = replace(model.card, products=cards)
+    return replace(model, card=card, pictures=model.pictures | sheets)
+
+
+@dataclass(frozen=True)
+class HeldOutScores:
+    """A product's held-out images: all scores, and the sketches of the highest."""
+
+    scores: list[float] = field(default_factory=list)
+    highest: list[tuple[float, str, bytes]] = field(default_factory=list)
+    """Negative score, id and sketch; the highest score first."""
+
+    def add(self, row: dict[str, Any], keep_sketch: bool) -> None:
+        """Add the row of a scored image."""
+        self.scores.append(row["score"])
+        if not keep_sketch:
+            return
+        self.highest.append((-row["score"], row["image_id"], row["sketch"]))
+        self.highest.sort()
+        del self.highest[_SHEET_IMAGES:]
+
+    @property
+    def sketches(self) -> list[bytes]:
+        """Sketches of the images with the highest scores, in falling order."""
+        return [sketch for _, _, sketch in self.highest]

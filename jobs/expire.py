@@ -46,8 +46,8 @@ def main(argv: Sequence[str]) -> int:
     with lock.locked(out, settings.lease) as check:
         found = retention.expire(out, settings.keep_nights, retired, settings.remove, check)
     for table in found.tables:
-        echo(f"{table.table}: {table.rows - table.staying} of {table.rows} rows")
-    rows = sum(table.rows - table.staying for table in found.tables)
+        echo(f"{table.table}: {table.rows - table.kept_rows} of {table.rows} rows")
+    rows = sum(table.rows - table.kept_rows for table in found.tables)
     told = f"{rows} rows of {len(found.tables)} tables and {found.maps} maps"
     echo(f"{told} removed" if settings.remove else f"{told} would go; --remove true removes them")
     return 0

@@ -21,10 +21,11 @@ from jobs.cli import entry
 from jobs.cli.console import echo, shown
 from ops.errors import SettingError, UserError
 from ops.results import score_table
+from ops.results.calibration import promised_rate
 from ops.storage import files, parquet
 from ops.storage.paths import Out
 from pipelines.tables import current_scores, run_records
-from pipelines.tables.current_scores import Label
+from pipelines.tables.current_scores import VerdictRule
 
 _SCREEN = 20
 _FORMATS = (".parquet", ".csv")
@@ -65,12 +66,12 @@ def main(argv: Sequence[str]) -> int:
     out = Out(settings.out)
     model_id = settings.model or str(run_records.finished(out)["model_id"])
     with current_scores.opened(out, "2GB", settings.inventory) as database:
-        rows = current_scores.ask(
+        rows = current_scores.query(
             database,
             model_id,
             where=_where(settings),
             limit=settings.limit or (None if settings.output else _SCREEN),
-            labels=_labels(settings, out, model_id),
+            rules=_labels(settings, out, model_id),
             only=settings.inventory,
         )
         written = _write(settings.output, rows) if settings.output else _show(rows)
@@ -87,7 +88,7 @@ def _where(settings: Settings) -> str:
     return " AND ".join(f"({condition})" for condition in asked if condition)
 
 
-def _labels(settings: Settings, out: Out, model_id: str) -> dict[str, Label]:
+def _labels(settings: Settings, out: Out, model_id: str) -> dict[str, VerdictRule]:
     """What is anomalous by the settings; empty if rows keep their own labels."""
     threshold, rate = settings.threshold, settings.false_alarm_rate
     if threshold is not None and rate is not None:
@@ -95,17 +96,17 @@ def _labels(settings: Settings, out: Out, model_id: str) -> dict[str, Label]:
     if threshold is None and rate is None:
         return {}
     if isinstance(threshold, dict):
-        return {product: Label(threshold=value) for product, value in threshold.items()}
+        return {product: VerdictRule(threshold=value) for product, value in threshold.items()}
     held_out = _held_out(out, model_id)
     if rate is not None:
         _warn(rate, held_out)
-        return {product: Label.at_rate(rate, count) for product, count in held_out.items()}
-    return {product: Label(threshold=threshold) for product in held_out}
+        return {product: VerdictRule.at_rate(rate, count) for product, count in held_out.items()}
+    return {product: VerdictRule(threshold=threshold) for product in held_out}
 
 
 def _warn(rate: float, held_out: dict[str, int]) -> None:
     """Say for which products no p-value can be as low as a rate."""
-    rates = {product: current_scores.promised(rate, count) for product, count in held_out.items()}
+    rates = {product: promised_rate(rate, count) for product, count in held_out.items()}
     short = {product: found for product, found in rates.items() if found > rate}
     if short:
         worst = max(short, key=lambda product: short[product])

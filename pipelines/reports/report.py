@@ -23,7 +23,7 @@ from ops.images.fetch import FetchSettings
 from ops.progress import ProgressCallback
 from ops.storage import files
 from ops.storage.paths import Out
-from pipelines.reports.alerts import drifted
+from pipelines.reports.alerts import has_drifted
 from pipelines.reports.report_data import Facts, ReportSettings, collect
 from pipelines.reports.report_queries import BINS, Histogram
 
@@ -86,7 +86,7 @@ def render(out: Out, facts: Facts) -> bytes:
         lstrip_blocks=True,
     )
     world.filters |= {"figure": figure, "count": count, "duration": duration, "name": name}
-    world.globals["drifted"] = drifted
+    world.globals["drifted"] = has_drifted
     world.globals["value"] = lambda number: "" if number is None else number
     rows = [*(part.row for part in facts.parts), *facts.failed]
     text = world.get_template("report.html.j2").render(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ops.errors import SettingError, UserError
-from ops.images.decode import DecodeSettings, Picture, decode
+from ops.images.decode import DecodeSettings, decode
 from ops.images.failure import Failure
 from ops.images.fetch import FetchSettings, fetch
 from ops.progress import ProgressCallback
@@ -146,12 +146,12 @@ def collect(
     `runs` are in the order of their start. Raises UserError if jobs.expire took rows of one.
     """
     for record in runs:
-        run_records.check_whole(record)
+        run_records.check_not_expired(record)
     last = runs[-1]
     model_id = str(last["model_id"])
     names = [str(record["run_id"]) for record in runs]
     with current_scores.opened(out) as database:
-        measure = drift.load_runs(database, names, model_id, run_records.later(out, last))
+        measure = drift.load_runs(database, names, model_id, run_records.started_after(out, last))
         products = drift.drift_of(database, measure or "score", drift.SAMPLE).to_pylist()
         here = [row for row in products if row["images_b"]]
         worst = report_queries.worst(database, model_id, settings.parts)
@@ -194,7 +194,7 @@ def _pictures(
     except Failure as failure:
         return Pictures(note=f"No picture: {failure.reason}.")
     side, most = settings.thumbnail, settings.bytes_each
-    small = overlays.shrunk(picture, side)
+    small = overlays.thumbnail(picture, side)
     whole = overlays.data_uri(small, most)
     close_up = ""
     if max(picture.width, picture.height) > 2 * side:
@@ -207,14 +207,5 @@ def _pictures(
         found = anomaly_map.decode(fetch(uris.make(location), None, None, reading))
     except (Failure, UserError):
         return Pictures(whole, "", close_up, "Its map cannot be read any more.")
-    overlay = _overlay(found, picture, small, threshold)
+    overlay = overlays.thumbnail_overlay(small, picture, found, threshold)
     return Pictures(whole, overlays.data_uri(overlay, most), close_up)
-
-
-def _overlay(
-    found: anomaly_map.Decoded, picture: Picture, small: overlays.Small, threshold: float | None
-) -> overlays.Small:
-    """As `write_maps`: in colour is what exceeds the threshold, else half the peak."""
-    low = float(found.values().max()) / 2 if threshold is None else threshold
-    values = overlays.laid(found, picture, small, outside=low)
-    return anomaly_map.blended(small, values, found.scale, low)

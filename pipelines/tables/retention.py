@@ -1,4 +1,4 @@
-"""Letting old nights go, but never the current score of an image."""
+"""Removing rows of old nights, and maps, that no current score needs."""
 
 from __future__ import annotations
 
@@ -18,57 +18,58 @@ from ops.storage.paths import Out
 from pipelines.tables import current_scores, run_records
 
 _TABLE = re.compile(r"night=(\d{4}-\d\d-\d\d)/run=([^/]+)/part-\d+\.parquet")
-#: Rows that stay: current under their model. Those of a retired model stay only where no other has
-#: a score of that address.
-_STAYING = """
-    CREATE TEMP TABLE staying (uri VARCHAR, image_id VARCHAR, run_id VARCHAR, status VARCHAR)
+#: Rows that are kept: the current ones of each model. Of a retired model, only those whose URI has
+#: no score under another model.
+_CREATE_KEPT = """
+    CREATE TEMP TABLE kept (uri VARCHAR, image_id VARCHAR, run_id VARCHAR, status VARCHAR)
 """
-#: With the newest row of each such image: it is what says that the image is current.
-_CURRENT = """
-    INSERT INTO staying
+#: Includes the newest row of each current image, because it makes the image current.
+_KEEP_CURRENT = """
+    INSERT INTO kept
     SELECT uri, image_id, unnest([run_id, last_run]), status FROM current_keys($model)
 """
-_ORPHANED = f"""{_CURRENT} AS keys
-    WHERE uri NOT IN (SELECT uri FROM staying WHERE status = 'ok')
+_KEEP_RETIRED = f"""{_KEEP_CURRENT} AS keys
+    WHERE uri NOT IN (SELECT uri FROM kept WHERE status = 'ok')
 """  # noqa: S608 - no value in it
-_ROWS = "SELECT count(*) FROM read_parquet($table, hive_partitioning = false) AS rows"
-_STAY = "SEMI JOIN staying ON rows.image_id = staying.image_id AND rows.run_id = staying.run_id"
-_MAPS = """
-    WITH gone AS (
-        SELECT * FROM read_parquet($old, hive_partitioning = false) AS rows ANTI JOIN staying
-            ON rows.image_id = staying.image_id AND rows.run_id = staying.run_id
+_COUNT = "SELECT count(*) FROM read_parquet($table, hive_partitioning = false) AS rows"
+_IF_KEPT = "SEMI JOIN kept ON rows.image_id = kept.image_id AND rows.run_id = kept.run_id"
+_UNNEEDED_MAPS = """
+    WITH removed AS (
+        SELECT * FROM read_parquet($expired, hive_partitioning = false) AS rows ANTI JOIN kept
+            ON rows.image_id = kept.image_id AND rows.run_id = kept.run_id
         WHERE map_uri IS NOT NULL
     ),
     needed AS (
-        SELECT map_uri FROM read_parquet($new, hive_partitioning = false)
+        SELECT map_uri FROM read_parquet($complete, hive_partitioning = false)
         UNION ALL
-        SELECT map_uri FROM read_parquet($old, hive_partitioning = false) AS rows SEMI JOIN staying
-            ON rows.image_id = staying.image_id AND rows.run_id = staying.run_id
+        SELECT map_uri FROM read_parquet($expired, hive_partitioning = false) AS rows SEMI JOIN kept
+            ON rows.image_id = kept.image_id AND rows.run_id = kept.run_id
     )
-    SELECT DISTINCT map_uri, model_id, image_id FROM gone ANTI JOIN needed USING (map_uri)
+    SELECT DISTINCT map_uri, model_id, image_id FROM removed ANTI JOIN needed USING (map_uri)
 """
 
 
 class Refused(UserError):
-    """What to remove is not clear, so nothing is."""
+    """It is not certain what may be removed, so nothing is."""
 
 
 @dataclass(frozen=True)
-class Leaving:
-    """What an old table loses."""
+class ExpiredTable:
+    """The table of an old run, some rows of which are no longer needed."""
 
     table: str
     run_id: str
     rows: int
-    staying: int
+    kept_rows: int
 
 
 @dataclass(frozen=True)
 class Expired:
-    """What goes, or went."""
+    """What is removed, or would be."""
 
-    tables: tuple[Leaving, ...]
+    tables: tuple[ExpiredTable, ...]
     maps: int
+    """Number of anomaly maps."""
 
 
 def expire(
@@ -79,116 +80,131 @@ def expire(
     check: Callable[[], None] = lambda: None,
     memory: str = "2GB",
 ) -> Expired:
-    """Find, and with `remove` also remove, what the newest `keep_nights` nights made superfluous.
+    """Find what the newest `keep_nights` nights made superfluous; with `remove`, remove it.
 
-    An old table is replaced by one of its rows that are still current, or removed if it has none;
-    maps go that no remaining row names. Readers see each table as it was or as it will be. One that
-    was killed is finished by the next. `check` is called before things go, and may raise. Raises
-    Refused.
+    A table of an older night is replaced by one with only the rows that are still current, or
+    removed if it has none. A map is removed if no remaining row names it. Readers see a table
+    either before or after its replacement. If the process is killed, the next call completes the
+    work. `check` is called before each removal and may raise. Raises Refused.
     """
     if keep_nights < 1:
         raise Refused(f"keep_nights {keep_nights} must be at least 1")
-    old, new = _split(out, keep_nights)
-    _check(out, retired)
+    old, new = _split_tables(out, keep_nights)
+    _check_removable(out, retired)
     if not old:
         return Expired((), 0)
     with current_scores.opened(out, memory) as database:
-        database.execute(_STAYING)
-        found = database.execute("SELECT DISTINCT model_id FROM read_parquet($t)", {"t": old + new})
-        models = sorted(model for (model,) in found.fetchall())
-        if unknown := set(retired) - set(models):
-            raise Refused(f"retired models {sorted(unknown)} have no rows; those with: {models}")
-        for model in sorted(models, key=lambda model: model in retired):
-            database.execute(_ORPHANED if model in retired else _CURRENT, {"model": model})
-        leaving = [x for place in old if (x := _of(database, place)).staying < x.rows]
-        # Maps first: were it killed behind the tables, nobody would know of their maps.
+        _mark_kept_rows(database, [*old, *new], retired)
+        tables = [_count_rows(database, table) for table in old]
+        expired = [table for table in tables if table.kept_rows < table.rows]
+        # Maps come first: once a table is replaced, nothing names its maps any more.
         if remove:
-            _check(out, retired)  # again, as the questions may have taken minutes
+            _check_removable(out, retired)  # again, because the queries may take minutes
             check()
-        maps = _maps(database, out, [x.table for x in leaving], [*new, *old], remove)
+        maps = _expire_maps(database, out, [each.table for each in expired], [*new, *old], remove)
         if remove:
-            for table in leaving:
+            for table in expired:
                 check()
-                _remove(database, out, table)
-    return Expired(tuple(leaving), maps)
+                _replace(database, out, table)
+    return Expired(tuple(expired), maps)
 
 
-def _split(out: Out, keep_nights: int) -> tuple[list[str], list[str]]:
-    """Published tables of old nights, and of those that are kept."""
-    places = current_scores.published(out)
+def _split_tables(out: Out, keep_nights: int) -> tuple[list[str], list[str]]:
+    """Published tables of old nights, and of the newest `keep_nights`."""
+    tables = current_scores.published(out)
     nights = {}
-    for place in places:
-        match = _TABLE.fullmatch(place.removeprefix(f"{out.scores()}/"))
+    for table in tables:
+        match = _TABLE.fullmatch(table.removeprefix(f"{out.scores()}/"))
         if match is None:
-            raise Refused(f"{place} is no table of a night, so nothing here is removed")
-        nights[place] = match[1]
-    kept = sorted(set(nights.values()))[-keep_nights:]
-    return [p for p in places if nights[p] not in kept], [p for p in places if nights[p] in kept]
+            raise Refused(f"{table} is not the table of a night, so nothing is removed")
+        nights[table] = match[1]
+    newest = sorted(set(nights.values()))[-keep_nights:]
+    return (
+        [table for table in tables if nights[table] not in newest],
+        [table for table in tables if nights[table] in newest],
+    )
 
 
-def _check(out: Out, retired: Sequence[str]) -> None:
+def _check_removable(out: Out, retired: Sequence[str]) -> None:
     work = out.work()
-    started = [i.name for i in files.listing(work)] if files.is_folder(work) else []
-    if under_way := sorted({name.split("/")[0] for name in started}):
+    names = [item.name for item in files.listing(work)] if files.is_folder(work) else []
+    if unfinished := sorted({name.split("/")[0] for name in names}):
         raise Refused(
-            f"{', '.join(under_way)} under {work} are unfinished, and may need what would be "
+            f"{', '.join(unfinished)} under {work} are unfinished, and may need what would be "
             "removed; finish them, or remove their folders"
         )
     if retired and (model := run_records.finished(out)["model_id"]) in retired:
         raise Refused(f"{model} is the model of the latest run, so it is not retired")
 
 
-def _of(database: duckdb.DuckDBPyConnection, table: str) -> Leaving:
-    (rows,), (staying,) = (
-        database.execute(question, {"table": table}).fetchone() or (0,)
-        for question in (_ROWS, f"{_ROWS} {_STAY}")
+def _mark_kept_rows(
+    database: duckdb.DuckDBPyConnection, tables: list[str], retired: Sequence[str]
+) -> None:
+    """Fill the table `kept`; retired models last."""
+    database.execute(_CREATE_KEPT)
+    query = "SELECT DISTINCT model_id FROM read_parquet($tables)"
+    rows = database.execute(query, {"tables": tables}).fetchall()
+    models = sorted(model for (model,) in rows)
+    if unknown := set(retired) - set(models):
+        raise Refused(f"retired models {sorted(unknown)} have no rows; those with: {models}")
+    for model in sorted(models, key=lambda model: model in retired):
+        database.execute(_KEEP_RETIRED if model in retired else _KEEP_CURRENT, {"model": model})
+
+
+def _count_rows(database: duckdb.DuckDBPyConnection, table: str) -> ExpiredTable:
+    (rows,), (kept,) = (
+        database.execute(query, {"table": table}).fetchone() or (0,)
+        for query in (_COUNT, f"{_COUNT} {_IF_KEPT}")
     )
     run_id = table.rsplit("/run=", 1)[1].split("/", 1)[0]
-    return Leaving(table, run_id, rows, staying)
+    return ExpiredTable(table, run_id, rows, kept)
 
 
-def _maps(
-    database: duckdb.DuckDBPyConnection, out: Out, old: list[str], every: list[str], remove: bool
+def _expire_maps(
+    database: duckdb.DuckDBPyConnection,
+    out: Out,
+    expired: list[str],
+    tables: list[str],
+    remove: bool,
 ) -> int:
-    """How many maps of leaving rows no row needs any more; removes them, and their overlays."""
-    if not old:
+    """Count the maps that no remaining row names; with `remove`, remove them and their overlays."""
+    if not expired:
         return 0
-    new = [table for table in every if table not in set(old)]
-    if not new:
-        raise Refused("no table would remain as it is, so nothing is removed")
+    complete = [table for table in tables if table not in set(expired)]
+    if not complete:
+        raise Refused("every table would lose rows, so nothing is removed")
 
-    def ours(row: tuple[str, str, str]) -> bool:
-        # A table may name maps that lie elsewhere; these are not ours to remove.
+    def expire_map(row: tuple[str, str, str]) -> bool:
         uri, model_id, image_id = row
         location = out.map(model_id, image_id)
-        if uri != uris.make(location):
+        if uri != uris.make(location):  # a map outside of the output folder is not removed
             return False
         if remove:
             files.remove_file(location)
             files.remove_file(out.overlay(model_id, image_id))
         return True
 
-    found = database.execute(_MAPS, {"old": old, "new": new})
+    answer = database.execute(_UNNEEDED_MAPS, {"expired": expired, "complete": complete})
     count = 0
     with ThreadPoolExecutor(16) as pool:
-        while rows := found.fetchmany(4096):
-            count += sum(pool.map(ours, rows))
+        while rows := answer.fetchmany(4096):
+            count += sum(pool.map(expire_map, rows))
     return count
 
 
-def _remove(database: duckdb.DuckDBPyConnection, out: Out, found: Leaving) -> None:
-    """Note in the run's record what happens to its table, then let it happen."""
-    if files.exists(out.run(found.run_id)):
-        record = files.read_json(out.run(found.run_id))
+def _replace(database: duckdb.DuckDBPyConnection, out: Out, expired: ExpiredTable) -> None:
+    """Note the removal in the run's record, then replace or remove its table."""
+    if files.exists(out.run(expired.run_id)):
+        record = files.read_json(out.run(expired.run_id))
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        record["expired"] = {"at": now, "rows": found.staying}
-        files.write_json(out.run(found.run_id), record)
-    if found.staying:
-        parquet.write(found.table, score_table.SCHEMA, _staying(database, found.table))
+        record["expired"] = {"at": now, "rows": expired.kept_rows}
+        files.write_json(out.run(expired.run_id), record)
+    if expired.kept_rows:
+        parquet.write(expired.table, score_table.SCHEMA, _kept_rows(database, expired.table))
     else:
-        files.remove_file(found.table)
+        files.remove_file(expired.table)
 
 
-def _staying(database: duckdb.DuckDBPyConnection, table: str) -> Iterator[pa.RecordBatch]:
-    question = f"{_ROWS.replace('count(*)', 'rows.*')} {_STAY} ORDER BY product NULLS LAST, uri"
-    yield from database.sql(question, params={"table": table}).to_arrow_reader(2**16)
+def _kept_rows(database: duckdb.DuckDBPyConnection, table: str) -> Iterator[pa.RecordBatch]:
+    query = f"{_COUNT.replace('count(*)', 'rows.*')} {_IF_KEPT} ORDER BY product NULLS LAST, uri"
+    yield from database.sql(query, params={"table": table}).to_arrow_reader(2**16)

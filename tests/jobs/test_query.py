@@ -87,7 +87,7 @@ def test_files_hold_all_columns_and_rows(leave, nights):
         (["--limit", "0"], "limit 0 must be at least 1", 2),
         (["--threshold", "1", "--false-alarm-rate", "0.1"], "exclude each other", 2),
         (["--false-alarm-rate", "1.5"], "false_alarm_rate 1.5 must lie between 0 and 1", 2),
-        (["--where", "scre > 1"], "where '(scre > 1)' is no condition", 2),
+        (["--where", "scre > 1"], "where '(scre > 1)' is not a condition", 2),
         (["--model", "c" * 32, "--threshold", "1"], "tells of model cccc", 1),
         (["--out", "empty"], "empty holds no finished run", 1),
     ],

@@ -11,7 +11,7 @@ from ops.results.score_table import SCHEMA
 from ops.storage import parquet
 from ops.storage.paths import Out
 from pipelines.reports import compare
-from pipelines.reports.alerts import Limits, concerns
+from pipelines.reports.alerts import AlertLimits, find_alerts
 from pipelines.reports.compare import CompareSettings
 from pipelines.reports.drift import DRIFT, drift_of_run
 from pipelines.scoring.run import ScoreSettings
@@ -93,15 +93,20 @@ def test_a_sample_is_drawn_by_ids_alone_and_its_size_is_told(tmp_path):
 @pytest.mark.parametrize(
     ("shift", "failed", "limits", "expected"),
     [
-        (0.0, 0, Limits("1%", 0.25), []),
-        (1.0, 0, Limits("1%", 0.25), ["scores of 'bolt' drifted: PSI "]),
-        (1.0, 0, Limits("1%", float("inf")), []),
-        (0.0, 2, Limits("1%", 0.25), ["2 of 160 images failed (2 unreadable), more than --warn-f"]),
-        (0.0, 2, Limits("2%", 0.25), []),
+        (0.0, 0, AlertLimits("1%", 0.25), []),
+        (1.0, 0, AlertLimits("1%", 0.25), ["scores of 'bolt' drifted: PSI "]),
+        (1.0, 0, AlertLimits("1%", float("inf")), []),
+        (
+            0.0,
+            2,
+            AlertLimits("1%", 0.25),
+            ["2 of 160 images failed (2 unreadable), more than --warn-f"],
+        ),
+        (0.0, 2, AlertLimits("2%", 0.25), []),
         (
             1.0,
             2,
-            Limits("1", 0.25),
+            AlertLimits("1", 0.25),
             ["2 of 160 images failed (2 unreadable), ", "scores of 'bolt'"],
         ),
     ],
@@ -110,7 +115,7 @@ def test_what_passes_a_limit_is_said(tmp_path, shift, failed, limits, expected):
     night(tmp_path, 19, parts(0))
     run = night(tmp_path, 20, parts(1, shift=shift, failed=failed))
     totals = run_records.finished(Out(str(tmp_path)), run.run_id)["totals"]
-    said = concerns(totals, drift(tmp_path, run), limits)
+    said = find_alerts(totals, drift(tmp_path, run), limits)
     assert len(said) == len(expected)
     for sentence, beginning in zip(said, expected, strict=True):
         assert sentence.startswith(beginning)
@@ -123,4 +128,4 @@ def test_a_large_shift_that_chance_explains_is_none(tmp_path):
     found = drift(tmp_path, run)
     assert max(found["psi"].to_pylist()) > 0.25
     totals = run_records.finished(Out(str(tmp_path)), run.run_id)["totals"]
-    assert concerns(totals, found, Limits("1%", 0.25)) == []
+    assert find_alerts(totals, found, AlertLimits("1%", 0.25)) == []

@@ -1,4 +1,4 @@
-"""What is current over many nights, against a plain loop over drawn histories."""
+"""Current scores over many nights, against a plain loop over random histories."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from ops.results.calibration import Calibration
 from ops.storage import parquet
 from ops.storage.paths import Out
 from pipelines.tables import current_scores
-from pipelines.tables.current_scores import Label
+from pipelines.tables.current_scores import VerdictRule
 from tests.conftest import ROOT
 
 MODELS = ("a" * 32, "b" * 32)
 START = datetime.datetime(2026, 11, 20, 1, tzinfo=datetime.UTC)
 
 
-#: What every scored image has besides.
-SEEN = {"content_sha256": "0" * 64, "width": 64, "height": 64, "bit_depth": 8}
-SEEN |= {"peak_x": 1, "peak_y": 2}
+#: Further columns of a scored image.
+SCORED = {"content_sha256": "0" * 64, "width": 64, "height": 64, "bit_depth": 8}
+SCORED |= {"peak_x": 1, "peak_y": 2}
 
 
 def row(uri, version="1", status="ok", model=MODELS[0], product="bolt", score=1.0, **more):
@@ -43,7 +43,7 @@ def row(uri, version="1", status="ok", model=MODELS[0], product="bolt", score=1.
             "is_anomalous": score > 5 if ok else None,
             "model_id": model,
         }
-        | (SEEN if ok else {})
+        | (SCORED if ok else {})
         | more
     )
 
@@ -117,7 +117,7 @@ def test_each_model_has_its_own_current_scores(out):
     assert {u: r["score"] for u, r in current(out, MODELS[1]).items()} == {"u/1": 7.0}
 
 
-def drawn(out, seed):
+def random_history(out, seed):
     """A random history, and what a plain loop over it calls current: (model, image) -> run."""
     rng = random.Random(seed)
     versions: dict[str, int] = {}
@@ -144,7 +144,7 @@ def drawn(out, seed):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_random_histories_agree_with_a_plain_loop(out, seed):
-    expected = drawn(out, seed)
+    expected = random_history(out, seed)
     found = {
         (model, r["image_id"]): r["run_id"]
         for model in MODELS
@@ -155,7 +155,7 @@ def test_random_histories_agree_with_a_plain_loop(out, seed):
 
 def test_the_view_for_athena_finds_the_same_rows_and_declares_the_same_columns(out):
     """Its query is standard SQL that DuckDB understands too."""
-    drawn(out, 7)
+    random_history(out, 7)
     text = (ROOT / "deploy" / "sql" / "athena.sql").read_text()
     code = "\n".join(line for line in text.splitlines() if not line.startswith("--"))
     create, _, view = (part.strip() for part in code.split(";")[:3])
@@ -182,7 +182,7 @@ def test_the_view_for_athena_finds_the_same_rows_and_declares_the_same_columns(o
 
 
 def test_the_macros_read_what_a_glob_names_as_their_head_says(out):
-    drawn(out, 8)
+    random_history(out, 8)
     with duckdb.connect() as database:
         database.execute(f"SET VARIABLE tables = '{out.scores()}/*/*/part-*.parquet'")
         database.execute(current_scores.MACROS.read_text())
@@ -192,10 +192,10 @@ def test_the_macros_read_what_a_glob_names_as_their_head_says(out):
     )
 
 
-def ask(out, **asked):
+def query(out, **asked):
     with current_scores.opened(out) as database:
         return pa.Table.from_batches(
-            current_scores.ask(database, MODELS[0], **asked), score_table.SCHEMA
+            current_scores.query(database, MODELS[0], **asked), score_table.SCHEMA
         ).to_pylist()
 
 
@@ -212,8 +212,8 @@ def test_another_false_alarm_rate_gives_the_labels_that_the_model_would_have_giv
     publish(out, 0, [*rows, row("u/bad", status="missing")])
     with current_scores.opened(out) as database:
         for rate in (0.01, 0.1, 0.2, 0.25, 0.3, 0.5, 0.9):
-            labels = {"bolt": Label.at_rate(rate, held_out)}
-            found = list(current_scores.ask(database, MODELS[0], labels=labels))
+            rules = {"bolt": VerdictRule.at_rate(rate, held_out)}
+            found = list(current_scores.query(database, MODELS[0], rules=rules))
             threshold = calibration.threshold(rate)
             for r in pa.Table.from_batches(found).to_pylist():
                 expected = None if r["score"] is None else r["score"] > threshold
@@ -222,22 +222,22 @@ def test_another_false_alarm_rate_gives_the_labels_that_the_model_would_have_giv
 
 def test_a_threshold_changes_the_labels_of_its_product_alone(out):
     publish(out, 0, [row("u/1", score=2.0), row("u/2", score=2.0, product="nut")])
-    found = ask(out, labels={"bolt": Label(threshold=1.5)})
+    found = query(out, rules={"bolt": VerdictRule(threshold=1.5)})
     assert {r["product"]: r["is_anomalous"] for r in found} == {"bolt": True, "nut": False}
     # Conditions see the new labels.
-    (only,) = ask(out, labels={"bolt": Label(threshold=1.5)}, where="is_anomalous")
+    (only,) = query(out, rules={"bolt": VerdictRule(threshold=1.5)}, where="is_anomalous")
     assert only["product"] == "bolt"
 
 
 def test_rows_come_with_the_highest_scores_first_and_failures_last(out):
     publish(out, 0, [row("u/1", score=1.0), row("u/2", status="missing"), row("u/3", score=3.0)])
-    assert [r["score"] for r in ask(out)] == [3.0, 1.0, None]
-    assert [r["score"] for r in ask(out, limit=1)] == [3.0]
+    assert [r["score"] for r in query(out)] == [3.0, 1.0, None]
+    assert [r["score"] for r in query(out, limit=1)] == [3.0]
 
 
 def test_a_condition_that_is_none_is_quoted(out):
     publish(out, 0, [row("u/1")])
     with current_scores.opened(out) as database:
         for where in ("scre > 1", "score >", "uri = 3 AND", "product::INT = 1"):
-            with pytest.raises(UserError, match="is no condition over the score table"):
-                list(current_scores.ask(database, MODELS[0], where=where))
+            with pytest.raises(UserError, match="is not a condition over the score table"):
+                list(current_scores.query(database, MODELS[0], where=where))

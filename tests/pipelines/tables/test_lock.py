@@ -1,4 +1,4 @@
-"""Of many that want the lock one gets it; the dead let go of it, the living do not."""
+"""One process gets the lock; a killed one loses it, a living one keeps it."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def kill(process):
     process.stdout.close()
 
 
-def test_the_second_process_is_told_who_works_and_since_when_and_a_killed_one_lets_go(tmp_path):
+def test_the_second_process_learns_the_holder_and_a_killed_holder_loses_the_lock(tmp_path):
     out = Out(str(tmp_path))
     process = holder(out.root)
     try:
         with pytest.raises(
-            lock.Locked, match=rf"^process {process.pid} on \S+ works on .* since 2"
+            lock.Locked, match=rf"^process {process.pid} on \S+ has been working on .* since 2"
         ):
             lock.locked(out).__enter__()
     finally:
@@ -66,7 +66,7 @@ def out(tmp_path):
     return Out(str(tmp_path / "out"))
 
 
-def test_a_lease_is_handed_on_at_once_when_it_was_ended(out):
+def test_a_released_lease_can_be_taken_at_once(out):
     begun = time.monotonic()
     for _ in range(3):
         with lease(out).held():
@@ -75,11 +75,11 @@ def test_a_lease_is_handed_on_at_once_when_it_was_ended(out):
     assert len(list(files.listing(out.lock()))) == 1  # older numbers are cleared away
 
 
-def test_a_living_holder_is_left_alone_and_keeps_its_lease(out):
+def test_a_living_holder_keeps_its_lease(out):
     first = lease(out)
     with first.held():
         for _ in range(2):
-            with pytest.raises(lock.Locked, match="works on"), lease(out).held():
+            with pytest.raises(lock.Locked, match="has been working on"), lease(out).held():
                 pass
         first.check()
 
@@ -87,48 +87,48 @@ def test_a_living_holder_is_left_alone_and_keeps_its_lease(out):
 def silent(out, monkeypatch):
     """A holder that never renews its lease, as if it had died."""
     with monkeypatch.context() as patch:
-        patch.setattr(lock._Lease, "_beating", lambda self, over: None)
+        patch.setattr(lock._Lease, "_renew", lambda self, released: None)
         dead = lease(out)
-        dead.context = dead.held()  # which would end, were it forgotten
+        dead.context = dead.held()  # would end if it were garbage-collected
         dead.context.__enter__()
     return dead
 
 
-def test_a_silent_holder_is_taken_for_dead_after_a_lease_and_learns_of_it(out, monkeypatch):
+def test_a_holder_that_stops_renewing_loses_the_lock_after_a_lease(out, monkeypatch):
     dead = silent(out, monkeypatch)
     begun = time.monotonic()
     with lease(out).held():
         assert time.monotonic() - begun >= LEASE
         with pytest.raises(lock.LostLock, match="start the same command again"):
             dead.check()
-        dead._beating(threading.Event())
-        assert dead._stolen
+        dead._renew(threading.Event())
+        assert dead._taken_over
         with pytest.raises(lock.Locked), lease(out).held():
-            pass  # what the dead does no longer matters
+            pass  # what the dead holder does no longer matters
 
 
-def test_of_many_that_wait_for_a_dead_holder_one_gets_its_lock(out, monkeypatch):
+def test_one_of_many_waiting_processes_gets_the_lock_of_a_dead_holder(out, monkeypatch):
     dead = silent(out, monkeypatch)
-    over, got, left = threading.Event(), [], []
+    over, holders, refused = threading.Event(), [], []
 
     def wait():
         try:
             with lease(out).held():
-                got.append(1)
+                holders.append(1)
                 over.wait(20)
         except lock.Locked:
-            left.append(1)
+            refused.append(1)
 
     threads = [threading.Thread(target=wait) for _ in range(6)]
     for thread in threads:
         thread.start()
     deadline = time.monotonic() + 20
-    while len(got) + len(left) < 6 and time.monotonic() < deadline:
+    while len(holders) + len(refused) < 6 and time.monotonic() < deadline:
         time.sleep(0.02)
     over.set()
     for thread in threads:
         thread.join(20)
-    assert (len(got), len(left)) == (1, 5)
+    assert (len(holders), len(refused)) == (1, 5)
     with pytest.raises(lock.LostLock):
         dead.check()
 
@@ -145,7 +145,7 @@ def test_on_s3_a_killed_holder_loses_its_lock_after_a_lease(s3):
         check()
 
 
-def test_what_is_there_is_not_created_again(tmp_path):
+def test_create_does_not_replace_an_existing_file(tmp_path):
     place = str(tmp_path / "new" / "a")
     assert files.create(place, b"1")
     assert not files.create(place, b"2")

@@ -1,4 +1,4 @@
-"""Old nights go; the current score of an image never does."""
+"""Rows of old nights are removed; the current score of an image never is."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ops.storage.paths import Out
 from pipelines.tables import current_scores
 from pipelines.tables.lock import LostLock
 from pipelines.tables.retention import Refused, expire
-from tests.pipelines.tables.test_current_scores import MODELS, drawn, publish, row
+from tests.pipelines.tables.test_current_scores import MODELS, publish, random_history, row
 
 
 @pytest.fixture
@@ -55,16 +55,16 @@ def maps(out):
     return sorted(path.stem for path in Path(out.root, "maps").rglob("*.png"))
 
 
-def test_superseded_rows_and_their_maps_go_and_all_else_stays(out):
+def test_superseded_rows_and_their_maps_are_removed(out):
     first = nightly(out, 0, [row("u/1"), row("u/2"), row("u/3", status="missing")])
     second = nightly(out, 1, [row("u/3"), row("u/1", "2")])
     third = nightly(out, 2, [row("u/2", score=3.0)])
     before = current(out)
-    told = expire(out, 1, [], remove=False)
-    assert [(f.table, f.rows, f.staying) for f in told.tables] == [(first, 3, 0)]
-    assert told.maps == 1  # of the version that u/1 no longer has; u/2 shares its own with newer
+    removed = expire(out, 1, [], remove=False)
+    assert [(f.table, f.rows, f.kept_rows) for f in removed.tables] == [(first, 3, 0)]
+    assert removed.maps == 1  # of the version that u/1 no longer has; u/2 shares its own with newer
     assert len(maps(out)) == 4
-    assert expire(out, 1, [], remove=True) == told
+    assert expire(out, 1, [], remove=True) == removed
     assert current_scores.published(out) == [second, third]
     assert current(out) == before
     assert maps(out) == sorted([image_id("u/1", "2"), image_id("u/2", "1"), image_id("u/3", "1")])
@@ -78,14 +78,14 @@ def test_a_table_that_is_still_needed_keeps_its_current_rows_alone(out):
     nightly(out, 1, [row("u/1", "2", status="unreadable")])
     before = current(out)
     (found,) = expire(out, 1, [], remove=True).tables
-    assert (found.rows, found.staying) == (2, 1)
+    assert (found.rows, found.kept_rows) == (2, 1)
     table = parquet.read(first)
     assert table["uri"].to_pylist() == ["u/2"]
     assert score_table.violations(table) == []
     assert current(out) == before
 
 
-def test_old_models_stay_until_they_are_retired_and_even_then_where_no_other_has_a_score(out):
+def test_rows_of_a_retired_model_are_removed_where_another_model_has_a_score(out):
     nightly(out, 0, [row("u/1"), row("u/2"), row("u/3")])
     nightly(out, 1, [row("u/1", model=MODELS[1]), row("u/2", model=MODELS[1], status="missing")])
     assert expire(out, 1, [], remove=True).tables == ()
@@ -94,29 +94,29 @@ def test_old_models_stay_until_they_are_retired_and_even_then_where_no_other_has
     with pytest.raises(Refused, match="have no rows"):
         expire(out, 1, ["c"], remove=True)
     (found,) = expire(out, 1, [MODELS[0]], remove=True).tables
-    assert (found.rows, found.staying) == (3, 2)
+    assert (found.rows, found.kept_rows) == (3, 2)
     left = current_scores.current(out, MODELS[0])["uri"].to_pylist()
     assert sorted(left) == ["u/2", "u/3"]
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_whatever_the_history_what_is_current_stays_current(out, seed):
-    drawn(out, seed)
+    random_history(out, seed)
     before, rows = current(out), sum(len(parquet.read(t)) for t in current_scores.published(out))
     # All drawn runs are of one night; each becomes a night of its own.
     for day, place in enumerate(current_scores.published(out)):
         run_id = place.split("/run=")[1].split("/")[0]
         files.write_bytes(out.table(f"2026-12-{day + 1:02d}", run_id), files.read_bytes(place))
         files.remove_file(place)
-    told = expire(out, 1, [], remove=True)
+    removed = expire(out, 1, [], remove=True)
     assert current(out) == before
     assert sum(len(parquet.read(t)) for t in current_scores.published(out)) == rows - sum(
-        f.rows - f.staying for f in told.tables
+        f.rows - f.kept_rows for f in removed.tables
     )
-    assert told.tables
+    assert removed.tables
 
 
-def test_maps_that_lie_elsewhere_are_left_alone(out, tmp_path):
+def test_maps_outside_of_the_output_folder_are_not_removed(out, tmp_path):
     foreign = tmp_path / "foreign.png"
     foreign.write_bytes(b"x")
     publish(out, 0, [row("u/1", map_uri=uris.make(str(foreign)))])
@@ -125,7 +125,7 @@ def test_maps_that_lie_elsewhere_are_left_alone(out, tmp_path):
     assert foreign.exists()
 
 
-def test_what_is_unclear_is_refused(out):
+def test_unclear_cases_are_refused(out):
     nightly(out, 0, [row("u/1")])
     with pytest.raises(Refused, match="keep_nights 0"):
         expire(out, 0, [], remove=True)
@@ -134,7 +134,7 @@ def test_what_is_unclear_is_refused(out):
         expire(out, 1, [], remove=True)
     files.remove_folder(out.work())
     files.write_bytes(f"{out.scores()}/part-00000.parquet", b"")
-    with pytest.raises(Refused, match="is no table of a night"):
+    with pytest.raises(Refused, match="is not the table of a night"):
         expire(out, 1, [], remove=True)
 
 
@@ -151,7 +151,7 @@ def test_the_failure_that_keeps_an_older_score_current_stays_with_it(out):
         assert current_scores.current(out, MODELS[0]).to_pylist() == before
 
 
-def test_nothing_goes_once_the_lock_is_lost(out):
+def test_nothing_is_removed_once_the_lock_is_lost(out):
     nightly(out, 0, [row("u/1")])
     nightly(out, 1, [row("u/1")])
     before = current_scores.published(out)
@@ -166,7 +166,7 @@ def test_nothing_goes_once_the_lock_is_lost(out):
     assert expire(out, 1, [], remove=True).tables
 
 
-def test_what_is_begun_while_tables_are_searched_is_seen(out, monkeypatch):
+def test_a_run_that_starts_during_the_queries_is_refused(out, monkeypatch):
     nightly(out, 0, [row("u/1")])
     nightly(out, 1, [row("u/1")])
     before = current_scores.published(out)

@@ -1,0 +1,339 @@
+"""One night: list the archive, score the pending images, compare with earlier nights, report."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from ops.detectors.model_folder import read_card
+from ops.errors import RunError, SettingError
+from ops.images.failure import STATUSES, TRANSIENT, max_failures
+from ops.images.fetch import FetchSettings
+from ops.images.inventory import Inventory
+from ops.progress import ProgressCallback
+from ops.storage import files, parquet
+from ops.storage.paths import Out
+from pipelines.cluster import memory
+from pipelines.cluster.resources import Resources, connected
+from pipelines.cluster.shared_model import SharedModel
+from pipelines.reports import drift, report
+from pipelines.reports.alerts import AlertLimits, find_alerts
+from pipelines.reports.report_data import ReportSettings
+from pipelines.scoring import deduplicate, score
+from pipelines.scoring import run as runs
+from pipelines.scoring.run import Run, ScoreSettings
+from pipelines.tables import lock, run_records, take_inventory
+from pipelines.tables.pending import find_pending
+
+
+@dataclass(frozen=True)
+class NightSettings(ScoreSettings):
+    """Settings of a night."""
+
+    night: str | None = None
+    """The night's date; default: that of the unfinished run, else today's (UTC)."""
+    max_failed: int | float | str = "50%"
+    """How many of tonight's images may fail before the job ends with an error: a count, or a share
+    of the whole archive."""
+    cluster: str | None = None
+    """Address of a Ray cluster; default: RAY_ADDRESS, else one is started for the job."""
+    fetch: FetchSettings = field(default_factory=FetchSettings)
+    resources: Resources = field(default_factory=Resources)
+    retry: str = ",".join(TRANSIENT)
+    """Statuses of failed images that are scored again, comma-separated. Images that failed with
+    another status are scored again only if the image, its product or the model changes."""
+    warn_failed: int | float | str = "1%"
+    """Warn if more of tonight's images fail than this count or share."""
+    warn_drift: float = 0.25
+    """Warn if the scores of a product drift from all earlier ones by more than this population
+    stability index. By convention 0.1 is a slight and 0.25 a marked shift; .inf turns it off."""
+    report: bool = True
+    """Also write the report page of the night (see jobs.report)."""
+
+    def __post_init__(self) -> None:
+        """Check values. Raises SettingError."""
+        super().__post_init__()
+        runs.check_night(self.night)
+        max_failures(str(self.max_failed), 0)
+        max_failures(str(self.warn_failed), 0)
+        self.retried_statuses()
+
+    def retried_statuses(self) -> list[str]:
+        """The statuses of `retry`. Raises SettingError for an unknown one."""
+        statuses = [word.strip() for word in self.retry.split(",") if word.strip()]
+        failures = set(STATUSES) - {"ok"}
+        if unknown := set(statuses) - failures:
+            raise SettingError(
+                f"retry: {', '.join(sorted(unknown))} is not the status of a failed image; "
+                f"known: {', '.join(sorted(failures))}"
+            )
+        return statuses
+
+    def score_settings(self) -> ScoreSettings:
+        """Those that the id of the night's run depends on."""
+        return ScoreSettings(self.maps, self.overlays, self.chunk_rows)
+
+
+class TrackedRun(Protocol):
+    """The tracker's record of a night."""
+
+    metrics: dict[str, float]
+    tags: dict[str, str]
+    files: dict[str, str]
+    """Name of an artifact -> the file's location."""
+
+
+@dataclass(frozen=True)
+class NightHooks:
+    """What a night needs from the command that runs it."""
+
+    take_inventory: Callable[[str], object]
+    """Lists the archive into an inventory at the given location."""
+    tracked: TrackedRun
+    tracker_page: Callable[[str], str]
+    """The tracker's page of a run id; empty if there is no tracker."""
+    track_totals: Callable[[dict[str, Any]], object]
+    """Adds a run's totals to the tracker's record."""
+    echo: Callable[[str], object]
+    """Shows a message."""
+    print_summary: Callable[[dict[str, Any]], object]
+    """Shows a run's totals."""
+    progress: ProgressCallback
+    check_lock: Callable[[], None]
+    """Raises LostLock if another process has taken over the output folder."""
+
+
+@dataclass(frozen=True)
+class WorkList:
+    """The images that a run scores, and what the run's id depends on besides the model."""
+
+    inventory: Inventory
+    settings: ScoreSettings
+    night: str | None
+    after: tuple[str, ...]
+    """Ids of the runs that scored some of these addresses last."""
+    listed: int
+    """Images in the whole archive."""
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> WorkList:
+        """The work list of a night, given its record."""
+        return cls(
+            Inventory(record["work_list"]),
+            ScoreSettings(**record["settings"]),
+            record["night"],
+            tuple(record["after"]),
+            record["listed"],
+        )
+
+
+class Night:
+    """One night over an output folder, whose lock the caller holds."""
+
+    def __init__(
+        self, settings: NightSettings, out: Out, model: str, inventory: str, hooks: NightHooks
+    ) -> None:
+        """`model` is a model folder. Without `inventory` the hooks list the archive."""
+        self._settings, self._out, self._model, self._hooks = settings, out, model, hooks
+        self._inventory = inventory
+        self._model_id = read_card(model).model_id
+        started = datetime.datetime.now(datetime.UTC)
+        self._record_location = out.night(f"{started:%Y-%m-%dT%H-%M-%S.%f}")
+        self._record: dict[str, Any] = {
+            "started": started.isoformat(timespec="seconds"),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "model_id": self._model_id,
+        }
+
+    def run(self) -> None:
+        """Run all steps.
+
+        Raises RunError if the pending images cannot be scored, and LostLock if another process has
+        taken over the output folder.
+        """
+        self._hooks.tracked.tags["model_id"] = self._model_id
+        interrupted = self._find_interrupted()
+        if interrupted:
+            self._finish(interrupted)
+        inventory = self._list_images()
+        work = self._find_pending(inventory)
+        if work:
+            totals = self._score(work, lambda run: self._begin(run, work, interrupted))
+            self._track_totals(totals)
+            self._warn(totals)
+            if self._settings.report:
+                self._report()
+        else:
+            self._discard(interrupted)
+            self._hooks.echo("nothing to do: every image has its row under this model")
+        self._record["ended"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        self._write_record()
+
+    def _find_interrupted(self) -> dict[str, Any] | None:
+        """The record of the last night if it was killed and its run can be finished."""
+        last = run_records.last_night(self._out)
+        if "ended" in last or "run_id" not in last:
+            return None
+        if not files.is_folder(self._out.work(last["run_id"])):
+            return None
+        if last["model_id"] != self._model_id:
+            self._hooks.echo(
+                f"run {last['run_id']} was left unfinished under another model; its unfinished "
+                "work is deleted"
+            )
+            self._discard(last)
+            return None
+        return last
+
+    def _finish(self, interrupted: Mapping[str, Any]) -> None:
+        """Finish the run of a killed night. If that fails, its images are pending tonight."""
+        run_id = interrupted["run_id"]
+        self._hooks.echo(f"run {run_id} was left unfinished; finishing it first")
+        try:
+            self._score(WorkList.of_record(interrupted))
+        except lock.LostLock:
+            raise
+        except (RunError, FileNotFoundError) as error:
+            self._hooks.echo(f"run {run_id} cannot be finished: {error}")
+
+    def _list_images(self) -> str:
+        """The location of tonight's inventory."""
+        if self._inventory:
+            return self._inventory
+        self._hooks.take_inventory(self._out.warehouse())
+        return self._out.warehouse()
+
+    def _find_pending(self, inventory: str) -> WorkList | None:
+        """The images to score tonight; None if there are none."""
+        settings = self._settings
+        with tempfile.TemporaryDirectory(prefix="nightloupe-") as folder:
+            path = os.path.join(folder, "pending.parquet")
+            pending = find_pending(
+                self._out, inventory, self._model_id, settings.retried_statuses(), path
+            )
+            images = take_inventory.keep(path, self._out) if pending.images else None
+        counts = {
+            "listed": len(Inventory(inventory)),
+            "new": pending.new,
+            "changed": pending.changed,
+            "retried": pending.retried,
+        }
+        self._hooks.echo(
+            f"{counts['listed']} images: {pending.new} new, {pending.changed} changed, "
+            f"{pending.retried} to be tried again"
+        )
+        self._record |= counts
+        self._hooks.tracked.metrics |= {name: float(count) for name, count in counts.items()}
+        if images is None:
+            return None
+        return WorkList(
+            images, settings.score_settings(), settings.night, pending.runs, counts["listed"]
+        )
+
+    def _score(
+        self, work: WorkList, begin: Callable[[Run], None] = lambda _: None
+    ) -> dict[str, Any]:
+        """Score a work list and publish its table; returns the run's totals.
+
+        `begin` is called before the first image is scored.
+        """
+        settings, hooks = self._settings, self._hooks
+        limit = max_failures(str(settings.max_failed), work.listed)
+        with connected(settings.cluster):
+            model = SharedModel.read(self._model, work.inventory.products())
+            memory.check_scoring(model, settings.resources)
+            run = runs.prepare(
+                work.inventory, model, self._out, work.settings, work.night, work.after
+            )
+            begin(run)
+            with deduplicate.open_score_cache(
+                self._out, self._model_id, work.settings
+            ) as score_cache:
+                totals = score.score(
+                    run,
+                    settings.fetch,
+                    settings.resources,
+                    str(limit),
+                    self._progress_under_lock,
+                    score_cache,
+                )
+        hooks.echo(f"run: {run.run_id}")
+        hooks.print_summary(totals)
+        return totals
+
+    def _progress_under_lock(self, stage: str, done: int, total: int, failed: int = 0, /) -> None:
+        self._hooks.check_lock()
+        self._hooks.progress(stage, done, total, failed)
+
+    def _begin(self, run: Run, work: WorkList, interrupted: Mapping[str, Any] | None) -> None:
+        """Record what the next night needs to finish this run, should it be killed."""
+        self._record |= {
+            "work_list": work.inventory.location,
+            "settings": asdict(work.settings),
+            "after": list(work.after),
+            "run_id": run.run_id,
+            "night": run.night,
+        }
+        self._hooks.tracked.tags["run_id"] = run.run_id
+        if interrupted and interrupted["run_id"] != run.run_id:
+            self._discard(interrupted)
+        self._write_record()
+
+    def _discard(self, interrupted: Mapping[str, Any] | None) -> None:
+        """Delete the unfinished work of a killed night."""
+        if interrupted:
+            files.remove_folder(self._out.work(interrupted["run_id"]))
+
+    def _track_totals(self, totals: dict[str, Any]) -> None:
+        self._hooks.track_totals(totals)
+        self._record["totals"] = totals
+
+    def _warn(self, totals: Mapping[str, Any]) -> None:
+        """Compare the night's scores with all earlier ones, and warn about what is unusual."""
+        run_id, tracked = self._record["run_id"], self._hooks.tracked
+        drift_rows = drift.drift_of_run(self._out, run_id, self._model_id)
+        location = self._out.drift(run_id)
+        parquet.write(location, drift.DRIFT, [drift_rows])
+        tracked.files["drift.parquet"] = location
+        limits = AlertLimits(str(self._settings.warn_failed), self._settings.warn_drift)
+        alerts = find_alerts(totals, drift_rows, limits)
+        for number, sentence in enumerate(alerts):
+            self._hooks.echo(f"warning: {sentence}")
+            tracked.tags[f"warning_{number}"] = sentence
+        tracked.metrics["warnings"] = float(len(alerts))
+        if indexes := [psi for psi in drift_rows["psi"].to_pylist() if psi is not None]:
+            tracked.metrics["max_psi"] = max(indexes)
+        self._record["warnings"] = alerts
+
+    def _report(self) -> None:
+        """Write the report page. A failure is shown and does not fail the night."""
+        run_id, hooks = self._record["run_id"], self._hooks
+        record = run_records.finished(self._out, run_id)
+        page = hooks.tracker_page(run_id)
+        try:
+            location = report.report(
+                self._out,
+                [record],
+                run_id,
+                ReportSettings(),
+                self._settings.fetch,
+                hooks.progress,
+                page,
+            )
+        except Exception as error:  # the table is already published
+            hooks.echo(
+                f"warning: the report page was not written ({type(error).__name__}: {error}); "
+                f"write it with python -m jobs.report {run_id} --out {self._out.root}"
+            )
+            return
+        hooks.tracked.files["report.html"] = location
+        hooks.echo(f"report: {location}")
+
+    def _write_record(self) -> None:
+        files.write_json(self._record_location, self._record)

@@ -18,7 +18,7 @@ from ops.results import anomaly_map
 from tests import pictures
 from tests.ops.threads import together
 
-#: Settings that make a detector small enough for tests; what is not named here stays as it is.
+#: Settings that make a detector small enough for tests; others keep their defaults.
 SMALL = {
     "patchcore": {"dim": 48, "projection": 12, "coreset_ratio": 0.03, "neighbours": 4},
     "patchcore whitened": {
@@ -60,7 +60,7 @@ SMALL = {
 BLOBS = [(20, 40), (45, 18), (32, 32)]
 GOOD = 7
 
-#: Methods by name, some once more with other settings, which follow the name.
+#: Detectors by name; settings of a second variant follow the name.
 NAMES = [*DETECTORS, "patchcore whitened"]
 
 every_detector = pytest.mark.parametrize("name", NAMES)
@@ -100,17 +100,17 @@ def new(name: str, backbone: Backbone, **settings: object) -> Detector:
     return kind(settings_from(kind.Settings, SMALL.get(name, {}) | settings), backbone)
 
 
-def fit(method: Detector, batches: list[tuple[Tensor, list[int]]], group: Group) -> Detector:
+def fit(detector: Detector, batches: list[tuple[Tensor, list[int]]], group: Group) -> Detector:
     """Fit on this rank's batches of images and their numbers."""
     for i in range(int(group.all_reduce(torch.tensor([len(batches)]), "max"))):
         if i < len(batches):
             images, rows = batches[i]
-            method.add_images(images, torch.tensor(rows))
-        method.exchange(group)
-    fitted = method.fit(group, lambda stage, done, total: None, Checkpoint())
+            detector.add_images(images, torch.tensor(rows))
+        detector.exchange(group)
+    fitted = detector.fit(group, lambda stage, done, total: None, Checkpoint())
     assert all(math.isfinite(value) for value in fitted.fit_metrics.values())
     assert all(math.isfinite(value) for curve in fitted.curves.values() for value in curve)
-    return method
+    return detector
 
 
 @pytest.fixture(scope="module")
@@ -162,15 +162,15 @@ def test_the_order_of_a_batch_changes_nothing(name, fitted, unseen):
 
 
 @every_detector
-def test_planted_blobs_score_highest_and_the_drawn_maps_point_at_them(name, fitted, unseen):
+def test_planted_blobs_score_highest_and_maps_peak_inside_them(name, fitted, unseen):
     scores = fitted[name].score(unseen)
     assert scores.image[3:].min() > scores.image[:3].max()
     where = geometry(64, 64, InputSettings(size=64))
     for (x, y), values in zip(BLOBS, scores.map[3:], strict=True):
-        found = anomaly_map.peak(
+        peak = anomaly_map.peak(
             anomaly_map.upsample(values.numpy(), 64, fitted[name].settings.sigma), where
         )
-        assert math.dist(found, (x, y)) <= 7 + 1
+        assert math.dist(peak, (x, y)) <= 7 + 1
 
 
 @every_detector
@@ -185,7 +185,7 @@ def test_a_detector_restored_from_its_state_scores_the_same_bits(name, fitted, b
 
 
 @every_detector
-def test_a_state_is_tensors_alone(name, fitted):
+def test_a_state_holds_only_tensors(name, fitted):
     state = fitted[name].state()
     assert state
     assert all(isinstance(tensor, Tensor) for tensor in state.values())
@@ -218,14 +218,14 @@ SHARDS = {
 @every_detector
 @pytest.mark.parametrize("shards", SHARDS.values(), ids=SHARDS)
 def test_any_shards_give_the_same_detector_on_every_rank(name, shards, fitted, backbone, good):
-    methods = [new(name, backbone) for _ in shards]
+    detectors = [new(name, backbone) for _ in shards]
 
     def program(group: Group) -> Detector:
         mine = shards[group.rank]
-        return fit(methods[group.rank], [(good[[row]], [row]) for row in mine], group)
+        return fit(detectors[group.rank], [(good[[row]], [row]) for row in mine], group)
 
-    for method in together(len(shards), program):
-        assert relative_difference(method, fitted[name]) <= tolerance(name)
+    for detector in together(len(shards), program):
+        assert relative_difference(detector, fitted[name]) <= tolerance(name)
 
 
 @every_detector
@@ -237,7 +237,7 @@ def test_an_unknown_setting_is_refused_with_the_known(name):
 
 
 @every_detector
-def test_settings_cannot_be_changed_behind_a_detectors_back(name, fitted):
+def test_settings_are_frozen(name, fitted):
     with pytest.raises(AttributeError):
         fitted[name].settings.sigma = 1.0
 
@@ -260,7 +260,7 @@ def test_a_fit_on_nothing_is_refused_on_every_rank(name, backbone):
 
 
 @every_detector
-def test_an_image_whose_features_are_no_numbers_spoils_neither_fit_nor_neighbours(
+def test_an_image_with_features_that_are_not_finite_changes_neither_fit_nor_other_scores(
     name, fitted, backbone, good, unseen
 ):
     spoilt = good[:1] * torch.nan

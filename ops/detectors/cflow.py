@@ -1,4 +1,4 @@
-"""CFLOW-AD (Gudovskiy et al., WACV 2022): likelihood of each position, given where it is."""
+"""CFLOW-AD (Gudovskiy et al., WACV 2022): likelihood of a feature vector, given its position."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ops.augment.rotation import rotated
+from ops.augment.rotation import rotate
 from ops.detectors.fit_cost import FitSize, ResourceEstimate, TimingProbe
 from ops.detectors.trained import TrainingSettings
 from ops.detectors.trained_on_features import TrainedOnFeatures
@@ -19,52 +19,53 @@ from ops.flows.conditional_flow import Mixing, PositionFlows, Positions
 from ops.flows.feature_map_flow import negative_log_density
 from ops.flows.vector_flow import fixed_value_count
 
-#: Numbers that a coupling keeps of each that passes it, beside those of its subnet.
-_KEPT = 5
+#: Activations that a coupling block keeps per channel, besides those of its subnet.
+_ACTIVATIONS = 5
 
 
 @dataclass(frozen=True)
 class CFlowSettings(TrainingSettings):
-    """Settings of CFLOW-AD; its defaults are its code's."""
+    """Settings of CFLOW-AD; defaults are those of the authors' code."""
 
     epochs: int = 200
-    """How often training goes over all images; in the paper 25 times 8."""
+    """Epochs of training; the paper has 25 times 8."""
     batch: int = 32
-    """Images that share steps, over all workers together."""
+    """Images per batch, over all workers together; a batch makes several training steps."""
     fibers: int = 256
-    """Positions of the largest layer in a step, over all images of a batch; more where the
-    smallest would run out of positions."""
+    """Feature vectors of the largest layer per training step, over all images of a batch. More if
+    the smallest layer has too few positions for that many steps."""
     warmup: int = 16
-    """Epochs until the learning rate, which begins with a tenth, is whole; a tenth of all at
-    most."""
+    """Epochs of warm-up, over which the learning rate rises linearly from a tenth; at most a tenth
+    of all epochs."""
     weight_decay: float = 0.0
-    """Adam's L2 penalty."""
+    """Weight decay (L2 penalty) of Adam."""
     blocks: int = 8
-    """Couplings of each layer's flow."""
+    """Coupling blocks of each layer's flow."""
     clamp: float = 1.9
-    """Bound of a coupling's log-scale."""
+    """Clamp of the log-scales in coupling blocks."""
     condition: int = 128
-    """Numbers that say where a position is; a multiple of 4."""
+    """Dimension of the positional encoding that conditions the flows; a multiple of 4."""
     mixing: Mixing = "soft"
-    """How couplings mix channels: soft by a rotation, hard by a permutation."""
+    """How coupling blocks mix channels. soft: random rotation; hard: random permutation."""
     angle: float = 5.0
-    """Images are turned by up to so many degrees in training."""
+    """Training images are rotated by a random angle of at most this many degrees."""
     sigma: float = 0.0
-    """Standard deviation in input pixels of a Gaussian over maps; 0 = none, as in the paper."""
+    """Standard deviation, in input pixels, of the Gaussian that smooths anomaly maps; 0 = no
+    smoothing, as in the paper."""
 
 
 class CFlow(TrainedOnFeatures):
-    """Flows on the channels of single positions, conditioned on a code of the place.
+    """Flows on the feature vectors of single positions, conditioned on a positional encoding.
 
-    A batch makes many steps, each on some positions of each of its images. All layers step
-    together (our choice: in the paper's code each takes steps of its own, and incomplete ones are
-    dropped), so that a step's gradient is the same on any number of workers.
+    A batch makes many steps, each on some positions of each of its images. All layers take a step
+    together, so that its gradient is the same on any number of workers. (Our choice: in the
+    authors' code each layer takes steps of its own, and incomplete ones are dropped.)
 
-    The map is -log of the mean over layers of exp(log p / C - peak), in the order of the paper's;
-    it is negative where nothing fitted on was as likely. Peaks are the largest of the good images
-    fitted on, where the paper takes those of the test set. Maps are enlarged about the middles of
-    their positions, where its code pulls the outermost to the border, which moves defects by up to
-    half a position.
+    The map is -log of the mean over layers of exp(log p / C - peak); it ranks positions as the
+    paper's does. It is negative where a vector is more likely than all vectors of the training
+    images. A layer's peak is the largest log p / C of training images; the paper takes that of the
+    test set. Maps are upsampled without aligned corners; the authors' code aligns them, which
+    moves defects by up to half a position.
     The image score is the map's maximum.
     """
 
@@ -74,39 +75,41 @@ class CFlow(TrainedOnFeatures):
     network: PositionFlows | None
 
     @classmethod
-    def estimate(cls, settings: CFlowSettings, load: FitSize) -> ResourceEstimate:
-        """What the flows take; weights are most of it."""
+    def estimate(cls, settings: CFlowSettings, fit_size: FitSize) -> ResourceEstimate:
+        """Memory of the flows, most of which is weights."""
         s = settings
-        trained = 4 * PositionFlows.parameter_count(load.layers, s.blocks, s.condition)
-        fixed = 4 * fixed_value_count(load.layers, s.blocks)
-        batch = min(s.batch, load.images_per_worker)
+        trained = 4 * PositionFlows.parameter_count(fit_size.layers, s.blocks, s.condition)
+        fixed = 4 * fixed_value_count(fit_size.layers, s.blocks)
+        batch = min(s.batch, fit_size.images_per_worker)
         step = s.blocks * sum(
-            _width(shape, s) * batch * -(-shape[1] * shape[2] // _steps(load.layers, s, batch))
-            for shape in load.layers
+            _activations(shape, s)
+            * batch
+            * -(-shape[1] * shape[2] // _steps(fit_size.layers, s, batch))
+            for shape in fit_size.layers
         )
-        maps = sum(math.prod(shape) for shape in load.layers)
-        whole = max(_width(shape, s) * shape[1] * shape[2] for shape in load.layers)
+        maps = sum(math.prod(shape) for shape in fit_size.layers)
+        largest = max(_activations(shape, s) * shape[1] * shape[2] for shape in fit_size.layers)
         return ResourceEstimate(
-            vectors=load.images * sum(h * w for _, h, w in load.layers),
+            vectors=fit_size.images * sum(h * w for _, h, w in fit_size.layers),
             kept=0,
             fit_bytes=6 * trained
             + 2 * fixed
-            + load.images_per_worker * 2 * 3 * load.size**2
-            + 4 * int(step + 2 * batch * maps + whole),
-            score_bytes=2 * (trained + fixed) + 4 * int(maps + whole),
+            + fit_size.images_per_worker * 2 * 3 * fit_size.size**2
+            + 4 * int(step + 2 * batch * maps + largest),
+            score_bytes=2 * (trained + fixed) + 4 * int(maps + largest),
             model_bytes=trained + fixed,
             remedy="lower --cflow.blocks or --cflow.batch, or name layers with fewer channels",
         )
 
     @classmethod
-    def timing_probe(cls, settings: CFlowSettings, load: FitSize) -> TimingProbe:
-        """A step of a worker, behind the backbone; how channels are mixed takes equally long."""
-        network = _network(settings, load.layers, "hard")
-        batch = min(settings.batch, load.images)
-        steps, mine = _steps(load.layers, settings, batch), -(-batch // load.workers)
+    def timing_probe(cls, settings: CFlowSettings, fit_size: FitSize) -> TimingProbe:
+        """A training step of one worker on features; both kinds of mixing take equally long."""
+        network = _network(settings, fit_size.layers, "hard")
+        batch = min(settings.batch, fit_size.images)
+        steps, mine = _steps(fit_size.layers, settings, batch), -(-batch // fit_size.workers)
         part = [
             Positions(torch.zeros(mine, k, c), torch.zeros(mine, k, dtype=torch.int64))
-            for c, k in ((c, -(-h * w // steps)) for c, h, w in load.layers)
+            for c, k in ((c, -(-h * w // steps)) for c, h, w in fit_size.layers)
         ]
         optimiser = torch.optim.Adam(p for p in network.parameters() if p.requires_grad)
 
@@ -114,39 +117,39 @@ class CFlow(TrainedOnFeatures):
             network(part).sum().backward()
             optimiser.step()
 
-        return TimingProbe(step, settings.epochs * steps * load.images / batch)
+        return TimingProbe(step, settings.epochs * steps * fit_size.images / batch)
 
     def network_for(self, shapes: list[LayerShape]) -> PositionFlows:
-        """A flow for each layer."""
+        """One flow for each layer."""
         return _network(self.settings, shapes, self.settings.mixing)
 
     def empty_network(self) -> PositionFlows:
-        """With permutations, as rotations take long to draw, and are about to be loaded."""
+        """A network with permutations: rotations take long to draw, and are about to be loaded."""
         return _network(self.settings, self._shapes, "hard")
 
     def learning_rate(self, epoch: int) -> float:
-        """From a tenth, linearly; then along a cosine down to a thousandth."""
+        """Linear warm-up from a tenth; then cosine decay to a thousandth."""
         s = self.settings
         warmup = min(s.warmup, s.epochs // 10)
 
-        def falling(at: int) -> float:
-            return s.lr * (1e-3 + (1 - 1e-3) * (1 + math.cos(math.pi * at / s.epochs)) / 2)
+        def cosine(epoch: int) -> float:
+            return s.lr * (1e-3 + (1 - 1e-3) * (1 + math.cos(math.pi * epoch / s.epochs)) / 2)
 
         if epoch >= warmup:
-            return falling(epoch)
-        return s.lr / 10 + (falling(warmup) - s.lr / 10) * epoch / warmup
+            return cosine(epoch)
+        return s.lr / 10 + (cosine(warmup) - s.lr / 10) * epoch / warmup
 
-    def turned(self, samples: list[tuple[int, Tensor]], epoch: int) -> list[Tensor]:
-        """Feature maps of images that are turned a little."""
+    def rotated_features(self, samples: list[tuple[int, Tensor]], epoch: int) -> list[Tensor]:
+        """Feature maps of randomly rotated images."""
         images = self.images([sample for _, sample in samples])
         angles = [self._angle(row, epoch) for row, _ in samples]
-        return self.features(rotated(images, torch.tensor(angles)) if angles else images)
+        return self.features(rotate(images, torch.tensor(angles)) if angles else images)
 
     def steps(
         self, samples: list[tuple[int, Tensor]], epoch: int, of: int
     ) -> Iterator[list[Positions]]:
-        """Every position of every image once, in an order of its own."""
-        vectors = [_vectors(layer) for layer in self.turned(samples, epoch)]
+        """Every position of every image once, in a random order for each image."""
+        vectors = [_vectors(layer) for layer in self.rotated_features(samples, epoch)]
         count = _steps(self._shapes, self.settings, of)
         orders = [
             self._order(number, v.shape[1], samples, epoch).to(v.device).tensor_split(count, dim=1)
@@ -161,7 +164,7 @@ class CFlow(TrainedOnFeatures):
     def _order(
         self, layer: int, positions: int, samples: list[tuple[int, Tensor]], epoch: int
     ) -> Tensor:
-        """The positions of each sample, shuffled (n, positions)."""
+        """The shuffled positions of each sample (n, positions)."""
         orders = [
             torch.randperm(positions, generator=self.generator("places", epoch, row, layer))
             for row, _ in samples
@@ -169,12 +172,12 @@ class CFlow(TrainedOnFeatures):
         return torch.stack(orders) if orders else torch.empty(0, positions, dtype=torch.int64)
 
     def _angle(self, row: int, epoch: int) -> float:
-        """In radians."""
+        """The random rotation of an image in an epoch, in radians."""
         draw = torch.rand((), generator=self.generator("angle", epoch, row))
         return math.radians(self.settings.angle) * (2 * float(draw) - 1)
 
     def finish(self, group: Group) -> None:
-        """The layers' peaks, then how large maps get."""
+        """Compute the peak of each layer, then the map ceiling."""
         assert self.network is not None
         peaks = torch.full((len(self._shapes),), -math.inf, dtype=torch.float64)
         with torch.no_grad():
@@ -186,23 +189,23 @@ class CFlow(TrainedOnFeatures):
 
     @torch.inference_mode()
     def score_one(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """A map as large as the image, and its maximum."""
+        """The maximum of the anomaly map, and the map (H, W)."""
         assert self.network is not None
         logs = self._likelihoods(self.backbone(image[None]))
         relative = [log - peak for log, peak in zip(logs, self.network.peaks, strict=True)]
-        drawn = negative_log_density([log.exp() for log in relative], image.shape[1:]).float()
-        return drawn.max(), drawn
+        anomaly_map = negative_log_density([log.exp() for log in relative], image.shape[1:]).float()
+        return anomaly_map.max(), anomaly_map
 
     def _likelihoods(self, maps: list[Tensor]) -> list[Tensor]:
-        """Maps (1, C, h, w) -> log p / C of each position (h, w)."""
+        """Feature maps (1, C, h, w) -> log p / C of each position (h, w)."""
         assert self.network is not None
-        found = []
+        likelihoods = []
         for number, layer in enumerate(maps):
             height, width = layer.shape[2:]
             places = torch.arange(height * width, device=layer.device)[None]
             logs = self.network.likelihoods(number, Positions(_vectors(layer), places))
-            found.append(logs.view(height, width))
-        return found
+            likelihoods.append(logs.view(height, width))
+        return likelihoods
 
 
 def _network(settings: CFlowSettings, shapes: list[LayerShape], mixing: Mixing) -> PositionFlows:
@@ -211,7 +214,10 @@ def _network(settings: CFlowSettings, shapes: list[LayerShape], mixing: Mixing) 
 
 
 def _steps(shapes: list[LayerShape], settings: CFlowSettings, images: int) -> int:
-    """Steps of a batch: so many that `fibers` of the largest layer make one, if all have some."""
+    """Steps of a batch, with `fibers` vectors of the largest layer in each.
+
+    At most one step per position of the smallest layer.
+    """
     sizes = [height * width for _, height, width in shapes]
     return max(1, min(max(sizes) * images // settings.fibers, *sizes))
 
@@ -221,8 +227,8 @@ def _vectors(maps: Tensor) -> Tensor:
     return maps.flatten(2).transpose(1, 2)
 
 
-def _width(shape: LayerShape, settings: CFlowSettings) -> int:
-    """Numbers that a coupling keeps of each position that passes it."""
+def _activations(shape: LayerShape, settings: CFlowSettings) -> int:
+    """Activations that a coupling block keeps for each position."""
     channels = shape[0]
     inputs = channels - channels // 2 + settings.condition
-    return _KEPT * channels + 5 * inputs
+    return _ACTIVATIONS * channels + 5 * inputs

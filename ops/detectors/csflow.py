@@ -1,4 +1,4 @@
-"""CS-Flow (Rudolph et al., WACV 2022): likelihood of a feature map at several scales at once."""
+"""CS-Flow (Rudolph et al., WACV 2022): likelihood of feature maps at several scales at once."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ops.detectors.trained_on_features import TrainedOnFeatures
 from ops.features.backbone import LayerShape
 from ops.flows.cross_scale_flow import ScaleFlow
 
-#: Numbers that a coupling keeps of each that passes it, beside those of its subnets.
-_KEPT = 7
+#: Activations that a coupling block keeps per input number, besides those of its subnets.
+_ACTIVATIONS = 7
 
 
 @dataclass(frozen=True)
@@ -24,27 +24,29 @@ class CsFlowSettings(TrainingSettings):
     """Settings of CS-Flow."""
 
     epochs: int = 240
-    """How often training goes over all images."""
+    """Epochs of training."""
     batch: int = 16
-    """Images of a step, over all workers together."""
+    """Images per training step, over all workers together."""
     scales: int = 3
-    """Each scale sees the image at half the size of the one before."""
+    """Scales of the input image; each is half the size of the one before."""
     blocks: int = 4
-    """Couplings of the flow."""
+    """Coupling blocks of the flow."""
     hidden: int = 1024
-    """Channels within a subnet."""
+    """Hidden channels of a subnet."""
     clip: float = 1.0
-    """Longer gradients are shortened to so much."""
+    """Maximum norm of the gradient; longer gradients are clipped."""
     sigma: float = 0.0
-    """Standard deviation in input pixels of a Gaussian over maps; 0 = none, as in the paper."""
+    """Standard deviation, in input pixels, of the Gaussian that smooths anomaly maps; 0 = no
+    smoothing, as in the paper."""
 
 
 class CsFlow(TrainedOnFeatures):
-    """A flow from a feature map at several scales to a normal distribution.
+    """One flow from feature maps at several scales to a normal distribution.
 
-    The image score is the mean of z^2 / 2 over everything, the map that over the channels of the
-    finest scale; the volume change is no part of either. Of several layers the coarser are resized
-    to the first and laid upon each other (our choice; the paper has one).
+    The image score is the mean of z^2 / 2 over all scales, channels and positions. The map is the
+    mean over channels at the finest scale. Neither includes the log-determinant of the Jacobian. If
+    the backbone has several layers, the coarser ones are resized to the first and concatenated (our
+    choice; the paper has one layer).
     """
 
     name = "csflow"
@@ -53,62 +55,62 @@ class CsFlow(TrainedOnFeatures):
     network: ScaleFlow | None
 
     @classmethod
-    def estimate(cls, settings: CsFlowSettings, load: FitSize) -> ResourceEstimate:
-        """What the flow takes; what a step keeps is most of it."""
-        shapes = _shapes(settings, load)
+    def estimate(cls, settings: CsFlowSettings, fit_size: FitSize) -> ResourceEstimate:
+        """Memory of the flow, most of which is activations of a training step."""
+        shapes = _shapes(settings, fit_size)
         weights = 4 * ScaleFlow.parameter_count(shapes, settings.blocks, settings.hidden)
         elements = sum(math.prod(shape) for shape in shapes)
-        within = 2 * settings.hidden * elements / load.channels
-        step = int(4 * settings.blocks * (_KEPT * elements + 2 * within))
+        hidden = 2 * settings.hidden * elements / fit_size.channels
+        step = int(4 * settings.blocks * (_ACTIVATIONS * elements + 2 * hidden))
         return ResourceEstimate(
-            vectors=load.images * sum(h * w for _, h, w in shapes),
+            vectors=fit_size.images * sum(h * w for _, h, w in shapes),
             kept=0,
             fit_bytes=6 * weights
-            + load.images_per_worker * 2 * 3 * load.size**2
-            + min(settings.batch, load.images_per_worker) * step,
+            + fit_size.images_per_worker * 2 * 3 * fit_size.size**2
+            + min(settings.batch, fit_size.images_per_worker) * step,
             score_bytes=2 * weights + step,
             model_bytes=weights,
             remedy="lower --csflow.batch, --csflow.hidden or --csflow.blocks",
         )
 
     @classmethod
-    def timing_probe(cls, settings: CsFlowSettings, load: FitSize) -> TimingProbe:
-        """A step of one image, behind the backbone."""
-        shapes = _shapes(settings, load)
+    def timing_probe(cls, settings: CsFlowSettings, fit_size: FitSize) -> TimingProbe:
+        """A training step on the features of one image."""
+        shapes = _shapes(settings, fit_size)
         network = ScaleFlow(shapes, settings.blocks, settings.hidden, 0)
         maps = [torch.zeros(1, *shape) for shape in shapes]
-        times = settings.epochs * load.images / load.workers
-        return TimingProbe(lambda: network(maps).sum().backward(), times)
+        steps = settings.epochs * fit_size.images / fit_size.workers
+        return TimingProbe(lambda: network(maps).sum().backward(), steps)
 
     def network_for(self, shapes: list[LayerShape]) -> ScaleFlow:
-        """As wide as all layers together."""
+        """A flow on the channels of all layers together."""
         s = self.settings
         return ScaleFlow(shapes, s.blocks, s.hidden, s.seed)
 
     def optimiser(self, network: nn.Module) -> torch.optim.Optimizer:
-        """As the authors set it."""
+        """Adam with the authors' epsilon."""
         s = self.settings
         return torch.optim.Adam(network.parameters(), s.lr, eps=1e-4, weight_decay=s.weight_decay)
 
     def update(self, optimiser: torch.optim.Optimizer) -> None:
-        """With bounded gradients."""
+        """Clip the gradient, then update the weights."""
         assert self.network is not None
         nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
         optimiser.step()
 
     @torch.no_grad()
     def features(self, images: Tensor) -> list[Tensor]:
-        """(n, 3, H, W) -> (n, C, h, w) of each scale; smaller images by leaving pixels out."""
+        """Images (n, 3, H, W) -> features (n, C, h, w) of each scale; images are downsampled."""
         images = images.to(self.backbone.device)
-        found = []
+        scales = []
         for scale in range(self.settings.scales):
             size = (images.shape[2] >> scale, images.shape[3] >> scale)
             small = F.interpolate(images, size=size, mode="nearest") if scale else images
             layers = self.backbone(small)
             fine = layers[0].shape[2:]
-            same = [F.interpolate(x, size=fine, mode="bilinear") for x in layers[1:]]
-            found.append(torch.cat([layers[0], *same], dim=1))
-        return found
+            resized = [F.interpolate(x, size=fine, mode="bilinear") for x in layers[1:]]
+            scales.append(torch.cat([layers[0], *resized], dim=1))
+        return scales
 
     @torch.inference_mode()
     def score_one(self, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,10 +121,10 @@ class CsFlow(TrainedOnFeatures):
         return torch.cat([s.flatten() for s in squares]).mean(), squares[0].mean(dim=0)
 
 
-def _shapes(settings: CsFlowSettings, load: FitSize) -> list[LayerShape]:
-    """Of each scale, if sizes halve exactly."""
-    _, height, width = load.layers[0]
+def _shapes(settings: CsFlowSettings, fit_size: FitSize) -> list[LayerShape]:
+    """The shape of each scale's features, if sizes halve exactly."""
+    _, height, width = fit_size.layers[0]
     return [
-        (load.channels, max(1, height >> scale), max(1, width >> scale))
+        (fit_size.channels, max(1, height >> scale), max(1, width >> scale))
         for scale in range(settings.scales)
     ]

@@ -1,4 +1,4 @@
-"""Detectors that are flows on the maps of a backbone's layers: what they share."""
+"""The base of detectors that train normalizing flows on feature maps, and what such flows cost."""
 
 from __future__ import annotations
 
@@ -21,22 +21,24 @@ from ops.flows.vector_flow import fixed_value_count
 
 @dataclass(frozen=True)
 class FlowSettings(TrainingSettings):
-    """What all flows on maps can be told."""
+    """Settings of all flows on feature maps."""
 
     clamp: float = 2.0
-    """Bound of a coupling's log-scale; of the implementations, papers give none."""
+    """Clamp of the log-scales in coupling blocks. The papers give none; this is that of common
+    implementations."""
     norm: Norm = "trained"
-    """How maps are normalised before their flow; plain: without a scale and shift for each value.
-    Of the implementations, papers say nothing."""
+    """Layer normalisation of feature maps before the flow. trained: with a trained scale and shift
+    of each value, as in common implementations; plain: without. The papers do not say."""
     sigma: float = 0.0
-    """Standard deviation in input pixels of a Gaussian over maps; 0 = none, as in the papers."""
+    """Standard deviation, in input pixels, of the Gaussian that smooths anomaly maps; 0 = no
+    smoothing, as in the papers."""
 
 
 class FlowDetector(TrainedOnFeatures):
-    """Trains flows from feature maps to a normal distribution, which keep the place of everything.
+    """Trains one flow per layer, from feature maps to normally distributed latent maps.
 
-    A map is -log of the mean over layers of densities of the latent maps, in the order of the
-    papers'; the image score is its maximum.
+    The anomaly map is -log of the mean over layers of the latent maps' densities; it ranks
+    positions as the papers' maps do. The image score is its maximum.
     """
 
     settings: FlowSettings
@@ -44,70 +46,73 @@ class FlowDetector(TrainedOnFeatures):
 
     @abstractmethod
     def subnets(self) -> list[Subnet]:
-        """Of each coupling of a flow."""
+        """The subnet of each coupling block of a flow."""
 
     @abstractmethod
     def density(self, latent: Tensor) -> Tensor:
-        """(C, h, w) -> how likely each position is (h, w), 1 at most."""
+        """Latent map (C, h, w) -> density of each position (h, w), relative to its maximum of 1."""
 
     def network_for(self, shapes: list[LayerShape]) -> MapFlows:
-        """A flow for each map."""
+        """One flow for each feature map."""
         s = self.settings
         return MapFlows(shapes, self.subnets(), s.clamp, s.norm, s.seed)
 
     @torch.inference_mode()
     def score_one(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """A map as large as the image, and its maximum."""
+        """The maximum of the anomaly map, and the map (H, W)."""
         assert self.network is not None
         latents = self.network.latents(self.backbone(image[None]))
-        drawn = negative_log_density(
+        anomaly_map = negative_log_density(
             [self.density(z[0].double()) for z, _ in latents], image.shape[1:]
         ).float()
-        return drawn.max(), drawn
+        return anomaly_map.max(), anomaly_map
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Bytes of a flow: weights that are trained, permutations, and what a step keeps an image."""
+class FlowCost:
+    """Memory of flows on feature maps, in bytes."""
 
     trained: int
+    """Trained weights."""
     fixed: int
+    """Permutations."""
     image: int
+    """Activations that a step keeps for the gradients of one image."""
 
     @classmethod
     def of(
-        cls, load: FitSize, subnets: Sequence[Subnet], norm: Norm, kept: Sequence[float]
-    ) -> Cost:
-        """`kept`: numbers that a coupling keeps, of each layer, for each that passes it."""
-        sizes = [math.prod(shape) for shape in load.layers]
-        passing = sum(size * each for size, each in zip(sizes, kept, strict=True))
+        cls, fit_size: FitSize, subnets: Sequence[Subnet], norm: Norm, activations: Sequence[float]
+    ) -> FlowCost:
+        """`activations`: numbers that a coupling block keeps per input number, for each layer."""
+        sizes = [math.prod(shape) for shape in fit_size.layers]
+        kept = sum(size * each for size, each in zip(sizes, activations, strict=True))
         return cls(
-            trained=4 * MapFlows.parameter_count(load.layers, subnets, norm),
-            fixed=4 * fixed_value_count(load.layers, len(subnets)),
-            image=int(4 * (2 * sum(sizes) + len(subnets) * passing)),
+            trained=4 * MapFlows.parameter_count(fit_size.layers, subnets, norm),
+            fixed=4 * fixed_value_count(fit_size.layers, len(subnets)),
+            image=int(4 * (2 * sum(sizes) + len(subnets) * kept)),
         )
 
-    def fit_bytes(self, load: FitSize, step: int) -> int:
-        """Weights, gradients, Adam's moments and a copy on its way; images; `step` at a time."""
-        pixels = load.images_per_worker * 2 * 3 * load.size**2
-        return 6 * self.trained + 2 * self.fixed + pixels + step * self.image
+    def fit_bytes(self, fit_size: FitSize, step_images: int) -> int:
+        """Memory of a worker: weights, gradients, Adam's moments, a checkpoint, images, a step."""
+        pixels = fit_size.images_per_worker * 2 * 3 * fit_size.size**2
+        return 6 * self.trained + 2 * self.fixed + pixels + step_images * self.image
 
     @property
     def score_bytes(self) -> int:
-        """Weights twice while they are loaded, and an image."""
+        """Memory of scoring: the weights twice, as they are loaded, and one image."""
         return 2 * self.model_bytes + self.image
 
     @property
     def model_bytes(self) -> int:
-        """Weights and permutations."""
+        """Size of the model: weights and permutations."""
         return self.trained + self.fixed
 
 
 def timing_probe(
-    settings: FlowSettings, load: FitSize, subnets: Sequence[Subnet], times: int
+    settings: FlowSettings, fit_size: FitSize, subnets: Sequence[Subnet], views: int
 ) -> TimingProbe:
-    """A step of one image, behind the backbone; an epoch has `times` the images."""
-    network = MapFlows(load.layers, subnets, settings.clamp, settings.norm, 0)
-    maps = [torch.zeros(1, *shape) for shape in load.layers]
-    steps = settings.epochs * times * load.images / load.workers
+    """A training step on the features of one image; an epoch has `views` views of each image."""
+    network = MapFlows(fit_size.layers, subnets, settings.clamp, settings.norm, 0)
+    maps = [torch.zeros(1, *shape) for shape in fit_size.layers]
+    steps = settings.epochs * views * fit_size.images / fit_size.workers
     return TimingProbe(lambda: network(maps).sum().backward(), steps)

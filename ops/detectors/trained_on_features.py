@@ -1,4 +1,4 @@
-"""Detectors that train a network on the maps of a backbone's layers: what they share."""
+"""The base of detectors that train a network on the backbone's feature maps."""
 
 from __future__ import annotations
 
@@ -12,56 +12,56 @@ from ops.detectors.trained import Trained, TrainingSettings
 from ops.detectors.uint16_images import from_uint16, to_uint16
 from ops.features.backbone import Backbone, LayerShape
 
-#: Unseen good images lie farther out than those that a flow was trained on, and defects farther
-#: still: maps get so many times the room that the latter need.
-_ROOM = 8
+#: Map ceiling as a multiple of the largest value on training images. A flow gives larger values to
+#: unseen good images, and still larger ones to defects.
+_CEILING_FACTOR = 8
 
 
 class TrainedOnFeatures(Trained):
-    """Keeps of images the pixels, which are smaller than their features.
+    """Keeps the pixels of images, which are smaller than their features.
 
-    The network has a buffer `shapes`, of the maps that it is for.
+    The network MUST have a buffer `shapes` (layers, 3): the shapes of its input maps.
     """
 
     def __init__(self, settings: TrainingSettings, backbone: Backbone) -> None:
-        """Untrained."""
+        """A detector without a network, until `fit` or `load_state`."""
         super().__init__(settings, backbone)
         self._shapes: list[LayerShape] = []
 
     @abstractmethod
     def network_for(self, shapes: list[LayerShape]) -> nn.Module:
-        """An untrained network for maps of these shapes."""
+        """A network with initial weights for feature maps of these shapes."""
 
     def new_network(self) -> nn.Module:
-        """For the maps of this fit's images, or of the state that was loaded."""
+        """A network for the feature maps of this fit's images, or of the loaded state."""
         if not self._shapes:
             maps = self.features(torch.zeros(1, 3, *self._size))
             self._shapes = [(m.shape[1], m.shape[2], m.shape[3]) for m in maps]
         return self.network_for(self._shapes)
 
-    def sample(self, image: Tensor, row: int) -> Tensor:  # noqa: ARG002 - nothing is drawn
-        """The image."""
+    def sample(self, image: Tensor, row: int) -> Tensor:  # noqa: ARG002 - as in the base
+        """The image in 16 bits."""
         return to_uint16(image)
 
     def images(self, samples: Sequence[Tensor]) -> Tensor:
-        """(n, 3, H, W) of samples, on the CPU."""
-        none = torch.empty(0, 3, *self._size)
-        return torch.cat([none, *(from_uint16(s)[None] for s in samples)])
+        """Samples as a batch of images (n, 3, H, W) on the CPU."""
+        empty = torch.empty(0, 3, *self._size)
+        return torch.cat([empty, *(from_uint16(s)[None] for s in samples)])
 
     @torch.no_grad()
     def features(self, images: Tensor) -> list[Tensor]:
-        """Maps of images (n, 3, H, W)."""
+        """Feature maps (n, C, h, w) of images (n, 3, H, W)."""
         return list(self.backbone(images.to(self.backbone.device)))
 
     def inputs(self, samples: list[tuple[int, Tensor]], epoch: int) -> list[Tensor]:  # noqa: ARG002
-        """Feature maps; the same in each epoch."""
+        """Feature maps of samples; they are the same in each epoch."""
         return self.features(self.images([sample for _, sample in samples]))
 
     def map_ceiling(self) -> float:
-        """Of some of the good images, with room."""
-        return _ROOM * super().map_ceiling()
+        """A multiple of the largest map value of a few good images."""
+        return _CEILING_FACTOR * super().map_ceiling()
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take the weights over, and the shapes that they are for."""
+        """Restore the weights and the shapes of feature maps that they fit."""
         self._shapes = [(c, h, w) for c, h, w in state["shapes"].tolist()]
         super().load_state(state)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ops.augment.rotation import rotated
+from ops.augment.rotation import rotate
 from ops.detectors.cflow import CFlow, CFlowSettings
 from ops.detectors.detector import Checkpoint
 from ops.detectors.fit_cost import FitSize
@@ -58,13 +58,13 @@ def test_a_smaller_batch_makes_fewer_steps_whoever_holds_its_images(fitted, imag
 
 def test_a_position_brings_its_own_vector_of_the_turned_image(fitted, images):
     given = samples(fitted, images[:3])
-    maps = fitted.turned(given, 4)
+    maps = fitted.rotated_features(given, 4)
     for step in fitted.steps(given, 4, 3):
         for layer, part in zip(maps, step, strict=True):
             for image in range(3):
                 expected = layer[image].flatten(1)[:, part.places[image]].T
                 assert torch.equal(part.vectors[image], expected)
-    turned = rotated(images[:1], torch.tensor([fitted._angle(0, 4)]))
+    turned = rotate(images[:1], torch.tensor([fitted._angle(0, 4)]))
     assert torch.allclose(maps[0][:1], fitted.features(turned)[0], atol=1e-3)
 
 

@@ -10,7 +10,9 @@ import torch
 
 from ops.detectors.detector import Checkpoint
 from ops.detectors.fit_cost import FitSize
-from ops.detectors.ssnf import Ssnf, SsnfSettings, ahead, gate, shared
+from ops.detectors.gated_loss import gate
+from ops.detectors.prefetch import prefetch
+from ops.detectors.ssnf import Ssnf, SsnfSettings, share_samples
 from ops.detectors.uint16_images import to_uint16
 from ops.distributed import Alone
 from ops.errors import UserError
@@ -129,7 +131,7 @@ def test_shared_samples_arrive_whole_on_every_rank(images):
 
     def program(group):
         mine = {row: s for row, s in samples.items() if row % 2 == group.rank}
-        return shared(mine, [0, 1, 4], group)
+        return share_samples(mine, [0, 1, 4], group)
 
     for found in together(3, program):  # the third has none
         assert list(found) == [0, 1, 4]
@@ -176,14 +178,14 @@ def test_threads_change_nothing_but_the_time():
         return key, threading.get_ident()
 
     for threads in (0, 1, 3):
-        made = list(ahead(make, range(20), threads, 4))
+        made = list(prefetch(make, range(20), threads, 4))
         assert [key for key, _ in made] == list(range(20))
         assert (threading.get_ident() in {by for _, by in made}) is (threads == 0)
 
 
 def test_no_more_is_made_ahead_than_asked_for():
     made = []
-    stream = ahead(made.append, range(20), 2, 5)
+    stream = prefetch(made.append, range(20), 2, 5)
     for taken in range(1, 6):
         next(stream)
         assert len(made) < taken + 5
@@ -193,7 +195,7 @@ def test_no_more_is_made_ahead_than_asked_for():
 
 def test_an_error_of_a_maker_reaches_the_fit():
     with pytest.raises(ZeroDivisionError):
-        list(ahead(lambda key: 1 / key, [1, 0], 1, 2))
+        list(prefetch(lambda key: 1 / key, [1, 0], 1, 2))
 
 
 def test_its_demand_is_what_a_fit_then_takes(backbone, images):

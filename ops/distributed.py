@@ -1,4 +1,4 @@
-"""The tiny group that a fit is written against: alone, or a process group of torch.distributed."""
+"""Collective operations of a fit: in a single process, or over torch.distributed."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Reduction = Literal["sum", "min", "max"]
 
 
 class Group(ABC):
-    """Workers that run the same program on their own shards.
+    """Workers that run the same program, each on its own shard of the images.
 
-    Every worker must make the same calls in the same order. Tensors live on the CPU.
+    All workers must make the same calls in the same order. Tensors are on the CPU.
     """
 
     rank: int
@@ -24,60 +24,59 @@ class Group(ABC):
 
     @abstractmethod
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
-        """Every rank's tensor, in order of rank; first dimensions may differ, also be zero."""
+        """The tensors of all ranks, in order of rank; first dimensions may differ and may be 0."""
 
     @abstractmethod
     def all_to_all(self, tensors: list[Tensor]) -> list[Tensor]:
-        """One tensor for each rank out, one from each rank in; first dimensions may differ.
+        """Send one tensor to each rank and receive one from each; first dimensions may differ.
 
-        The others are those of what this rank keeps for itself, of which there may be none.
+        All other dimensions must equal those of `tensors[rank]`, which may have no rows.
         """
 
     @abstractmethod
     def all_reduce(self, tensor: Tensor, reduction: Reduction = "sum") -> Tensor:
-        """Element-wise over all ranks; shapes must be equal."""
+        """Reduce element-wise over all ranks; shapes must be equal."""
 
     @abstractmethod
     def parallel(self, network: nn.Module) -> nn.Module:
-        """The network, whose gradients are averaged over all ranks if its forward is called."""
+        """The network, wrapped so that calls of its forward average gradients over all ranks."""
 
 
 class Alone(Group):
-    """A group of one, for plain processes and tests."""
+    """A group of one worker, for single processes and tests."""
 
     rank = 0
     size = 1
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
-        """Only its own."""
+        """A list of the tensor itself."""
         return [tensor]
 
     def all_to_all(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Its own."""
+        """The tensors themselves."""
         return tensors
 
     def all_reduce(self, tensor: Tensor, reduction: Reduction = "sum") -> Tensor:  # noqa: ARG002
-        """Itself."""
+        """A copy of the tensor."""
         return tensor.clone()
 
     def parallel(self, network: nn.Module) -> nn.Module:
-        """Itself."""
+        """The network itself."""
         return network
 
 
 class Distributed(Group):
-    """The default process group of torch.distributed, spoken to through gloo on the CPU."""
+    """The ranks of the default process group of torch.distributed, over gloo on the CPU."""
 
     def __init__(self) -> None:
-        """The process group must have been initialised; every rank must construct this."""
+        """All ranks must construct this after the process group was initialised."""
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
         backend = dist.get_backend()
-        own = backend != "gloo"
-        self._group: Any = dist.new_group(backend="gloo") if own else None
+        self._group: Any = None if backend == "gloo" else dist.new_group(backend="gloo")
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
-        """Gathered as bytes, padded to the longest, so that bits survive and lengths may differ."""
+        """Pads every tensor to the longest, because gloo needs equal lengths."""
         length = torch.tensor([len(tensor)])
         lengths = [torch.empty_like(length) for _ in range(self.size)]
         dist.all_gather(lengths, length, group=self._group)
@@ -87,28 +86,28 @@ class Distributed(Group):
         out = [torch.empty_like(padded) for _ in range(self.size)]
         if longest:
             dist.all_gather(out, padded, group=self._group)
-        return [part[: int(n)] for part, n in zip(out, lengths, strict=True)]
+        return [rows[: int(n)] for rows, n in zip(out, lengths, strict=True)]
 
     def all_to_all(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Sent in one piece, each part to its rank alone."""
-        lengths = torch.stack(self.all_gather(torch.tensor([len(part) for part in tensors])))
+        """Sends all tensors in one operation; each reaches only its rank."""
+        lengths = torch.stack(self.all_gather(torch.tensor([len(tensor) for tensor in tensors])))
         received = lengths[:, self.rank].tolist()
         shape = tensors[self.rank].shape[1:]
         sizes = [length * shape.numel() for length in received]
         out = tensors[0].new_empty(sum(sizes))
-        sent = torch.cat([part.flatten() for part in tensors])
-        counts = [part.numel() for part in tensors]
+        sent = torch.cat([tensor.flatten() for tensor in tensors])
+        counts = [tensor.numel() for tensor in tensors]
         dist.all_to_all_single(out, sent, sizes, counts, group=self._group)
-        parts = torch.split(out, sizes)
-        return [part.view(n, *shape) for part, n in zip(parts, received, strict=True)]
+        flat = torch.split(out, sizes)
+        return [tensor.view(n, *shape) for tensor, n in zip(flat, received, strict=True)]
 
     def all_reduce(self, tensor: Tensor, reduction: Reduction = "sum") -> Tensor:
-        """Through gloo."""
+        """Reduces over gloo."""
         out = tensor.clone()
         op = {"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}
         dist.all_reduce(out, op[reduction], group=self._group)
         return out
 
     def parallel(self, network: nn.Module) -> nn.Module:
-        """PyTorch's DistributedDataParallel, which gives every rank the weights of the first."""
+        """Wraps it in DistributedDataParallel, which copies the weights of rank 0 to all ranks."""
         return DistributedDataParallel(network, process_group=self._group)

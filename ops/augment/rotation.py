@@ -1,4 +1,4 @@
-"""Pictures turned about their middle."""
+"""Rotation of images about their centre."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def rotated(images: Tensor, angles: Tensor) -> Tensor:
-    """Images (B, C, H, W) turned by angles (B,) in radians about their middle; black corners.
+def rotate_images(images: Tensor, angles: Tensor) -> Tensor:
+    """Rotate images (B, C, H, W) by angles (B,) in radians about their centre.
 
-    The nearest pixel is taken. Squares keep their shape; other pictures are cut.
+    The size stays the same: corners without a source are black, what lies outside is cut off. Uses
+    the nearest pixel.
     """
     cos, sin = angles.cos(), angles.sin()
     height, width = images.shape[2:]
-    # The grid runs from -1 to 1 along both sides, whatever their lengths.
+    # The grid runs from -1 to 1 along both sides, so the rotation depends on the aspect ratio.
     theta = torch.stack(
         [
             torch.stack([cos, -sin * height / width, torch.zeros_like(cos)], dim=1),

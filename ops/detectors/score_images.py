@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ops.detectors.detector import Detector
 from ops.detectors.model_folder import ModelCard
-from ops.images.exposure import exposed
+from ops.images.exposure import normalise_exposure
 from ops.images.resize import InputSettings, unpack
 
 #: Columns that `ScoreImages` adds.
@@ -132,7 +132,7 @@ def to_images(rows: pa.Table, settings: InputSettings, device: str) -> Tensor:
     columns = (rows[name].to_pylist() for name in ("pixels", "channels", "bit_depth"))
     images = [
         # Integers are smaller to copy to the device, where each image is divided by its full scale.
-        exposed(
+        normalise_exposure(
             torch.from_numpy(unpack(data, channels, depth, settings.size)).to(device),
             2**depth - 1,
             settings.exposure,

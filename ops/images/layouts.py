@@ -1,4 +1,4 @@
-"""What the path of a file says: product, split, label, defect, and which mask belongs to it."""
+"""Layouts of data sets: product, split, label, defect and mask of an image, read from its path."""
 
 from __future__ import annotations
 
@@ -20,22 +20,21 @@ _TOKEN = re.compile(r"\{(\w+)\}|(\*\*/)|(\*)|([^{}*]+)|([{}])")
 def compile_pattern(pattern: str) -> re.Pattern[str]:
     """Turn `{product}/{split}/**/{name}` into a regular expression for a relative path.
 
-    A field or `*` matches within one folder level, `**/` any number of levels; `{stem}` is the
-    name without its last suffix, matched as `{stem}.*` or with an ending of its own; `{frame}` is
-    digits alone.
+    A field or `*` matches within one folder level, `**/` any number of levels. `{stem}` is a file
+    name without its suffix, followed by `.*` or a fixed ending. `{frame}` matches only digits.
     Raises SettingError for an unknown or repeated field.
     """
-    out, seen = [], set[str]()
+    out, names = [], set[str]()
     for name, deep, star, literal, stray in _TOKEN.findall(pattern):
         if stray or (name and name not in FIELDS):
             known = ", ".join(f"{{{known}}}" for known in FIELDS)
             raise SettingError(
-                f"pattern {pattern!r}: {name or stray!r} is no field; known: {known}"
+                f"pattern {pattern!r}: {name or stray!r} is not a field; known: {known}"
             )
-        if name in seen:
-            raise SettingError(f"pattern {pattern!r}: {{{name}}} stands in it twice")
+        if name in names:
+            raise SettingError(f"pattern {pattern!r}: {{{name}}} occurs twice")
         if name:
-            seen.add(name)
+            names.add(name)
             out.append(f"(?P<{name}>{'[0-9]' if name == 'frame' else '[^/]'}+)")
         else:
             out.append("(?:.*/)?" if deep else "[^/]*" if star else re.escape(literal))
@@ -44,22 +43,25 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a data set names its files. `masks` may be empty; `good` holds names of no defect."""
+    """How a data set names its files: patterns of paths relative to the archive."""
 
     images: str
     masks: str = ""
+    """Empty for a data set without masks."""
     good: frozenset[str] = GOOD
-    #: Share of the good images that go to the training split where paths name none; 0 = no split.
+    """Values of `{label}` or `{defect}`, in lower case, that mean a good image."""
     train_share: float = 0.0
-    #: Names or paths of the training images, where a list decides; all others are test images.
+    """Share of the good images that become training images where paths have no split; 0 = none."""
     train_names: frozenset[str] = field(default_factory=frozenset)
-    #: Where in the folder that list lies, for a data set that cannot be split without it.
+    """Names or paths of the training images; if given, all other images are test images."""
     train_list: str = ""
+    """File in the archive that lists the training images, for data sets that need it."""
     product: str | None = None
-    #: Paths do not say what is good: an image is defective if and only if it has a mask.
+    """Product of all images, where paths do not name it."""
     label_by_mask: bool = False
-    #: Of films only the frames whose number is a multiple of this are listed.
+    """Whether an image is defective if and only if it has a mask."""
     every: int = 1
+    """Of videos, list only frames whose number is a multiple of this."""
 
 
 #: The layouts known by name; docs/data.md shows each as a tree.
@@ -94,7 +96,7 @@ LAYOUTS: dict[str, Layout] = {
         label_by_mask=True,
         every=5,
     ),
-    # Zou et al. 2022, as their script rearranges it, and as it is published
+    # Zou et al. 2022, as rearranged by their script, and as published
     "visa": Layout(
         images="{product}/{split}/{defect}/{stem}.*",
         masks="{product}/ground_truth/{defect}/{stem}.*",
@@ -108,12 +110,12 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def split_named(word: str) -> str:
-    """A split as the inventory spells it: lower case, `train` for training, `test` for testing."""
+    """A split as in the inventory: lower case, `train` for training, `test` for testing."""
     return _SPLITS.get(word.lower(), word.lower())
 
 
 def train_names(text: str) -> frozenset[str]:
-    """The training images that a list names, one a line or in a CSV with `split` and `image`."""
+    """The training images in a list: one per line, or a CSV with columns `split` and `image`."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if lines and {"split", "image"} <= set(lines[0].split(",")):
         rows = csv.DictReader(lines)
@@ -121,10 +123,10 @@ def train_names(text: str) -> frozenset[str]:
     return frozenset(lines)
 
 
-class Named(NamedTuple):
-    """What a path says. `mask_key` joins an image with its mask; None where it can have none.
+class ParsedPath(NamedTuple):
+    """The fields of a path. `mask_key` joins an image to its mask; None if it cannot have one.
 
-    `is_skipped`: a frame between those that count.
+    `is_skipped` marks a frame that `Layout.every` leaves out.
     """
 
     product: str | None
@@ -138,7 +140,7 @@ class Named(NamedTuple):
 
 
 class PathParser:
-    """Reads paths by a layout."""
+    """Parses paths by a layout."""
 
     def __init__(self, layout: Layout, product: str) -> None:
         self.layout = layout
@@ -146,10 +148,10 @@ class PathParser:
         self._images = compile_pattern(layout.images)
         self._masks = compile_pattern(layout.masks) if layout.masks else None
 
-    def __call__(self, path: str) -> Named:
-        """Read one relative path."""
-        if self._masks and (found := self._masks.fullmatch(path)):
-            return Named(None, None, None, None, True, self._key(found.groupdict()), True)
+    def __call__(self, path: str) -> ParsedPath:
+        """Parse one relative path."""
+        if self._masks and (mask := self._masks.fullmatch(path)):
+            return ParsedPath(None, None, None, None, True, self._mask_key(mask.groupdict()), True)
         match = self._images.fullmatch(path)
         fields = match.groupdict() if match else {}
         defect = fields.get("defect")
@@ -159,12 +161,12 @@ class PathParser:
         if product is None and "product" not in self._images.groupindex and match:
             product = self.product
         split = split_named(fields["split"]) if "split" in fields else self._split(path, label)
-        key = self._key(fields) if self._masks and match else None
+        key = self._mask_key(fields) if self._masks and match else None
         skipped = int(fields.get("frame", 0)) % self.layout.every != 0
         split = split if match else None
-        return Named(product, split, label, defect, False, key, bool(match), skipped)
+        return ParsedPath(product, split, label, defect, False, key, bool(match), skipped)
 
-    def _key(self, fields: Mapping[str, str]) -> str:
+    def _mask_key(self, fields: Mapping[str, str]) -> str:
         assert self._masks is not None
         names = sorted(self._masks.groupindex)
         stem = fields.get("name", "").rpartition(".")[0]

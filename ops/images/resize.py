@@ -1,4 +1,4 @@
-"""From a picture of any size to the detector's input, and from there back to the picture."""
+"""Resizes images of any size to the input of a detector, and maps coordinates back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 from ops.images.decode import Picture, Pixels
 
-#: How pictures are exposed before a network sees them; `ops.images.exposure` does it.
+#: How the exposure of images is normalised, in `ops.images.exposure`.
 Exposure = Literal["as_is", "median", "standard"]
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "lanczos": Image.Resampling.LANCZOS}
@@ -19,23 +19,25 @@ _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "lanczos": Image.Resampling.L
 
 @dataclass(frozen=True)
 class InputSettings:
-    """The square that detectors see."""
+    """The square input of a detector."""
 
     size: int = 224
-    """Side of the square in pixels."""
+    """Side of the square, in pixels."""
     fit: Literal["squash", "crop"] = "squash"
-    """squash: the whole picture, its aspect ratio given up; crop: the centre, as papers do."""
+    """`squash` resizes the whole image and ignores its aspect ratio; `crop` resizes the shorter
+    side to `short_side` and cuts out the centre, as in most papers."""
     short_side: int = 256
-    """With crop: the length that the shorter side gets before the centre is cut out."""
+    """With `crop`: length of the shorter side, in pixels, before the centre is cut out."""
     filter: Literal["bilinear", "lanczos"] = "bilinear"
-    """Resampling filter, always with antialiasing."""
+    """Resampling filter, with antialiasing."""
     exposure: Exposure = "as_is"
-    """For parts whose brightness varies. median: scaled to the same median; standard: scaled and
-    shifted to the same mean and contrast. Too dark or too bright as such is then no defect."""
+    """Normalises the brightness of each image: `median` scales it to a fixed median, `standard` to
+    a fixed mean and standard deviation, `as_is` keeps it. With the first two, an image that is too
+    dark or too bright as a whole is not an anomaly."""
 
 
 class Geometry(NamedTuple):
-    """x_picture = (x_input + 0.5 + left) * step_x - 0.5, and the same for y."""
+    """x_image = (x_input + 0.5 + left) * step_x - 0.5, and the same for y with top and step_y."""
 
     step_x: float
     step_y: float
@@ -43,7 +45,7 @@ class Geometry(NamedTuple):
     top: float
 
     def to_picture(self, x: float, y: float) -> tuple[int, int]:
-        """The picture's pixel that lies under a pixel of the input."""
+        """The pixel of the image under a pixel of the input."""
         return (
             max(0, round((x + 0.5 + self.left) * self.step_x - 0.5)),
             max(0, round((y + 0.5 + self.top) * self.step_y - 0.5)),
@@ -51,7 +53,7 @@ class Geometry(NamedTuple):
 
 
 def geometry(width: int, height: int, settings: InputSettings) -> Geometry:
-    """How a picture of this size lies under its input."""
+    """The mapping from the input to an image of this size."""
     w, h, left, top = _plan(width, height, settings)
     return Geometry(width / w, height / h, left, top)
 
@@ -66,7 +68,7 @@ def _plan(width: int, height: int, settings: InputSettings) -> tuple[int, int, i
 
 
 def resize(picture: Picture, settings: InputSettings) -> Pixels:
-    """The input of one picture: (size, size) or (size, size, 3), same type and depth."""
+    """The input of one image: (size, size) or (size, size, 3), of the same type and bit depth."""
     w, h, left, top = _plan(picture.width, picture.height, settings)
     resized = _resample(picture.pixels, w, h, _FILTERS[settings.filter])
     return resized[top : top + settings.size, left : left + settings.size]
@@ -78,15 +80,15 @@ def _resample(pixels: Pixels, w: int, h: int, kernel: Image.Resampling) -> Pixel
     if pixels.ndim == 3:
         planes = [_resample(pixels[..., c], w, h, kernel) for c in range(pixels.shape[2])]
         return np.stack(planes, axis=-1)  # type: ignore[return-value]  # stack widens the dtype
-    # Pillow truncates when it resizes 16-bit integers; float planes are rounded here instead.
+    # Pillow truncates resized 16-bit integers; planes of floats are rounded here instead.
     plane = np.asarray(Image.fromarray(pixels.astype(np.float32)).resize((w, h), kernel))
     return np.asarray(np.rint(plane).clip(0, 65535), dtype=np.uint16)
 
 
 def binarise(pixels: Pixels) -> npt.NDArray[np.bool_]:
-    """A mask (H, W): what is at least half as bright as its full scale.
+    """A mask (H, W): True where a pixel has at least half of the full scale.
 
-    A mask that is nowhere so bright holds numbers of classes; there all that is not 0 counts.
+    A mask without such a pixel holds class numbers: there, every pixel other than 0 is True.
     """
     grey = pixels if pixels.ndim == 2 else pixels.max(axis=2)
     half = 128 if grey.dtype == np.uint8 else 32768
@@ -94,7 +96,7 @@ def binarise(pixels: Pixels) -> npt.NDArray[np.bool_]:
 
 
 def resize_mask(pixels: Pixels, settings: InputSettings) -> npt.NDArray[np.bool_]:
-    """A ground-truth mask at the input's geometry: binary, then resized by nearest."""
+    """A ground-truth mask in the geometry of the input: binarised, resized by nearest pixel."""
     grey = binarise(pixels)
     w, h, left, top = _plan(grey.shape[1], grey.shape[0], settings)
     binary = Image.fromarray(grey.astype(np.uint8))
@@ -103,12 +105,12 @@ def resize_mask(pixels: Pixels, settings: InputSettings) -> npt.NDArray[np.bool_
 
 
 def pack(pixels: Pixels) -> bytes:
-    """Pixels as they cross between processes: little-endian, row by row."""
+    """The bytes of pixels, to send to another process: little-endian, row by row."""
     return pixels.astype(pixels.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
 def unpack(data: bytes, channels: int, bit_depth: int, size: int) -> Pixels:
-    """Undo `pack`: (channels, size, size), in memory of its own."""
+    """The inverse of `pack`: a new array (channels, size, size)."""
     values = np.frombuffer(data, "<u1" if bit_depth <= 8 else "<u2").copy()
     if channels == 1:
         return values.reshape(1, size, size)

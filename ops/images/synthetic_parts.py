@@ -1,4 +1,4 @@
-"""Drawn products with planted defects, for the demo and for tests: no photograph is needed."""
+"""Drawn images of two products, with and without defects, for the demo and for tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DEFECTS = ("blob", "scratch")
 
 
 class Specimen(NamedTuple):
-    """A picture (size, size, 3) and the mask (size, size) of its defect, 255 where it is."""
+    """An image (size, size, 3) and the mask (size, size) of its defect, 255 inside it."""
 
     picture: Image
     mask: Image
@@ -41,7 +41,7 @@ def _coordinates(size: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.flo
 
 
 def _washer(rng: np.random.Generator, size: int) -> npt.NDArray[np.float64]:
-    """A bright ring with turning marks on a dark ground, a little off centre."""
+    """A bright ring with tool marks on a dark background, slightly off centre."""
     x, y = _coordinates(size)
     radius = np.hypot(x - rng.normal(0, 0.01), y - rng.normal(0, 0.01))
     ring = 1 / (1 + np.exp(-(radius - 0.17) * 120)) * 1 / (1 + np.exp((radius - 0.42) * 120))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ops.augment.stains import stained
+from ops.augment.stains import add_stains
 from ops.detectors.uint16_images import from_uint16
 from ops.distributed import Group
 
@@ -32,7 +32,7 @@ def hidden_patch_example(
     clean, top, left = random_patch(image, size, generator)
     mask = torch.ones_like(image[:1])
     mask[:, top : top + size, left : left + size] = 0
-    return image, mask, clean, stained(clean, stain_sources, generator)
+    return image, mask, clean, add_stains(clean, stain_sources, generator)
 
 
 def stack_images(images: Iterable[Tensor], channels: int, side: int) -> Tensor:

@@ -168,7 +168,7 @@ CONTRADICTIONS = {
     ),
     "unknown field": (
         "inventory", ["--archive", ".", "--pattern", "{part}"],
-        "'part' is no field; known: {product}",
+        "'part' is not a field; known: {product}",
     ),
     "no archive": ("inventory", [], "name the images: --archive"),
     "archive that is not there": (

@@ -7,7 +7,7 @@ import pytest
 from scipy.sparse import lil_array
 from scipy.sparse.linalg import spsolve
 
-from ops.augment.poisson_blending import TOLERANCE, bordered, clone
+from ops.augment.poisson_blending import TOLERANCE, clone, without_border
 
 HEIGHT, WIDTH = 23, 31
 
@@ -17,7 +17,7 @@ def picture(seed: int, channels: int = 1) -> np.ndarray:
 
 
 def filled() -> np.ndarray:
-    return bordered(np.ones((HEIGHT, WIDTH), bool))
+    return without_border(np.ones((HEIGHT, WIDTH), bool))
 
 
 def ring() -> np.ndarray:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from ops.augment.stains import stained
+from ops.augment.stains import add_stains
 
 
 def drawn(seed: int, patch: torch.Tensor) -> torch.Tensor:
     pool = list(torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(9)))
-    return stained(patch, pool, torch.Generator().manual_seed(seed))
+    return add_stains(patch, pool, torch.Generator().manual_seed(seed))
 
 
 def test_enough_pixels_change_visibly_and_most_stay_as_they_were():

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
 from scipy.ndimage import label, median_filter
 
 from ops.augment import synthetic_defects
 from ops.augment.synthetic_defects import (
     Background,
     Rules,
-    contact_sheet,
     make,
     product_mask,
     rules_for,
@@ -117,20 +114,3 @@ def test_other_products_have_rules_too():
     assert rules_for("gearbox") == Rules()
     assert (Rules().height, Rules().width, Rules().patches) == ((0.03, 0.4), (0.03, 0.4), 3)
     assert Rules().background is None
-
-
-def test_a_contact_sheet_shows_each_pair_and_the_masks_outline():
-    destination, source = pictures("fabric")
-    grey = destination[:1]
-    pairs = [
-        (destination, make(destination, source, Rules(), rng(0))),
-        (grey, make(grey, source[:1], Rules(), rng(1))),
-    ]
-    with Image.open(io.BytesIO(contact_sheet(pairs, 96))) as sheet:
-        assert sheet.size == (2 * 96, 2 * 96)
-        pixels = np.asarray(sheet)
-    assert (pixels[:96, :96] == np.rint(destination.transpose(1, 2, 0) * 255)).all()
-    red = (pixels == (255, 0, 0)).all(axis=2)
-    assert not red[:96].any()
-    assert red[96:, :96].any()
-    assert red[96:, 96:].any()

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ops.augment.rotation import rotate
+from ops.augment.rotation import rotate_images
 from ops.detectors.cflow import CFlow, CFlowSettings
 from ops.detectors.detector import Checkpoint
 from ops.detectors.fit_cost import FitSize
@@ -64,7 +64,7 @@ def test_a_position_brings_its_own_vector_of_the_turned_image(fitted, images):
             for image in range(3):
                 expected = layer[image].flatten(1)[:, part.places[image]].T
                 assert torch.equal(part.vectors[image], expected)
-    turned = rotate(images[:1], torch.tensor([fitted._angle(0, 4)]))
+    turned = rotate_images(images[:1], torch.tensor([fitted._angle(0, 4)]))
     assert torch.allclose(maps[0][:1], fitted.features(turned)[0], atol=1e-3)
 
 

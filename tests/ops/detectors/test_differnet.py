@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from sklearn.metrics import roc_auc_score
 from torchvision.transforms.functional import rotate
 
-from ops.augment.rotation import rotate
+from ops.augment.rotation import rotate_images
 from ops.detectors.detector import Checkpoint
 from ops.detectors.differnet import DifferNet, DifferNetSettings
 from ops.detectors.fit_cost import FitSize
@@ -36,10 +36,10 @@ def fitted(backbone, images, **settings):
 
 def test_turning_is_torchvisions(images):
     for degrees in (0, 30, 90, -135):
-        ours = rotate(images[:1], torch.tensor([math.radians(degrees)]))
+        ours = rotate_images(images[:1], torch.tensor([math.radians(degrees)]))
         theirs = rotate(images[:1], degrees)
         assert (ours == theirs).float().mean() > 0.98  # ties between pixels at some angles
-    assert torch.equal(rotate(images, torch.zeros(4)), images)
+    assert torch.equal(rotate_images(images, torch.zeros(4)), images)
 
 
 def test_features_are_means_over_space_largest_scale_first(backbone, images):
@@ -53,7 +53,7 @@ def test_features_are_means_over_space_largest_scale_first(backbone, images):
 def test_the_score_is_the_mean_of_z_squared_over_fixed_views(backbone, images):
     detector = fitted(backbone, images)
     angles = torch.arange(6) * (math.pi / 3)
-    views = rotate(images[:1].expand(6, -1, -1, -1), angles)
+    views = rotate_images(images[:1].expand(6, -1, -1, -1), angles)
     with torch.inference_mode():
         latent, _ = detector.network.flow(detector._features(views, 2))
     score = float(detector.score(images[:1]).image)

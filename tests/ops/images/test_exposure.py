@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ops.detectors.score_images import to_images
-from ops.images.exposure import exposed
+from ops.images.exposure import normalise_exposure
 from ops.images.resize import InputSettings, pack
 from tests import pictures
 
@@ -33,7 +33,7 @@ def in_numpy(pixels: torch.Tensor, full: int, kind: str) -> np.ndarray:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_exposure_is_its_formula_in_float64(kind, dtype, depth, channels):
     pixels = drawn(dtype, depth, channels)
-    found = exposed(pixels, 2**depth - 1, kind)
+    found = normalise_exposure(pixels, 2**depth - 1, kind)
     assert found.dtype == torch.float32
     assert found.shape == pixels.shape
     np.testing.assert_allclose(found, in_numpy(pixels, 2**depth - 1, kind), atol=2e-6)
@@ -42,7 +42,9 @@ def test_exposure_is_its_formula_in_float64(kind, dtype, depth, channels):
 @depths
 def test_as_it_is_an_image_is_divided_by_its_full_scale_alone(dtype, depth):
     pixels = drawn(dtype, depth)
-    assert torch.equal(exposed(pixels, 2**depth - 1, "as_is"), pixels.float() / (2**depth - 1))
+    assert torch.equal(
+        normalise_exposure(pixels, 2**depth - 1, "as_is"), pixels.float() / (2**depth - 1)
+    )
 
 
 @kinds
@@ -50,21 +52,31 @@ def test_half_the_light_gives_about_the_same_image(kind):
     """Whatever the depth; only the constants that keep black pictures black tell them apart."""
     bright = drawn("u2", 16).clone()
     dark = torch.from_numpy(bright.numpy() // 2)
-    before = (exposed(dark, 65535, "as_is") - exposed(bright, 65535, "as_is")).abs().mean()
-    after = (exposed(dark, 65535, kind) - exposed(bright, 65535, kind)).abs().mean()
+    before = (
+        (normalise_exposure(dark, 65535, "as_is") - normalise_exposure(bright, 65535, "as_is"))
+        .abs()
+        .mean()
+    )
+    after = (
+        (normalise_exposure(dark, 65535, kind) - normalise_exposure(bright, 65535, kind))
+        .abs()
+        .mean()
+    )
     assert after < 0.1 * before
     eight = torch.from_numpy((bright.numpy() // 257).astype("u1"))
     deep = torch.from_numpy(eight.numpy().astype("u2") * 257)
-    torch.testing.assert_close(exposed(deep, 65535, kind), exposed(eight, 255, kind))
+    torch.testing.assert_close(
+        normalise_exposure(deep, 65535, kind), normalise_exposure(eight, 255, kind)
+    )
 
 
 def test_colours_keep_their_ratios_under_one_median():
     pixels = torch.full((3, 16, 16), 20, dtype=torch.uint8)
     pixels[0], pixels[1] = 60, 40
-    red, green, blue = exposed(pixels, 255, "median")[:, 0, 0].tolist()
+    red, green, blue = normalise_exposure(pixels, 255, "median")[:, 0, 0].tolist()
     assert red / blue == pytest.approx(3)
     assert green / blue == pytest.approx(2)
-    red, green, blue = exposed(pixels, 255, "standard")[:, 0, 0].tolist()
+    red, green, blue = normalise_exposure(pixels, 255, "standard")[:, 0, 0].tolist()
     assert red - green == pytest.approx(green - blue)
     assert red > green > blue
 
@@ -72,7 +84,7 @@ def test_colours_keep_their_ratios_under_one_median():
 @kinds
 @pytest.mark.parametrize("value", [0, 1, 128, 255])
 def test_a_plain_image_stays_plain_and_finite(kind, value):
-    found = exposed(torch.full((1, 16, 16), value, dtype=torch.uint8), 255, kind)
+    found = normalise_exposure(torch.full((1, 16, 16), value, dtype=torch.uint8), 255, kind)
     assert torch.isfinite(found).all()
     assert len(found.unique()) == 1
     if kind == "standard":

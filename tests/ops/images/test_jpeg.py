@@ -30,7 +30,7 @@ def test_whole_files_keep_their_pixels(mode, quality):
             image = Image.fromarray(pixels).convert(mode)
             options = {"subsampling": sub, "restart_marker_blocks": rst, "optimize": rst == 1}
             data = pictures.encoded(image, "JPEG", quality=quality, **options)
-            assert jpeg.endless(data)
+            assert jpeg.without_end_mark(data)
             assert np.array_equal(decode(data).pixels, plain(data))
 
 
@@ -60,7 +60,7 @@ def test_what_cannot_be_in_so_few_bytes_takes_no_memory():
 
 def test_progressive_files_and_what_lies_behind_the_end_are_left_alone():
     data = pictures.encoded(COLOUR, "JPEG", progressive=True)
-    assert jpeg.endless(data) is None
+    assert jpeg.without_end_mark(data) is None
     assert np.array_equal(decode(data).pixels, plain(data))
     whole = pictures.encoded(COLOUR, "JPEG")
     assert np.array_equal(decode(whole + whole[50:]).pixels, plain(whole))
@@ -76,4 +76,4 @@ def test_a_preview_within_is_not_taken_for_the_picture():
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"\xff\xd8\xff\xda\0\0", b"\xff\xd8" * 40])
 def test_what_is_no_jpeg_has_no_scan(data):
-    assert jpeg.endless(data) is None
+    assert jpeg.without_end_mark(data) is None

@@ -43,7 +43,7 @@ def test_an_unknown_field_is_refused_with_the_known(pattern):
 
 
 def test_a_repeated_field_is_refused():
-    with pytest.raises(UserError, match=r"\{product\} stands in it twice"):
+    with pytest.raises(UserError, match=r"\{product\} occurs twice"):
         compile_pattern("{product}/{product}/{name}")
 
 

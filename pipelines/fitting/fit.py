@@ -46,27 +46,27 @@ def fit(
     request: FitRequest,
     resources: Resources,
     progress: ProgressCallback,
-    grown: Model | None = None,
+    earlier: Model | None = None,
 ) -> Model:
     """Fit one detector per product, or a joint one, on good images, then calibrate each product.
 
-    A model to grow gives its backbone and the states that detectors start from. A detector without
-    new images stays as it is. All others are calibrated on newly held-out images, because scores of
-    another bank cannot be compared.
+    To grow a model, pass it as `earlier`: it gives the backbone and the states that detectors start
+    from. A detector without new images stays as it is. All others are calibrated on newly held-out
+    images, because scores of another bank cannot be compared.
     Raises NothingToFit; raises NotEnoughMemory before any image is read, if the nodes cannot hold
     the fit.
     """
     chosen = split(inventory, request)
     # Pretrained weights are downloaded here, once, and not by every worker.
-    network = Backbone(request.backbone, grown.backbone if grown else None)
+    network = Backbone(request.backbone, earlier.backbone if earlier else None)
     plan.check(plan.of_fit(chosen, request, network, resources))
     backbone = network.state()
-    coordinator = _fit_detectors(chosen, request, backbone, resources, progress, grown)
+    coordinator = _fit_detectors(chosen, request, backbone, resources, progress, earlier)
     failures: list[str] = ray.get(coordinator.failures.remote())
     results = {name: ray.get(coordinator.result.remote(name)) for name in chosen.detectors}
     ceiling = 4 * max(result.map_ceiling for result in results.values()) or 1.0
-    ceiling = max(ceiling, grown.card.map_scale.scale * (LEVELS - 1)) if grown else ceiling
-    cards, tensors = _cards(chosen, request.joint, results, grown)
+    ceiling = max(ceiling, earlier.card.map_scale.scale * (LEVELS - 1)) if earlier else ceiling
+    cards, tensors = _cards(chosen, request.joint, results, earlier)
     card = ModelCard(
         method=request.method,
         settings=asdict(request.settings),
@@ -85,7 +85,7 @@ def fit(
             "failed": len(failures),
             "failures": sorted(failures)[:100],
         }
-        | (_lineage(grown) if grown else {}),
+        | (_lineage(earlier) if earlier else {}),
     )
     pictures = {
         picture_file(cards[name].file, kind): picture
@@ -97,11 +97,11 @@ def fit(
 
 
 def _cards(
-    chosen: Split, joint: bool, results: dict[str, DetectorResult], grown: Model | None
+    chosen: Split, joint: bool, results: dict[str, DetectorResult], earlier: Model | None
 ) -> tuple[dict[str, ProductCard], dict[str, dict[str, Tensor]]]:
     """Cards without calibration, and tensors, of all products, also those of a grown model."""
-    cards = dict(grown.card.products) if grown else {}
-    tensors = dict(grown.products) if grown else {}
+    cards = dict(earlier.card.products) if earlier else {}
+    tensors = dict(earlier.products) if earlier else {}
     hashes = {detector: fingerprint(result.tensors) for detector, result in results.items()}
     # A joint detector changes for every product, also for those without new images.
     for product in dict.fromkeys([*(cards if joint else ()), *chosen.products]):
@@ -119,12 +119,12 @@ def _cards(
     return cards, tensors
 
 
-def _lineage(grown: Model) -> dict[str, Any]:
+def _lineage(earlier: Model) -> dict[str, Any]:
     """Ids of the models that this one was grown from, latest first, and their images."""
-    before = grown.card.fit.get("grown_from", [])
+    before = earlier.card.fit.get("grown_from", [])
     return {
-        "grown_from": [grown.card.model_id, *before],
-        "images_before": grown.card.fit["images"] + grown.card.fit.get("images_before", 0),
+        "grown_from": [earlier.card.model_id, *before],
+        "images_before": earlier.card.fit["images"] + earlier.card.fit.get("images_before", 0),
     }
 
 
@@ -134,7 +134,7 @@ def _fit_detectors(
     backbone: dict[str, Tensor],
     resources: Resources,
     progress: ProgressCallback,
-    grown: Model | None,
+    earlier: Model | None,
 ) -> Any:
     """Fit all detectors, without images that crash every process that reads them.
 
@@ -146,7 +146,7 @@ def _fit_detectors(
         "request": request,
         "detectors": chosen.detectors,
         "backbone": ray.put(backbone),
-        "grown": _earlier_fits(grown) if grown else {},
+        "earlier_fits": _earlier_fits(earlier) if earlier else {},
         "resources": resources,
         "limit": max_failures(request.max_failed, len(rows)),
     }

@@ -70,8 +70,8 @@ def program(config: dict[str, Any]) -> None:
     for name in remaining:
         detector = detector_class(request.method)(request.settings, backbone)
         detector.product = name
-        if group.rank == 0 and name in config["grown"]:
-            state, counts = config["grown"][name]
+        if group.rank == 0 and name in config["earlier_fits"]:
+            state, counts = config["earlier_fits"][name]
             tensors = {key: tensor.clone() for key, tensor in ray.get(state).items()}
             with stream.ending_on_refusal(name):
                 detector.grow(tensors, counts)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ops.augment.rotation import rotate
+from ops.augment.rotation import rotate_images
 from ops.detectors.fit_cost import FitSize, ResourceEstimate, TimingProbe
 from ops.detectors.trained import TrainingSettings
 from ops.detectors.trained_on_features import TrainedOnFeatures
@@ -143,7 +143,7 @@ class CFlow(TrainedOnFeatures):
         """Feature maps of randomly rotated images."""
         images = self.images([sample for _, sample in samples])
         angles = [self._angle(row, epoch) for row, _ in samples]
-        return self.features(rotate(images, torch.tensor(angles)) if angles else images)
+        return self.features(rotate_images(images, torch.tensor(angles)) if angles else images)
 
     def steps(
         self, samples: list[tuple[int, Tensor]], epoch: int, of: int

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from ops.augment.rotation import rotate
+from ops.augment.rotation import rotate_images
 from ops.detectors.fit_cost import FitSize, ResourceEstimate, TimingProbe
 from ops.detectors.trained import Trained, TrainingSettings
 from ops.detectors.uint16_images import from_uint16, to_uint16
@@ -190,7 +190,7 @@ class DifferNet(Trained):
         angle, brightness, contrast = (
             torch.rand(3, count, generator=generator).to(image.device) * 2 - 1
         )
-        views = rotate(image.expand(count, -1, -1, -1), angle * math.pi)
+        views = rotate_images(image.expand(count, -1, -1, -1), angle * math.pi)
         if s.contrast:
             grey = views.mean(dim=(1, 2, 3), keepdim=True)
             views = grey + (views - grey) * (1 + s.contrast * contrast[:, None, None, None])
@@ -208,7 +208,7 @@ class DifferNet(Trained):
         for batch in torch.split(angles, _VIEWS_PER_PASS):
             with torch.set_grad_enabled(with_map):
                 upright = image.expand(len(batch), -1, -1, -1).clone().requires_grad_(with_map)
-                vectors = self._features(rotate(upright, batch), self.settings.scales)
+                vectors = self._features(rotate_images(upright, batch), self.settings.scales)
                 latent, log_det = self.network.flow(vectors)
                 loss = (latent.square().sum(dim=1) / 2 - log_det) / latent.shape[1]
             squares = squares + latent.detach().square().mean(dim=1).sum()

@@ -59,7 +59,7 @@ class SsnfSettings(FlowSettings):
     dropout: float = 0.2
     """Dropout rate of channels after convolutions and of attention weights."""
     sharpen: float = 0.5
-    """Probability that a training image, good or synthetic, is sharpened. That synthetic ones are is
+    """Probability that a training image is sharpened. Synthetic ones are sharpened too, which is
     our choice."""
     synthetic: bool = True
     """Also train on images with synthetic defects, which the loss makes unlikely."""

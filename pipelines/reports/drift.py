@@ -153,7 +153,7 @@ def drift_of(database: duckdb.DuckDBPyConnection, measure: Measure, sample: int)
             row[f"tested_{side}"] = len(of_side)
             row[f"median_{side}"] = float(np.median(of_side)) if len(of_side) else None
         rows[number] = row | measures.drift_between(values["a"], values["b"])._asdict()
-    adjusted = measures.discoveries([row["ks_p"] for row in rows])
+    adjusted = measures.adjusted_p_values([row["ks_p"] for row in rows])
     for row, value in zip(rows, adjusted, strict=True):
         row["ks_q"] = value
     return pa.Table.from_pylist(rows, DRIFT)

@@ -1,6 +1,6 @@
 "use strict";
 
-// Sorting: a heading's button sorts its table; what has no value stays below either way.
+// Sorting: the button of a heading sorts its table. Rows without a value always come last.
 for (const table of document.querySelectorAll("table.sortable")) {
   const headings = [...table.tHead.rows[0].cells];
   headings.forEach((heading, column) => {
@@ -27,7 +27,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
   });
 }
 
-// Filtering: a part is shown if it passes all four.
+// Filtering: a part is shown if it matches all four fields.
 const form = document.querySelector("form.filters");
 const rows = [...document.querySelectorAll("#list tbody tr")];
 const texts = new Map(rows.map((row) => [row, row.textContent.toLowerCase()]));
@@ -37,7 +37,7 @@ function filter() {
   let shown = 0;
   for (const row of rows) {
     const passes =
-      ["product", "status", "call"].every((name) => {
+      ["product", "status", "verdict"].every((name) => {
         const wanted = form.elements[name].value;
         return wanted === "" || row.dataset[name] === wanted;
       }) && words.every((word) => texts.get(row).includes(word));
@@ -49,6 +49,6 @@ function filter() {
 }
 
 form.addEventListener("input", filter);
-form.addEventListener("reset", () => setTimeout(filter)); // after the fields are empty
+form.addEventListener("reset", () => setTimeout(filter)); // after the browser has emptied the fields
 form.addEventListener("submit", (event) => event.preventDefault());
-filter(); // a browser may have kept what was typed before
+filter(); // after a reload, the browser may have kept the fields

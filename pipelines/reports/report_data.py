@@ -1,4 +1,4 @@
-"""What a report says of a night: figures of its tables, and pictures of its worst parts."""
+"""The content of a report: numbers from a night's tables, and pictures of its worst parts."""
 
 from __future__ import annotations
 
@@ -17,44 +17,47 @@ from ops.results import anomaly_map, overlays
 from ops.storage import uris
 from ops.storage.paths import Out
 from pipelines.reports import drift, report_queries
-from pipelines.reports.report_queries import Flips, Histogram, Row
+from pipelines.reports.changed_verdicts import ChangedVerdicts, changed_verdicts
+from pipelines.reports.report_queries import Histogram, Row
 from pipelines.tables import current_scores, run_records
 
-#: Pictures are decoded whole before they are shrunk, so few at once.
+#: Limits the memory for images, which are decoded at full size before they are shrunk.
 _THREADS = 4
 
 
 @dataclass(frozen=True)
 class ReportSettings:
-    """What a report shows."""
+    """Settings of a report."""
 
     parts: int = 60
-    """How many of the worst parts are pictured, of failures and of flips named, at most."""
+    """Maximum number of worst parts with pictures, of failures, and of changed verdicts."""
     thumbnail: int = 256
-    """Longer side of their pictures in pixels."""
+    """Longer side of the pictures in pixels."""
     price_per_hour: float | None = None
-    """What the cluster costs in an hour; without it no cost is told."""
+    """Price of the cluster per hour; without it the report shows no cost."""
     currency: str = ""
-    """What the price is in, such as EUR."""
+    """Currency of the price, such as EUR."""
 
     def __post_init__(self) -> None:
-        """Refuse what would make a page that no browser shows."""
+        """Check values. Raises SettingError."""
         for name, least, most in (("parts", 0, 1000), ("thumbnail", 32, 1024)):
             if not least <= (value := getattr(self, name)) <= most:
                 raise SettingError(f"{name} {value} must lie between {least} and {most}")
         if self.price_per_hour is not None and not 0 <= self.price_per_hour < float("inf"):
-            raise SettingError(f"price_per_hour {self.price_per_hour} must be a price")
+            raise SettingError(
+                f"price_per_hour {self.price_per_hour} must be a number of at least 0"
+            )
 
     @property
     def bytes_each(self) -> int:
-        """The most bytes of one picture."""
+        """Maximum size of one picture in bytes."""
         return max(2048, self.thumbnail**2 // 2)
 
 
 class Pictures(NamedTuple):
-    """What is shown of one part, as data URIs; empty where there is nothing, and then `note`."""
+    """The pictures of one part as data URIs. An empty one is missing; `note` tells why."""
 
-    whole: str = ""
+    image: str = ""
     overlay: str = ""
     close_up: str = ""
     note: str = ""
@@ -67,67 +70,67 @@ class Part(NamedTuple):
     pictures: Pictures
 
 
-class Facts(NamedTuple):
-    """All that a report says."""
+class ReportData(NamedTuple):
+    """Everything that a report shows."""
 
     runs: Sequence[Mapping[str, Any]]
-    """Records of the night's runs, of one model, in the order of their start."""
+    """Records of the night's runs under one model, in order of their start."""
     settings: ReportSettings
     statuses: Mapping[str, int]
     products: Sequence[Row]
-    """Rows of `drift.DRIFT`; those with the most anomalous images first."""
+    """Rows of `drift.DRIFT`, in descending order of anomalous images."""
     same_unit: bool
-    """Whether earlier scores are of the same model."""
+    """Whether earlier scores come from the same model."""
     has_earlier: bool
-    """Whether anything was published before."""
+    """Whether an earlier night was published."""
     histograms: Mapping[str | None, Histogram]
     parts: Sequence[Part]
-    """The worst, by score."""
+    """The worst parts, in descending order of score."""
     failed: Sequence[Row]
-    flips: Flips
+    changed_verdicts: ChangedVerdicts
     tracker: str
-    """Where the tracker shows the run, or where it is; empty if there is none."""
+    """The tracker's page of the run, or its address; empty if there is no tracker."""
 
     @property
     def images(self) -> int:
-        """Images of the night."""
+        """Number of images of the night."""
         return sum(self.statuses.values())
 
     @property
     def failures(self) -> int:
-        """Those of them without a score."""
+        """Number of images without a score."""
         return self.images - self.statuses.get("ok", 0)
 
     @property
     def anomalous(self) -> int:
-        """Those of them that were called so."""
+        """Number of anomalous images."""
         return sum(int(row["anomalous_b"]) for row in self.products)
 
     @property
     def thresholds(self) -> Mapping[str, float | None]:
-        """Of each product."""
+        """Thresholds by product."""
         return dict(self.runs[-1].get("thresholds", {}))
 
     @property
     def seconds(self) -> float | None:
-        """From start to end, all runs together; None if one of them has not told."""
-        told = [run["totals"].get("seconds") for run in self.runs]
-        return None if None in told else float(sum(told))
+        """Duration of all runs together; None if one of them is not recorded."""
+        durations = [run["totals"].get("seconds") for run in self.runs]
+        return None if None in durations else float(sum(durations))
 
     @property
     def resumed(self) -> int:
-        """Images that were scored by attempts which these seconds do not hold."""
+        """Number of images scored by earlier attempts, whose time is not part of `seconds`."""
         return sum(run["totals"].get("resumed", 0) for run in self.runs)
 
     @property
     def images_per_second(self) -> float | None:
-        """Without those of earlier attempts."""
+        """Images scored per second, without those of earlier attempts."""
         done = sum(run["totals"]["images"] for run in self.runs) - self.resumed
         return done / self.seconds if self.seconds else None
 
     @property
     def cost(self) -> float | None:
-        """Price per hour times hours; None if either is unknown."""
+        """Price per hour times hours; None if one of them is unknown."""
         if self.settings.price_per_hour is None or self.seconds is None:
             return None
         return self.settings.price_per_hour * self.seconds / 3600
@@ -137,13 +140,14 @@ def collect(
     out: Out,
     runs: Sequence[Mapping[str, Any]],
     settings: ReportSettings,
-    reading: FetchSettings,
-    watch: ProgressCallback,
+    fetch_settings: FetchSettings,
+    progress: ProgressCallback,
     tracker: str = "",
-) -> Facts:
-    """What there is to say of finished runs of one night and one model, given their records.
+) -> ReportData:
+    """Collect what a report shows about finished runs of one night and one model.
 
-    `runs` are in the order of their start. Raises UserError if jobs.expire took rows of one.
+    `runs` are their records in order of their start. Raises UserError if jobs.expire removed rows
+    of one of them.
     """
     for record in runs:
         run_records.check_not_expired(record)
@@ -153,59 +157,66 @@ def collect(
     with current_scores.opened(out) as database:
         measure = drift.load_runs(database, names, model_id, run_records.started_after(out, last))
         products = drift.drift_of(database, measure or "score", drift.SAMPLE).to_pylist()
-        here = [row for row in products if row["images_b"]]
+        tonight = [row for row in products if row["images_b"]]
         worst = report_queries.worst(database, model_id, settings.parts)
-        facts = Facts(
+        data = ReportData(
             runs=runs,
             settings=settings,
             statuses=report_queries.statuses(database),
-            products=sorted(here, key=lambda r: (-r["anomalous_b"], r["product"] or "")),
+            products=sorted(tonight, key=lambda r: (-r["anomalous_b"], r["product"] or "")),
             same_unit=measure == "score",
             has_earlier=measure is not None,
             histograms=report_queries.histograms(database, measure == "score"),
             parts=[],
             failed=report_queries.failed(database, model_id, settings.parts),
-            flips=report_queries.flips(database, settings.parts),
+            changed_verdicts=changed_verdicts(database, settings.parts),
             tracker=tracker,
         )
-    thresholds = facts.thresholds
+    thresholds = data.thresholds
 
-    def pictured(row: Row) -> Part:
-        return Part(row, _pictures(out, row, thresholds.get(row["product"]), settings, reading))
+    def add_pictures(row: Row) -> Part:
+        threshold = thresholds.get(row["product"])
+        return Part(row, _pictures(out, row, threshold, settings, fetch_settings))
 
     parts = []
     with ThreadPoolExecutor(_THREADS) as pool:
-        for part in pool.map(pictured, worst):
+        for part in pool.map(add_pictures, worst):
             parts.append(part)
-            watch("pictures", len(parts), len(worst), sum(not p.pictures.whole for p in parts))
-    return facts._replace(parts=parts)
+            missing = sum(not part.pictures.image for part in parts)
+            progress("pictures", len(parts), len(worst), missing)
+    return data._replace(parts=parts)
 
 
 def _pictures(
-    out: Out, row: Row, threshold: float | None, settings: ReportSettings, reading: FetchSettings
+    out: Out,
+    row: Row,
+    threshold: float | None,
+    settings: ReportSettings,
+    fetch_settings: FetchSettings,
 ) -> Pictures:
-    """The picture, if it is still what was scored, and its map, if one was drawn."""
+    """The image, if its file is unchanged since it was scored, and its map, if it has one."""
     try:
-        data = fetch(row["uri"], None, None, reading)
+        data = fetch(row["uri"], None, None, fetch_settings)
         if hashlib.sha256(data).hexdigest() != row["content_sha256"]:
-            return Pictures(note="No picture: what lies there now is not what was scored.")
+            return Pictures(note="No picture: the file has changed since it was scored.")
         depth = row["bit_depth"]
         picture = decode(data, DecodeSettings(depth if 9 <= depth <= 16 else None))
     except Failure as failure:
         return Pictures(note=f"No picture: {failure.reason}.")
     side, most = settings.thumbnail, settings.bytes_each
     small = overlays.thumbnail(picture, side)
-    whole = overlays.data_uri(small, most)
+    image = overlays.data_uri(small, most)
     close_up = ""
     if max(picture.width, picture.height) > 2 * side:
         detail = overlays.close_up(picture, row["peak_x"], row["peak_y"], side)
         close_up = overlays.data_uri(detail, most)
     if not row["map_uri"]:
-        return Pictures(whole, "", close_up, "No map was drawn of it.")
+        return Pictures(image, "", close_up, "No anomaly map was written.")
     try:
         location = out.map(row["model_id"], row["image_id"])
-        found = anomaly_map.decode(fetch(uris.make(location), None, None, reading))
+        map_data = fetch(uris.make(location), None, None, fetch_settings)
+        decoded_map = anomaly_map.decode(map_data)
     except (Failure, UserError):
-        return Pictures(whole, "", close_up, "Its map cannot be read any more.")
-    overlay = overlays.thumbnail_overlay(small, picture, found, threshold)
-    return Pictures(whole, overlays.data_uri(overlay, most), close_up)
+        return Pictures(image, "", close_up, "The anomaly map cannot be read.")
+    overlay = overlays.thumbnail_overlay(small, picture, decoded_map, threshold)
+    return Pictures(image, overlays.data_uri(overlay, most), close_up)

@@ -1,7 +1,4 @@
-"""What of a night people look at: how many, how high, the worst, the failed, the flipped.
-
-All of it is asked of the tables that `drift.load_runs` makes; what comes back is small.
-"""
+"""Queries of a report, over the tables that `drift.load_runs` makes; their answers are small."""
 
 from __future__ import annotations
 
@@ -17,34 +14,37 @@ Row = dict[str, Any]
 
 
 class Histogram(NamedTuple):
-    """Scores of one product in bins (BINS,) of one width; what lies beyond is in the outer ones."""
+    """Scores of one product in bins (BINS,) of equal width.
+
+    The outer bins also count the scores beyond `low` and `high`.
+    """
 
     low: float
     high: float
     normal: Counts
-    """Of the night, those not called anomalous."""
+    """Images of the night that are not anomalous."""
     anomalous: Counts
-    """Of the night, those called so."""
+    """Images of the night that are anomalous."""
     before: Counts
-    """Of all that was published before under the same model."""
+    """Images of earlier nights under the same model."""
 
 
-#: A single huge score must not press all others into one bin.
+#: Limits the range of the bins, so that a single huge score does not put all others into one bin.
 _HISTOGRAMS = """
     WITH scored AS (
-        SELECT side, product, score, coalesce(is_anomalous, false) AS called
+        SELECT side, product, score, coalesce(is_anomalous, false) AS is_anomalous
         FROM sides WHERE score IS NOT NULL AND (side = 'b' OR $same_unit)
     ),
-    inner_part AS (
+    inner_range AS (
         SELECT product, min(score) AS least, max(score) AS most,
                quantile_cont(score, 0.01) AS low, quantile_cont(score, 0.99) AS high
         FROM scored WHERE side = 'b' GROUP BY product
     ),
     ranges AS (
         SELECT product, greatest(least, 2 * low - high) AS low, least(most, 2 * high - low) AS high
-        FROM inner_part
+        FROM inner_range
     )
-    SELECT product, any_value(low) AS low, any_value(high) AS high, side, called, bin,
+    SELECT product, any_value(low) AS low, any_value(high) AS high, side, is_anomalous, bin,
            count(*) AS images
     FROM (
         SELECT scored.*, low, high,
@@ -53,30 +53,32 @@ _HISTOGRAMS = """
                     ELSE floor((score - low) / (high - low) * $bins) END AS bin
         FROM scored JOIN ranges ON scored.product IS NOT DISTINCT FROM ranges.product
     )
-    GROUP BY product, side, called, bin ORDER BY product, side, called, bin
+    GROUP BY product, side, is_anomalous, bin ORDER BY product, side, is_anomalous, bin
 """
 
 
 def histograms(database: duckdb.DuckDBPyConnection, same_unit: bool) -> dict[str | None, Histogram]:
-    """The scores of each product that has any; of those before only if their unit is the same."""
+    """A histogram of each product with scores; earlier scores only if their unit is the same."""
     answer = database.execute(_HISTOGRAMS, {"same_unit": same_unit, "bins": BINS})
-    found: dict[str | None, Histogram] = {}
-    for product, low, high, side, called, place, images in answer.fetchall():
-        if product not in found:
-            found[product] = Histogram(low, high, *(np.zeros(BINS, np.int64) for _ in range(3)))
-        mine = found[product]
-        counts = mine.before if side == "a" else mine.anomalous if called else mine.normal
-        counts[min(int(place), BINS - 1)] += images
-    return found
+    by_product: dict[str | None, Histogram] = {}
+    for product, low, high, side, is_anomalous, bin_number, images in answer.fetchall():
+        if product not in by_product:
+            empty = (np.zeros(BINS, np.int64) for _ in range(3))
+            by_product[product] = Histogram(low, high, *empty)
+        histogram = by_product[product]
+        verdict = histogram.anomalous if is_anomalous else histogram.normal
+        counts = histogram.before if side == "a" else verdict
+        counts[min(int(bin_number), BINS - 1)] += images
+    return by_product
 
 
 def statuses(database: duckdb.DuckDBPyConnection) -> dict[str, int]:
-    """How many images ended how, the most frequent first."""
+    """Number of images of each status, the most frequent first."""
     query = "SELECT status, count(*) FROM b GROUP BY status ORDER BY count(*) DESC, status"
     return dict(database.sql(query).fetchall())
 
 
-# Scores of different products have no common unit, so their worst take turns.
+# Scores of different products cannot be compared, so the worst of each product take turns.
 _WORST = """
     SELECT image_id, run_id FROM b WHERE score IS NOT NULL
     ORDER BY is_anomalous DESC NULLS LAST,
@@ -92,68 +94,25 @@ _FAILED = """
 
 
 def worst(database: duckdb.DuckDBPyConnection, model_id: str, most: int) -> list[Row]:
-    """Whole rows of the night: called anomalous first, the worst of each product in turn.
+    """Rows with the highest scores: anomalous images first, the worst of each product in turn.
 
-    They come back by score, the highest first.
+    Returned in descending order of score.
     """
-    found = _rows(database, _WORST, model_id, most)
-    return sorted(found, key=lambda row: (-row["score"], row["image_id"]))
+    rows = _complete_rows(database, _WORST, model_id, most)
+    return sorted(rows, key=lambda row: (-row["score"], row["image_id"]))
 
 
 def failed(database: duckdb.DuckDBPyConnection, model_id: str, most: int) -> list[Row]:
-    """Whole rows of the night without a score, some of each kind, by kind and address."""
-    found = _rows(database, _FAILED, model_id, most)
-    return sorted(found, key=lambda row: (row["status"], row["uri"], row["image_id"]))
+    """Rows of failed images, some of each status, in order of status and address."""
+    rows = _complete_rows(database, _FAILED, model_id, most)
+    return sorted(rows, key=lambda row: (row["status"], row["uri"], row["image_id"]))
 
 
-def _rows(database: duckdb.DuckDBPyConnection, chosen: str, model_id: str, most: int) -> list[Row]:
+def _complete_rows(
+    database: duckdb.DuckDBPyConnection, chosen: str, model_id: str, most: int
+) -> list[Row]:
+    """All columns of the rows whose `image_id` and `run_id` the query `chosen` selects."""
     where = "FROM scores_of($model) SEMI JOIN chosen USING (image_id, run_id)"
     query = f"WITH chosen AS ({chosen}) {where}"
-    found = database.sql(query, params={"model": model_id, "most": most}).to_arrow_table()
-    return list(found.to_pylist())
-
-
-# An archive may hold several members of one name; the k-th is compared with the k-th.
-_COMPARED = """
-    CREATE TABLE compared AS
-    WITH now AS (
-        SELECT *, row_number() OVER (PARTITION BY uri, run_id ORDER BY image_id) AS k FROM b
-    ),
-    numbered AS (
-        SELECT *, row_number() OVER (PARTITION BY uri, run_id ORDER BY image_id) AS k
-        FROM a SEMI JOIN b USING (uri)
-    ),
-    newest AS (
-        SELECT * FROM numbered WHERE is_anomalous IS NOT NULL
-        QUALIFY row_number() OVER (PARTITION BY uri, k ORDER BY scored_at DESC, run_id DESC) = 1
-    )
-    SELECT now.uri, now.product, now.is_anomalous, now.score, now.p_value,
-           newest.is_anomalous AS was_anomalous, newest.score AS score_before,
-           newest.p_value AS p_value_before, newest.run_id AS run_before
-    FROM now JOIN newest USING (uri, k) WHERE now.is_anomalous IS NOT NULL
-"""
-_FLIPPED = """
-    FROM compared WHERE is_anomalous <> was_anomalous
-    ORDER BY is_anomalous DESC, p_value, score DESC, uri LIMIT $most
-"""
-_COUNTED = """
-    SELECT count(*), count(*) FILTER (is_anomalous AND NOT was_anomalous),
-           count(*) FILTER (was_anomalous AND NOT is_anomalous) FROM compared
-"""
-
-
-class Flips(NamedTuple):
-    """How calls differ from those that the same addresses had before; some of those that do."""
-
-    compared: int
-    became_anomalous: int
-    became_normal: int
-    rows: list[Row]
-
-
-def flips(database: duckdb.DuckDBPyConnection, most: int) -> Flips:
-    """Calls against the newest one before, by address; what became anomalous comes first."""
-    database.execute(_COMPARED)
-    [(compared, became_anomalous, became_normal)] = database.sql(_COUNTED).fetchall()
-    rows = database.sql(_FLIPPED, params={"most": most}).to_arrow_table().to_pylist()
-    return Flips(compared, became_anomalous, became_normal, rows)
+    table = database.sql(query, params={"model": model_id, "most": most}).to_arrow_table()
+    return list(table.to_pylist())

@@ -1,4 +1,4 @@
-"""The job, with MLflow on SQLite; and its page in a real browser."""
+"""jobs.report with MLflow on SQLite, and its page in a real browser."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ def test_filters_leave_what_passes_all_of_them(page, browser):
     assert len(bolts) == sum(row[2] == "bolt" for row in everything)
     select(browser, "status", "unreadable")
     assert [row[3] for row in in_sight(browser)] == ["", ""]
-    select(browser, "call", "yes")
+    select(browser, "verdict", "yes")
     assert in_sight(browser) == []
     assert browser.value("document.querySelector('p.none').offsetHeight") > 0
     assert browser.value("document.getElementById('shown').textContent") == "0 of 36 shown"
@@ -291,7 +291,7 @@ def test_tables_stay_tables_to_a_screen_reader(page, browser, width):
     assert kinds.count("rowheader") > 36
     headings = [name for role, name in roles if role == "heading"]
     assert headings[0] == "Night of 2026-11-21"
-    assert "Worst parts, and failures" in headings
+    assert "Worst parts and failures" in headings
     named = {role: name for role, name in roles if role in {"searchbox", "status"}}
     assert named["searchbox"].startswith("Text")
     pictures = [name for role, name in roles if role in {"image", "img"}]

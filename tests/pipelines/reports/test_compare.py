@@ -1,4 +1,4 @@
-"""Two drawn runs with known differences, without Ray."""
+"""Two generated runs with known differences, without Ray."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from pipelines.tables import run_records
 from tests.runs import Part, finish, list_parts, model_of
 
 PRODUCTS = ("bolt", "../x", "<b>größe", "部品")
-THRESHOLD = 2.0  # of the drawn model
+THRESHOLD = 2.0  # of the generated model
 NONE = ScoreSettings("none", False, 100)
 
 
-def nothing(*_):
-    """Nobody watches."""
+def no_progress(*_):
+    """Reports no progress."""
 
 
 def first_night():
@@ -66,7 +66,7 @@ def nights(tmp_path_factory):
     labels = list_parts(f"{root}/labels.parquet", [*before, *after]).location
     first, second = run_records.latest(out, 2)
     settings = CompareSettings(join="uri", movers=3)
-    found = compare.compare(out, first, second, labels, settings, nothing)
+    found = compare.compare(out, first, second, labels, settings, no_progress)
     return out, runs, before, after, found
 
 
@@ -92,7 +92,7 @@ def changes(nights):
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
-def test_flips_are_counted_and_named_in_both_directions(nights, product):
+def test_changed_verdicts_are_counted_and_listed(nights, product):
     crossed = {
         (b.uri, "became_anomalous" if b.score > THRESHOLD else "became_normal")
         for a, b in pairs(nights, product)
@@ -109,13 +109,13 @@ def test_flips_are_counted_and_named_in_both_directions(nights, product):
         assert row[change] == sum(kind == change for _, kind in crossed)
 
 
-def test_both_directions_of_flips_are_among_the_drawn_ones(nights):
+def test_the_generated_runs_have_verdicts_changed_in_both_directions(nights):
     rows = nights[-1].products.to_pylist()
     assert sum(row["became_anomalous"] for row in rows) > 10
     assert sum(row["became_normal"] for row in rows) > 0
 
 
-def test_all_other_changes_are_named_once(nights):
+def test_all_other_changes_are_listed_once(nights):
     _, _, before, _, _ = nights
     found = [row for row in changes(nights) if not row["change"].startswith("became")]
     assert {row["change"]: row["uri"] for row in found} == {
@@ -141,7 +141,7 @@ def test_rank_correlations_are_scipys_of_the_joined_pairs(nights, product):
     assert row["kendall"] == pytest.approx(stats.kendalltau(*scores.T).statistic, rel=1e-12)
 
 
-def test_the_images_that_moved_most_are_named(nights):
+def test_the_images_whose_rank_changed_most_are_listed(nights):
     for product in PRODUCTS:
         both = pairs(nights, product)
         ranks = [stats.rankdata([pair[side].score for pair in both]) - 1 for side in (0, 1)]
@@ -180,7 +180,7 @@ def test_labels_say_which_run_was_wrong_more_often(nights):
     assert row["labelled"] == len(both)
 
 
-def test_pictures_lie_in_the_comparisons_folder_whatever_products_are_called(nights):
+def test_pictures_are_in_the_folder_of_the_comparison_for_any_product_name(nights):
     out, runs, *_, found = nights
     folder = out.comparisons(runs[0].run_id, runs[1].run_id)
     assert set(found.pictures) == set(PRODUCTS)
@@ -196,7 +196,7 @@ def test_pictures_lie_in_the_comparisons_folder_whatever_products_are_called(nig
 def test_by_image_id_other_versions_are_other_images(nights):
     out = nights[0]
     first, second = run_records.latest(out, 2)
-    found = compare.compare(out, first, second, "", CompareSettings(pictures=0), nothing)
+    found = compare.compare(out, first, second, "", CompareSettings(pictures=0), no_progress)
     rows = found.products.to_pylist()
     assert sum(row["both"] for row in rows) == 0
     assert sum(row["only_in_a"] for row in rows) == sum(row["only_in_b"] for row in rows) == 240
@@ -215,7 +215,7 @@ def test_of_different_models_p_values_and_ranks_are_compared_not_scores(tmp_path
     finish(str(tmp_path), scaled, model_of(["bolt"], seed=1), "2026-11-21", NONE)
     out = Out(str(tmp_path))
     first, second = run_records.latest(out, 2)
-    found = compare.compare(out, first, second, "", CompareSettings(), nothing)
+    found = compare.compare(out, first, second, "", CompareSettings(), no_progress)
     (row,) = found.products.to_pylist()
     assert row["measure"] == "p_value"
     assert row["spearman"] == pytest.approx(1)

@@ -1,4 +1,4 @@
-"""The page about drawn nights, without Ray: its facts, and that no name in it is more than text."""
+"""The report of generated nights, without Ray: its numbers, and that all names are escaped."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ EVIL = '<b onclick="window.ran=1">\u2066\x1b[2J'
 PRODUCTS = ("bolt", "nut", EVIL)
 NONE = ScoreSettings("none", False, 100)
 FLAGGED = ScoreSettings("flagged", False, 100)
-THRESHOLD = 2.0  # of the drawn model
+THRESHOLD = 2.0  # of the generated model
 
 
-def nothing(*_):
-    """Nobody watches."""
+def no_progress(*_):
+    """Reports no progress."""
 
 
 def pictured(root, part):
@@ -87,29 +87,29 @@ def nights(tmp_path_factory):
     return Out(root), before, after
 
 
-def gathered(out, runs=None, **settings):
+def collect(out, runs=None, **settings):
     chosen = ReportSettings(**settings)
     return report_data.collect(
-        out, runs or run_records.latest(out, 1), chosen, FetchSettings(), nothing
+        out, runs or run_records.latest(out, 1), chosen, FetchSettings(), no_progress
     )
 
 
 @pytest.fixture(scope="module")
-def found(nights):
-    return gathered(nights[0], parts=25, thumbnail=64)
+def data(nights):
+    return collect(nights[0], parts=25, thumbnail=64)
 
 
-def test_totals_are_those_of_the_table(nights, found):
+def test_totals_are_those_of_the_table(nights, data):
     _, _, after = nights
-    assert found.statuses == {"ok": 114, "unreadable": 6}
-    assert (found.images, found.failures) == (120, 6)
-    assert found.anomalous == sum(p.score is not None and p.score > THRESHOLD for p in after)
+    assert data.statuses == {"ok": 114, "unreadable": 6}
+    assert (data.images, data.failures) == (120, 6)
+    assert data.anomalous == sum(p.score is not None and p.score > THRESHOLD for p in after)
 
 
-def test_histograms_hold_every_score_once(nights, found):
+def test_histograms_hold_every_score_once(nights, data):
     _, before, after = nights
     for product in PRODUCTS:
-        drawn = found.histograms[product]
+        drawn = data.histograms[product]
         for parts, counts in ((after, drawn.normal + drawn.anomalous), (before, drawn.before)):
             scores = [p.score for p in parts if p.product == product and p.score is not None]
             assert counts.sum() == len(scores)
@@ -127,55 +127,55 @@ def test_one_huge_score_leaves_the_histogram_readable(tmp_path):
     rng = np.random.default_rng(0)
     parts = [Part(f"{i}.png", "bolt", float(rng.normal(1.5, 0.1))) for i in range(500)]
     finish(str(tmp_path), [*parts, Part("x.png", "bolt", 1e9)], model_of(["bolt"]), settings=NONE)
-    drawn = gathered(Out(str(tmp_path)), parts=0).histograms["bolt"]
+    drawn = collect(Out(str(tmp_path)), parts=0).histograms["bolt"]
     assert drawn.high < 3
     assert (drawn.normal > 0).sum() > 10
     assert drawn.anomalous[-1] == 1
 
 
-def test_the_worst_of_each_product_come_in_turn(nights, found):
+def test_the_worst_of_each_product_come_in_turn(nights, data):
     _, _, after = nights
     turns = []
     for product in PRODUCTS:
         high = [p.score for p in after if p.product == product and (p.score or 0) > THRESHOLD]
         turns += [(turn, -score) for turn, score in enumerate(sorted(high, reverse=True))]
     expected = sorted((-score for _, score in sorted(turns)[:25]), reverse=True)
-    assert [part.row["score"] for part in found.parts] == expected
-    assert {part.row["product"] for part in found.parts} == set(PRODUCTS)
+    assert [part.row["score"] for part in data.parts] == expected
+    assert {part.row["product"] for part in data.parts} == set(PRODUCTS)
 
 
-def test_failures_of_every_kind_are_named_within_the_bound(nights, found):
-    assert [row["status"] for row in found.failed] == ["unreadable"] * 6
-    assert len(gathered(nights[0], parts=2).failed) == 2
+def test_failures_of_every_kind_are_named_within_the_bound(nights, data):
+    assert [row["status"] for row in data.failed] == ["unreadable"] * 6
+    assert len(collect(nights[0], parts=2).failed) == 2
 
 
-def test_flips_are_those_of_the_same_addresses(nights, found):
+def test_changed_verdicts_are_those_of_the_same_addresses(nights, data):
     _, before, after = nights
     crossed = {"up": set(), "down": set()}
     for was, now in zip(before, after, strict=True):
         if was.score is not None and (was.score > THRESHOLD) != (now.score > THRESHOLD):
             crossed["up" if now.score > THRESHOLD else "down"].add(now.uri)
-    flips = gathered(nights[0], parts=1000).flips
-    assert flips.compared == 114
-    assert flips.became_anomalous == len(crossed["up"]) > 0
-    assert flips.became_normal == len(crossed["down"]) > 0
-    assert {r["uri"] for r in flips.rows if r["is_anomalous"]} == crossed["up"]
-    assert {r["uri"] for r in flips.rows if not r["is_anomalous"]} == crossed["down"]
-    assert len(found.flips.rows) == 25
-    assert found.flips[:3] == flips[:3]
+    verdicts = collect(nights[0], parts=1000).changed_verdicts
+    assert verdicts.compared == 114
+    assert verdicts.became_anomalous == len(crossed["up"]) > 0
+    assert verdicts.became_normal == len(crossed["down"]) > 0
+    assert {r["uri"] for r in verdicts.rows if r["is_anomalous"]} == crossed["up"]
+    assert {r["uri"] for r in verdicts.rows if not r["is_anomalous"]} == crossed["down"]
+    assert len(data.changed_verdicts.rows) == 25
+    assert data.changed_verdicts[:3] == verdicts[:3]
 
 
-def test_only_what_drifted_drifts(found):
-    drift = {row["product"]: row for row in found.products}
+def test_only_what_drifted_drifts(data):
+    drift = {row["product"]: row for row in data.products}
     assert drift["bolt"]["psi"] > 0.25
     assert drift["bolt"]["ks_q"] < 0.01 < drift["nut"]["ks_q"]
 
 
 def test_an_earlier_night_is_not_compared_with_later_ones(nights):
     out = nights[0]
-    first = gathered(out, run_records.latest(out, 2)[:1], parts=5)
+    first = collect(out, run_records.latest(out, 2)[:1], parts=5)
     assert not first.has_earlier
-    assert first.flips == (0, 0, 0, [])
+    assert first.changed_verdicts == (0, 0, 0, [])
     assert {row["ks"] for row in first.products} == {None}
     assert b"There is no earlier night" in report.render(out, first)
 
@@ -193,30 +193,30 @@ def test_runs_of_one_night_are_one_and_the_last_word_counts(tmp_path):
         files.write_json(out.run(run.run_id), record)
     runs = run_records.of_night(out, "2026-11-20")
     assert [run["run_id"] for run in runs] == [first.run_id, second.run_id]
-    night = gathered(out, runs)
+    night = collect(out, runs)
     assert night.images == 11
     assert {part.row["uri"]: part.row["score"] for part in night.parts}[parts[0].uri] == 9.0
     with pytest.raises(FileNotFoundError, match="no finished run of the night 2026-11-19"):
         run_records.of_night(out, "2026-11-19")
 
 
-def test_of_another_model_calls_and_p_values_are_compared_but_no_scores(tmp_path):
+def test_of_another_model_verdicts_and_p_values_are_compared_but_not_scores(tmp_path):
     parts = [Part(f"{i}.png", "bolt", i / 10) for i in range(40)]
     out = Out(str(tmp_path))
     finish(str(tmp_path), parts, model_of(["bolt"]), "2026-11-20", NONE)
     lower = [replace(part, score=part.score - 1) for part in parts]
     finish(str(tmp_path), lower, model_of(["bolt"], seed=1), "2026-11-21", NONE)
-    night = gathered(out)
+    night = collect(out)
     assert (night.has_earlier, night.same_unit) == (True, False)
     assert night.products[0]["measure"] == "p_value"
     assert not night.histograms["bolt"].before.any()
-    assert night.flips.became_normal == 10
+    assert night.changed_verdicts.became_normal == 10
 
 
 def test_what_is_left_of_an_expired_run_is_no_report(nights):
     record = run_records.latest(nights[0], 1)[0] | {"expired": {"rows": 3, "at": "2026-12-01"}}
     with pytest.raises(UserError, match=r"only the 3 rows remain"):
-        gathered(nights[0], [record])
+        collect(nights[0], [record])
 
 
 def test_pictures_are_shown_as_they_were_scored_or_a_sentence_says_why_not(tmp_path):
@@ -230,33 +230,33 @@ def test_pictures_are_shown_as_they_were_scored_or_a_sentence_says_why_not(tmp_p
     os.remove(f"{root}/parts/gone.png")
     Image.new("L", (80, 60)).save(f"{root}/parts/replaced.png")
     os.remove(run.out.map(run.model.card.model_id, parts[3].image_id))
-    shown = [part.pictures for part in gathered(run.out).parts]
-    whole, overlay = ([bool(getattr(s, kind)) for s in shown] for kind in ("whole", "overlay"))
-    assert whole == [True, False, False, True, True]
+    shown = [part.pictures for part in collect(run.out).parts]
+    images, overlay = ([bool(getattr(s, kind)) for s in shown] for kind in ("image", "overlay"))
+    assert images == [True, False, False, True, True]
     assert overlay == [True, False, False, False, False]
     assert [s.note for s in shown] == [
         "",
         "No picture: it was listed, but no longer exists.",
-        "No picture: what lies there now is not what was scored.",
-        "Its map cannot be read any more.",
-        "No map was drawn of it.",
+        "No picture: the file has changed since it was scored.",
+        "The anomaly map cannot be read.",
+        "No anomaly map was written.",
     ]
     assert not any(s.close_up for s in shown)
-    assert all(part.pictures.close_up for part in gathered(run.out, parts=1, thumbnail=32).parts)
+    assert all(part.pictures.close_up for part in collect(run.out, parts=1, thumbnail=32).parts)
 
 
 def test_time_and_cost_are_those_on_record(nights):
     out = nights[0]
     record = run_records.latest(out, 1)[0]
-    assert gathered(out, parts=0, price_per_hour=3.0).cost is None  # no seconds are on record
+    assert collect(out, parts=0, price_per_hour=3.0).cost is None  # no seconds are on record
     timed = record | {"totals": record["totals"] | {"seconds": 1800.0, "resumed": 30}}
-    told = gathered(out, [timed], parts=0, price_per_hour=3.0, currency="EUR")
-    assert told.cost == pytest.approx(1.5)
-    assert told.images_per_second == pytest.approx(90 / 1800)
-    page = report.render(out, told).decode()
+    timed_night = collect(out, [timed], parts=0, price_per_hour=3.0, currency="EUR")
+    assert timed_night.cost == pytest.approx(1.5)
+    assert timed_night.images_per_second == pytest.approx(90 / 1800)
+    page = report.render(out, timed_night).decode()
     assert "1.50 <small>EUR</small>" in page
-    assert "in 30 min, without the 30 of earlier attempts" in page
-    free = gathered(out, [timed], parts=0)
+    assert "in 30 min, not counting 30 images of earlier attempts" in page
+    free = collect(out, [timed], parts=0)
     assert free.cost is None
     assert "Cost" not in report.render(out, free).decode()
 
@@ -290,8 +290,8 @@ class Elements(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def page(nights, found):
-    return Elements(report.render(nights[0], found).decode())
+def page(nights, data):
+    return Elements(report.render(nights[0], data).decode())
 
 
 def test_hostile_names_are_text_and_nothing_else(page):
@@ -308,7 +308,17 @@ def test_hostile_names_are_text_and_nothing_else(page):
     assert all(c.isprintable() or c == "\n" for c in text)
 
 
-def test_links_lead_to_the_table_and_the_tracker_alone(nights, page, found):
+def test_large_numbers_have_commas_between_thousands(nights, data):
+    many = data._replace(statuses={"ok": 1234567, "unreadable": 2223})
+    page = Elements(report.render(nights[0], many).decode())
+    text = " ".join(" ".join(page.text).split())
+    assert "Images 1,236,790" in text
+    assert "Failed 2,223" in text
+    assert "\\u" not in text.replace("\\u202e", "").replace("\\u2066", "")
+    assert [report.count(value) for value in (0, 999, 1000)] == ["0", "999", "1,000"]
+
+
+def test_links_lead_to_the_table_and_the_tracker_alone(nights, page, data):
     out = nights[0]
     run = run_records.latest(out, 1)[0]
     below = f"../scores/night=2026-11-21/run={run['run_id']}/part-00000.parquet"
@@ -318,9 +328,9 @@ def test_links_lead_to_the_table_and_the_tracker_alone(nights, page, found):
         ("javascript:window.ran=1", False),
         ("sqlite:////tmp/mlflow.db", False),
     ):
-        told = Elements(report.render(out, found._replace(tracker=tracker)).decode())
-        assert (tracker in [attrs["href"] for attrs in told.of("a")]) == linked
-        assert tracker in "".join(told.text)
+        shown = Elements(report.render(out, data._replace(tracker=tracker)).decode())
+        assert (tracker in [attrs["href"] for attrs in shown.of("a")]) == linked
+        assert tracker in "".join(shown.text)
 
 
 def test_nothing_is_loaded_from_anywhere(page):
@@ -343,40 +353,40 @@ def test_everything_has_a_name_for_those_who_do_not_see_it(page):
     assert len(page.of("h1")) == 1
 
 
-def test_the_page_is_bounded_in_number_and_size(nights, found):
+def test_the_page_is_bounded_in_number_and_size(nights, data):
     out = nights[0]
-    small = found.settings
-    page = report.render(out, found)
+    small = data.settings
+    page = report.render(out, data)
     pictures = Elements(page.decode()).of("img")
     assert len(pictures) <= 3 * 25
     longest = max(len(attrs["src"]) for attrs in pictures)
     assert longest <= small.bytes_each * 4 / 3 + 100
-    many = gathered(out, parts=1, thumbnail=32)
+    many = collect(out, parts=1, thumbnail=32)
     assert len(report.render(out, many)) < len(page) / 3
-    rows = [dict(found.products[0], product=f"p{i}") for i in range(1000)]
-    told = report.render(out, found._replace(products=rows, histograms={})).decode()
-    assert "900 more products" in told
-    assert told.count("no scores") == 100
+    rows = [dict(data.products[0], product=f"p{i}") for i in range(1000)]
+    html = report.render(out, data._replace(products=rows, histograms={})).decode()
+    assert "900 more products with fewer anomalous images are not listed" in html
+    assert html.count("no scores") == 100
 
 
 def test_the_page_is_written_whole_below_the_output_folder(nights):
     out = nights[0]
     runs = run_records.latest(out, 1)
     settings = ReportSettings(parts=3)
-    location = report.report(out, runs, "a", settings, FetchSettings(), nothing)
+    location = report.report(out, runs, "a", settings, FetchSettings(), no_progress)
     assert location == f"{out.root}/reports/a.html"
     assert files.names(f"{out.root}/reports") == ["a.html"]
-    data = files.read_bytes(location)
-    assert data.startswith(b"<!DOCTYPE html>")
-    assert data.rstrip().endswith(b"</html>")
+    html = files.read_bytes(location)
+    assert html.startswith(b"<!DOCTYPE html>")
+    assert html.rstrip().endswith(b"</html>")
     # The same night gives the same page.
-    assert data == report.render(out, gathered(out, parts=3))
+    assert html == report.render(out, collect(out, parts=3))
 
 
 def test_bars_stand_on_the_ground_and_one_among_millions_is_seen():
     normal, anomalous, before = (np.zeros(BINS, np.int64) for _ in range(3))
     normal[4], normal[5], anomalous[5], anomalous[40], before[3] = 4_000_000, 500_000, 500_000, 1, 9
-    drawn = report.draw(Histogram(0.0, 4.8, normal, anomalous, before), 2.4)
+    drawn = report.draw_histogram(Histogram(0.0, 4.8, normal, anomalous, before), 2.4)
     bars = {(bar.x, kind): bar for kind in ("normal", "anomalous") for bar in getattr(drawn, kind)}
     assert set(bars) == {(32, "normal"), (40, "normal"), (40, "anomalous"), (320, "anomalous")}
     tall, part, rest = bars[32, "normal"], bars[40, "anomalous"], bars[40, "normal"]
@@ -389,4 +399,4 @@ def test_bars_stand_on_the_ground_and_one_among_millions_is_seen():
     high = [point for point in drawn.before.split() if not point.endswith(",72")]
     assert high == ["24,2", "32,2"]
     nothing_before = Histogram(0.0, 4.8, normal, anomalous, before * 0)
-    assert report.draw(nothing_before, 9.0)[2:] == ("", None)
+    assert report.draw_histogram(nothing_before, 9.0)[2:] == ("", None)

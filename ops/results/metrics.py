@@ -1,4 +1,4 @@
-"""How well scores and maps separate defective from good; everything is per product."""
+"""How well scores and maps separate defective from good, for one product."""
 
 from __future__ import annotations
 
@@ -16,63 +16,63 @@ _EIGHT = np.ones((3, 3), dtype=int)
 
 
 class Curve(NamedTuple):
-    """Points of a curve from (0, 0) that never falls, x and y in [0, 1]; straight between them."""
+    """A non-decreasing curve from (0, 0), x and y in [0, 1], linear between its points."""
 
     x: Floats
     y: Floats
 
     def area(self, limit: float = 1.0) -> float:
-        """Mean height for x up to `limit`, which is cut at exactly."""
+        """Mean height for x in [0, limit], with the height at `limit` interpolated."""
         inside = self.x <= limit
         x, y = self.x[inside], self.y[inside]
         end = np.interp(limit, self.x, self.y)
         return float(np.trapezoid(np.append(y, end), np.append(x, limit)) / limit)
 
     def area_error(self, limit: float = 1.0) -> float:
-        """How far `area` may be off if between two points the curve rose in another way.
+        """A bound on the error of `area`, whatever the true curve is between its points.
 
-        Whatever way stays inside of their rectangle, and the straight one halves it; `limit` may
-        cut one rectangle, of which most then lies above the straight way.
+        Between two points the true curve stays within their rectangle, which the straight line
+        halves. A rectangle that `limit` cuts may lie above the line by more than half.
         """
         inside = self.x <= limit
         x, y = self.x[inside], self.y[inside]
-        found = float((np.diff(x) * np.diff(y)).sum()) / 2
+        error = float((np.diff(x) * np.diff(y)).sum()) / 2
         if x[-1] < limit:
             above = self.y[len(x)] - (y[-1] + np.interp(limit, self.x, self.y)) / 2
-            found += float((limit - x[-1]) * above)
-        return found / limit
+            error += float((limit - x[-1]) * above)
+        return error / limit
 
     def thinned(self, step: float = 0.001) -> Curve:
-        """Few enough points to draw: none is farther than `step` from those left."""
+        """A curve of few points, for plots: every point lies within `step` of one that is left."""
         cell = np.floor((self.x + self.y) / step)
         first = np.unique(cell, return_index=True)[1]
         last = np.append(first[1:] - 1, len(cell) - 1)
-        kept = np.union1d(first, last)
-        return Curve(self.x[kept], self.y[kept])
+        rows = np.union1d(first, last)
+        return Curve(self.x[rows], self.y[rows])
 
 
 def roc(scores: Floats, labels: Bools) -> Curve | None:
-    """Share of defective images found over share of good ones called defective.
+    """The ROC curve of images: true positive rate over false positive rate.
 
-    Its area is the chance that a defective image scores above a good one, ties at half (Hanley and
-    McNeil 1982). None without both kinds.
+    Its area is the probability that a defective image scores above a good one, where ties count
+    half (Hanley and McNeil 1982). None unless there are good and defective images.
     """
     if labels.all() or not labels.any():
         return None
-    start = np.unique(-scores, return_inverse=True)[1]  # descending, equal scores together
-    hits, alarms = np.bincount(start, weights=labels), np.bincount(start, weights=~labels)
-    return _rising(alarms, hits, float(hits.sum()))
+    rank = np.unique(-scores, return_inverse=True)[1]  # descending; equal scores share a rank
+    hits, alarms = np.bincount(rank, weights=labels), np.bincount(rank, weights=~labels)
+    return _cumulated(alarms, hits, float(hits.sum()))
 
 
-def _rising(x: npt.NDArray[Any], y: npt.NDArray[Any], top: float) -> Curve:
-    """The curve of two running sums; where nothing was added there is no point."""
+def _cumulated(x: npt.NDArray[Any], y: npt.NDArray[Any], top: float) -> Curve:
+    """The curve of two cumulated sums: x over its total, y over `top`. Zero steps are left out."""
     added = (x > 0) | (y > 0)
     x, y = np.cumsum(x[added]), np.cumsum(y[added])
     return Curve(np.concatenate([[0.0], x / x[-1]]), np.concatenate([[0.0], y / top]))
 
 
 class Threshold(NamedTuple):
-    """Scores of at least `threshold` are called defective; with errors counted at it."""
+    """A threshold, and the errors if images that reach it are called defective."""
 
     threshold: float
     f1: float
@@ -81,12 +81,12 @@ class Threshold(NamedTuple):
 
 
 def best_f1(scores: Floats, labels: Bools) -> Threshold | None:
-    """The F1-optimal threshold among the scores; the larger on ties. An oracle: it sees labels."""
+    """The score that as a threshold has the highest F1, the largest on ties. It uses the labels."""
     if not labels.any():
         return None
-    values, start = np.unique(-scores, return_inverse=True)  # descending
-    hits = np.cumsum(np.bincount(start, weights=labels, minlength=len(values)))
-    called = np.cumsum(np.bincount(start, minlength=len(values)))
+    values, rank = np.unique(-scores, return_inverse=True)  # descending
+    hits = np.cumsum(np.bincount(rank, weights=labels, minlength=len(values)))
+    called = np.cumsum(np.bincount(rank, minlength=len(values)))
     positives = labels.sum()
     f1 = 2 * hits / (called + positives)
     best = int(np.argmax(f1))  # the first, so the largest threshold
@@ -95,20 +95,20 @@ def best_f1(scores: Floats, labels: Bools) -> Threshold | None:
 
 
 def count_regions(mask: Bools) -> int:
-    """Connected defects of a mask, neighbours at corners included."""
+    """The number of 8-connected regions of a mask (h, w)."""
     return int(connected_components(mask, structure=_EIGHT)[1])
 
 
 class PixelHistogram:
-    """Pixel metrics of any number of maps in fixed memory, merged by addition.
+    """Pixel metrics of any number of maps, in fixed memory; histograms merge by addition.
 
-    Maps are 16-bit images on one scale, so 65,536 bins lose nothing: the curves are exact for the
-    maps as published, with `roc().area()` the AUROC (ties at half) and `pro_curve().area(0.3)` PRO
-    (Bergmann et al. 2021, per-region overlap). Against the maps before they were rounded to grey
-    levels each area is off by at most its `area_error`.
+    Maps are 16-bit images on one scale, so 65,536 bins make the curves exact for the stored maps:
+    `roc().area()` is the pixel AUROC (ties count half), `pro_curve().area(0.3)` is the per-region
+    overlap (Bergmann et al. 2021). Compared with the maps before rounding to grey levels, each
+    area is off by at most its `area_error`.
 
-    Per grey level: good pixels, defective pixels, and the sum over defective pixels of 1 / size of
-    their region.
+    Per grey level the histogram holds the number of good pixels, the number of defective pixels,
+    and the sum of 1 / (size of the region) over defective pixels.
     """
 
     def __init__(self) -> None:
@@ -118,7 +118,7 @@ class PixelHistogram:
         self.images = 0
 
     def add(self, levels: npt.NDArray[np.uint16], mask: Bools) -> None:
-        """Take in one map (h, w) and its mask (h, w)."""
+        """Add the grey levels (h, w) and the mask (h, w) of one image."""
         labels, regions = connected_components(mask, structure=_EIGHT)
         sizes = np.bincount(labels.ravel(), minlength=regions + 1).astype(np.float64)
         share = 1 / sizes[labels[mask]]
@@ -135,15 +135,15 @@ class PixelHistogram:
         self.images += other.images
 
     def roc(self) -> Curve | None:
-        """Share of defective pixels found over that of good ones; None without both kinds."""
+        """The ROC curve of pixels; None unless there are good and defective pixels."""
         good, bad, _ = self.counts[:, ::-1]
         if not good.sum() or not bad.sum():
             return None
-        return _rising(good, bad, float(bad.sum()))
+        return _cumulated(good, bad, float(bad.sum()))
 
     def pro_curve(self) -> Curve | None:
-        """Mean share of a region that is found, over that of good pixels; None without both."""
+        """Mean overlap of regions over the false positive rate; None if either is undefined."""
         good, _, share = self.counts[:, ::-1]
         if not good.sum() or not self.regions:
             return None
-        return _rising(good, share, self.regions)
+        return _cumulated(good, share, self.regions)

@@ -1,4 +1,4 @@
-"""The score table: its schema, published with meanings, and the check of a table against it."""
+"""The score table: its schema, whose field metadata describes the columns, and its rules."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ _STATUS = "; ".join(f"{status}: {meaning}" for status, meaning in STATUSES.items
 SCHEMA = pa.schema(
     [
         column("image_id", pa.string(), "128-bit hash of uri and version, in hex", False),
-        column("uri", pa.string(), "full address; a member of an archive stands behind #", False),
-        column("product", pa.string(), "what the picture shows; chooses the detector"),
-        column("content_sha256", pa.string(), "hash of the file's bytes; null if never read"),
+        column("uri", pa.string(), "full address; a member of an archive follows #", False),
+        column("product", pa.string(), "what the picture shows; selects the detector"),
+        column("content_sha256", pa.string(), "SHA-256 of the file's bytes; null if not read"),
         column("width", pa.int32(), "pixels of the upright picture"),
         column("height", pa.int32(), "pixels of the upright picture"),
-        column("bit_depth", pa.int8(), "bits per sample that the values were scaled by"),
+        column("bit_depth", pa.int8(), "bits per sample that values are scaled by"),
         column("status", pa.string(), _STATUS, False),
-        column("reason", pa.string(), "a sentence, if status is not ok"),
+        column("reason", pa.string(), "why there is no score; null if status is ok"),
         column("score", pa.float64(), "raw, larger is more anomalous; null if status is not ok"),
-        column("p_value", pa.float64(), "share of good images that score as high; null: unknown"),
-        column("is_anomalous", pa.bool_(), "score above the model's threshold; null: unknown"),
+        column("p_value", pa.float64(), "share of good images that score as high; null if unknown"),
+        column("is_anomalous", pa.bool_(), "score above the model's threshold; null if unknown"),
         column("peak_x", pa.int32(), "where the map is largest, in pixels of the picture"),
         column("peak_y", pa.int32(), "where the map is largest, in pixels of the picture"),
-        column("map_uri", pa.string(), "16-bit PNG of the map; null if none was asked for"),
+        column("map_uri", pa.string(), "16-bit PNG of the map; null if none was written"),
         column("model_id", pa.string(), "hash of the model's content", False),
         column("run_id", pa.string(), "the run that wrote this row", False),
-        column("scored_at", pa.timestamp("ms", "UTC"), "when", False),
+        column("scored_at", pa.timestamp("ms", "UTC"), "when the image was scored", False),
     ],
     metadata={"nightloupe": "scores 1"},
 )
 
 
 class Rule(NamedTuple):
-    """What no row of a score table may be."""
+    """A condition that no row of a score table may meet."""
 
-    offence: str
-    """Such rows, in words that a count can stand before."""
+    description: str
+    """The rows that break the rule, in words that follow a count."""
     columns: tuple[str, ...]
-    """Where it shows."""
-    broken: Callable[[pa.Table], pa.ChunkedArray]
-    """Which rows are, one boolean each; null is no."""
+    """The columns to show of such rows."""
+    breaks: Callable[[pa.Table], pa.ChunkedArray]
+    """Which rows of a table break the rule: booleans, where null means no."""
 
 
 def _ok(rows: pa.Table) -> pa.ChunkedArray:
@@ -57,11 +57,11 @@ def _failed(rows: pa.Table) -> pa.ChunkedArray:
     return pc.invert(_ok(rows))
 
 
-def _null(name: str) -> Rule:
+def _required(name: str) -> Rule:
     return Rule(f"rows whose {name} is null", (name,), lambda rows: pc.is_null(rows[name]))
 
 
-def _incomplete(name: str) -> Rule:
+def _required_if_ok(name: str) -> Rule:
     return Rule(
         f"ok rows without {name}",
         (name,),
@@ -69,7 +69,7 @@ def _incomplete(name: str) -> Rule:
     )
 
 
-def _overfull(name: str) -> Rule:
+def _null_if_failed(name: str) -> Rule:
     return Rule(
         f"failed rows with {name}",
         ("status", name),
@@ -77,15 +77,15 @@ def _overfull(name: str) -> Rule:
     )
 
 
-def _beyond(rows: pa.Table, at: str, size: str) -> pa.ChunkedArray:
-    """Whether a place lies outside of [0, size)."""
+def _outside(rows: pa.Table, at: str, size: str) -> pa.ChunkedArray:
+    """Whether a coordinate lies outside of [0, size)."""
     return pc.or_kleene(pc.less(rows[at], 0), pc.greater_equal(rows[at], rows[size]))
 
 
 _KNOWN = pa.array(sorted(STATUSES))
-#: Of rows whose columns are those of the schema.
+#: The rules, for tables with the columns of the schema.
 RULES = (
-    *(_null(field.name) for field in SCHEMA if not field.nullable),
+    *(_required(field.name) for field in SCHEMA if not field.nullable),
     Rule(
         "rows of an unknown status",
         ("status",),
@@ -100,9 +100,9 @@ RULES = (
             _ok(rows), pc.invert(pc.fill_null(pc.is_finite(rows["score"]), False))
         ),
     ),
-    *map(_incomplete, ("product", "content_sha256", "width", "height", "bit_depth")),
-    *map(_incomplete, ("peak_x", "peak_y")),
-    *map(_overfull, ("score", "p_value", "is_anomalous", "map_uri")),
+    *map(_required_if_ok, ("product", "content_sha256", "width", "height", "bit_depth")),
+    *map(_required_if_ok, ("peak_x", "peak_y")),
+    *map(_null_if_failed, ("score", "p_value", "is_anomalous", "map_uri")),
     Rule(
         "failed rows without reason",
         ("status",),
@@ -119,25 +119,25 @@ RULES = (
         "rows whose peak lies outside of the picture",
         ("peak_x", "peak_y", "width", "height"),
         lambda rows: pc.or_kleene(
-            _beyond(rows, "peak_x", "width"), _beyond(rows, "peak_y", "height")
+            _outside(rows, "peak_x", "width"), _outside(rows, "peak_y", "height")
         ),
     ),
 )
 
 
 def has_columns(schema: pa.Schema) -> bool:
-    """Whether a table has the columns of the score schema, in name, type and order."""
+    """Whether names, types and order of the columns are those of the score schema."""
     return bool(schema.names == SCHEMA.names and schema.types == SCHEMA.types)
 
 
-def offenders(table: pa.Table, rule: Rule) -> pa.Table:
+def rows_breaking(table: pa.Table, rule: Rule) -> pa.Table:
     """The rows that break a rule."""
-    return table.filter(pc.fill_null(rule.broken(table), False))
+    return table.filter(pc.fill_null(rule.breaks(table), False))
 
 
 def violations(table: pa.Table) -> list[str]:
-    """What in a score table breaks the schema's rules; empty if nothing does."""
+    """The broken rules of a score table, in words; empty if it is valid."""
     if not has_columns(table.schema):
-        return [f"columns are {table.schema}, not those of the score schema"]
-    counts = {rule.offence: len(offenders(table, rule)) for rule in RULES}
-    return [f"{count} {offence}" for offence, count in counts.items() if count]
+        return [f"the columns are {table.schema}, not those of the score schema"]
+    counts = {rule.description: len(rows_breaking(table, rule)) for rule in RULES}
+    return [f"{count} {description}" for description, count in counts.items() if count]

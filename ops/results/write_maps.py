@@ -1,29 +1,25 @@
-"""Patch scores to maps: where the peak lies, and the PNG files that were asked for."""
+"""From patch scores to anomaly maps: peaks, and the PNG files that a run asks for."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-from PIL import Image
 
 from ops.images.resize import InputSettings, geometry, unpack
-from ops.results import anomaly_map
-from ops.results.anomaly_map import Scale
+from ops.results import anomaly_map, overlays
+from ops.results.anomaly_map import Map, Scale
+from ops.results.overlays import Pixels8
 from ops.storage import files, uris
 from ops.storage.paths import Out
 
-Colours = npt.NDArray[np.uint8]
+#: Which images of a run get a PNG of their map.
 Policy = Literal["none", "flagged", "all"]
-#: Pixels along a side of the pictures in a sketch.
-_SKETCH = 128
-#: What drawing adds to the columns of its rows.
-DRAWN = pa.schema(
+#: The columns that `DrawMaps` adds.
+MAP_COLUMNS = pa.schema(
     [
         ("peak_x", pa.int32()),
         ("peak_y", pa.int32()),
@@ -35,9 +31,10 @@ DRAWN = pa.schema(
 
 @dataclass(frozen=True)
 class DrawMaps:
-    """Finds peaks, and writes the maps that `policy` asks for.
+    """Finds the peaks of maps, and writes the maps that `policy` selects.
 
-    A map's address follows from the model and the image alone, so writing it again changes nothing.
+    The address of a map depends on the model and the image alone, so repeating a batch overwrites
+    each file with the same content.
     """
 
     model_id: str
@@ -48,28 +45,31 @@ class DrawMaps:
     out: Out
     policy: Policy
     overlays: bool = False
-    columns: ClassVar[pa.Schema] = DRAWN
+    columns: ClassVar[pa.Schema] = MAP_COLUMNS
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """One row out for every row in, in the same order; patch scores and pixels end here."""
-        drawn = [self._one(row) if row["status"] == "ok" else {} for row in rows.to_pylist()]
+        """One row out for every row in, in the same order, without patch scores and pixels."""
+        added = [self._added(row) if row["status"] == "ok" else {} for row in rows.to_pylist()]
         rows = rows.drop_columns(
             [c for c in ("patch_scores", "grid_width", "pixels") if c in rows.schema.names]
         )
-        table = pa.Table.from_pylist(drawn, self.columns)
+        table = pa.Table.from_pylist(added, self.columns)
         for name in self.columns.names:
             rows = rows.append_column(name, table[name])
         return rows
 
-    def _one(self, row: dict[str, Any]) -> dict[str, object]:
-        cells = np.frombuffer(row["patch_scores"], "<f4").reshape(-1, row["grid_width"])
-        return self._drawn(row, anomaly_map.draw(cells, self.input.size, self.sigma))
+    def _added(self, row: dict[str, Any]) -> dict[str, object]:
+        """The added columns of an ok row."""
+        patch_scores = np.frombuffer(row["patch_scores"], "<f4").reshape(-1, row["grid_width"])
+        values = anomaly_map.upsample(patch_scores, self.input.size, self.sigma)
+        return self._draw(row, values)
 
-    def _drawn(self, row: dict[str, Any], values: anomaly_map.Map) -> dict[str, object]:
+    def _draw(self, row: dict[str, Any], values: Map) -> dict[str, object]:
+        """The added columns of a row with this map; writes its files."""
         where = geometry(row["width"], row["height"], self.input)
         x, y = anomaly_map.peak(values, where)
         top = self.scale.offset + self.scale.scale * (anomaly_map.LEVELS - 1)
-        out: dict[str, object] = {
+        added: dict[str, object] = {
             "peak_x": min(x, row["width"] - 1),
             "peak_y": min(y, row["height"] - 1),
             "saturated": bool(values.max() > top),
@@ -78,53 +78,28 @@ class DrawMaps:
             location = self.out.map(self.model_id, row["image_id"])
             png = anomaly_map.encode(values, self.scale, where, self.model_id)
             files.write_bytes(location, png)
-            out["map_uri"] = uris.make(location)
+            added["map_uri"] = uris.make(location)
             if self.overlays:
-                self._overlay(row, values)
-        return out
+                location = self.out.overlay(self.model_id, row["image_id"])
+                _, overlay = self._picture_and_overlay(row, values)
+                files.write_bytes(location, overlays.to_png(overlay))
+        return added
 
-    def _overlay(self, row: dict[str, Any], values: anomaly_map.Map) -> None:
-        _, blended = self._blended(row, values)
-        location = self.out.overlay(self.model_id, row["image_id"])
-        files.write_bytes(location, _png(Image.fromarray(blended)))
-
-    def _blended(self, row: dict[str, Any], values: anomaly_map.Map) -> tuple[Colours, Colours]:
-        """The picture at the input's size (h, w, 3), and with its map laid over it."""
+    def _picture_and_overlay(self, row: dict[str, Any], values: Map) -> tuple[Pixels8, Pixels8]:
+        """The detector's input (h, w, 3) in 8 bits, and the overlay of its map."""
         depth = row["bit_depth"]
-        pixels = unpack(row["pixels"], row["channels"], depth, self.input.size)
-        grey = pixels[[0] * 3 if len(pixels) == 1 else slice(None)]
-        picture = (grey / (2**depth - 1) * 255).astype(np.uint8).transpose(1, 2, 0)
+        pixels = unpack(row["pixels"], row["channels"], depth, self.input.size)  # (C, h, w)
+        colours = pixels[[0] * 3 if len(pixels) == 1 else slice(None)]
+        picture = (colours / (2**depth - 1) * 255).astype(np.uint8).transpose(1, 2, 0)
         threshold = self.thresholds[row["product"]]
-        low = float(values.max()) / 2 if threshold is None else threshold
-        return picture, anomaly_map.blended(picture, values, self.scale, low)
+        return picture, overlays.overlay(picture, values, self.scale, threshold)
 
 
-class Sketched(DrawMaps):
-    """Also adds a column `sketch`: a small PNG of each picture, with its map laid over it below.
+class DrawSketches(DrawMaps):
+    """Also adds a column `sketch`: a small PNG of each picture above its overlay."""
 
-    Without a threshold, colours show where each picture scores highest, however low that is.
-    """
+    columns = MAP_COLUMNS.append(pa.field("sketch", pa.binary()))
 
-    columns = DRAWN.append(pa.field("sketch", pa.binary()))
-
-    def _drawn(self, row: dict[str, Any], values: anomaly_map.Map) -> dict[str, object]:
-        both = Image.new("RGB", (_SKETCH, 2 * _SKETCH))
-        for place, picture in enumerate(self._blended(row, values)):
-            small = Image.fromarray(picture).resize((_SKETCH, _SKETCH), Image.Resampling.LANCZOS)
-            both.paste(small, (0, place * _SKETCH))
-        return super()._drawn(row, values) | {"sketch": _png(both)}
-
-
-def sheet(sketches: Sequence[bytes]) -> bytes:
-    """Sketches side by side, as one PNG."""
-    whole = Image.new("RGB", (_SKETCH * max(1, len(sketches)), 2 * _SKETCH))
-    for column, sketch in enumerate(sketches):
-        with Image.open(io.BytesIO(sketch)) as pair:
-            whole.paste(pair, (column * _SKETCH, 0))
-    return _png(whole)
-
-
-def _png(picture: Image.Image) -> bytes:
-    out = io.BytesIO()
-    picture.save(out, "PNG")
-    return out.getvalue()
+    def _draw(self, row: dict[str, Any], values: Map) -> dict[str, object]:
+        sketch = overlays.sheet_column(self._picture_and_overlay(row, values))
+        return super()._draw(row, values) | {"sketch": overlays.to_png(sketch)}

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ops.errors import UserError
-from ops.results.calibration import Calibration
+from ops.results.calibration import Calibration, promised_rate
 
 SCORES = np.random.default_rng(0).normal(size=99)
 
@@ -38,7 +38,7 @@ def test_good_images_exceed_the_threshold_as_often_as_promised(rate, count):
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.02, 0.05, 0.1, 0.2, 0.33, 0.5])
-def test_what_exceeds_the_threshold_has_a_p_value_of_at_most_the_rate(rate):
+def test_scores_above_the_threshold_have_p_values_of_at_most_the_rate(rate):
     calibration = Calibration.of(SCORES)
     scores = np.concatenate([SCORES, np.linspace(-4, 4, 301)])
     called = scores > calibration.threshold(rate)
@@ -48,25 +48,26 @@ def test_what_exceeds_the_threshold_has_a_p_value_of_at_most_the_rate(rate):
 def test_a_rate_that_divides_evenly_is_not_rounded_away():
     calibration = Calibration.of(range(1, 100))  # 99 held out: ranks of hundredths
     for percent in range(1, 100):
-        assert calibration.promised_rate(percent / 100) == pytest.approx(percent / 100)
+        assert calibration.promised_rate(percent / 100) == percent / 100
         assert calibration.threshold(percent / 100) == 100 - percent
 
 
-def test_too_few_held_out_images_say_what_they_can_promise():
+def test_too_few_held_out_images_promise_a_higher_rate():
     calibration = Calibration.of([5, 1, 3])
     assert calibration.threshold(0.01) == 5
-    assert calibration.promised_rate(0.01) == 0.25
+    assert calibration.promised_rate(0.01) == promised_rate(0.01, 3) == 0.25
 
 
-def test_without_held_out_images_nothing_is_known():
+def test_without_held_out_images_there_is_no_threshold():
     calibration = Calibration.of([])
     assert calibration.threshold(0.01) is None
     assert calibration.promised_rate(0.01) is None
+    assert promised_rate(0.01, 0) == 1
     assert np.isnan(calibration.p_values(np.array([1.0, 2.0]))).all()
 
 
 @pytest.mark.parametrize("rate", [0, 1, -0.1, 1.5, float("nan")])
-def test_a_rate_that_is_no_share_is_refused(rate):
+def test_a_rate_outside_of_0_to_1_is_refused(rate):
     with pytest.raises(UserError, match="between 0 and 1"):
         Calibration.of([1, 2]).threshold(rate)
 

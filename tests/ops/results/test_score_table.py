@@ -30,7 +30,7 @@ def table(*rows: dict) -> pa.Table:
     return pa.Table.from_pylist(list(rows), score_table.SCHEMA)
 
 
-def test_a_sound_table_has_no_violations():
+def test_a_valid_table_has_no_violations():
     failures = [FAILED | {"status": status} for status in STATUSES if status != "ok"]
     assert score_table.violations(table(OK, *failures)) == []
     assert score_table.violations(table()) == []
@@ -67,23 +67,23 @@ def test_each_broken_rule_is_named_once(row, words):
 
 
 def test_a_status_that_is_null_is_a_violation_even_among_unknown_ones():
-    found = score_table.violations(table(FAILED | {"status": None}, FAILED | {"status": "odd"}))
-    assert found == ["1 rows whose status is null", "1 rows of an unknown status"]
+    messages = score_table.violations(table(FAILED | {"status": None}, FAILED | {"status": "odd"}))
+    assert messages == ["1 rows whose status is null", "1 rows of an unknown status"]
 
 
 def test_other_columns_are_a_violation():
-    (found,) = score_table.violations(table(OK).drop_columns(["peak_x"]))
-    assert "not those of the score schema" in found
+    (message,) = score_table.violations(table(OK).drop_columns(["peak_x"]))
+    assert "not those of the score schema" in message
     index = score_table.SCHEMA.get_field_index("score")
     lossy = table(OK).set_column(index, "score", pa.array([1.5], pa.float32()))
     assert len(score_table.violations(lossy)) == 1
 
 
-def test_every_column_says_what_it_means():
+def test_every_column_has_a_description():
     assert all(field.metadata[b"meaning"] for field in score_table.SCHEMA)
 
 
 @pytest.mark.parametrize("status", ["ok", "odd"])
 def test_a_failure_has_a_status_that_is_known(status):
-    with pytest.raises(ValueError, match="a failure is one of"):
+    with pytest.raises(ValueError, match=f"{status!r}"):
         Failure(status, "because")

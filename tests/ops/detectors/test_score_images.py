@@ -20,10 +20,10 @@ from ops.images.decode import DecodeSettings
 from ops.images.fetch import FetchSettings
 from ops.images.read_images import KNOWN, Read
 from ops.images.resize import InputSettings
-from ops.results import anomaly_map
+from ops.results import anomaly_map, overlays
 from ops.results.anomaly_map import Scale
 from ops.results.calibration import Calibration
-from ops.results.write_maps import DrawMaps, DrawSketches, sheet
+from ops.results.write_maps import DrawMaps, DrawSketches
 from ops.storage import files, uris
 from ops.storage.paths import Out
 from tests import pictures
@@ -255,7 +255,7 @@ def test_sketches_show_each_picture_above_and_its_map_below(rows, tensors, tmp_p
     assert np.ptp(above, axis=2).max() == 0
     coloured = np.argwhere(np.ptp(below, axis=2) > 30)  # at twice the pixels of the input
     assert np.hypot(*(np.median(coloured, axis=0)[::-1] / 2 - (20, 40))) <= 8
-    with Image.open(io.BytesIO(sheet([sketches[4], sketches[0]]))) as both:
+    with Image.open(io.BytesIO(overlays.join_columns([sketches[4], sketches[0]]))) as both:
         assert both.size == (256, 256)
         assert np.array_equal(np.asarray(both)[:128, :128], above)
     assert not (tmp_path / "out").exists()

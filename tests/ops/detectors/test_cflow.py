@@ -37,7 +37,7 @@ def samples(detector, images):
     return [(row, detector.sample(image, row)) for row, image in enumerate(images)]
 
 
-def test_an_epoch_meets_every_position_of_every_layer_once(fitted, images):
+def test_an_epoch_takes_every_position_of_every_layer_once(fitted, images):
     steps = list(fitted.steps(samples(fitted, images[:3]), 0, 3))
     assert len(steps) == 225 * 3 // 90
     for layer, cells in enumerate(CELLS):
@@ -48,7 +48,7 @@ def test_an_epoch_meets_every_position_of_every_layer_once(fitted, images):
         assert counts <= {cells // 7, cells // 7 + 1}
 
 
-def test_a_smaller_batch_makes_fewer_steps_whoever_holds_its_images(fitted, images):
+def test_a_smaller_batch_makes_fewer_steps_on_every_rank(fitted, images):
     counts = [
         len(list(fitted.steps(samples(fitted, images[:mine]), 0, of)))
         for mine, of in ((0, 3), (1, 3), (1, 1), (0, 1))
@@ -56,7 +56,7 @@ def test_a_smaller_batch_makes_fewer_steps_whoever_holds_its_images(fitted, imag
     assert counts == [225 * 3 // 90, 225 * 3 // 90, 225 // 90, 225 // 90]
 
 
-def test_a_position_brings_its_own_vector_of_the_turned_image(fitted, images):
+def test_positions_come_with_their_vectors_of_the_rotated_image(fitted, images):
     given = samples(fitted, images[:3])
     maps = fitted.rotated_features(given, 4)
     for step in fitted.steps(given, 4, 3):
@@ -68,7 +68,7 @@ def test_a_position_brings_its_own_vector_of_the_turned_image(fitted, images):
     assert torch.allclose(maps[0][:1], fitted.features(turned)[0], atol=1e-3)
 
 
-def test_angles_differ_by_image_and_epoch_and_keep_their_bound(fitted):
+def test_angles_differ_by_image_and_epoch_and_are_bounded(fitted):
     angles = [fitted._angle(row, epoch) for row in range(20) for epoch in range(20)]
     assert len(set(angles)) == 400
     assert 0.9 * math.radians(5) < max(map(abs, angles)) <= math.radians(5)
@@ -87,7 +87,7 @@ def test_the_learning_rate_warms_up_and_falls_along_a_cosine(backbone):
         assert max(map(short.learning_rate, range(epochs))) > 0.9 * high
 
 
-def test_a_map_has_the_order_of_the_papers_and_the_score_is_its_maximum(fitted, backbone, images):
+def test_a_map_ranks_as_the_papers_does_and_the_score_is_its_maximum(fitted, backbone, images):
     found = fitted.score(images[:1])
     large = []
     with torch.no_grad():
@@ -116,7 +116,7 @@ def test_peaks_are_the_largest_of_the_good_images(fitted, backbone, images):
     torch.testing.assert_close(fitted.network.peaks, expected)
 
 
-def test_its_demand_is_what_a_fit_then_takes(fitted, backbone, images):
+def test_the_estimate_is_what_a_fit_takes(fitted, backbone, images):
     shapes = [tuple(layer.shape[1:]) for layer in backbone(images[:1])]
     estimate = CFlow.estimate(fitted.settings, FitSize(64, shapes, 4, 1))
     network = fitted.new_network()
@@ -136,7 +136,7 @@ def test_its_demand_is_what_a_fit_then_takes(fitted, backbone, images):
     assert kept <= rest - features - whole <= 1.6 * kept
 
 
-def test_a_rehearsal_is_a_step_of_one_worker(backbone, images):
+def test_the_timing_probe_is_a_step_of_one_worker(backbone, images):
     shapes = [tuple(layer.shape[1:]) for layer in backbone(images[:1])]
     timing_probe = CFlow.timing_probe(CFlowSettings(**SMALL), FitSize(64, shapes, 48, 2))
     timing_probe.work()

@@ -28,7 +28,7 @@ def fitted(backbone, images):
     return detector
 
 
-def test_features_are_of_each_scale_layers_laid_upon_each_other(fitted, backbone, images):
+def test_features_of_each_scale_are_concatenated_layers(fitted, backbone, images):
     whole, half = fitted.features(images)
     assert torch.equal(whole[:, :128], backbone(images)[0])
     small = backbone(images[:, :, ::2, ::2].contiguous())
@@ -46,7 +46,7 @@ def test_the_score_is_over_all_scales_and_the_map_over_the_finest(fitted, images
     torch.testing.assert_close(found.map[0], latents[0][0].square().mean(dim=0) / 2)
 
 
-def test_a_step_is_no_longer_than_it_may_be(fitted, monkeypatch):
+def test_gradients_are_clipped(fitted, monkeypatch):
     monkeypatch.setattr(fitted, "network", fitted.new_network())
     weights = list(fitted.network.parameters())
     for weight in weights:
@@ -58,7 +58,7 @@ def test_a_step_is_no_longer_than_it_may_be(fitted, monkeypatch):
     assert float((after - before).norm()) == pytest.approx(1.0, rel=1e-3)
 
 
-def test_its_demand_is_what_a_fit_then_takes(backbone, images):
+def test_the_estimate_is_what_a_fit_takes(backbone, images):
     shapes = [tuple(layer.shape[1:]) for layer in backbone(images[:1])]
     detector = CsFlow(CsFlowSettings(**SMALL | {"hidden": 64}), backbone)
     detector.add_images(images, torch.arange(3))

@@ -34,7 +34,7 @@ def fitted(backbone, images, **settings):
     return detector
 
 
-def test_turning_is_torchvisions(images):
+def test_rotation_agrees_with_torchvision(images):
     for degrees in (0, 30, 90, -135):
         ours = rotate_images(images[:1], torch.tensor([math.radians(degrees)]))
         theirs = rotate(images[:1], degrees)
@@ -44,10 +44,10 @@ def test_turning_is_torchvisions(images):
 
 def test_features_are_means_over_space_largest_scale_first(backbone, images):
     detector = DifferNet(DifferNetSettings(**SMALL), backbone)
-    found = detector._features(images, 2)
+    features = detector._features(images, 2)
     half = F.interpolate(images, scale_factor=0.5, mode="nearest")
     maps = [*backbone(images), *backbone(half)]
-    assert torch.equal(found, torch.cat([layer.mean(dim=(2, 3)) for layer in maps], dim=1))
+    assert torch.equal(features, torch.cat([layer.mean(dim=(2, 3)) for layer in maps], dim=1))
 
 
 def test_the_score_is_the_mean_of_z_squared_over_fixed_views(backbone, images):
@@ -103,7 +103,7 @@ def test_standardised_features_have_mean_zero_and_variance_one(backbone, images)
     )
 
 
-def test_noise_is_as_large_as_asked_and_follows_from_the_seed(backbone, images):
+def test_noise_has_its_standard_deviation_and_follows_from_the_seed(backbone, images):
     detector = fitted(backbone, images, standardise=True, noise=0.5)
     sample = [(0, detector._random_views(images[0], 6, detector.generator("views", 0)))]
     order = torch.randperm(6, generator=detector.generator("epoch", 1, 0))
@@ -112,7 +112,7 @@ def test_noise_is_as_large_as_asked_and_follows_from_the_seed(backbone, images):
     assert torch.equal(detector.inputs(sample, 1), detector.inputs(sample, 1))
 
 
-def test_brightness_and_contrast_vary_when_asked_to(backbone, images):
+def test_brightness_and_contrast_change_views(backbone, images):
     plain, varied = (
         DifferNet(DifferNetSettings(**SMALL, **jitter), backbone).sample(images[0], 0)
         for jitter in ({}, {"brightness": 0.15, "contrast": 0.15})
@@ -121,7 +121,7 @@ def test_brightness_and_contrast_vary_when_asked_to(backbone, images):
     assert not torch.allclose(plain, varied, rtol=1e-3)
 
 
-def test_its_demand_is_what_a_fit_then_takes(backbone, images):
+def test_the_estimate_is_what_a_fit_takes(backbone, images):
     settings = DifferNetSettings(**SMALL)
     shapes = [tuple(layer.shape[1:]) for layer in backbone(images[:1])]
     estimate = DifferNet.estimate(settings, FitSize(64, shapes, 4, 1))
@@ -135,7 +135,7 @@ def test_its_demand_is_what_a_fit_then_takes(backbone, images):
 
 
 def shape(kind: str, seed: int) -> np.ndarray:
-    """A white square or disc somewhere on black, turned by chance."""
+    """A white square or disc on black, at a random position and angle."""
     rng = np.random.default_rng(seed)
     picture = Image.new("L", (64, 64))
     x, y = rng.integers(24, 40, 2)
@@ -150,7 +150,7 @@ def shape(kind: str, seed: int) -> np.ndarray:
 
 @pytest.mark.slow
 def test_discs_among_squares_are_found(backbone):
-    """The authors' own trial data: squares are good, circles are not."""
+    """The authors' own toy data: squares are good, circles are not."""
     drawn = [shape("square", i) for i in range(24)] + [shape("disc", i) for i in range(100, 108)]
     grey = torch.from_numpy(np.stack(drawn)).float()[:, None] / 255
     images = grey.expand(-1, 3, -1, -1)

@@ -31,7 +31,7 @@ def fitted(backbone, images):
     return detector
 
 
-def test_a_map_has_the_order_of_the_papers_and_the_score_is_its_maximum(fitted, backbone, images):
+def test_a_map_ranks_as_the_papers_does_and_the_score_is_its_maximum(fitted, backbone, images):
     found = fitted.score(images[:1])
     with torch.no_grad():
         latents = [latent for latent, _ in fitted.network.latents(backbone(images[:1]))]
@@ -43,7 +43,7 @@ def test_a_map_has_the_order_of_the_papers_and_the_score_is_its_maximum(fitted, 
     assert float(found.image[0]) == float(found.map.max())
 
 
-def test_kernels_alternate_unless_told_otherwise(backbone):
+def test_kernels_alternate_by_default(backbone):
     def kernels(kind):
         settings = FastFlowSettings(blocks=3, kernels=kind)
         built = [subnet(4, 4) for subnet in FastFlow(settings, backbone).subnets()]
@@ -62,7 +62,7 @@ def test_the_size_of_the_authors_flow_on_resnet18(backbone):
     assert MapFlows.parameter_count([(64, 64, 64)], subnets, "trained") == expected
 
 
-def test_its_demand_is_what_a_fit_then_takes(fitted, backbone, images):
+def test_the_estimate_is_what_a_fit_takes(fitted, backbone, images):
     shapes = [tuple(layer.shape[1:]) for layer in backbone(images[:1])]
     estimate = FastFlow.estimate(fitted.settings, FitSize(64, shapes, 4, 1))
     weights = list(fitted.network.parameters())
@@ -76,7 +76,7 @@ def test_its_demand_is_what_a_fit_then_takes(fitted, backbone, images):
 
 
 def kept_bytes(network, inputs):
-    """What autograd keeps of a step, beside weights."""
+    """Bytes that autograd keeps of a step, without weights."""
     weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
     kept = {}
 
@@ -92,14 +92,14 @@ def kept_bytes(network, inputs):
     return sum(size for size, _ in kept.values())
 
 
-def test_a_rehearsal_is_a_step_of_one_image(backbone, images):
+def test_the_timing_probe_is_a_step_of_one_image(backbone, images):
     shapes = [tuple(layer.shape[1:]) for layer in backbone(images[:1])]
     timing_probe = FastFlow.timing_probe(FastFlowSettings(**SMALL), FitSize(64, shapes, 48, 2))
     timing_probe.work()
     assert timing_probe.times == 2 * 48 / 2
 
 
-def test_maps_of_defects_have_room(fitted, images):
+def test_the_map_ceiling_is_a_multiple_of_the_largest_value(fitted, images):
     largest = max(float(drawn.max()) for drawn in fitted.score(images).map)
     assert fitted.map_ceiling() == pytest.approx(8 * largest)
     assert math.isfinite(largest)

@@ -1,4 +1,4 @@
-"""SSNF: the gate, its synthetic images, and what both have to do with workers: nothing."""
+"""SSNF: gate and synthetic images, which do not depend on the number of workers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ INFINITE = float("inf")
 
 @pytest.fixture(scope="module")
 def images():
-    """The last one is grey."""
+    """Five random images, the last one grey."""
     drawn = torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     drawn[4] = drawn[4, :1]
     return drawn
@@ -37,28 +37,28 @@ def new(backbone, images, **settings):
     return detector
 
 
-def loss(good, synthetic, cut=INFINITE, changed=None):
+def loss(good, synthetic, max_nll=INFINITE, changed=None):
     good, synthetic = torch.tensor(good), torch.tensor(synthetic)
     changed = torch.ones(len(synthetic), dtype=torch.bool) if changed is None else changed
-    found = gate(good, synthetic, torch.as_tensor(changed), cut, Alone())
-    return float((found.weights * torch.cat([good, synthetic])).sum()), found.pushed
+    gated = gate(good, synthetic, torch.as_tensor(changed), max_nll, Alone())
+    return float((gated.weights * torch.cat([good, synthetic])).sum()), gated.pushed
 
 
-def test_the_gate_lets_no_synthetic_image_through_that_is_unlikelier_than_all_good_ones():
+def test_a_synthetic_image_less_likely_than_all_good_ones_does_not_pass():
     assert loss([1.0, 3.0], [3.0, 9.0]) == (2.0, 0)
 
 
-def test_the_gate_lets_through_what_is_likelier_than_the_worst_good_one():
+def test_a_synthetic_image_more_likely_than_the_worst_good_one_passes():
     assert loss([1.0, 3.0], [2.5, 9.0]) == (0.5 * 2.0 - 0.5 * 2.5, 1)
     assert loss([1.0, 3.0], [2.5, 0.5]) == (0.5 * 2.0 - 0.5 * 1.5, 2)
 
 
-def test_the_gate_is_shut_beyond_the_cut():
-    assert loss([1.0, 3.0], [2.5, 0.5], cut=2.0) == (0.5 * 2.0 - 0.5 * 0.5, 1)
-    assert loss([1.0, 3.0], [2.5, 2.1], cut=2.0) == (2.0, 0)
+def test_a_synthetic_image_above_max_nll_does_not_pass():
+    assert loss([1.0, 3.0], [2.5, 0.5], max_nll=2.0) == (0.5 * 2.0 - 0.5 * 0.5, 1)
+    assert loss([1.0, 3.0], [2.5, 2.1], max_nll=2.0) == (2.0, 0)
 
 
-def test_an_image_that_stayed_good_is_not_pushed_away():
+def test_a_synthetic_image_without_a_change_does_not_pass():
     assert loss([1.0, 3.0], [1.0, 2.0], changed=[False, True]) == (0.0, 1)
 
 
@@ -126,7 +126,7 @@ def test_fewer_sources_can_be_held_and_are_the_same_on_every_rank(backbone, imag
     assert len(one) == 2
 
 
-def test_shared_samples_arrive_whole_on_every_rank(images):
+def test_shared_samples_arrive_unchanged_on_every_rank(images):
     samples = {row: to_uint16(image) for row, image in enumerate(images)}
 
     def program(group):
@@ -164,16 +164,16 @@ def test_a_map_is_the_mean_of_densities_and_the_score_its_maximum(backbone, imag
     assert float(found.image[0]) == float(found.map.max())
 
 
-def test_a_fit_says_how_many_were_pushed_and_shows_what(backbone, images):
-    said = new(backbone, images).fit(Alone(), lambda *_: None, Checkpoint())
-    assert 0 < said.fit_metrics["pushed"] <= 5
-    assert said.pictures["synthetic"].startswith(b"\x89PNG")
-    said = new(backbone, images, synthetic=False).fit(Alone(), lambda *_: None, Checkpoint())
-    assert not said.pictures
-    assert "pushed" not in said.fit_metrics
+def test_a_fit_reports_pushed_images_and_a_contact_sheet(backbone, images):
+    fit = new(backbone, images).fit(Alone(), lambda *_: None, Checkpoint())
+    assert 0 < fit.fit_metrics["pushed"] <= 5
+    assert fit.pictures["synthetic"].startswith(b"\x89PNG")
+    fit = new(backbone, images, synthetic=False).fit(Alone(), lambda *_: None, Checkpoint())
+    assert not fit.pictures
+    assert "pushed" not in fit.fit_metrics
 
 
-def test_threads_change_nothing_but_the_time():
+def test_prefetching_threads_change_no_result():
     def make(key):
         return key, threading.get_ident()
 
@@ -183,22 +183,22 @@ def test_threads_change_nothing_but_the_time():
         assert (threading.get_ident() in {by for _, by in made}) is (threads == 0)
 
 
-def test_no_more_is_made_ahead_than_asked_for():
+def test_prefetching_keeps_its_depth():
     made = []
     stream = prefetch(made.append, range(20), 2, 5)
-    for taken in range(1, 6):
+    for consumed in range(1, 6):
         next(stream)
-        assert len(made) < taken + 5
+        assert len(made) < consumed + 5
     stream.close()
     assert len(made) < 20
 
 
-def test_an_error_of_a_maker_reaches_the_fit():
+def test_an_error_in_a_thread_reaches_the_caller():
     with pytest.raises(ZeroDivisionError):
         list(prefetch(lambda key: 1 / key, [1, 0], 1, 2))
 
 
-def test_its_demand_is_what_a_fit_then_takes(backbone, images):
+def test_the_estimate_is_what_a_fit_takes(backbone, images):
     shapes = [tuple(layer.shape[1:]) for layer in backbone(images[:1])]
     for dropout in (0.0, 0.2):
         detector = new(backbone, images[:3], dropout=dropout, hidden=8)
@@ -221,15 +221,17 @@ def test_layers_of_a_subnet_are_a_list(backbone):
         SsnfSettings(stack="conv,mlp")
 
 
-def test_defects_are_those_of_the_product_unless_told_otherwise(backbone, images, monkeypatch):
-    asked = []
+def test_rules_of_defects_are_those_of_the_product_or_the_category(backbone, images, monkeypatch):
+    categories = []
     rules_for = Ssnf.synthetic.__globals__["rules_for"]
     monkeypatch.setitem(
-        Ssnf.synthetic.__globals__, "rules_for", lambda name: asked.append(name) or rules_for(name)
+        Ssnf.synthetic.__globals__,
+        "rules_for",
+        lambda name: categories.append(name) or rules_for(name),
     )
     for category in ("", "grid"):
         detector = new(backbone, images, category=category)
         detector.product = "carpet"
         detector.prepare(torch.nn.Identity(), Alone())
         detector.synthetic(detector._samples[0], 0, 0)
-    assert asked == ["carpet", "grid"]
+    assert categories == ["carpet", "grid"]

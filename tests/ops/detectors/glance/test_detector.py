@@ -1,4 +1,4 @@
-"""Glance against its definition, one window at a time."""
+"""Glance against its definition, computed one window at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ops.distributed import Alone, Group
 from ops.errors import UserError
 from ops.features.backbone import Backbone
 from tests import pictures
-from tests.ops.detectors.test_trained import Kept, nobody
+from tests.ops.detectors.test_trained import RecordedCheckpoint, no_progress
 from tests.ops.threads import together
 
 SMALL = GlanceSettings(
@@ -53,11 +53,11 @@ def with_images(backbone: Backbone, images: Tensor, rows=range(5), **changes) ->
 def fitted(backbone, images):
     """A fitted detector, and what its fit returned."""
     detector = with_images(backbone, images)
-    return detector, detector.fit(Alone(), nobody, Checkpoint())
+    return detector, detector.fit(Alone(), no_progress, Checkpoint())
 
 
 def windows(detector: Glance, image: Tensor) -> Tensor:
-    """Scores of all windows as the paper defines them, a pass of both networks for each."""
+    """Scores of all windows as the paper defines them: one pass of both networks for each."""
     s, network = detector.settings, detector.network
     pixels = detector.backbone.normalised(image[None])
     count = (image.shape[1] - s.patch) // s.stride + 1
@@ -97,9 +97,7 @@ def test_a_pixel_of_the_map_is_the_mean_over_the_windows_that_cover_it(fitted, i
 
 
 @pytest.mark.parametrize("good", [True, False])
-def test_from_coarse_to_fine_the_map_is_within_3_percent_of_its_largest_value(
-    fitted, backbone, good
-):
+def test_interpolation_changes_the_map_by_at_most_3_percent_of_its_maximum(fitted, backbone, good):
     detector, _ = fitted
     drawn = pictures.texture(8)
     drawn = drawn if good else pictures.with_blob(drawn, 40, 24)
@@ -113,37 +111,37 @@ def test_from_coarse_to_fine_the_map_is_within_3_percent_of_its_largest_value(
     torch.testing.assert_close(*maps, rtol=0, atol=0.03 * float(maps[0].max()))
 
 
-def test_a_fit_broken_off_in_either_stage_ends_as_if_it_had_not_been(fitted, backbone, images):
+def test_a_fit_resumed_in_either_stage_ends_like_an_uninterrupted_one(fitted, backbone, images):
     detector, fit = fitted
     for stage in ("local", "train"):
-        checkpoint = Kept()
+        checkpoint = RecordedCheckpoint()
 
-        def break_off(name, done, total, stage=stage):
+        def interrupt(name, done, total, stage=stage):
             if (name, done) == (stage, 2):
                 raise InterruptedError
 
         with pytest.raises(InterruptedError):
-            with_images(backbone, images).fit(Alone(), break_off, checkpoint)
+            with_images(backbone, images).fit(Alone(), interrupt, checkpoint)
         again = with_images(backbone, images)
-        assert again.fit(Alone(), nobody, checkpoint).curves == fit.curves
+        assert again.fit(Alone(), no_progress, checkpoint).curves == fit.curves
         for key, value in detector.state().items():
             assert torch.equal(again.state()[key], value), key
 
 
-def test_a_broken_fit_may_go_on_with_two_workers(fitted, backbone, images):
+def test_a_fit_can_resume_on_two_workers(fitted, backbone, images):
     detector, fit = fitted
-    checkpoint = Kept()
+    checkpoint = RecordedCheckpoint()
 
-    def break_off(name, done, total):
+    def interrupt(name, done, total):
         if (name, done) == ("local", 2):
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        with_images(backbone, images).fit(Alone(), break_off, checkpoint)
+        with_images(backbone, images).fit(Alone(), interrupt, checkpoint)
     halves = [with_images(backbone, images, rows) for rows in (range(0, 5, 2), range(1, 5, 2))]
 
     def program(group: Group):
-        return halves[group.rank].fit(group, nobody, checkpoint)
+        return halves[group.rank].fit(group, no_progress, checkpoint)
 
     for result in together(2, program):
         for name, curve in fit.curves.items():
@@ -218,7 +216,7 @@ def test_validation_images_are_kept_out_of_training(backbone):
 def test_the_scale_is_the_quantile_of_inconsistency_on_validation_images(fitted, backbone, images):
     detector, _ = fitted
     raw = with_images(backbone, images, scale="raw")
-    raw.fit(Alone(), nobody, Checkpoint())
+    raw.fit(Alone(), no_progress, Checkpoint())
     assert raw.network.scale == 1
     (row,) = detector._validation_rows
     with torch.inference_mode():
@@ -226,7 +224,7 @@ def test_the_scale_is_the_quantile_of_inconsistency_on_validation_images(fitted,
     assert float(detector.network.scale) == pytest.approx(float(values.quantile(0.99)), rel=1e-3)
 
 
-def test_windows_that_cannot_cover_a_picture_are_refused(backbone, images):
+def test_windows_that_cannot_cover_an_image_are_refused(backbone, images):
     with pytest.raises(UserError, match="stride 5 must divide patch 16"):
         replace(SMALL, stride=5)
     fit_size = FitSize(60, [(8, 15, 15)], 5, 1, backbone)

@@ -23,7 +23,7 @@ from ops.images.fetch import FetchSettings
 from ops.images.inventory import SCHEMA
 from ops.images.read_images import Read
 from ops.storage import uris
-from ops.storage.paths import HELD_OUT, SYNTHETIC, kind_of
+from ops.storage.paths import HELD_OUT, SYNTHETIC, picture_kind
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,7 +103,7 @@ def page(model: Model) -> str:
         "",
     ]
     if model.pictures:
-        kinds = sorted({kind_of(file) for file in model.pictures})
+        kinds = sorted({picture_kind(file) for file in model.pictures})
         head += ["Pictures below `model/` in the artifacts of the run that fitted it:", ""]
         head += [f"* `*.{kind}.png`: {_SHOWN[kind]}" for kind in kinds] + [""]
     head += [

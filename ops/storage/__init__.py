@@ -1,1 +1,1 @@
-"""Bytes and addresses: files, paths, URIs, Parquet and retries, local or on S3."""
+"""Bytes and addresses: files, S3, retries, errors, paths, URIs and Parquet."""

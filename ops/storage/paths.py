@@ -1,4 +1,4 @@
-"""The one place that knows where everything lies below an output folder and in a model folder."""
+"""Names of all files below an output folder and in a model folder."""
 
 from __future__ import annotations
 
@@ -13,35 +13,36 @@ JOINT = "_joint.safetensors"  # of a detector that all products share
 
 
 def file_name(product: str) -> str:
-    """A product's name as a file name: nothing in it can leave the folder or hide.
+    """A product's name as a file name, with the characters escaped that a path gives a meaning.
 
-    A leading `_` or `.` is escaped too, so no product can take the place of `BACKBONE` or `JOINT`.
+    A leading `_` or `.` is escaped too, so that no product's file is hidden or overwrites
+    `BACKBONE` or `JOINT`.
     """
     quoted = quote(product, safe=" ")
     return f"%{ord(quoted[0]):02X}{quoted[1:]}" if quoted[:1] in {"_", "."} else quoted
 
 
 def product_file(product: str) -> str:
-    """The file of one product's tensors inside of a model folder."""
+    """The file of one product's tensors in a model folder."""
     return f"{file_name(product)}.safetensors"
 
 
-#: Kinds of pictures that lie in a model folder for people.
+#: Kinds of pictures in a model folder.
 HELD_OUT, SYNTHETIC = "held-out", "synthetic"
 
 
-def picture_file(file: str, name: str) -> str:
-    """The file of a picture that belongs to the tensors of `file`."""
-    return f"{file.removesuffix('.safetensors')}.{name}.png"
+def picture_file(file: str, kind: str) -> str:
+    """The file of a picture of the given kind that belongs to the tensors of `file`."""
+    return f"{file.removesuffix('.safetensors')}.{kind}.png"
 
 
-def kind_of(picture: str) -> str:
-    """What `picture_file` was told to name the picture of that file."""
+def picture_kind(picture: str) -> str:
+    """The kind that `picture_file` was given for this file."""
     return picture.removesuffix(".png").rpartition(".")[2]
 
 
 def _sharded(image_id: str) -> str:
-    # Ids are hashes, but an inventory that others wrote may hold anything.
+    # Ids are hashes, but an inventory from elsewhere may contain anything.
     return f"{file_name(image_id[:2])}/{file_name(image_id)}.png"
 
 
@@ -77,15 +78,15 @@ class Out:
         return files.join(self.root, "maps", model_id)
 
     def overlay(self, model_id: str, image_id: str) -> str:
-        """The map of one image drawn over it, for people."""
+        """The map of one image, drawn over it."""
         return files.join(self.root, "overlays", model_id, _sharded(image_id))
 
     def model(self, model_id: str) -> str:
-        """Where a fit leaves its model unless it is told another place."""
+        """The default folder of a fitted model."""
         return files.join(self.root, "models", model_id)
 
     def run(self, run_id: str) -> str:
-        """The record of a run: settings first, totals at the end."""
+        """The record of a run: settings when it starts, totals when it ends."""
         return files.join(self.runs(), f"{run_id}.json")
 
     def runs(self) -> str:
@@ -93,23 +94,23 @@ class Out:
         return files.join(self.root, "runs")
 
     def inventory(self, name: str) -> str:
-        """An inventory that a job took on its way, under the hash of its content."""
+        """An inventory that a job took itself, named by the hash of its content."""
         return files.join(self.root, "inventories", f"{name}.parquet")
 
     def warehouse(self) -> str:
-        """The inventory that the last night took of everything."""
+        """The inventory of all images that the last night took."""
         return self.inventory("newest")
 
     def nights(self) -> str:
-        """The folder of what each start of a night found and did."""
+        """The folder of the records of nights."""
         return files.join(self.root, "nights")
 
     def night(self, name: str) -> str:
-        """One of these records: what is to be done first, totals and end last."""
+        """The record of a night: pending images when it starts, totals when it ends."""
         return files.join(self.nights(), f"{name}.json")
 
     def lock(self) -> str:
-        """What only one night at a time holds: a file, on S3 a prefix."""
+        """The lock that admits one night at a time: a file, or a prefix on S3."""
         return files.join(self.root, "_lock")
 
     def evaluation(self, run_id: str) -> str:
@@ -117,11 +118,11 @@ class Out:
         return files.join(self.root, "evaluations", f"{run_id}.parquet")
 
     def picture(self, run_id: str, product: str) -> str:
-        """Curves and scores of one product in a run, for people."""
+        """A plot of the curves and scores of one product in a run."""
         return files.join(self.root, "evaluations", run_id, f"{file_name(product)}.png")
 
     def drift(self, run_id: str) -> str:
-        """How a night's scores differ from those before it, one row per product."""
+        """How a night's scores differ from earlier nights, one row per product."""
         return files.join(self.root, "drift", f"{run_id}.parquet")
 
     def comparison(self, before: str, after: str, name: str) -> str:
@@ -133,16 +134,16 @@ class Out:
         return files.join(self.root, "comparisons", f"{before}--{after}")
 
     def compared(self, before: str, after: str, product: str) -> str:
-        """Both runs' scores of one product, for people."""
+        """A plot of both runs' scores of one product."""
         folder = self.comparisons(before, after)
         return files.join(folder, "pictures", f"{file_name(product)}.png")
 
     def report(self, name: str) -> str:
-        """The page about a run, or about a night."""
+        """The report of a run or a night."""
         return files.join(self.root, "reports", f"{name}.html")
 
     def spool(self) -> str:
-        """What a tracker that was down has not heard yet."""
+        """The folder of records that the tracker has not received yet."""
         return files.join(self.root, "_spool")
 
     def tracker(self) -> str:

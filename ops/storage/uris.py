@@ -1,9 +1,10 @@
-"""URIs in tables against locations in settings.
+"""URIs in tables, and locations in settings.
 
-A *location* is what a person types and a file system takes: `/data/a b.png`, `s3://bucket/a#1.png`.
-A *URI* is what tables hold: with a scheme, a member of an archive behind `#`, and the characters
-that would make it ambiguous (`%`, `#`, `?`, control characters, bytes that are not UTF-8)
-percent-encoded. Everything else stays as it is, so that most URIs can be pasted into other tools.
+A *location* is a path as typed by people and used by file systems: `/data/a b.png`,
+`s3://bucket/a#1.png`. A *URI* is the form stored in tables: it has a scheme, the name of a member
+of an archive follows `#`, and characters that would make it ambiguous (`%`, `#`, `?`, control
+characters, bytes that are not UTF-8) are percent-encoded. All other characters stay the same, so
+that most URIs can be pasted into other tools.
 """
 
 from __future__ import annotations
@@ -17,24 +18,24 @@ _AMBIGUOUS = re.compile("[%#?\x00-\x1f\x7f\udc80-\udcff]")
 
 
 class Parsed(NamedTuple):
-    """Where a URI points: a location, and the member inside of it if that is an archive."""
+    """The location of a URI, and the name of the member if the location is an archive."""
 
     location: str
     member: str | None
 
 
-def _encode(found: re.Match[str]) -> str:
-    code = ord(found.group())
+def _encode(match: re.Match[str]) -> str:
+    code = ord(match.group())
     return f"%{code - 0xDC00 if code >= 0xDC80 else code:02X}"
 
 
 def quote(text: str) -> str:
-    """Percent-encode what would make a URI ambiguous, and nothing else."""
+    """Percent-encode only the characters that would make a URI ambiguous."""
     return _AMBIGUOUS.sub(_encode, text)
 
 
 def unquote(text: str) -> str:
-    """Undo `quote`; bytes that are not UTF-8 come back as the file system gave them."""
+    """The inverse of `quote`; other bytes than UTF-8 become surrogates, as in `os.fsdecode`."""
     return os.fsdecode(unquote_to_bytes(text.encode("utf-8", "surrogateescape")))
 
 
@@ -48,7 +49,7 @@ def make(location: str, member: str | None = None) -> str:
 
 
 def parse(uri: str) -> Parsed:
-    """Take a URI apart into a location and a member."""
+    """Split a URI into a location and a member."""
     head, separator, member = uri.partition("#")
     location = unquote(head.removeprefix("file://"))
     return Parsed(location, unquote(member) if separator else None)

@@ -36,7 +36,7 @@ def test_a_bucket_that_is_not_there_is_named(proxy, told, job):
 def test_an_output_folder_is_tried_before_the_archive_is_listed(proxy, bucket, leave, monkeypatch):
     files.write_bytes(f"{bucket}/parts/a.png", b"an image")
     monkeypatch.setattr("pipelines.tables.take_inventory.take", None)
-    words = ["--archive", f"{bucket}/parts", "--out", "s3://no-such-bucket/parts.parquet"]
+    words = ["--archive", f"{bucket}/parts", "--output", "s3://no-such-bucket/parts.parquet"]
     code, _, err = leave("inventory", *words)
     assert code == 1
     assert err.startswith("error: s3://no-such-bucket/parts.parquet: The specified bucket")

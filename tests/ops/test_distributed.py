@@ -46,7 +46,7 @@ def check_two(found) -> None:
 
 
 def gradients(group) -> torch.Tensor:
-    """Of one step over five inputs, of which the first rank holds two, and its first weights."""
+    """Gradients of one step over five inputs, two of them on rank 0, and the first weights."""
     network = torch.nn.Linear(3, 1, bias=False)
     with torch.no_grad():
         network.weight.fill_(1.0)
@@ -95,7 +95,7 @@ def test_two_processes_exchange_uneven_and_empty_shards(tmp_path):
         check_two(torch.load(tmp_path / f"{rank}.pt", weights_only=True))
 
 
-def test_a_process_group_of_one_does_the_same_as_being_alone(tmp_path):
+def test_a_process_group_of_one_equals_alone(tmp_path):
     dist.init_process_group("gloo", f"file://{tmp_path}/meeting", rank=0, world_size=1)
     try:
         found, expected = program(Distributed()), program(Alone())

@@ -69,8 +69,8 @@ def test_nothing_changes_beyond_the_mask(mask):
 
 
 @every_mask
-def test_a_source_without_structure_leaves_a_membrane(mask):
-    """A harmonic source adds nothing: whatever it is, only the border counts."""
+def test_a_harmonic_source_leaves_a_harmonic_function(mask):
+    """A harmonic source adds nothing: the result depends only on the border."""
     destination = picture(1)
     y, x = np.mgrid[:HEIGHT, :WIDTH] / 30.0
     membranes = [clone(destination, s[None], mask) for s in (0 * x, 0 * x + 0.7, 2 * x - y)]
@@ -82,14 +82,14 @@ def test_a_source_without_structure_leaves_a_membrane(mask):
 
 
 @every_mask
-def test_a_membrane_on_a_ramp_is_the_ramp(mask):
+def test_the_harmonic_function_on_a_ramp_is_the_ramp(mask):
     y, x = np.mgrid[:HEIGHT, :WIDTH] / 60.0
     ramp = (x + 0.5 * y)[None]
     np.testing.assert_allclose(clone(ramp, 0 * ramp, mask), ramp, rtol=0, atol=TOLERANCE)
 
 
 @every_mask
-def test_a_picture_on_itself_stays_as_it_is(mask):
+def test_an_image_blended_into_itself_does_not_change(mask):
     found = clone(picture(1), picture(1), mask)
     np.testing.assert_allclose(found, picture(1), rtol=0, atol=1e-12)
 

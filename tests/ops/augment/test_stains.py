@@ -1,4 +1,4 @@
-"""Stains that can be seen, and follow from their generator."""
+"""Stains are visible and determined by their generator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Synthetic defects: where they may be, how large, and that a seed decides them."""
+"""Synthetic defects: places, sizes and reproducibility."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_patches_keep_their_bounds():
         assert 0.2 * 96 - 3 <= np.ptp(columns) + 1 <= 0.4 * 96 - 1
 
 
-def test_every_other_further_patch_is_made():
+def test_each_further_patch_has_probability_one_half():
     destination, source = pictures("fabric")
     small = Rules(height=(0.1, 0.1), width=(0.1, 0.1), patches=3)
     counts = [label(make(destination, source, small, rng(n)).mask)[1] for n in range(60)]
@@ -69,7 +69,7 @@ def test_every_other_further_patch_is_made():
     assert 1.6 < np.mean(counts) < 2.3  # 2 but for patches that touch
 
 
-def test_patches_lie_on_the_product_where_a_rule_asks_for_it():
+def test_patches_overlap_with_the_product_where_a_rule_requires_it():
     destination, source = pictures("washer")
     rules = replace(ON_DARK, patches=1)
     products = [product_mask(p, rules.background) for p in (destination, source)]
@@ -81,7 +81,7 @@ def test_patches_lie_on_the_product_where_a_rule_asks_for_it():
     assert products[0].mean() < 0.55  # so chance would not do it
 
 
-def test_without_a_place_that_keeps_the_rules_nothing_is_made():
+def test_without_a_valid_place_the_image_does_not_change():
     destination, source = pictures("fabric")
     nowhere = Rules(background=Background(0, 255, 0.25, 0.7))  # all of it is background
     made = make(destination, source, nowhere, rng(0))
@@ -89,7 +89,7 @@ def test_without_a_place_that_keeps_the_rules_nothing_is_made():
     assert (made.picture == destination).all()
 
 
-def test_the_product_is_what_differs_from_the_background_behind_a_median():
+def test_the_product_mask_differs_from_the_background_after_a_median():
     picture = pictures("washer")[0]
     found = product_mask(picture, Background(38, 25, 0, 0))
     plain = np.abs(picture.mean(axis=0) * 255 - 38) > 25

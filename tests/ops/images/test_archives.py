@@ -119,7 +119,7 @@ def test_one_file_is_an_archive_of_one(tmp_path):
     assert read(entry) == b"12"
 
 
-def test_a_place_with_nothing_is_an_error_that_names_it(tmp_path):
+def test_an_absent_location_is_named_by_the_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         list(entries(str(tmp_path / "nowhere")))
 
@@ -207,7 +207,7 @@ def test_a_compressed_tar_damaged_at_its_end_keeps_its_good_members(tmp_path):
     assert [read(entry) for entry in found[:3]] == [content for _, content in THREE]
 
 
-def test_a_tar_is_what_its_name_says_or_a_problem(tmp_path):
+def test_a_tar_with_a_wrong_suffix_is_a_problem(tmp_path):
     (entry,) = entries(place(tmp_path, "gzipped.tar", tar(THREE, "w:gz")))
     assert entry.problem
     assert statuses(place(tmp_path, "plain.tar.gz", tar(THREE))) == ["ok"] * 3
@@ -226,7 +226,7 @@ DETECTORS = {"stored": 0, "deflated": 8, "bzip2": 12, "lzma": 14}
 
 
 @pytest.mark.parametrize("method", DETECTORS.values(), ids=DETECTORS)
-def test_a_damaged_member_of_a_zip_leaves_its_neighbours_alone(tmp_path, method):
+def test_other_members_of_a_zip_with_a_damaged_member_are_read(tmp_path, method):
     files = [("a.png", b"ab" * 999), ("b.png", random.Random(0).randbytes(999)), ("c.png", b"c")]
     data = bytearray(zipped(files, method))
     start = data.index(b"b.png")
@@ -243,14 +243,14 @@ def test_an_encrypted_member_is_unsupported(tmp_path):
     assert statuses(place(tmp_path, "a.zip", bytes(data))) == ["ok", "unsupported"]
 
 
-def test_a_member_that_is_gone_from_its_archive_is_missing(tmp_path):
+def test_a_member_removed_from_its_archive_is_missing(tmp_path):
     for name, data in {"a.zip": zipped(THREE), "a.tgz": tar(THREE, "w:gz")}.items():
         uri = uris.make(place(tmp_path, name, data), "9.png")
         with pytest.raises(Failure, match="missing"):
             fetch(uri, None, None, HASTY)
 
 
-def test_a_zip_that_was_replaced_does_not_hand_out_another_member(tmp_path):
+def test_no_member_of_a_replaced_zip_is_taken_for_another(tmp_path):
     archive = place(tmp_path, "a.zip", zipped([("x.png", b"1"), ("b.png", b"2")]))
     uri = uris.make(archive, "a.png")
     with pytest.raises(Failure, match="missing"):
@@ -260,7 +260,7 @@ def test_a_zip_that_was_replaced_does_not_hand_out_another_member(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tar", "a.zip", "a.parquet"])
-def test_what_vanished_since_it_was_listed_is_missing(tmp_path, name):
+def test_a_file_removed_after_the_listing_is_missing(tmp_path, name):
     uri = uris.make(str(tmp_path / name), None if name == "a.png" else "x.png")
     with pytest.raises(Failure, match="missing"):
         fetch(uri, 0, 1, HASTY)
@@ -280,7 +280,7 @@ def failing(monkeypatch, error: Exception, times: int) -> list[Exception]:
     return raised
 
 
-PASSING = {
+TRANSIENT = {
     "503": OSError(errno.EBUSY, "503 Slow Down"),
     "500": OSError("We encountered an internal error. Please try again."),
     "reset": ConnectionResetError(errno.ECONNRESET, "reset by peer"),
@@ -289,16 +289,16 @@ PASSING = {
 }
 
 
-@pytest.mark.parametrize("error", PASSING.values(), ids=PASSING)
-def test_a_read_that_fails_for_a_passing_reason_is_repeated(tmp_path, monkeypatch, error):
+@pytest.mark.parametrize("error", TRANSIENT.values(), ids=TRANSIENT)
+def test_a_read_that_fails_for_a_transient_reason_is_retried(tmp_path, monkeypatch, error):
     (entry,) = entries(place(tmp_path, "a.png", b"12"))
     raised = failing(monkeypatch, error, times=2)
     assert fetch(entry.uri, None, 2, FetchSettings(attempts=3, backoff=0)) == b"12"
     assert len(raised) == 2
 
 
-@pytest.mark.parametrize("error", PASSING.values(), ids=PASSING)
-def test_a_store_that_keeps_failing_is_given_up_after_so_many_attempts(
+@pytest.mark.parametrize("error", TRANSIENT.values(), ids=TRANSIENT)
+def test_a_store_that_keeps_failing_is_unavailable_after_the_last_attempt(
     tmp_path, monkeypatch, error
 ):
     (entry,) = entries(place(tmp_path, "a.png", b"12"))
@@ -312,7 +312,7 @@ def test_a_store_that_keeps_failing_is_given_up_after_so_many_attempts(
 @pytest.mark.parametrize(
     ("error", "status"), [(PermissionError(), "forbidden"), (FileNotFoundError(), "missing")]
 )
-def test_what_does_not_pass_is_tried_once(tmp_path, monkeypatch, error, status):
+def test_a_permanent_error_is_not_retried(tmp_path, monkeypatch, error, status):
     (entry,) = entries(place(tmp_path, "a.png", b"12"))
     raised = failing(monkeypatch, error, times=99)
     with pytest.raises(Failure, match=status):
@@ -320,7 +320,7 @@ def test_what_does_not_pass_is_tried_once(tmp_path, monkeypatch, error, status):
     assert len(raised) == 1
 
 
-def test_an_archive_whose_store_fails_in_passing_is_not_called_damaged(tmp_path, monkeypatch):
+def test_a_transient_error_of_the_store_is_not_a_damaged_archive(tmp_path, monkeypatch):
     archive = place(tmp_path, "a.zip", zipped(THREE))
     first = next(iter(entries(archive)))
     real, raised = files.open_read, []
@@ -339,8 +339,8 @@ def test_an_archive_whose_store_fails_in_passing_is_not_called_damaged(tmp_path,
 
 
 @pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz", "a.tar.bz2"])
-def test_a_reader_of_archives_hides_no_failing_disk(tmp_path, monkeypatch, name):
-    """zipfile and tarfile call a file that cannot be read one that is no archive."""
+def test_a_failing_disk_is_not_a_damaged_archive(tmp_path, monkeypatch, name):
+    """zipfile and tarfile report a file that cannot be read as one that is not an archive."""
 
     class Failing(io.BytesIO):
         def read(self, *_):
@@ -355,26 +355,26 @@ def test_a_reader_of_archives_hides_no_failing_disk(tmp_path, monkeypatch, name)
         fetch(first.uri, None, None, HASTY)
 
 
-def test_bytes_that_did_not_all_come_are_asked_for_again(tmp_path, monkeypatch):
+def test_a_short_read_is_retried(tmp_path, monkeypatch):
     (entry,) = entries(place(tmp_path, "a.png", b"1234"))
     answers = [b"12", b"1234"]
     monkeypatch.setattr(files, "read_bytes", lambda location: answers.pop(0))
     assert read(entry) == b"1234"
 
 
-def test_a_file_that_really_is_shorter_now_is_read_as_it_is(tmp_path):
+def test_a_file_that_became_shorter_is_read(tmp_path):
     uri = uris.make(place(tmp_path, "a.png", b"12"))
     assert fetch(uri, None, 4, HASTY) == b"12"
 
 
-def test_what_is_too_large_by_its_listing_is_not_read(tmp_path, monkeypatch):
+def test_a_file_that_is_listed_as_too_large_is_not_read(tmp_path, monkeypatch):
     failing(monkeypatch, AssertionError("it was read"), times=1)
     with pytest.raises(Failure, match="too_large") as failure:
         fetch("file:///a.png", None, 11, FetchSettings(max_bytes=10))
     assert "11 bytes" in failure.value.reason
 
 
-def test_what_turns_out_too_large_is_not_handed_out(tmp_path):
+def test_a_file_of_unknown_size_that_is_too_large_fails(tmp_path):
     uri = uris.make(place(tmp_path, "a.png", bytes(11)))
     with pytest.raises(Failure, match="too_large"):
         fetch(uri, None, None, FetchSettings(max_bytes=10))
@@ -389,7 +389,7 @@ def test_a_bomb_is_unpacked_no_further_than_the_limit(tmp_path, suffix):
         fetch(entry.uri, entry.member, None, FetchSettings(max_bytes=1000))
 
 
-def test_a_zip_that_lies_about_a_size_is_unreadable(tmp_path):
+def test_a_zip_with_a_wrong_size_is_unreadable(tmp_path):
     data = bytearray(zipped([("a.png", bytes(100_000))]))
     for at in (data.index(b"a.png") - 30 + 22, data.rindex(b"a.png") - 46 + 24):
         data[at : at + 4] = struct.pack("<I", 10)
@@ -424,7 +424,7 @@ def test_damage_anywhere_in_an_archive_is_a_row_and_never_another_error(tmp_path
 @pytest.mark.parametrize(
     "unpack", [gzip.decompress, bz2.decompress, lzma.decompress], ids=["gz", "bz2", "xz"]
 )
-def test_errors_of_damaged_streams_are_told_from_errors_of_a_store(unpack):
+def test_damage_is_distinguished_from_errors_of_the_store(unpack):
     pack = {gzip.decompress: gzip, bz2.decompress: bz2, lzma.decompress: lzma}[unpack].compress
     data = bytearray(pack(random.Random(0).randbytes(5000)))
     data[2500] ^= 0xFF

@@ -1,4 +1,4 @@
-"""What stands for a content is the same in Python and in SQL, and is found again."""
+"""The key of a content is the same in Python and in SQL."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_sql_and_python_agree_on_the_key():
     assert [row[0] for row in found.fetchall()] == [key(*pair) for pair in PAIRS]
 
 
-def test_contents_know_what_they_hold_as_a_picture_of_its_product():
+def test_contents_has_a_content_only_under_its_product():
     held, others = PAIRS[:100], PAIRS[100:]
     contents = Contents(np.sort(np.array([key(*pair) for pair in held], np.uint64)))
     assert all(contents.has(*pair) for pair in held)
@@ -26,5 +26,5 @@ def test_contents_know_what_they_hold_as_a_picture_of_its_product():
     assert not contents.has(held[0][0], held[1][1])
 
 
-def test_nothing_is_known_at_first():
+def test_an_empty_index_has_nothing():
     assert not Contents(np.empty(0, np.uint64)).has(*PAIRS[0])

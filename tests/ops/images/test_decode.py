@@ -1,4 +1,4 @@
-"""What every kind of file becomes, as far as one file goes."""
+"""The pixels or the failure of every kind of file."""
 
 import random
 import struct
@@ -57,7 +57,7 @@ def test_a_truncated_file_is_unreadable(kind):
     [b"", b"\0", b"hello, world", b"%PDF-1.7 ...", b"\x89PNG\r\n\x1a\n", bytes(10_000)],
     ids=["empty", "zero", "text", "pdf", "png signature", "zeros"],
 )
-def test_what_is_no_image_is_unreadable(data):
+def test_a_file_that_is_not_an_image_is_unreadable(data):
     assert status_of(data) == "unreadable"
 
 
@@ -72,7 +72,7 @@ def test_a_png_without_its_end_is_unreadable():
         assert status_of(data[:-12]) == status_of(data[:-5]) == "unreadable"
 
 
-def test_a_palette_that_is_missing_or_comes_too_late_is_not_made_up():
+def test_a_png_without_a_palette_before_its_data_is_unreadable():
     image = Image.new("P", (4, 3), 1)
     image.putpalette([9, 9, 9, 200, 100, 50])
     data = pictures.encoded(image)
@@ -93,7 +93,7 @@ def test_a_decompression_bomb_is_too_large_before_it_is_decoded():
     assert status_of(pictures.png_by_hand(12_000, 12_000, 8, 0, b"")) == "too_large"
 
 
-def test_whoever_decodes_is_asked_for_room_first_and_may_refuse():
+def test_admit_is_called_before_decoding_and_may_refuse():
     asked = []
     decode(pictures.encoded(GREY), admit=asked.append)
     decode(pictures.deep_png(DEEP), admit=asked.append)
@@ -103,7 +103,7 @@ def test_whoever_decodes_is_asked_for_room_first_and_may_refuse():
     assert len(asked) == 2
 
 
-def test_the_limit_of_pixels_holds_to_the_pixel():
+def test_max_pixels_is_exact():
     data = pictures.encoded(GREY)
     assert decode(data, DecodeSettings(max_pixels=640)).width == 20
     assert status_of(data, DecodeSettings(max_pixels=639)) == "too_large"
@@ -155,7 +155,7 @@ def test_a_transparent_palette_entry_becomes_black():
 
 
 @pytest.mark.parametrize("alpha", [0, 1, 127, 255])
-def test_transparency_is_laid_over_black(alpha):
+def test_transparency_is_blended_with_black(alpha):
     rgba = np.dstack([COLOUR, np.full(COLOUR.shape[:2], alpha, np.uint8)])
     pixels = decode(pictures.encoded(rgba)).pixels
     assert pixels.shape == COLOUR.shape
@@ -193,7 +193,7 @@ def test_deep_colour_png_keeps_every_bit():
     assert picture.bit_depth == 16
 
 
-def test_deep_transparency_is_laid_over_black():
+def test_deep_transparency_is_blended_with_black():
     alpha = np.full((7, 5, 1), 0x8000, np.uint16)
     expected = np.rint(DEEP * (0x8000 / 65535))
     colour = decode(pictures.deep_png(np.dstack([DEEP, alpha]))).pixels
@@ -203,7 +203,7 @@ def test_deep_transparency_is_laid_over_black():
 
 
 @pytest.mark.parametrize("channels", [2, 3, 4])
-def test_deep_colour_whose_rows_do_not_suffice_crashes_nothing(channels):
+def test_deep_colour_with_too_few_rows_does_not_crash(channels):
     # Every checksum is right. Decoders in C have answered this with a segmentation fault.
     colour = {2: 4, 3: 2, 4: 6}[channels]
     assert status_of(pictures.png_by_hand(5, 7, 16, colour, b"")) == "unreadable"
@@ -248,7 +248,7 @@ def test_deep_colour_is_read_through_every_filter(channels):
     assert np.array_equal(decode(data).pixels, expected)
 
 
-def test_a_deep_colour_that_stands_for_nothing_becomes_black():
+def test_a_transparent_deep_colour_becomes_black():
     clear = pictures.png_chunk(b"tRNS", DEEP[3, 2].astype(">u2").tobytes())
     expected = DEEP.copy()
     expected[3, 2] = 0
@@ -270,7 +270,7 @@ def test_damaged_deep_colour_is_unreadable():
     assert status_of(pictures.deep_png(DEEP)[:-60]) == "unreadable"
 
 
-def test_twelve_bits_in_sixteen_are_scaled_by_the_depth_that_settings_give():
+def test_bit_depth_of_the_settings_scales_twelve_bits_in_sixteen():
     twelve = (DEEP >> 4).astype(np.uint16)
     settings = DecodeSettings(bit_depth=12)
     grey = decode(pictures.encoded(twelve[..., 0]), settings)
@@ -281,14 +281,14 @@ def test_twelve_bits_in_sixteen_are_scaled_by_the_depth_that_settings_give():
     assert decode(pictures.encoded(GREY), DecodeSettings(bit_depth=12)).bit_depth == 8
 
 
-def test_a_tiff_that_declares_its_largest_value_knows_its_depth():
+def test_a_tiff_declares_its_depth_by_its_largest_value():
     twelve = (DEEP[..., 0] >> 4).astype(np.uint16)
     picture = decode(pictures.encoded(twelve, "TIFF", tiffinfo={281: 4095}))
     assert picture.bit_depth == 12
     assert np.array_equal(picture.pixels, twelve)
 
 
-def test_a_declaration_comes_before_the_settings_and_a_false_one_counts_for_nothing():
+def test_a_declared_depth_overrides_the_settings_unless_it_is_wrong():
     twelve = (DEEP[..., 0] >> 4).astype(np.uint16)
     settings = DecodeSettings(bit_depth=14)
     true = pictures.encoded(twelve, "TIFF", tiffinfo={281: 4095})

@@ -1,4 +1,4 @@
-"""Exposure, against numpy in float64 and by what it must leave alone."""
+"""Exposure normalisation against numpy in float64, and its invariances."""
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +31,7 @@ def in_numpy(pixels: torch.Tensor, full: int, kind: str) -> np.ndarray:
 @kinds
 @depths
 @pytest.mark.parametrize("channels", [1, 3])
-def test_exposure_is_its_formula_in_float64(kind, dtype, depth, channels):
+def test_exposure_matches_its_formula_in_float64(kind, dtype, depth, channels):
     pixels = drawn(dtype, depth, channels)
     found = normalise_exposure(pixels, 2**depth - 1, kind)
     assert found.dtype == torch.float32
@@ -40,7 +40,7 @@ def test_exposure_is_its_formula_in_float64(kind, dtype, depth, channels):
 
 
 @depths
-def test_as_it_is_an_image_is_divided_by_its_full_scale_alone(dtype, depth):
+def test_as_is_only_divides_by_the_full_scale(dtype, depth):
     pixels = drawn(dtype, depth)
     assert torch.equal(
         normalise_exposure(pixels, 2**depth - 1, "as_is"), pixels.float() / (2**depth - 1)
@@ -49,7 +49,7 @@ def test_as_it_is_an_image_is_divided_by_its_full_scale_alone(dtype, depth):
 
 @kinds
 def test_half_the_light_gives_about_the_same_image(kind):
-    """Whatever the depth; only the constants that keep black pictures black tell them apart."""
+    """At any depth, up to the constants that keep black images black."""
     bright = drawn("u2", 16).clone()
     dark = torch.from_numpy(bright.numpy() // 2)
     before = (
@@ -83,7 +83,7 @@ def test_colours_keep_their_ratios_under_one_median():
 
 @kinds
 @pytest.mark.parametrize("value", [0, 1, 128, 255])
-def test_a_plain_image_stays_plain_and_finite(kind, value):
+def test_a_uniform_image_stays_uniform_and_finite(kind, value):
     found = normalise_exposure(torch.full((1, 16, 16), value, dtype=torch.uint8), 255, kind)
     assert torch.isfinite(found).all()
     assert len(found.unique()) == 1

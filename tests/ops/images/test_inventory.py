@@ -61,7 +61,7 @@ def test_a_member_without_a_suffix_is_no_image_in_a_tar_but_one_in_parquet(tmp_p
     assert not [row for row in rows if row["uri"].endswith("README")]
 
 
-def test_a_damaged_archive_is_a_row_that_says_so(tmp_path):
+def test_a_damaged_archive_becomes_a_row_with_a_problem(tmp_path):
     place(tmp_path, "p/test/good/0.png", "broken.zip")
     rows, tally = rows_of(tmp_path)
     assert tally.problems == 1
@@ -93,7 +93,7 @@ def test_rows_are_read_by_number_across_row_groups(stored):
     assert stored.read().schema.equals(SCHEMA, check_metadata=True)
 
 
-def test_the_content_hash_tells_lists_apart_and_not_files(stored, tmp_path):
+def test_the_content_hash_differs_between_lists_and_not_between_files(stored, tmp_path):
     table = stored.read()
 
     def hash_of(table, rows) -> str:
@@ -112,11 +112,11 @@ def test_products_are_those_of_its_images(tmp_path):
     assert Inventory(location).products() == {"a", "b"}
 
 
-def test_a_table_that_is_no_inventory_is_refused(tmp_path):
+def test_a_table_with_other_columns_is_not_an_inventory(tmp_path):
     pq.write_table(pa.table({"uri": ["a"]}), tmp_path / "t.parquet")
     with pytest.raises(UserError, match="lacks the columns"):
         Inventory(str(tmp_path / "t.parquet"))
 
 
-def test_every_column_says_what_it_means():
+def test_every_column_has_a_meaning():
     assert all(field.metadata[b"meaning"] for field in inventory.SCHEMA)

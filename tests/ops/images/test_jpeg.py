@@ -1,4 +1,4 @@
-"""A JPEG that lost bytes is not filled up with grey; every whole one keeps its pixels."""
+"""A JPEG that lost bytes is unreadable; an intact one keeps its pixels."""
 
 import io
 import itertools
@@ -17,7 +17,7 @@ SIZES = ((1, 1), (7, 9), (8, 8), (16, 16), (17, 33), (64, 40), (120, 120))
 
 
 def plain(data: bytes) -> np.ndarray:
-    """The pixels as Pillow alone gives them."""
+    """The pixels that Pillow decodes."""
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(image if image.mode in {"L", "RGB"} else image.convert("RGB"))
 
@@ -43,14 +43,14 @@ def test_bytes_lost_before_the_end_mark_make_it_unreadable(lost, rst):
         decode(data[:-lost] + b"\xff\xd9")
 
 
-def test_a_head_that_names_more_rows_than_there_are_makes_it_unreadable():
+def test_a_header_with_too_many_rows_makes_it_unreadable():
     data = pictures.encoded(COLOUR, "JPEG")
     at = data.index(b"\xff\xc0") + 5
     with pytest.raises(Failure, match=r"unreadable: damaged .*truncated"):
         decode(data[:at] + b"\x00\xa0" + data[at + 2 :])
 
 
-def test_what_cannot_be_in_so_few_bytes_takes_no_memory():
+def test_an_impossible_size_is_refused_before_memory_is_allocated():
     for options in ({}, {"progressive": True}):
         data = pictures.encoded(COLOUR, "JPEG", **options)
         at = data.index(b"\xff\xc2" if options else b"\xff\xc0") + 5
@@ -58,7 +58,7 @@ def test_what_cannot_be_in_so_few_bytes_takes_no_memory():
             decode(data[:at] + b"\x2e\xe0\x2a\xf8" + data[at + 4 :])
 
 
-def test_progressive_files_and_what_lies_behind_the_end_are_left_alone():
+def test_progressive_files_and_data_after_the_end_mark_are_kept():
     data = pictures.encoded(COLOUR, "JPEG", progressive=True)
     assert jpeg.without_end_mark(data) is None
     assert np.array_equal(decode(data).pixels, plain(data))
@@ -66,7 +66,7 @@ def test_progressive_files_and_what_lies_behind_the_end_are_left_alone():
     assert np.array_equal(decode(whole + whole[50:]).pixels, plain(whole))
 
 
-def test_a_preview_within_is_not_taken_for_the_picture():
+def test_an_embedded_preview_is_not_decoded():
     exif = Image.Exif()
     exif[0x927C] = pictures.encoded(COLOUR[:30, :40], "JPEG")  # as makers' notes hold them
     data = pictures.encoded(COLOUR, "JPEG", exif=exif)
@@ -75,5 +75,5 @@ def test_a_preview_within_is_not_taken_for_the_picture():
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"\xff\xd8\xff\xda\0\0", b"\xff\xd8" * 40])
-def test_what_is_no_jpeg_has_no_scan(data):
+def test_data_that_are_not_a_jpeg_have_no_scan(data):
     assert jpeg.without_end_mark(data) is None

@@ -30,7 +30,7 @@ def test_the_stem_ends_before_the_last_suffix():
     assert read("{stem}.*", "a.b.png") == {"stem": "a.b"}
 
 
-def test_other_characters_stand_for_themselves():
+def test_other_characters_match_literally():
     assert read("(x)+/{name}", "(x)+/1.png") == {"name": "1.png"}
     assert read("a.b/{name}", "aXb/1.png") is None
     assert read("{product}/{name}", "new\nline/1.png") == {"product": "new\nline", "name": "1.png"}
@@ -55,7 +55,7 @@ def test_mvtec_good_and_defective():
     assert bad[:5] == ("bottle", "test", 1, "broken_large", False)
 
 
-def test_mvtec_masks_meet_their_image_and_no_other():
+def test_mvtec_masks_join_their_image_and_no_other():
     path_parser = PathParser(LAYOUTS["mvtec"], "unused")
     mask = path_parser("bottle/ground_truth/broken_large/013_mask.png")
     assert mask.is_mask
@@ -74,18 +74,18 @@ def test_mtd_labels_and_masks():
     assert mask.mask_key == bad.mask_key
 
 
-def test_a_name_with_a_field_for_it_meets_a_mask_with_a_stem():
+def test_a_name_field_joins_a_mask_with_a_stem():
     layout = Layout("{defect}/{name}", masks="masks/{defect}/{stem}.png")
     path_parser = PathParser(layout, "p")
     assert path_parser("bent/1.jpg").mask_key == path_parser("masks/bent/1.png").mask_key
 
 
-def test_a_path_that_does_not_match_says_nothing():
+def test_a_path_that_does_not_match_has_no_fields():
     found = PathParser(LAYOUTS["mvtec"], "p")("readme.txt")
     assert found == (None, None, None, None, False, None, False, False)
 
 
-def test_without_a_field_for_it_the_product_is_the_one_given():
+def test_without_a_product_field_the_given_product_is_used():
     assert PathParser(Layout("{defect}/{name}"), "nut")("good/1.png").product == "nut"
     assert PathParser(Layout("**/{name}"), "nut")("1.png").label is None
 
@@ -118,7 +118,7 @@ def test_words_for_splits(word, split):
     assert PathParser(Layout("{split}/{name}"), "p")(f"{word}/1.png").split == split
 
 
-def test_of_frames_those_between_are_left_out():
+def test_every_leaves_out_the_frames_between():
     path_parser = PathParser(Layout("{product}_{clip}/{frame}.*", every=5), "p")
     kept = [n for n in range(12) if not path_parser(f"01_02/{n:03d}.jpg").is_skipped]
     assert kept == [0, 5, 10]

@@ -11,7 +11,7 @@ CROP = InputSettings(size=32, fit="crop", short_side=40)
 
 
 def ramps(width: int, height: int) -> tuple[Picture, Picture]:
-    """Pictures whose values say where a pixel lies: 100 times its x, and its y."""
+    """Images whose values give the position of a pixel: 100 times its x, and its y."""
     y, x = np.mgrid[:height, :width]
     return Picture((100 * x).astype(np.uint16), 16), Picture((100 * y).astype(np.uint16), 16)
 
@@ -97,7 +97,7 @@ def test_masks_of_other_depths_and_of_colours_mean_the_same():
     assert np.array_equal(resize_mask(np.dstack([mask, mask * 0, mask * 0]), CROP), expected)
 
 
-def test_a_mask_of_class_numbers_counts_all_but_zero():
+def test_a_mask_of_class_numbers_is_true_except_at_zero():
     mask = np.zeros((64, 64), np.uint8)
     mask[20:40, 10:30], mask[20:40, 30:40] = 1, 7
     found = resize_mask(mask, SQUASH)
@@ -110,7 +110,7 @@ def test_a_mask_of_class_numbers_counts_all_but_zero():
 
 @pytest.mark.parametrize(("dtype", "depth"), [(np.uint8, 8), (np.uint16, 16), (np.uint16, 12)])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_packed_pixels_come_back(dtype, depth, channels):
+def test_unpack_inverts_pack(dtype, depth, channels):
     shape = (8, 8) if channels == 1 else (8, 8, 3)
     pixels = np.random.default_rng(0).integers(0, 2**depth, shape).astype(dtype)
     found = unpack(pack(pixels), channels, depth, 8)

@@ -7,7 +7,7 @@ import pytest
 from ops.storage import files
 
 
-def test_what_was_written_is_read_back_whole_and_in_slices(tmp_path):
+def test_written_bytes_are_read_back_whole_and_in_slices(tmp_path):
     file = str(tmp_path / "new" / "folder" / "a.bin")
     files.write_bytes(file, bytes(range(100)))
     assert files.read_bytes(file) == bytes(range(100))
@@ -28,7 +28,7 @@ def test_an_error_while_writing_leaves_nothing(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_an_error_while_writing_leaves_what_was_there_before(tmp_path):
+def test_an_error_while_writing_keeps_the_earlier_file(tmp_path):
     file = tmp_path / "a.bin"
     files.write_bytes(str(file), b"old")
     with pytest.raises(RuntimeError):
@@ -37,7 +37,7 @@ def test_an_error_while_writing_leaves_what_was_there_before(tmp_path):
     assert os.listdir(tmp_path) == ["a.bin"]
 
 
-def test_nothing_appears_before_writing_is_over(tmp_path):
+def test_a_file_appears_when_writing_has_ended(tmp_path):
     file = tmp_path / "a.bin"
     with files.staged(str(file)) as path:
         Path(path).write_bytes(b"all of it")
@@ -52,7 +52,7 @@ def test_writing_nothing_is_an_error(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_names_are_those_of_whole_files_in_order(tmp_path):
+def test_names_leaves_out_temporary_files_and_sorts(tmp_path):
     place = str(tmp_path / "folder")
     assert files.names(place) == []
     for name in ("b/2.json", "a.json", "b/1.json", ".hidden"):
@@ -63,7 +63,7 @@ def test_names_are_those_of_whole_files_in_order(tmp_path):
     assert files.names(place)[-1] == "b/3.json"
 
 
-def test_json_refuses_numbers_that_json_does_not_have(tmp_path):
+def test_json_refuses_nan(tmp_path):
     file = str(tmp_path / "a.json")
     files.write_json(file, {"ü": [1, 2.5, None]})
     assert files.read_json(file) == {"ü": [1, 2.5, None]}
@@ -91,7 +91,7 @@ def test_listing_streams(tmp_path, monkeypatch):
     assert len(folders) <= 5
 
 
-def test_a_file_that_goes_while_it_is_listed_is_not_listed(tmp_path):
+def test_a_file_removed_during_the_listing_is_left_out(tmp_path):
     for number in range(5):
         (tmp_path / f"{number}").touch()
     stream = files.listing(str(tmp_path))
@@ -111,7 +111,7 @@ def test_the_version_of_a_file_changes_with_its_content(tmp_path):
     assert next(files.listing(str(tmp_path))).version == files.describe(str(file)).version
 
 
-def test_removing_a_folder_that_is_not_there_is_fine(tmp_path):
+def test_removing_an_absent_folder_does_nothing(tmp_path):
     files.write_bytes(str(tmp_path / "a" / "b" / "c"), b"")
     files.remove_folder(str(tmp_path / "a"))
     files.remove_folder(str(tmp_path / "a"))

@@ -31,13 +31,13 @@ PRODUCTS = [
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
-def test_no_product_leaves_the_model_folder(product, tmp_path):
+def test_no_product_name_leads_out_of_the_model_folder(product, tmp_path):
     path = tmp_path / paths.product_file(product)
     path.write_bytes(b"tensors")
     assert os.listdir(tmp_path) == [paths.product_file(product)]
 
 
-def test_no_two_products_share_a_file_nor_take_one_of_the_models_own():
+def test_no_two_products_share_a_file_or_overwrite_a_file_of_the_model():
     files = {paths.product_file(product) for product in PRODUCTS}
     assert len(files) == len(PRODUCTS)
     assert not files & {paths.BACKBONE, paths.MODEL_CARD}

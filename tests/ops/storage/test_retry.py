@@ -1,4 +1,4 @@
-"""What is asked again, how often, and who hears of it; without a store."""
+"""Which errors are retried, and how often; without a store."""
 
 import ssl
 
@@ -19,7 +19,7 @@ from ops.storage.retry import RetryPolicy, Unavailable, is_transient
 
 
 def answered(code: str, status: int) -> OSError:
-    """What s3fs makes of an error of the store."""
+    """The exception of s3fs for an error of the store."""
     said = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
     return translate_boto_error(ClientError(said, "GetObject"))
 
@@ -52,17 +52,17 @@ PERMANENT = {
 
 
 @pytest.mark.parametrize("name", TRANSIENT)
-def test_what_may_pass_is_asked_again(name):
+def test_transient_errors_are_retried(name):
     assert is_transient(TRANSIENT[name])
 
 
 @pytest.mark.parametrize("name", PERMANENT)
-def test_what_lasts_is_not(name):
+def test_permanent_errors_are_not_retried(name):
     assert not is_transient(PERMANENT[name])
 
 
-def failing(error: Exception, patience: RetryPolicy) -> list[int]:
-    """Ask what always fails; one entry per attempt."""
+def failing(error: Exception, policy: RetryPolicy) -> list[int]:
+    """Retry a call that always fails; one entry per attempt."""
     attempts = []
 
     def ask():
@@ -70,25 +70,25 @@ def failing(error: Exception, patience: RetryPolicy) -> list[int]:
         raise error
 
     with pytest.raises(type(error) if not is_transient(error) else Unavailable):
-        Retrying(**patience.tenacity_settings())(ask)
+        Retrying(**policy.tenacity_settings())(ask)
     return attempts
 
 
-def test_each_attempt_but_the_first_is_heard_of():
+def test_each_retry_calls_on_retry():
     retries = []
-    patience = RetryPolicy(attempts=4, backoff=0, on_retry=lambda: retries.append(1))
-    assert len(failing(TRANSIENT["internal"], patience)) == 4
+    policy = RetryPolicy(attempts=4, backoff=0, on_retry=lambda: retries.append(1))
+    assert len(failing(TRANSIENT["internal"], policy)) == 4
     assert len(retries) == 3
-    assert len(failing(PERMANENT["denied"], patience)) == 1
+    assert len(failing(PERMANENT["denied"], policy)) == 1
     assert len(retries) == 3
 
 
-def test_a_single_attempt_is_one():
+def test_one_attempt_is_not_retried():
     assert len(failing(TRANSIENT["cut"], RetryPolicy(attempts=1))) == 1
 
 
 class _At:
-    """How far attempts are."""
+    """The state of attempts, as tenacity passes it."""
 
     def __init__(self, attempt: int, seconds: float) -> None:
         self.attempt_number, self.seconds_since_start = attempt, seconds
@@ -98,14 +98,14 @@ class _At:
     ("attempt", "seconds", "over"),
     [(1, 500, False), (2, 100, False), (3, 90, True), (7, 30, False), (8, 31, True)],
 )
-def test_a_silent_store_is_given_up_sooner_than_one_that_refuses(attempt, seconds, over):
-    """One long transfer that is cut at its end does not use patience up."""
+def test_a_store_without_answers_gets_fewer_attempts_than_one_with_errors(attempt, seconds, over):
+    """One long transfer that is cut at its end leaves attempts."""
     assert bool(RetryPolicy().tenacity_settings()["stop"](_At(attempt, seconds))) == over
 
 
 @pytest.mark.parametrize("seconds", [0.0, s3.CLIENT["read_timeout"]])
-def test_patience_by_default_ends_within_two_minutes(seconds):
-    """Of a store that refuses at once, and of one whose every answer never comes."""
+def test_the_default_policy_ends_within_two_minutes(seconds):
+    """For a store that answers with errors, and for one that never answers."""
     asked, attempt, elapsed = RetryPolicy().tenacity_settings(), 1, seconds
     while not asked["stop"](_At(attempt, elapsed)):
         elapsed += asked["wait"](_At(attempt, elapsed)) + seconds

@@ -19,13 +19,13 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_location_comes_back_from_its_uri(name):
+def test_parse_returns_the_location(name):
     for location in (f"/data/{name}", f"s3://bucket/{name}"):
         assert uris.parse(uris.make(location)) == (location, None)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_member_comes_back_from_its_uri_whatever_its_archive_is_called(name):
+def test_parse_returns_the_member_of_an_archive_of_any_name(name):
     for archive in ("/data/a.tar", "/data/a#1%.tar", f"s3://bucket/{name}.zip"):
         assert uris.parse(uris.make(archive, name)) == (archive, name)
 

@@ -1,10 +1,11 @@
-"""Prove that a finished run kept its promise, from its files alone, or say what is wrong.
+"""Check that a finished run is complete and correct, from its files alone.
 
 python -m jobs.check --out out
 python -m jobs.check 2026-11-20-6f0c2b8d1e3a4c55 --out s3://bucket/out --map-sample 0.01
 
-Exits with 0 if every image of the inventory has exactly one valid row, and every map that was
-promised is there and can be decoded; else with 1, after each broken rule, values, and the remedy.
+Exits with 0 if every image of the inventory has exactly one valid row, and every map that the
+settings of the run ask for exists and can be decoded. Otherwise it prints each broken rule with
+examples and a remedy, and exits with 1.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ class Settings:
     """Settings of jobs.check."""
 
     run: str = ""
-    """The run; default: the latest finished one."""
+    """Id of the run; default: the latest finished one."""
     out: str = "out"
     """The output folder that jobs.score wrote to."""
     inventory: str = ""
-    """The inventory that was scored; default: where it lay then."""
+    """The inventory file that was scored; default: its location when it was scored."""
     model: str = ""
-    """The folder of the model that scored; default: the one below OUT, if it is there."""
+    """The folder of the model that scored it; default: OUT/models/<model_id>, if it exists."""
     map_sample: float = 1.0
-    """The share of maps that is read, chosen by a hash of the images' ids; 1 reads all."""
+    """Share of the maps that are read, chosen by a hash of the image ids. 1 = all."""
 
     def __post_init__(self) -> None:
-        """Refuse what is no share."""
+        """Check values. Raises SettingError."""
         if not 0 <= self.map_sample <= 1:
             raise SettingError(f"map_sample {self.map_sample} must lie between 0 and 1")
 
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     out = Out(settings.out)
     record = run_records.finished(out, settings.run)
     run_id = settings.run or str(record["run_id"])
-    subject = RunUnderCheck(
+    run = RunUnderCheck(
         out,
         run_id,
         record,
@@ -59,39 +60,39 @@ def main(argv: Sequence[str]) -> int:
         _card(settings.model, out, str(record.get("model_id"))),
     )
     with Progress() as progress:
-        found = verify.check(subject, settings.map_sample, progress)
-    for violation in found.violations.values():
+        findings = verify.check(run, settings.map_sample, progress)
+    for violation in findings.violations.values():
         echo(f"broken: {violation.rule}")
         for value in violation.examples:
             echo(f"  found:  {shown(value)}")
         if violation.count > len(violation.examples):
             echo(f"  found:  {violation.count - len(violation.examples)} more like these")
         echo(f"  remedy: {violation.remedy}")
-    echo(_sentence(run_id, found))
-    return 1 if found.violations else 0
+    echo(_summary(run_id, findings))
+    return 1 if findings.violations else 0
 
 
 def _card(model: str, out: Out, model_id: str) -> ModelCard | None:
-    """The card of the model that was named, or of the one on record where fits leave theirs."""
+    """The card of the model that was named, or else of the run's model if it is below OUT."""
     if model:
         return read_card(model)
-    usual = out.model(model_id)
-    at_hand = files.exists(files.join(usual, paths.MODEL_CARD))
-    return read_card(usual) if at_hand else None
+    folder = out.model(model_id)
+    exists = files.exists(files.join(folder, paths.MODEL_CARD))
+    return read_card(folder) if exists else None
 
 
-def _sentence(run_id: str, found: Findings) -> str:
-    read = (
-        f"all {found.maps_named} maps"
-        if found.maps_read == found.maps_named
-        else f"{found.maps_read} of {found.maps_named} maps, chosen by a hash of their ids,"
+def _summary(run_id: str, findings: Findings) -> str:
+    maps = (
+        f"all {findings.maps_named} maps"
+        if findings.maps_read == findings.maps_named
+        else f"{findings.maps_read} of {findings.maps_named} maps, chosen by a hash of their ids,"
     )
-    if found.violations:
-        rules = f"{len(found.violations)} rule{'s' * (len(found.violations) > 1)}"
-        return f"run {run_id} breaks {rules}; {found.images} rows and {read} were read"
+    if count := len(findings.violations):
+        rules = f"{count} rule{'s' * (count > 1)}"
+        return f"run {run_id} breaks {rules}; {findings.images} rows and {maps} were read"
     return (
-        f"run {run_id} kept its promise: {found.images} images with one valid row each; "
-        f"{read} read and found sound"
+        f"run {run_id} is complete: {findings.images} images with one valid row each; "
+        f"{maps} were read and are valid"
     )
 
 

@@ -1,10 +1,10 @@
-"""Compare two finished runs: flips, ranks, movers, drift; as Parquet, pictures and in MLflow.
+"""Compare two finished runs: changed verdicts, ranks and drift, as Parquet, plots and in MLflow.
 
 python -m jobs.compare --out out
 python -m jobs.compare 2026-11-19-6f0c2b8d1e3a4c55 2026-11-20-0b1d7c3e9a5f2468 --out s3://bucket/out
 
-Two nights of one model, or two models over one archive. Raw scores of different models have no
-common unit; then p-values and ranks alone are compared.
+Compare two nights of one model, or two models on one archive. Scores of different models have no
+common unit, so only their p-values and ranks are compared.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _COUNTED = (
 )
 _COUNTED_TOO = ("failed_a", "failed_b", "anomalous_a", "anomalous_b")
 _MEASURED = ("ks", "ks_q", "wasserstein", "psi", "spearman", "kendall")
-#: Products whose figures are metrics of their own; the table has all.
+#: Number of products whose metrics are tracked one by one; the table has all.
 _TRACKED = 50
-_MOVERS_SAID = 5
+_PRINTED_MOVERS = 5
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class Settings(CompareSettings):
     """Settings of jobs.compare."""
 
     a: str = ""
-    """The first run; default: the latest finished one but one."""
+    """Id of the first run; default: the latest finished one but one."""
     b: str = ""
-    """The second run; default: the latest finished one."""
+    """Id of the second run; default: the latest finished one."""
     out: str = "out"
     """The output folder that jobs.score wrote to."""
     labels: str = ""
-    """An inventory whose labels say which calls were right."""
+    """An inventory file with labels, to count the wrong verdicts of both runs."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -61,20 +61,20 @@ def main(argv: Sequence[str]) -> int:
     out = Out(settings.out)
     before, after = _runs(out, settings)
     runs = str(before["run_id"]), str(after["run_id"])
-    with Tracker(settings.out).run("compare", asdict(settings)) as told:
-        told.tags |= {"run_a": runs[0], "run_b": runs[1]}
-        told.tags |= {"model_a": before["model_id"], "model_b": after["model_id"]}
+    with Tracker(settings.out).run("compare", asdict(settings)) as tracked:
+        tracked.tags |= {"run_a": runs[0], "run_b": runs[1]}
+        tracked.tags |= {"model_a": before["model_id"], "model_b": after["model_id"]}
         with Progress() as progress:
-            found = compare.compare(out, before, after, settings.labels, settings, progress)
-        _track(told, found)
+            compared = compare.compare(out, before, after, settings.labels, settings, progress)
+        _track(tracked, compared)
         for name in ("products", "movers"):
-            told.files[f"comparison/{name}.parquet"] = out.comparison(*runs, name)
-        for number, location in enumerate(found.pictures.values()):
-            told.files[f"comparison/picture_{number}.png"] = location
+            tracked.files[f"comparison/{name}.parquet"] = out.comparison(*runs, name)
+        for number, location in enumerate(compared.pictures.values()):
+            tracked.files[f"comparison/picture_{number}.png"] = location
     echo(f"A: run {runs[0]}, model {before['model_id']}")
     echo(f"B: run {runs[1]}, model {after['model_id']}")
-    print_summary(found)
-    echo(f"tables and pictures: {out.comparisons(*runs)}")
+    print_summary(compared)
+    echo(f"tables and plots: {out.comparisons(*runs)}")
     return 0
 
 
@@ -86,53 +86,64 @@ def _runs(out: Out, settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]
     else:
         before, after = run_records.latest(out, 2)
     for record in (before, after):
-        run_records.check_whole(record)
+        run_records.check_not_expired(record)
     return before, after
 
 
-def _track(told: Record, found: Compared) -> None:
-    rows = found.products.to_pylist()
-    told.metrics |= {name: sum(row[name] for row in rows) for name in (*_COUNTED, *_COUNTED_TOO)}
+def _track(tracked: Record, compared: Compared) -> None:
+    rows = compared.products.to_pylist()
+    tracked.metrics |= {name: sum(row[name] for row in rows) for name in (*_COUNTED, *_COUNTED_TOO)}
     for name in ("ks", "psi"):
         if known := [row[name] for row in rows if row[name] is not None]:
-            told.metrics[f"max_{name}"] = max(known)
+            tracked.metrics[f"max_{name}"] = max(known)
     for number, row in enumerate(rows[:_TRACKED]):
-        told.tags[f"product_{number}"] = str(row["product"])
+        tracked.tags[f"product_{number}"] = str(row["product"])
         measured = {k: row[k] for k in _MEASURED if row[k] is not None}
-        told.metrics |= {f"product_{number}.{k}": v for k, v in measured.items()}
+        tracked.metrics |= {f"product_{number}.{k}": v for k, v in measured.items()}
 
 
-def print_summary(found: Compared) -> None:
-    """A row per product, what its figures mean, and the images that moved most."""
-    rows = found.products.to_pylist()
+def print_summary(compared: Compared) -> None:
+    """Print a row per product, what its columns mean, and the images that moved most."""
+    rows = compared.products.to_pylist()
     echo(
         f"{'product':16} {'both':>7} {'only A':>6} {'only B':>6} {'failed':>9} {'flips':>9} "
         f"{'Spearman':>8} {'Kendall':>7} {'KS':>5} {'q':>7} {'PSI':>6}"
     )
     for row in rows:
         echo(_line(row))
-    if rows and not any(row["both"] for row in rows):
-        echo(
-            "The runs share no image, as nights that score only what is new: only distributions are"
-        )
-        echo("compared. Name two runs that do, or join by address: --join uri")
-    echo("failed: in A and B; flips: + called anomalous by B alone, - by A alone")
-    changed, moved = (sum(row[name] for row in rows) for name in ("status", "moved"))
-    echo(f"{changed} images changed their status, {moved} their product")
-    if any(row["measure"] == "p_value" for row in rows):
-        echo("The models differ, and with them the unit of scores: KS and PSI are of p-values, and")
-        echo("Spearman, Kendall and pictures of ranks.")
-    echo("KS, q and PSI: drift of the distribution; q is the p-value of KS, adjusted for all")
-    echo("products: of those with q < 0.05 about one in twenty is chance. With many images the")
-    echo(
-        "slightest drift has a small q; see PSI too: above 0.1 slight, above 0.25 marked by custom."
-    )
-    if labelled := sum(row["labelled"] for row in rows):
-        errors = [sum(row[f"errors_{side}"] for row in rows) for side in ("a", "b")]
-        echo(f"of {labelled} labelled images A called {errors[0]} wrong, B {errors[1]}")
-    for row in _most_moved(found.movers):
+    for line in _explanations(rows):
+        echo(line)
+    for row in _most_moved(compared.movers):
         places = f"from the {_place(row['rank_a'])} in A to the {_place(row['rank_b'])} in B"
         echo(f"moved: {shown(row['uri'])}, {places}")
+
+
+def _explanations(rows: list[dict[str, Any]]) -> list[str]:
+    lines = []
+    if rows and not any(row["both"] for row in rows):
+        lines += [
+            "The runs share no image, as two nights that each score only new images; only the",
+            "distributions are compared. Choose runs that share images, or use --join uri.",
+        ]
+    lines.append("failed: in A and in B; flips: + anomalous only in B, - anomalous only in A")
+    statuses, products = (sum(row[name] for row in rows) for name in ("status", "moved"))
+    lines.append(f"{statuses} images changed their status, {products} their product")
+    if any(row["measure"] == "p_value" for row in rows):
+        lines += [
+            "The models differ, and so does the unit of their scores: KS and PSI compare p-values;",
+            "Spearman, Kendall and plots compare ranks.",
+        ]
+    lines += [
+        "KS and PSI: drift of the distribution. q: p-value of KS, adjusted for the number of",
+        "products; about 5 % of the products with q < 0.05 are chance. With many images q is small",
+        "for any drift, so look at PSI too: by convention, above 0.1 is slight, above 0.25 marked.",
+    ]
+    if labelled := sum(row["labelled"] for row in rows):
+        errors = [sum(row[f"errors_{side}"] for row in rows) for side in ("a", "b")]
+        lines.append(
+            f"wrong verdicts on {labelled} labelled images: {errors[0]} in A, {errors[1]} in B"
+        )
+    return lines
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -151,7 +162,7 @@ def _line(row: dict[str, Any]) -> str:
 
 def _most_moved(movers: pa.Table) -> list[dict[str, Any]]:
     rows = movers.to_pylist()
-    return sorted(rows, key=lambda r: -abs(r["rank_b"] - r["rank_a"]))[:_MOVERS_SAID]
+    return sorted(rows, key=lambda r: -abs(r["rank_b"] - r["rank_a"]))[:_PRINTED_MOVERS]
 
 
 def _place(rank: float) -> str:

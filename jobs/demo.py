@@ -1,7 +1,7 @@
-"""The whole chain in a minute or two, on two products that it draws itself, some with defects.
+"""Run all steps in a minute or two, on drawn images of two products, some with defects.
 
 python -m jobs.demo
-python -m jobs.demo --out /tmp/demo --good 80
+python -m jobs.demo --out /tmp/demo --images 80
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from jobs.cli import entry
 from jobs.cli.console import echo
 from jobs.tracking.tracker import Tracker, redact
 from ops.images import synthetic_parts
+from ops.results import overlays
 from ops.storage import parquet, uris
 from ops.storage.paths import Out
 from pipelines.cluster.resources import connected
@@ -30,20 +31,20 @@ class Settings:
     """Settings of jobs.demo."""
 
     out: str = "demo"
-    """A folder; pictures, model, scores and maps land below it."""
-    good: int = 40
-    """Good pictures of each product to fit on; a third as many more are scored."""
+    """The folder for images, model, scores and maps."""
+    images: int = 40
+    """Number of good images of each product to fit on. A third as many more are scored."""
     size: int = 128
-    """Side of the pictures."""
+    """Side of the images in pixels."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Draw, list, fit, score, evaluate."""
+    """Draw images, take an inventory, fit, score and evaluate."""
     settings, _ = entry.parse(Settings, __doc__, argv)
     out, archive = Out(settings.out), os.path.join(settings.out, "archive")
     if not os.path.exists(archive):
         draw(f"{archive}.drawing", settings)
-        os.rename(f"{archive}.drawing", archive)  # half a drawing is none
+        os.rename(f"{archive}.drawing", archive)  # only a complete archive has the name
     listed = os.path.join(settings.out, "inventory.parquet")
     with connected():
         echo("\n1. inventory")
@@ -68,11 +69,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def draw(archive: str, settings: Settings) -> None:
-    """Draw an archive in the layout of MVTec AD, with a handful of broken files among the rest."""
-    test = max(4, settings.good // 3)
+    """Draw an archive in the layout of MVTec AD, with five broken files."""
+    test = max(4, settings.images // 3)
     for product in synthetic_parts.PRODUCTS:
-        for i in range(settings.good + test):
-            split = "train" if i < settings.good else "test"
+        for i in range(settings.images + test):
+            split = "train" if i < settings.images else "test"
             picture, _ = synthetic_parts.draw(product, i, settings.size)
             _save(picture, archive, product, split, "good", f"{i:03d}.png")
         for number, defect in enumerate(synthetic_parts.DEFECTS):
@@ -82,20 +83,21 @@ def draw(archive: str, settings: Settings) -> None:
                 _save(picture, archive, product, "test", defect, f"{i:03d}.png")
                 _save(mask, archive, product, "ground_truth", defect, f"{i:03d}_mask.png")
     _break(os.path.join(archive, "washer", "test", "good"))
-    echo("drew two products, with five broken files among them")
+    echo("drew images of two products, and five broken files")
 
 
 def _save(pixels: synthetic_parts.Image, archive: str, *parts: str) -> None:
     path = os.path.join(archive, *parts)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    Image.fromarray(pixels).save(path)
+    with storage_errors(path):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        Image.fromarray(pixels).save(path)
 
 
 def _break(folder: str) -> None:
-    """What warehouses hold: cut uploads, empty files, other things under an image's name."""
-    whole = io.BytesIO()
-    Image.fromarray(synthetic_parts.draw("washer", 0).picture).save(whole, "JPEG")
-    data = whole.getvalue()
+    """Add files as archives contain them: cut, empty, damaged, or something else than an image."""
+    jpeg = io.BytesIO()
+    Image.fromarray(synthetic_parts.draw("washer", 0).picture).save(jpeg, "JPEG")
+    data = jpeg.getvalue()
     frames = io.BytesIO()
     Image.new("L", (8, 8)).save(
         frames, "GIF", save_all=True, append_images=[Image.new("L", (8, 8), 255)]
@@ -113,37 +115,35 @@ def _break(folder: str) -> None:
 
 
 def print_summary(out: Out, settings: Settings) -> None:
-    """Where everything lies, how good it was, and one query to try."""
+    """Print the AUROC, where the results are, and a query to try."""
     record = run_records.finished(out)
     run_id = record["run_id"]
     table = record["totals"]["table"]
     auroc = parquet.read(out.evaluation(run_id)).to_pylist()[-1]["image_auroc"]
     picture = os.path.join(settings.out, "worst.png")
-    _montage(table, out, record["model_id"], picture)
-    place = f"FROM '{out.scores()}/**/*.parquet'"
-    what = "product, status, count(*) AS images, round(max(score), 3) AS worst"
-    query = " ".join(["SELECT", what, place, "GROUP BY ALL ORDER BY ALL"])
-    echo(f"\nimage AUROC  {auroc:.3f} (mean over two products; random weights)")
-    echo(f"table        {table}")
-    echo(f"maps         {out.maps(record['model_id'])}")
-    echo(f"worst parts  {picture}")
-    echo(f"tracker      {redact(str(Tracker(settings.out).uri))}")
-    echo(f'\ntry, in .venv/bin/python:\n>>> import duckdb\n>>> duckdb.sql("{query}")')
+    _save_worst(table, out, record["model_id"], picture)
+    columns = "product, status, count(*) AS images, round(max(score), 3) AS worst"
+    source = f"FROM '{out.scores()}/**/*.parquet'"
+    query = " ".join(["SELECT", columns, source, "GROUP BY ALL ORDER BY ALL"])
+    echo(f"\nimage AUROC   {auroc:.3f} (mean of two products, with random weights)")
+    echo(f"score table   {table}")
+    echo(f"anomaly maps  {out.maps(record['model_id'])}")
+    echo(f"worst images  {picture}")
+    echo(f"tracker       {redact(str(Tracker(settings.out).uri))}")
+    echo(f'\ntry this in .venv/bin/python:\n>>> import duckdb\n>>> duckdb.sql("{query}")')
     echo(str(duckdb.sql(query)))
 
 
-def _montage(table: str, out: Out, model_id: str, path: str) -> None:
-    """The six highest scores: each picture above its map."""
-    found = parquet.read(table, ["image_id", "uri", "score"])
-    worst = found.sort_by([("score", "descending")]).slice(0, 6).to_pylist()
-    side = 192
-    canvas = Image.new("RGB", (side * len(worst), side * 2))
-    for column, part in enumerate(worst):
-        over = out.overlay(model_id, part["image_id"])
-        for row, place in enumerate((uris.parse(part["uri"]).location, over)):
-            with Image.open(place) as image:
-                canvas.paste(image.convert("RGB").resize((side, side)), (column * side, row * side))
-    canvas.save(path)
+def _save_worst(table: str, out: Out, model_id: str, path: str) -> None:
+    """Save a contact sheet of the six highest scores: each picture above its overlay."""
+    rows = parquet.read(table, ["image_id", "uri", "score"])
+    worst = rows.sort_by([("score", "descending")]).slice(0, 6).to_pylist()
+    columns = []
+    for row in worst:
+        overlay = out.overlay(model_id, row["image_id"])
+        pictures = map(Image.open, (uris.parse(row["uri"]).location, overlay))
+        columns.append(overlays.sheet_column(pictures, side=192))
+    overlays.contact_sheet(columns).save(path)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Compare a finished run with labels and masks: figures as Parquet and in MLflow, and pictures.
+"""Evaluate a finished run against labels and masks: metrics as Parquet and in MLflow, and plots.
 
 python -m jobs.evaluate --out out
 python -m jobs.evaluate --out out --published mvtec/patchcore-1
@@ -27,7 +27,7 @@ from pipelines.cluster.resources import Resources, connected
 from pipelines.reports import evaluate
 from pipelines.tables import run_records
 
-#: Columns of the printed table: heading, width, figure.
+#: Columns of the printed table: heading, width, metric.
 _RATES = (
     ("image AUROC", 11, "image_auroc"),
     ("pixel AUROC", 11, "pixel_auroc"),
@@ -48,11 +48,12 @@ class Settings:
     out: str = "out"
     """The output folder that jobs.score wrote to."""
     run: str = ""
-    """The run; default: the latest finished one."""
+    """Id of the run; default: the latest finished one."""
     inventory: str = ""
-    """An inventory with labels and masks; default: the one that was scored."""
+    """An inventory file with labels and masks; default: the one that was scored."""
     published: str = ""
-    """Print what was published below ours: `data set/preset` of deploy/published.toml."""
+    """Print published results below those of the run: `data set/preset` of
+    deploy/published.toml, such as mvtec/patchcore-1."""
     cluster: str | None = None
     """Address of a Ray cluster; default: RAY_ADDRESS, else one is started for the job."""
     fetch: FetchSettings = field(default_factory=FetchSettings)
@@ -66,14 +67,14 @@ def main(argv: Sequence[str]) -> int:
     entry.check_access(settings)
     out, tracker = Out(settings.out), Tracker(settings.out)
     record = run_records.finished(out, settings.run)
-    run_records.check_whole(record)
+    run_records.check_not_expired(record)
     run_id, totals = record["run_id"], record["totals"]
-    with tracker.run("evaluate", asdict(settings)) as told:
-        told.tags |= {"run_id": run_id, "model_id": record["model_id"]}
+    with tracker.run("evaluate", asdict(settings)) as tracked:
+        tracked.tags |= {"run_id": run_id, "model_id": record["model_id"]}
         labelled = Inventory(settings.inventory or record["inventory"]).read()
         scored = parquet.read(totals["table"])
         with Progress() as progress, connected(settings.cluster):
-            found, separations = evaluate.evaluate(
+            metrics, separations = evaluate.evaluate(
                 scored,
                 labelled,
                 record.get("thresholds", {}),
@@ -82,46 +83,48 @@ def main(argv: Sequence[str]) -> int:
                 settings.resources,
                 progress,
             )
-        parquet.write(out.evaluation(run_id), evaluate.SCHEMA, [found])
-        for number, row in enumerate(found.to_pylist()):
+        parquet.write(out.evaluation(run_id), evaluate.SCHEMA, [metrics])
+        for number, row in enumerate(metrics.to_pylist()):
             name = "mean" if row["product"] == "mean" else f"product_{number}"
-            told.tags[name] = row["product"]
-            told.metrics |= {f"{name}.{k}": row[k] for k in _TRACKED if row[k] is not None}
+            tracked.tags[name] = row["product"]
+            tracked.metrics |= {f"{name}.{k}": row[k] for k in _TRACKED if row[k] is not None}
         for number, separation in enumerate(separations):
             picture = out.picture(run_id, separation.product)
-            files.write_bytes(picture, plots.draw(separation))
-            told.files[f"curves/product_{number}.png"] = picture
+            files.write_bytes(picture, plots.draw_separation(separation))
+            tracked.files[f"curves/product_{number}.png"] = picture
         if theirs:
-            told.metrics |= {f"published.{k}": v for k, v in _figures_of(theirs).items()}
-    print_summary(found, theirs)
-    echo(f"evaluation: {out.evaluation(run_id)}")
-    echo(f"curves and scores: {files.join(out.root, 'evaluations', run_id)}")
+            tracked.metrics |= {f"published.{k}": v for k, v in _metrics_of(theirs).items()}
+    print_summary(metrics, theirs)
+    echo(f"metrics: {out.evaluation(run_id)}")
+    echo(f"plots: {files.join(out.root, 'evaluations', run_id)}")
     return 0
 
 
-def print_summary(found: pa.Table, theirs: Published | None = None) -> None:
-    """The metrics as a table, the mean last, and what was published below it."""
-    rows = found.to_pylist()
+def print_summary(metrics: pa.Table, theirs: Published | None = None) -> None:
+    """Print the metrics of each product, their mean, and below it published results."""
+    rows = metrics.to_pylist()
     rates = " ".join(f"{heading:>{width}}" for heading, width, _ in _RATES)
-    echo(f"{'product':16} {'good':>6} {'bad':>5} {rates} {'its errors':>14} {'model errors':>14}")
+    echo(
+        f"{'product':16} {'good':>6} {'bad':>5} {rates} {'best-F1 errors':>14} {'model errors':>14}"
+    )
     for row in rows:
         echo(_line(row, 4))
     if theirs:
         ours, of_theirs = len(rows) - 1, theirs.products
-        echo(_line({"product": "published", **_figures_of(theirs)}, 3))
+        echo(_line({"product": "published", **_metrics_of(theirs)}, 3))
         note = (
             "" if ours == of_theirs else f", a mean over {of_theirs} products; ours is over {ours}"
         )
         echo(f"published: {theirs.name}, {theirs.source}{note}")
     echo(
-        "errors: false alarms + misses, at the threshold of the best F1, which saw the labels, "
-        "and at\nthe model's own"
+        "errors = false alarms + misses: at the threshold with the best F1, which is chosen with "
+        "the\nlabels, and at the threshold of the model"
     )
     mean = rows[-1]
     if mean["pixel_auroc_error"] is not None:
         echo(
-            f"16-bit maps: grey levels change the mean pixel AUROC by at most "
-            f"{mean['pixel_auroc_error']:.1e}, PRO by {mean['pro_error']:.1e}"
+            "the 16 bits of maps change the mean pixel AUROC by at most "
+            f"{mean['pixel_auroc_error']:.1e}, the mean PRO by {mean['pro_error']:.1e}"
         )
     for row in rows:
         if row["note"]:
@@ -147,7 +150,7 @@ def _errors(row: dict[str, Any], kind: str) -> str | None:
     return f"{alarms + misses} = {alarms} + {misses}"
 
 
-def _figures_of(theirs: Published) -> dict[str, float]:
+def _metrics_of(theirs: Published) -> dict[str, float]:
     named = asdict(theirs).items()
     return {k: v for k, v in named if v is not None and k not in {"name", "source", "products"}}
 

@@ -1,10 +1,10 @@
-"""Let old nights go: rows that newer ones superseded, and maps that no row names any more.
+"""Remove superseded rows of old nights, and maps that no row refers to.
 
 python -m jobs.expire --out out --keep-nights 30
 python -m jobs.expire --out s3://bucket/out --keep-nights 30 --remove true
 python -m jobs.expire --out out --keep-nights 7 --retired MODEL_ID --remove true
 
-Without --remove it only says what would go. The current score of an image never goes.
+Without --remove it only prints what it would remove. It never removes an image's current score.
 """
 
 from __future__ import annotations
@@ -26,30 +26,37 @@ class Settings:
     out: str = "out"
     """The output folder that holds the nights."""
     keep_nights: int | None = None
-    """How many of the newest nights with tables stay as they are; must be said."""
+    """How many of the newest nights with tables are kept unchanged; required."""
     retired: str = ""
-    """Ids of models, comma-separated, whose old rows go wherever another model has a score."""
+    """Ids of retired models, comma-separated. Their old rows are removed too where another model
+    has scored the image."""
     remove: bool = False
-    """Remove; default: only say what would go."""
+    """Remove rows and maps; default: only print what would be removed."""
     lease: float = 120.0
-    """As in jobs.nightly: the two never work at once."""
+    """On S3: seconds without a sign of life after which a night is taken for dead. The job does not
+    run while a night is running."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Say what is superfluous, or remove it."""
+    """Print or remove what is superseded."""
     settings, _ = entry.parse(Settings, __doc__, argv)
     if settings.keep_nights is None:
-        raise SettingError("say how many nights stay as they are: --keep-nights 30")
+        raise SettingError("name the number of nights to keep: --keep-nights 30")
+    if settings.keep_nights < 1:
+        raise SettingError(f"keep_nights {settings.keep_nights} must be at least 1")
     entry.check_access(settings)
     out = Out(settings.out)
     retired = [word.strip() for word in settings.retired.split(",") if word.strip()]
     with lock.locked(out, settings.lease) as check:
-        found = retention.expire(out, settings.keep_nights, retired, settings.remove, check)
-    for table in found.tables:
+        expired = retention.expire(out, settings.keep_nights, retired, settings.remove, check)
+    for table in expired.tables:
         echo(f"{table.table}: {table.rows - table.kept_rows} of {table.rows} rows")
-    rows = sum(table.rows - table.kept_rows for table in found.tables)
-    told = f"{rows} rows of {len(found.tables)} tables and {found.maps} maps"
-    echo(f"{told} removed" if settings.remove else f"{told} would go; --remove true removes them")
+    rows = sum(table.rows - table.kept_rows for table in expired.tables)
+    counts = f"{rows} rows of {len(expired.tables)} tables and {expired.maps} maps"
+    if settings.remove:
+        echo(f"{counts} removed")
+    else:
+        echo(f"{counts} can be removed; --remove true removes them")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Fit one detector per product on good images, calibrate them, write and register the model.
+"""Fit one detector per product on good images, calibrate it, write and register the model.
 
 python -m jobs.fit --inventory mvtec.parquet --out out --method patchcore
 python -m jobs.fit --archive s3://bucket/parts --pattern "{product}/{name}" --out s3://bucket/out
@@ -8,22 +8,24 @@ python -m jobs.fit --inventory newer.parquet --out out --grow models:/nightloupe
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from jobs.cli import entry, sources
-from jobs.cli.console import Progress, echo
+from jobs.cli.console import Progress, echo, shown
 from jobs.tracking.tracker import Tracker
 from ops.detectors.detector import settings_from
-from ops.detectors.model_folder import Model, ModelCard, write_model
+from ops.detectors.model_folder import Model, ModelCard, ProductCard, write_model
 from ops.detectors.registry import DETECTORS, detector_class
 from ops.features.backbone import BackboneSettings
 from ops.images.decode import DecodeSettings
+from ops.images.failure import max_failures
 from ops.images.fetch import FetchSettings
 from ops.images.resize import InputSettings
+from ops.results.calibration import Calibration
 from ops.storage.paths import Out
-from pipelines.cluster.failure_limit import max_failures
 from pipelines.cluster.resources import Resources, connected
 from pipelines.fitting import fit
 from pipelines.fitting.request import FitRequest, Select
@@ -34,27 +36,30 @@ class Settings(sources.Listing):
     """Settings of jobs.fit."""
 
     inventory: str = ""
-    """An inventory of jobs.inventory; or name an archive."""
+    """An inventory file (see jobs.inventory), instead of an archive."""
     out: str = "out"
     """The output folder; a path or s3:// URI."""
-    model: str = ""
-    """The folder of the new model; default: OUT/models/<model_id>."""
+    model_folder: str = ""
+    """The folder of the new model, a path or s3:// URI; default: OUT/models/<model_id>."""
     grow: str = ""
-    """A model to grow by these images; method, backbone, input and the like are its own."""
+    """Grow this model (a folder or models:/name@alias) by the images. The detector, backbone, input
+    and decode settings are those of the model."""
     method: str = "patchcore"
-    """The detector; its own settings stand under its name."""
+    """The detector: patchcore, padim, spade, differnet, cflow, csflow, fastflow, ssnf or glance.
+    The settings of each are in the group of its name; those of the others are ignored."""
     joint: bool = False
-    """One detector for all products together; each keeps a calibration of its own."""
+    """Fit one detector for all products together. Each product still has its own calibration."""
     holdout: float = 0.1
-    """Share of the good images that calibrates instead of fitting; 0 = no p-values."""
+    """Share of each product's good images that is held out for calibration. 0 = no p-values and no
+    thresholds."""
     false_alarm_rate: float = 0.01
-    """Share of good images that may be called anomalous."""
+    """Share of good images that may be called anomalous; it sets each product's threshold."""
     max_failed: int | float | str = "10%"
-    """How many images may be unreadable, as a count or share, before the fit ends."""
+    """How many images may be unreadable before the job ends with an error: a count or a share."""
     name: str = "nightloupe"
-    """Name in the model registry; empty = do not register."""
+    """Name of the model in the MLflow registry; empty = do not register."""
     alias: str = "champion"
-    """Alias that the new version gets there."""
+    """Alias in the registry that is moved to the new model."""
     cluster: str | None = None
     """Address of a Ray cluster; default: RAY_ADDRESS, else one is started for the job."""
     select: Select = field(default_factory=Select)
@@ -73,21 +78,23 @@ def main(argv: Sequence[str]) -> int:
     sources.check(settings.inventory, settings)
     max_failures(str(settings.max_failed), 0)
     entry.check_access(settings)
-    chosen = methods[settings.method]
+    method_settings = methods[settings.method]
     out = Out(settings.out)
     tracker = Tracker(settings.out)
-    with tracker.run("fit", asdict(settings) | {settings.method: asdict(chosen)}) as record:
+    with tracker.run(
+        "fit", asdict(settings) | {settings.method: asdict(method_settings)}
+    ) as record:
         if settings.backbone.weights == "random" and not settings.grow:
-            echo("warning: the backbone's weights are random; fine for a trial, not for parts")
+            echo("warning: the backbone's weights are random; use them for trials only")
         with (
             model_to_grow(settings, tracker) as grown,
             Progress() as progress,
             connected(settings.cluster),
         ):
             inventory = sources.inventory_of(settings.inventory, settings, out, progress)
-            request = request_of(settings, chosen, grown)
+            request = request_of(settings, method_settings, grown)
             model = fit.fit(inventory, request, settings.resources, progress, grown)
-        location = settings.model or out.model(model.card.model_id)
+        location = settings.model_folder or out.model(model.card.model_id)
         write_model(location, model)
         record.metrics |= _metrics(model)
         record.curves |= _curves(model)
@@ -95,7 +102,7 @@ def main(argv: Sequence[str]) -> int:
         record.tags |= {"model_id": model.card.model_id, "model": location}
         if grown:
             record.tags["grown_from"] = grown.card.model_id
-            echo(f"grown from {grown.card.model_id}, which rests on older images")
+            echo(f"grown from model {grown.card.model_id}")
         _print_summary(model, location)
         if settings.name:
             registered = tracker.register(model, settings.name, settings.alias, record)
@@ -104,11 +111,11 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def request_of(settings: Settings, chosen: Any, grown: Model | None) -> FitRequest:
-    """What the settings ask for; `chosen` are those of the method, unless a model is grown."""
+def request_of(settings: Settings, method_settings: Any, grown: Model | None) -> FitRequest:
+    """The request that the settings describe; a grown model brings its own `method_settings`."""
     request = FitRequest(
         method=settings.method,
-        settings=chosen,
+        settings=method_settings,
         backbone=settings.backbone,
         input=settings.input,
         decode=settings.decode,
@@ -119,7 +126,7 @@ def request_of(settings: Settings, chosen: Any, grown: Model | None) -> FitReque
         false_alarm_rate=settings.false_alarm_rate,
         max_failed=str(settings.max_failed),
     )
-    return _like(request, grown.card) if grown else request
+    return _as_in_model(request, grown.card) if grown else request
 
 
 @contextlib.contextmanager
@@ -132,8 +139,8 @@ def model_to_grow(settings: Settings, tracker: Tracker) -> Iterator[Model | None
         yield model
 
 
-def _like(request: FitRequest, card: ModelCard) -> FitRequest:
-    """The request with all that must be as in the model that is grown."""
+def _as_in_model(request: FitRequest, card: ModelCard) -> FitRequest:
+    """The request, with the settings of the model that is grown where they must be the same."""
     return replace(
         request,
         method=card.method,
@@ -146,15 +153,16 @@ def _like(request: FitRequest, card: ModelCard) -> FitRequest:
 
 
 def _metrics(model: Model) -> dict[str, float]:
-    found: dict[str, float] = {}
+    """Counts and metrics of each product's fit, to track."""
+    metrics: dict[str, float] = {}
     for number, (_, card) in enumerate(sorted(model.card.products.items())):
-        found |= {f"product_{number}.{name}": value for name, value in card.figures.items()}
-        found[f"product_{number}.calibration_images"] = len(card.calibration.scores)
-    return found
+        metrics |= {f"product_{number}.{name}": value for name, value in card.metrics.items()}
+        metrics[f"product_{number}.calibration_images"] = len(card.calibration.scores)
+    return metrics
 
 
 def _curves(model: Model) -> dict[str, list[float]]:
-    """Named like the metrics; their last values are metrics too."""
+    """Values per epoch, named as the metrics that hold their last values."""
     return {
         f"product_{number}.{name}_by_epoch": curve
         for number, (_, card) in enumerate(sorted(model.card.products.items()))
@@ -163,20 +171,42 @@ def _curves(model: Model) -> dict[str, list[float]]:
 
 
 def _print_summary(model: Model, location: str) -> None:
+    rate = model.card.false_alarm_rate
     for name, card in model.card.products.items():
-        figures = ", ".join(f"{key} {value:g}" for key, value in card.figures.items())
-        echo(f"{name}: {figures}")
-        promised = card.calibration.promised_rate(model.card.false_alarm_rate)
-        if promised is None:
-            echo(f"{name}: no image was held out, so there are no p-values and no threshold")
-        elif promised > model.card.false_alarm_rate:
+        echo(f"{shown(name)}: {describe_fit(card)}; {describe_calibration(card.calibration)}")
+        promised = card.calibration.promised_rate(rate)
+        if promised is not None and promised > rate:
+            needed = math.ceil(1 / rate - 1e-9) - 1
             echo(
-                f"{name}: {len(card.calibration.scores)} held-out images can only promise a false "
-                f"alarm rate of {promised:.3f}, not {model.card.false_alarm_rate}"
+                f"warning: {shown(name)}: a false-alarm rate of {rate:g} needs {needed:,} held-out "
+                f"images; the threshold promises {promised:.2g}"
             )
     if failures := model.card.fit["failures"]:
-        echo(f"{model.card.fit['failed']} images could not be read, such as {failures[0]}")
+        echo(f"warning: {model.card.fit['failed']} unreadable images, such as {failures[0]}")
     echo(f"model: {location}")
+
+
+def describe_fit(card: ProductCard) -> str:
+    """What a detector was fitted on, for people: images, patches, bank and epochs."""
+    counts = card.counts
+    parts = [f"{counts.images:,} images"]
+    if counts.dropped_images:
+        parts[0] += f" ({counts.dropped_images:,} of them dropped: features not finite)"
+    if counts.patches is not None:
+        parts.append(f"{counts.patches:,} patches")
+    if counts.bank is not None:
+        parts.append(f"bank of {counts.bank:,} patches")
+    if card.curves:
+        parts.append(f"{max(map(len, card.curves.values())):,} epochs")
+    return ", ".join(parts)
+
+
+def describe_calibration(calibration: Calibration) -> str:
+    """The lowest false-alarm rate that a threshold can promise, for people."""
+    count = len(calibration.scores)
+    if not count:
+        return "no image held out, so no p-values and no threshold"
+    return f"{count:,} held-out images can promise false-alarm rates down to {1 / (count + 1):.2g}"
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Say what a fit will take before it starts: images, patches, memory, minutes, the model's size.
+"""Estimate a fit without running it: images, patches, memory, minutes and the model's size.
 
 python -m jobs.plan --inventory mvtec.parquet --method patchcore --patchcore.coreset_ratio 0.1
 python -m jobs.plan --archive s3://bucket/parts --pattern "{product}/{name}" --resources.workers 8
 
-Takes the settings of jobs.fit. Exits with 1 if the fit does not fit, and names what to change.
+It takes the settings of jobs.fit. If the nodes have too little memory for the fit, it names the
+settings to change and exits with 1.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 
 from jobs import fit
 from jobs.cli import entry, sources
-from jobs.cli.console import Progress, echo
+from jobs.cli.console import Progress, echo, shown
 from jobs.tracking.tracker import Tracker
 from ops.detectors.registry import DETECTORS
 from ops.features.backbone import Backbone
@@ -24,7 +25,7 @@ from pipelines.fitting.request import split
 
 
 def main(argv: Sequence[str]) -> int:
-    """Plan a fit."""
+    """Estimate a fit."""
     groups = {name: kind.Settings for name, kind in DETECTORS.items()}
     settings, methods = entry.parse(fit.Settings, __doc__, argv, groups)
     sources.check(settings.inventory, settings)
@@ -39,29 +40,29 @@ def main(argv: Sequence[str]) -> int:
         inventory = sources.inventory_of(settings.inventory, settings, out, progress)
         chosen = split(inventory, request)
         backbone = Backbone(request.backbone, grown.backbone if grown else None)
-        found = plan.of_fit(chosen, request, backbone, settings.resources)
-        _print_summary(found)
-        plan.check(found)
-        expected = plan.minutes(found, chosen, request, backbone, settings.resources)
+        planned = plan.of_fit(chosen, request, backbone, settings.resources)
+        _print_summary(planned)
+        plan.check(planned)
+        minutes = plan.minutes(planned, chosen, request, backbone, settings.resources)
     echo(
-        f"minutes: extract {expected.extract:.1f}, fit "
-        f"{expected.fit:.1f}, calibrate {expected.calibrate:.1f}"
+        f"estimated minutes: {minutes.extract:.1f} to extract features, {minutes.fit:.1f} to fit, "
+        f"{minutes.calibrate:.1f} to calibrate"
     )
     return 0
 
 
-def _print_summary(found: Plan) -> None:
-    for detector, estimate in found.estimates.items():
+def _print_summary(planned: Plan) -> None:
+    for detector, estimate in planned.estimates.items():
         echo(
-            f"{detector}: {found.images[detector]} images, {estimate.vectors:,} vectors, "
-            f"{estimate.kept:,} kept"
+            f"{shown(detector)}: {planned.images[detector]:,} images, {estimate.vectors:,} feature "
+            f"vectors, {estimate.kept:,} kept"
         )
-    echo(f"{found.held_out} images held out for calibration")
+    echo(f"{planned.held_out:,} images are held out for calibration")
     echo(
-        f"each of {found.workers} workers: {_size(found.fit_bytes)} while fitting, "
-        f"{_size(found.score_bytes)} while scoring"
+        f"memory of each of {planned.workers} workers: {_size(planned.fit_bytes)} to fit, "
+        f"{_size(planned.score_bytes)} to score"
     )
-    echo(f"model: {_size(found.model_bytes)}")
+    echo(f"size of the model: {_size(planned.model_bytes)}")
 
 
 def _size(count: int) -> str:

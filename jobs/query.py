@@ -1,10 +1,10 @@
-"""The current scores: one row per image, the newest valid one under a model, over all nights.
+"""Query the current scores of a model: of each image, the newest valid row of all nights.
 
 python -m jobs.query --out out --product washer --limit 50
 python -m jobs.query --out s3://bucket/out --where "width > 1000" --output worst.csv
 python -m jobs.query --out out --false-alarm-rate 0.001 --output relabelled.parquet
 
-Labels follow --threshold or --false-alarm-rate where given, without scoring again.
+--threshold or --false-alarm-rate replace the model's thresholds; nothing is scored again.
 """
 
 from __future__ import annotations
@@ -37,26 +37,27 @@ class Settings:
 
     out: str = "out"
     """The output folder that holds the nights."""
-    model: str = ""
-    """The model's id; default: that of the latest run."""
+    model_id: str = ""
+    """Id of the model; default: that of the latest finished run."""
     product: str = ""
     """Only images of this product."""
     where: str = ""
-    """A condition in SQL over the columns of the score table."""
+    """A condition in SQL over the columns of the score table, such as "width > 1000"."""
     limit: int | None = None
-    """At most this many rows; default: 20 on the screen, all in a file."""
+    """The largest number of rows; default: 20 on the screen, all in a file."""
     threshold: float | dict[str, float] | None = None
-    """Scores above it are anomalous; one for all products, or '{"washer": 4.5}'."""
+    """Scores above it are anomalous: a number for all products, or a threshold for each product as
+    '{"washer": 4.5}'."""
     false_alarm_rate: float | None = None
-    """The share of good images that may be called anomalous, instead of the model's."""
+    """Share of good images that may be called anomalous, instead of the model's."""
     inventory: str = ""
-    """Only images that this inventory lists; others may be gone from the archive."""
+    """Only images of this inventory file; scores may be of images that are no longer archived."""
     output: str = ""
-    """A file to write, .parquet or .csv, local or s3://; default: the screen."""
+    """The .parquet or .csv file to write, a path or s3:// URI; default: the screen."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Ask for current scores."""
+    """Query current scores."""
     settings, _ = entry.parse(Settings, __doc__, argv)
     if settings.output and not settings.output.endswith(_FORMATS):
         raise SettingError(f"--output {settings.output} must end in one of {' '.join(_FORMATS)}")
@@ -64,14 +65,14 @@ def main(argv: Sequence[str]) -> int:
         raise SettingError(f"limit {settings.limit} must be at least 1")
     entry.check_access(settings)
     out = Out(settings.out)
-    model_id = settings.model or str(run_records.finished(out)["model_id"])
+    model_id = settings.model_id or str(run_records.finished(out)["model_id"])
     with current_scores.opened(out, "2GB", settings.inventory) as database:
         rows = current_scores.query(
             database,
             model_id,
             where=_where(settings),
             limit=settings.limit or (None if settings.output else _SCREEN),
-            rules=_labels(settings, out, model_id),
+            rules=_verdict_rules(settings, out, model_id),
             only=settings.inventory,
         )
         written = _write(settings.output, rows) if settings.output else _show(rows)
@@ -84,12 +85,12 @@ def main(argv: Sequence[str]) -> int:
 
 def _where(settings: Settings) -> str:
     product = settings.product.replace("'", "''")
-    asked = [f"product = '{product}'" if product else "", settings.where]
-    return " AND ".join(f"({condition})" for condition in asked if condition)
+    conditions = [f"product = '{product}'" if product else "", settings.where]
+    return " AND ".join(f"({condition})" for condition in conditions if condition)
 
 
-def _labels(settings: Settings, out: Out, model_id: str) -> dict[str, VerdictRule]:
-    """What is anomalous by the settings; empty if rows keep their own labels."""
+def _verdict_rules(settings: Settings, out: Out, model_id: str) -> dict[str, VerdictRule]:
+    """The rule of each product by the settings; empty if rows keep their verdicts."""
     threshold, rate = settings.threshold, settings.false_alarm_rate
     if threshold is not None and rate is not None:
         raise SettingError("--threshold and --false-alarm-rate exclude each other")
@@ -99,33 +100,33 @@ def _labels(settings: Settings, out: Out, model_id: str) -> dict[str, VerdictRul
         return {product: VerdictRule(threshold=value) for product, value in threshold.items()}
     held_out = _held_out(out, model_id)
     if rate is not None:
-        _warn(rate, held_out)
+        _warn_of_few_held_out(rate, held_out)
         return {product: VerdictRule.at_rate(rate, count) for product, count in held_out.items()}
     return {product: VerdictRule(threshold=threshold) for product in held_out}
 
 
-def _warn(rate: float, held_out: dict[str, int]) -> None:
-    """Say for which products no p-value can be as low as a rate."""
+def _warn_of_few_held_out(rate: float, held_out: dict[str, int]) -> None:
+    """Warn of products whose p-values cannot be as low as a false-alarm rate."""
     rates = {product: promised_rate(rate, count) for product, count in held_out.items()}
-    short = {product: found for product, found in rates.items() if found > rate}
-    if short:
-        worst = max(short, key=lambda product: short[product])
+    higher = {product: lowest for product, lowest in rates.items() if lowest > rate}
+    if higher:
+        worst = max(higher, key=lambda product: higher[product])
         echo(
-            f"warning: {len(short)} of {len(held_out)} products had too few good images held out "
-            f"for a false alarm rate of {rate:g}, such as {shown(worst)}: {held_out[worst]} "
-            f"promise {short[worst]:.3g}, and that is taken"
+            f"warning: {len(higher)} of {len(held_out)} products have too few held-out images for "
+            f"a false-alarm rate of {rate:g}, such as {shown(worst)}: its {held_out[worst]} images "
+            f"promise {higher[worst]:.3g}, which is used"
         )
 
 
 def _held_out(out: Out, model_id: str) -> dict[str, int]:
-    """The products of a model and how many images were held out for each, as its runs tell."""
+    """How many images of each product were held out for a model, from the record of a run."""
     place = out.runs()
     for name in reversed(files.names(place)):
         record: dict[str, Any] = files.read_json(files.join(place, name))
         if record["model_id"] == model_id and "held_out" in record:
             return dict(record["held_out"])
     raise UserError(
-        f"no run below {place} tells of model {model_id} how many good images were held out; "
+        f"no run in {place} records the held-out images of model {model_id}; "
         """name thresholds by product: --threshold '{"PRODUCT": 1.5}'"""
     )
 
@@ -142,16 +143,16 @@ def _write(location: str, rows: Iterator[pa.RecordBatch]) -> int:
 
 
 def _show(rows: Iterator[pa.RecordBatch]) -> int:
-    found = list(itertools.chain.from_iterable(batch.to_pylist() for batch in rows))
-    if found:
+    printed = list(itertools.chain.from_iterable(batch.to_pylist() for batch in rows))
+    if printed:
         echo(f"{'score':>12} {'p':>7} {'bad':>3} {'status':12} {'product':16} address")
-    for row in found:
+    for row in printed:
         score = "-" if row["score"] is None else f"{row['score']:.6g}"
         p_value = "-" if row["p_value"] is None else f"{row['p_value']:.3g}"
         bad = {True: "yes", False: "no", None: "-"}[row["is_anomalous"]]
         product = str(row["product"] or "-")[:16]
         echo(f"{score:>12} {p_value:>7} {bad:>3} {row['status']:12} {product:16} {row['uri']}")
-    return len(found)
+    return len(printed)
 
 
 if __name__ == "__main__":

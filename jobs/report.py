@@ -1,11 +1,11 @@
-"""One page about a night, whole in one HTML file: totals, the worst parts, flips, drift, cost.
+"""Write a report of a night: totals, worst images, changed verdicts, drift and cost in HTML.
 
 python -m jobs.report --out out
 python -m jobs.report 2026-11-20-6f0c2b8d1e3a4c55 --out s3://bucket/out --price-per-hour 4.2
 python -m jobs.report --night 2026-11-20 --out out --parts 200 --thumbnail 320
 
-It is written to <out>/reports/, opens in any browser, and asks no server for anything. Its pictures
-are of the parts themselves: whoever may see the page sees them.
+The page is one file below OUT/reports/. It opens in any browser and loads nothing from a server.
+It contains pictures of the images, so anyone who can open the page can see them.
 """
 
 from __future__ import annotations
@@ -32,24 +32,25 @@ class Settings(ReportSettings):
     """Settings of jobs.report."""
 
     run: str = ""
-    """The run; default: the latest finished one."""
+    """Id of the run; default: the latest finished one."""
     night: str | None = None
-    """All runs of this night together, those of the model that it used last."""
+    """Report all runs of this date together. If they used several models, only those of the last
+    one."""
     out: str = "out"
     """The output folder that jobs.score wrote to."""
     fetch: FetchSettings = field(default_factory=FetchSettings)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Make the page."""
+    """Write the report."""
     settings, _ = entry.parse(Settings, __doc__, argv, words=("run",))
     check_night(settings.night)
     entry.check_access(settings)
     out, tracker = Out(settings.out), Tracker(settings.out)
     runs = _runs(out, settings)
     name = settings.night or str(runs[0]["run_id"])
-    with tracker.run("report", asdict(settings)) as told:
-        told.tags |= {"run_id": str(runs[-1]["run_id"]), "model_id": runs[-1]["model_id"]}
+    with tracker.run("report", asdict(settings)) as tracked:
+        tracked.tags |= {"run_id": str(runs[-1]["run_id"]), "model_id": runs[-1]["model_id"]}
         with Progress() as progress:
             location = report.report(
                 out,
@@ -60,8 +61,8 @@ def main(argv: Sequence[str]) -> int:
                 progress,
                 tracker.page(str(runs[-1]["run_id"])),
             )
-        told.files["report.html"] = location
-        told.metrics["bytes"] = float(files.describe(location).bytes)
+        tracked.files["report.html"] = location
+        tracked.metrics["bytes"] = float(files.describe(location).bytes)
     echo(f"report: {location}")
     return 0
 

@@ -1,10 +1,10 @@
-r"""Score every image of an inventory: a Parquet table with one row each, and maps as 16-bit PNG.
+r"""Score every image of an inventory: a Parquet table with one row each, and anomaly maps.
 
 python -m jobs.score --inventory parts.parquet --model out/models/4f2a --out out --maps all
 python -m jobs.score --archive s3://bucket/parts --pattern "{product}/{name}" \
     --model models:/nightloupe@champion --out s3://bucket/out
 
-The same command finishes a run that was killed, and leaves a finished one as it is.
+The same command continues a run that was killed, and does nothing if the run is finished.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from jobs.cli.console import Progress, echo
 from jobs.tracking.tracker import Tracker
 from ops.detectors.model_folder import ModelCard, read_card
 from ops.errors import SettingError, UserError
+from ops.images.failure import max_failures
 from ops.images.fetch import FetchSettings
 from ops.storage.paths import Out
 from pipelines.cluster import memory
-from pipelines.cluster.failure_limit import max_failures
 from pipelines.cluster.resources import Resources, connected
 from pipelines.cluster.shared_model import SharedModel
 from pipelines.scoring import run as runs
@@ -34,7 +34,7 @@ class Settings(ScoreSettings, sources.Listing):
     """Settings of jobs.score."""
 
     inventory: str = ""
-    """An inventory of jobs.inventory; or name an archive."""
+    """An inventory file (see jobs.inventory), instead of an archive."""
     model: str = ""
     """A model folder (path or s3:// URI), or models:/name@alias."""
     out: str = "out"
@@ -42,7 +42,7 @@ class Settings(ScoreSettings, sources.Listing):
     night: str | None = None
     """The night's date; default: that of the unfinished run, else today's (UTC)."""
     max_failed: int | float | str = "50%"
-    """How many images may fail, as a count or share, before the job ends."""
+    """How many images may fail before the job ends with an error: a count or a share."""
     cluster: str | None = None
     """Address of a Ray cluster; default: RAY_ADDRESS, else one is started for the job."""
     fetch: FetchSettings = field(default_factory=FetchSettings)
@@ -59,15 +59,15 @@ def main(argv: Sequence[str]) -> int:
     policy = ScoreSettings(settings.maps, settings.overlays, settings.chunk_rows)
     if not settings.model:
         raise SettingError("name the model: --model FOLDER, s3://... or models:/name@alias")
-    with tracker.located(settings.model) as place:
-        check(read_card(place), settings)
+    with tracker.located(settings.model) as folder:
+        check(read_card(folder), settings)
         entry.check_access(settings)
         with Progress() as progress, connected(settings.cluster):
             inventory = sources.inventory_of(settings.inventory, settings, out, progress)
-            model = SharedModel.read(place, inventory.products())
+            model = SharedModel.read(folder, inventory.products())
             memory.check_scoring(model, settings.resources)
             run = runs.prepare(inventory, model, out, policy, settings.night)
-            if totals := runs.finished(run):
+            if totals := runs.finished_totals(run):
                 echo(f"run {run.run_id} is finished; nothing to do")
                 print_summary(totals)
                 return 0
@@ -83,32 +83,35 @@ def main(argv: Sequence[str]) -> int:
 
 
 def check(card: ModelCard, settings: Settings) -> None:
-    """Refuse maps that the model cannot choose."""
+    """Refuse --maps flagged for a model without thresholds. Raises UserError."""
     uncalibrated = [name for name, p in card.products.items() if not p.calibration.scores]
     if settings.maps == "flagged" and uncalibrated:
         raise UserError(
-            f"--maps flagged needs thresholds, but {uncalibrated} were fitted without hold-out; "
-            "choose --maps none, all or top:K"
+            f"--maps flagged needs thresholds, but no image of {', '.join(uncalibrated)} was held "
+            "out for calibration; choose --maps none, all or top:K"
         )
 
 
 def metrics_of(totals: dict[str, Any]) -> dict[str, float]:
-    """Totals as a tracker takes them."""
-    plain = {k: float(v) for k, v in totals.items() if isinstance(v, (int, float))}
-    return plain | {f"status.{k}": float(v) for k, v in totals["statuses"].items()}
+    """The numbers among a run's totals, to track."""
+    numbers = {k: float(v) for k, v in totals.items() if isinstance(v, (int, float))}
+    return numbers | {f"status.{k}": float(v) for k, v in totals["statuses"].items()}
 
 
 def print_summary(totals: dict[str, Any]) -> None:
-    """Totals for people."""
+    """Print a run's totals."""
     counts = ", ".join(f"{count} {status}" for status, count in totals["statuses"].items())
     echo(
         f"{totals['images']} images: {counts}; {totals['anomalous']} anomalous; "
         f"{totals['images_per_second']:g} images/s"
     )
-    if totals.get("copied"):  # runs of old have no such figure
-        echo(f"{totals['copied']} of them were scored before under another name, and not again")
+    if totals.get("copied"):  # older records lack it
+        echo(f"{totals['copied']} images have the content of one scored before, and its scores")
     if totals["maps_beyond_scale"]:
-        echo(f"{totals['maps_beyond_scale']} maps reach beyond the model's scale; scores do not")
+        echo(
+            f"{totals['maps_beyond_scale']} maps are clipped at the top of the model's scale; "
+            "scores are not"
+        )
     if totals.get("retries"):
         echo(f"{totals['retries']} reads were repeated before the store answered")
     echo(f"table: {totals['table']}")

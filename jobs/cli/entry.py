@@ -1,4 +1,4 @@
-"""From a command line to an exit code: the same door for every job."""
+"""What every job has in common, from its command line to its exit code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ops.storage.storage_errors import DEVICE_ERRORS, AccessDenied
 from pipelines.tables.lock import Locked
 
 S = TypeVar("S")
-#: What sysexits.h calls a temporary failure: nothing is wrong, and later will do.
+#: The exit code EX_TEMPFAIL of sysexits.h: try again later.
 BUSY = 75
 
 
@@ -30,9 +30,9 @@ def parse(
     groups: Mapping[str, type[Any]] | None = None,
     words: Sequence[str] = (),
 ) -> tuple[S, dict[str, Any]]:
-    """Settings from a command line, and from the TOML file that --config names.
+    """Parse settings from a command line, and from the TOML file that --config names.
 
-    The settings that `words` names may stand at the beginning without their names.
+    The values of the settings in `words` may stand first without their names.
     Returns an instance of `kind`, and one of each of `groups`, whose settings are `--group.name`.
     """
     prog = f"python -m {doc.split('python -m ', 1)[-1].split(maxsplit=1)[0]}"
@@ -41,20 +41,23 @@ def parse(
     for name, group in (groups or {}).items():
         parser.add_class_arguments(group, name)
     argv = [_underscored(arg) for arg in _named(argv, words)]
-    found = parser.instantiate(parser.parse_args(argv))
-    values = {name: value for name, value in vars(found).items() if name != "config"}
-    chosen = {name: values.pop(name) for name in groups or {}}
-    return kind(**values), chosen
+    parsed = parser.instantiate(parser.parse_args(argv))
+    values = {name: value for name, value in vars(parsed).items() if name != "config"}
+    of_groups = {name: values.pop(name) for name in groups or {}}
+    return kind(**values), of_groups
 
 
 def check_access(settings: Any) -> None:
-    """Fail now, before a cluster or a listing, where S3 lacks a bucket of theirs or denies it."""
+    """Check every S3 location among settings, before anything starts.
+
+    Raises an error if a bucket does not exist or access is denied.
+    """
     for place in sorted(set(_on_s3(settings))):
         s3.check_access(place)
 
 
 def _on_s3(settings: Any) -> Iterator[str]:
-    """Every place on S3 among settings of any depth."""
+    """The S3 locations among settings and their groups."""
     if isinstance(settings, str):
         if s3.is_s3(settings):
             yield settings
@@ -68,15 +71,14 @@ def _on_s3(settings: Any) -> Iterator[str]:
 
 
 def _named(argv: Sequence[str], words: Sequence[str]) -> list[str]:
-    """Give the leading words of a command line the names of their settings."""
-    bare = list(takewhile(lambda word: not word.startswith("-"), argv))[: len(words)]
-    return [f"--{name}={word}" for name, word in zip(words, bare, strict=False)] + [
-        *argv[len(bare) :]
-    ]
+    """Add the names of settings to the leading values of a command line."""
+    leading = list(takewhile(lambda word: not word.startswith("-"), argv))[: len(words)]
+    named = [f"--{name}={word}" for name, word in zip(words, leading, strict=False)]
+    return [*named, *argv[len(leading) :]]
 
 
 def _underscored(argument: str) -> str:
-    """--max-failed and --max_failed are the same setting."""
+    """The name of a setting with underscores: --max-failed is --max_failed."""
     if not argument.startswith("--"):
         return argument
     name, separator, value = argument.partition("=")
@@ -103,13 +105,13 @@ def _remedy(error: Exception) -> str:
 
 
 def start(job: Callable[[Sequence[str]], int]) -> NoReturn:
-    """Run a job and leave with its exit code, which is 0 only if it kept its promise."""
+    """Run a job and exit with its code."""
     logging.basicConfig(
         level=os.environ.get("NIGHTLOUPE_LOG", "WARNING"),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
-    # It tells, as a warning, that it looks for fonts on its first day.
+    # It warns when it builds its cache of fonts.
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     try:
         code = job(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Published figures of methods on public data sets, to print beside ours."""
+"""Published results of detectors on public data sets, to print beside ours."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FILE = Path(__file__).parents[2] / "deploy" / "published.toml"
 
 @dataclass(frozen=True)
 class Published:
-    """Means over the products of a data set; None where nothing was published."""
+    """Means over the products of a data set; None if not published."""
 
     name: str
     source: str
@@ -25,25 +25,25 @@ class Published:
 
 
 def read() -> dict[str, Published]:
-    """All that is on file, by `data set/preset`."""
+    """All published results, by `data set/preset`."""
     content = tomllib.loads(FILE.read_text(encoding="utf-8"))
     return {
-        (name := f"{data_set}/{preset}"): Published(name, products=rows["products"], **figures)
+        (name := f"{data_set}/{preset}"): Published(name, products=rows["products"], **metrics)
         for data_set, rows in content.items()
-        for preset, figures in rows.items()
+        for preset, metrics in rows.items()
         if preset != "products"
     }
 
 
 def published(name: str) -> Published:
-    """The figures of `data set/preset`, or of a preset that was published for one data set alone.
+    """The results of `data set/preset`, or of a preset that was published for one data set only.
 
     Raises SettingError with the known names.
     """
     known = read()
-    found = [row for key, row in known.items() if name in {key, key.partition("/")[2]}]
-    if len(found) != 1:
-        names = [row.name for row in found] or list(known)
-        what = "is published for several data sets" if found else "is not on file"
-        raise SettingError(f"published {name!r} {what}; choose one of: {', '.join(names)}")
-    return found[0]
+    matching = [row for key, row in known.items() if name in {key, key.partition("/")[2]}]
+    if len(matching) != 1:
+        names = [row.name for row in matching] or list(known)
+        problem = "is published for several data sets" if matching else f"is not in {FILE.name}"
+        raise SettingError(f"published {name!r} {problem}; choose one of: {', '.join(names)}")
+    return matching[0]

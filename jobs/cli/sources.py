@@ -1,4 +1,4 @@
-"""Where the images come from: an inventory, or archives that one is taken of."""
+"""Where images come from: an inventory file, or archives to take an inventory of."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import tempfile
 from dataclasses import dataclass, replace
 
-from jobs.cli.console import Progress, echo
+from jobs.cli.console import Progress, echo, shown
 from ops.errors import SettingError
 from ops.images.archives import IMAGE_SUFFIXES
 from ops.images.inventory import Inventory, Tally
@@ -18,41 +18,43 @@ from pipelines.tables import take_inventory
 
 @dataclass(frozen=True)
 class Listing:
-    """How archives are listed."""
+    """Which images to list, and what their paths mean."""
 
     archive: str | list[str] = ""
-    """A folder, s3:// prefix, tar, zip or Parquet file; several as '["a", "b.tar"]'."""
+    """A folder, an s3:// prefix, or a tar, zip or Parquet file; several as '["a", "b.tar"]'."""
     layout: str = ""
-    """A layout known by name: mvtec, btad, dagm, mtd, mstc, visa or visa-raw (docs/data.md)."""
+    """The layout of a public data set: mvtec, btad, dagm, mtd, mstc, visa or visa-raw (see
+    docs/data.md)."""
     pattern: str = ""
-    """What paths say, such as {product}/{split}/{defect}/{name}; * and **/ match anything."""
+    """The fields in the paths of images, such as {product}/{split}/{defect}/{name}; * and **/ match
+    anything."""
     mask_pattern: str = ""
-    """Paths of masks, such as {product}/ground_truth/{defect}/{stem}_mask.png."""
+    """The paths of masks, such as {product}/ground_truth/{defect}/{stem}_mask.png."""
     product: str = ""
-    """The product, where the pattern names none; default: the archive's own name."""
+    """The product of all images, if the pattern has no {product}; default: the archive's name."""
     good: str = ",".join(sorted(GOOD))
-    """Labels or defects that mean good, comma-separated."""
+    """Values of {label} or {defect} that mean good, comma-separated."""
     train_names: str = ""
-    """A text file with the names of the training images, one a line, or a CSV file with columns
-    split and image; all others are for testing."""
+    """A text file with the names of the training images, one per line, or a CSV file with columns
+    split and image. All other images are in split test."""
     train_share: float | None = None
-    """Share of the good images that go to split train, by hash, where paths name no split."""
+    """Share of the good images in split train, chosen by a hash, if paths have no split."""
     split: str = ""
-    """Keep only the images of this split."""
+    """List only images of this split."""
     suffixes: str = IMAGE_SUFFIXES
-    """Endings of image files, space-separated."""
+    """Suffixes of image files, space-separated."""
 
     def locations(self) -> list[str]:
         """The archives. Raises SettingError if none is named."""
-        found = [self.archive] if isinstance(self.archive, str) else list(self.archive)
-        if not any(found):
+        archives = [self.archive] if isinstance(self.archive, str) else list(self.archive)
+        if not any(archives):
             raise SettingError(
                 "name the images: --archive FOLDER, s3://..., FILE.tar, .zip, .parquet"
             )
-        return [place.removeprefix("file://") for place in found]
+        return [place.removeprefix("file://") for place in archives]
 
     def path_parser(self) -> PathParser:
-        """What reads paths. Raises SettingError for an unknown layout or field."""
+        """The parser of paths. Raises SettingError for an unknown layout or field."""
         if self.layout and self.layout not in LAYOUTS:
             raise SettingError(f"unknown layout {self.layout!r}; known: {', '.join(LAYOUTS)}")
         if self.layout and self.pattern:
@@ -83,7 +85,7 @@ class Listing:
 
 
 def take(listing: Listing, out: str, progress: Progress) -> Tally:
-    """Take an inventory, and say what it met."""
+    """Take an inventory and print its counts."""
     path_parser = listing.path_parser()
     tally = take_inventory.take(
         listing.locations(),
@@ -95,24 +97,24 @@ def take(listing: Listing, out: str, progress: Progress) -> Tally:
     )
     echo(f"{tally.images} images and {tally.masks} masks listed")
     if path_parser.layout.label_by_mask and not tally.masks:
-        echo("warning: there is no mask, so nothing is known to be good or defective")
+        echo("warning: there are no masks, so no image is known to be good or defective")
     if tally.skipped_frames:
-        echo(f"{tally.skipped_frames} frames left out between those that count")
+        echo(f"{tally.skipped_frames} frames of clips left out by the layout's frame step")
     if tally.other_files:
         endings = " ".join(sorted(tally.other_suffixes))
         echo(f"{tally.other_files} other files left out ({endings})")
     if tally.unmatched:
         echo(
             f"warning: {tally.unmatched} images do not match the pattern and have no product, "
-            f"such as {tally.example_unmatched}"
+            f"such as {shown(tally.example_unmatched)}"
         )
     if tally.problems:
-        echo(f"warning: {tally.problems} archives are damaged; a row of each says how")
+        echo(f"warning: {tally.problems} archives are damaged; the row of each has the reason")
     return tally
 
 
 def check(given: str, listing: Listing) -> None:
-    """Refuse, before anything starts, an inventory beside an archive, or an unclear listing."""
+    """Check the settings of the source before anything starts. Raises SettingError."""
     if given and listing.archive:
         raise SettingError("--inventory and --archive exclude each other")
     if not given:
@@ -120,7 +122,7 @@ def check(given: str, listing: Listing) -> None:
 
 
 def inventory_of(given: str, listing: Listing, out: Out, progress: Progress) -> Inventory:
-    """The inventory that a job was given, or one of its archives, kept under its content's hash."""
+    """The given inventory, or a new one of the archives, kept under the hash of its content."""
     if given:
         return Inventory(given.removeprefix("file://"))
     with tempfile.TemporaryDirectory(prefix="nightloupe-") as folder:

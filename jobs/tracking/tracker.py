@@ -18,7 +18,7 @@ from ops.detectors.model_folder import Model, read_model, versions, write_model
 from ops.errors import UserError
 from ops.storage import files, s3
 from ops.storage.paths import Out
-from ops.storage.storage_errors import NotFound
+from ops.storage.storage_errors import NotFound, storage_errors
 
 log = logging.getLogger(__name__)
 EXPERIMENT = "nightloupe"
@@ -149,7 +149,8 @@ class Tracker:
             logging.getLogger(name).setLevel(logging.ERROR)
 
         if self.uri.startswith("sqlite:///"):
-            os.makedirs(self._beside_database(), exist_ok=True)
+            with storage_errors(self._beside_database()):
+                os.makedirs(self._beside_database(), exist_ok=True)
         return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
     def _beside_database(self) -> str:

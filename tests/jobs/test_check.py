@@ -13,7 +13,10 @@ from ops.results import anomaly_map
 from ops.results.anomaly_map import Scale
 from ops.results.score_table import SCHEMA
 from ops.storage import files, parquet, paths, uris
+from pipelines.scoring import verify
 from pipelines.scoring.run import ScoreSettings
+from pipelines.scoring.violations import RunUnderCheck
+from pipelines.tables import run_records
 from tests.runs import Part, draw_map, finish, list_parts, model_of
 
 NIGHT = "2026-11-20"
@@ -81,8 +84,8 @@ def test_a_sound_run_keeps_its_promise_under_every_policy_of_maps(runs, leave, p
     assert (code, err.count("error")) == (0, 0)
     drawn = {"none": 0, "flagged": 8, "all": 17, "top:4": 4}[policy]
     assert out == (
-        f"run {runs[policy].run_id} kept its promise: 18 images with one valid row each; "
-        f"all {drawn} maps read and found sound\n"
+        f"run {runs[policy].run_id} is complete: 18 images with one valid row each; "
+        f"all {drawn} maps were read and are valid\n"
     )
 
 
@@ -93,7 +96,7 @@ def test_a_share_of_the_maps_is_stated(runs, leave):
     assert code == 0
     read = int(out.split("; ")[1].split()[0])
     assert 0 < read < 17
-    assert f"{read} of 17 maps, chosen by a hash of their ids, read" in out
+    assert f"{read} of 17 maps, chosen by a hash of their ids, were read" in out
 
 
 def remove_row(it):
@@ -295,8 +298,8 @@ DAMAGES = {
     forget_map: ("rows have the maps that --maps flagged requires", PARTS[11].image_id),
     unasked_map: ("no other rows have maps than --maps flagged requires", PARTS[0].image_id),
     delete_map: ("every map that a row names exists", "missing: "),
-    truncate_map: ("every map can be decoded", "no PNG that can be read (OSError"),
-    empty_map: ("every map can be decoded", "no PNG that can be read (UnidentifiedImageError"),
+    truncate_map: ("every map can be decoded", "not a readable PNG (OSError"),
+    empty_map: ("every map can be decoded", "not a readable PNG (UnidentifiedImageError"),
     rescale_map: ("maps have the model's offset and scale", "scale=0.002"),
     shrink_map: ("maps have the size of the detector's input", "(32, 64), not (64, 64)"),
     shift_map: ("maps cover their images", "left=3.0"),
@@ -323,7 +326,20 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("do", DAMAGES, ids=lambda do: do.__name__)
-def test_damage_is_found_and_told_with_rule_value_and_remedy(damage, leave, do):
+def test_damage_is_found_with_rule_value_and_remedy(damage, do):
+    do(damage)
+    run, record = damage.run, run_records.finished(damage.out, damage.run.run_id)
+    place = str(record.get("inventory"))
+    under_check = RunUnderCheck(damage.out, run.run_id, record, place, damage.card)
+    findings = verify.check(under_check, 1.0, lambda *_: None)
+    rule, value = DAMAGES[do]
+    (violation,) = [v for v in findings.violations.values() if v.rule == rule]
+    assert value in violation.examples[0]
+    assert violation.remedy
+
+
+@pytest.mark.parametrize("do", [lose_score, truncate_map], ids=lambda do: do.__name__)
+def test_damage_is_printed_with_rule_value_and_remedy(damage, leave, do):
     do(damage)
     code, out, err = leave("check", damage.run.run_id, "--out", damage.out.root)
     assert code == 1

@@ -64,7 +64,7 @@ def test_the_last_two_runs_are_compared_told_and_tracked(out, leave):
 
 
 def folder_of(told: str) -> str:
-    return told.splitlines()[-1].removeprefix("tables and pictures: ")
+    return told.splitlines()[-1].removeprefix("tables and plots: ")
 
 
 @pytest.mark.slow
@@ -75,7 +75,7 @@ def test_nights_that_share_no_image_are_said_to(leave, tmp_path):
         finish(str(tmp_path / "o"), parts, model, night, NONE)
     code, told, err = leave("compare", "--out", "o", "--pictures", "0")
     assert code == 0, err
-    assert "The runs share no image, as nights that score only what is new" in told
+    assert "The runs share no image, as two nights that each score only new images" in told
     assert max(map(len, told.splitlines()[2:-1])) <= 100
 
 

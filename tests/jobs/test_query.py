@@ -44,7 +44,7 @@ def test_the_screen_shows_the_worst_first_of_the_latest_finished_runs_model(leav
     ]  # fmt: skip
     assert shown(leave("query", "--limit", "2")[1]) == [("u/9", "yes"), ("u/3", "no")]
     assert shown(leave("query", "--product", "nut")[1]) == [("u/9", "yes")]
-    assert shown(leave("query", "--model", MODELS[1])[1]) == [("u/1", "no")]
+    assert shown(leave("query", "--model-id", MODELS[1])[1]) == [("u/1", "no")]
 
 
 def test_labels_follow_a_threshold_or_a_rate_without_scoring_again(leave, nights):
@@ -62,8 +62,8 @@ def test_a_rate_that_too_few_held_out_images_can_promise_is_warned_of(leave, nig
     rare = ["--where", "is_anomalous", "--false-alarm-rate", "0.01"]
     warning, *told = leave("query", *rare)[1].splitlines()
     assert warning == (
-        "warning: 2 of 2 products had too few good images held out for a false alarm rate of 0.01, "
-        "such as bolt: 9 promise 0.1, and that is taken"
+        "warning: 2 of 2 products have too few held-out images for a false-alarm rate of 0.01, "
+        "such as bolt: its 9 images promise 0.1, which is used"
     )
     assert [uri for uri, _ in shown("\n".join(told))] == ["u/9"]
     assert "warning" not in leave("query", "--false-alarm-rate", "0.1")[1]
@@ -88,7 +88,7 @@ def test_files_hold_all_columns_and_rows(leave, nights):
         (["--threshold", "1", "--false-alarm-rate", "0.1"], "exclude each other", 2),
         (["--false-alarm-rate", "1.5"], "false_alarm_rate 1.5 must lie between 0 and 1", 2),
         (["--where", "scre > 1"], "where '(scre > 1)' is not a condition", 2),
-        (["--model", "c" * 32, "--threshold", "1"], "tells of model cccc", 1),
+        (["--model-id", "c" * 32, "--threshold", "1"], "held-out images of model cccc", 1),
         (["--out", "empty"], "empty holds no finished run", 1),
     ],
 )

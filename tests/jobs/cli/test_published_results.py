@@ -30,7 +30,9 @@ def test_a_preset_is_found_with_its_data_set_and_alone_where_that_is_clear():
 
 
 def test_an_unknown_name_lists_the_known_and_an_unclear_one_its_data_sets():
-    with pytest.raises(UserError, match="'patchcore-2' is not on file; choose one of: mvtec/"):
+    with pytest.raises(
+        UserError, match=r"'patchcore-2' is not in published\.toml; choose.* mvtec/"
+    ):
         published_results.published("patchcore-2")
     with pytest.raises(UserError, match=r"several data sets; choose one of: mvtec/diff.*, mtd/"):
         published_results.published("differnet")

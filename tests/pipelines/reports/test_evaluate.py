@@ -12,6 +12,7 @@ from ops.results import anomaly_map
 from ops.results.anomaly_map import Scale
 from pipelines.cluster.resources import Resources
 from pipelines.reports import evaluate
+from pipelines.reports.pixel_comparison import ComparePixels
 from tests.ops.results.test_metrics import histogram
 
 
@@ -53,7 +54,7 @@ BOLT = (
 NUT = ("nut", [(0, "test", 1.0, None), (0, "test", 2.0, None)])
 
 
-def test_figures_of_images_are_exact_and_count_both_kinds_of_errors():
+def test_image_metrics_are_exact_and_count_both_kinds_of_errors():
     found = evaluated(BOLT, thresholds={"bolt": 4.0})
     row = found.table.to_pylist()[0]
     assert (row["good"], row["defective"], row["not_scored"]) == (3, 3, 1)
@@ -61,13 +62,13 @@ def test_figures_of_images_are_exact_and_count_both_kinds_of_errors():
     assert (row["oracle_threshold"], row["oracle_errors"]) == (3.0, 1)
     assert (row["oracle_false_alarms"], row["oracle_misses"]) == (1, 0)
     assert (row["threshold"], row["false_alarms"], row["misses"]) == (4.0, 1, 1)
-    (seen,) = found.separations
-    assert (sorted(seen.good), sorted(seen.defective)) == ([1, 2, 5], [3, 6, 7])
-    assert seen.image_roc.area() == row["image_auroc"]
-    assert seen.threshold == 4.0
+    (separation,) = found.separations
+    assert (sorted(separation.good), sorted(separation.defective)) == ([1, 2, 5], [3, 6, 7])
+    assert separation.image_roc.area() == row["image_auroc"]
+    assert separation.threshold == 4.0
 
 
-def test_what_is_not_known_is_null_and_the_mean_says_so():
+def test_unknown_metrics_are_null_and_the_mean_has_a_note():
     bolt, nut, mean = evaluated(BOLT, NUT).table.to_pylist()
     unknown = ("image_auroc", "oracle_threshold", "oracle_errors", "false_alarms", "misses")
     assert [nut[name] for name in unknown] == [None] * 5
@@ -75,10 +76,10 @@ def test_what_is_not_known_is_null_and_the_mean_says_so():
     assert (mean["product"], mean["image_auroc"]) == ("mean", bolt["image_auroc"])
     assert (mean["good"], mean["misses"], mean["pixel_images"]) == (5, 1, None)
     assert mean["oracle_threshold"] is None
-    assert mean["note"] == "of 2 products only these count: image_auroc 1, oracle_f1 1"
+    assert mean["note"] == "products with a value, of 2: image_auroc 1, oracle_f1 1"
 
 
-def test_a_product_of_which_nothing_was_scored_has_a_row():
+def test_a_product_without_scores_has_a_row():
     row = evaluated(("bolt", [(1, "test", None, None)]), NUT).table.to_pylist()[0]
     assert (row["good"], row["defective"], row["not_scored"]) == (0, 0, 1)
     assert row["image_auroc"] is None
@@ -106,8 +107,8 @@ def test_a_worker_adds_up_maps_and_masks_of_any_format(tmp_path):
         own = {"product": "bolt", "label": int(kind is not None)}
         mask_uri = kind and str(tmp_path / f"mask{number}.{kind}")
         rows.append(own | {"map_uri": str(tmp_path / f"{number}.png"), "mask_uri": mask_uri})
-    compare = evaluate.ComparePixels(InputSettings(16), FetchSettings(backoff=0.01))
+    compare = ComparePixels(InputSettings(16), FetchSettings(backoff=0.01))
     found = compare(pa.Table.from_pylist(rows))["bolt"]
     assert np.allclose(found.histogram.counts, histogram(expected).counts, rtol=1e-12)
     assert (found.histogram.images, found.histogram.regions) == (3, 2)
-    assert (found.unusable, found.regions_drawn) == (2, 2)
+    assert (found.no_usable_mask, found.regions_drawn) == (2, 2)

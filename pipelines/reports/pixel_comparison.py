@@ -1,0 +1,133 @@
+"""Comparing anomaly maps with masks, pixel by pixel, on a Ray cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from ops.images.decode import DecodeSettings, decode
+from ops.images.failure import Failure
+from ops.images.fetch import FetchSettings, fetch
+from ops.images.resize import InputSettings, binarise, resize_mask
+from ops.progress import ProgressCallback
+from ops.results import anomaly_map, metrics
+from ops.results.metrics import PixelHistogram
+from pipelines.cluster.resources import Resources
+
+
+@dataclass
+class ProductPixels:
+    """The map values of one product's images, by what their masks say."""
+
+    histogram: PixelHistogram = field(default_factory=PixelHistogram)
+    no_usable_mask: int = 0
+    """Defective images without a mask, or with one that is empty at the size of the maps."""
+    regions_drawn: int = 0
+    """Connected defects of the masks at full size."""
+
+    @property
+    def images(self) -> int:
+        """Number of images, those without a usable mask included."""
+        return self.histogram.images + self.no_usable_mask
+
+    def merge(self, other: ProductPixels) -> None:
+        """Add the images of another batch."""
+        self.histogram.merge(other.histogram)
+        self.no_usable_mask += other.no_usable_mask
+        self.regions_drawn += other.regions_drawn
+
+
+class _MapAndMask(NamedTuple):
+    levels: npt.NDArray[np.uint16] | None
+    mask: npt.NDArray[np.bool_] | None
+    """None if there is no usable mask."""
+    regions_drawn: int
+
+
+_NO_MASK = _MapAndMask(None, None, 0)
+
+
+@dataclass(frozen=True)
+class ComparePixels:
+    """Reads the maps and masks of a batch of rows."""
+
+    input: InputSettings
+    fetch: FetchSettings
+
+    def __call__(self, rows: pa.Table) -> dict[str, ProductPixels]:
+        """Pixels by product. A good image needs no mask; a defective image needs its own."""
+        by_product: dict[str, ProductPixels] = {}
+        with ThreadPoolExecutor(8) as pool:
+            pairs = pool.map(self._read, rows.to_pylist())
+            for product, pair in zip(rows["product"].to_pylist(), pairs, strict=True):
+                pixels = by_product.setdefault(product, ProductPixels())
+                pixels.regions_drawn += pair.regions_drawn
+                if pair.levels is None or pair.mask is None:
+                    pixels.no_usable_mask += 1
+                else:
+                    pixels.histogram.add(pair.levels, pair.mask)
+        return by_product
+
+    def _read(self, row: dict[str, Any]) -> _MapAndMask:
+        if row["label"] and not row["mask_uri"]:
+            return _NO_MASK
+        levels = anomaly_map.decode(fetch(row["map_uri"], None, None, self.fetch)).levels
+        if not row["label"]:
+            return _MapAndMask(levels, np.zeros(levels.shape, dtype=bool), 0)
+        try:
+            mask = decode(fetch(row["mask_uri"], None, None, self.fetch), DecodeSettings())
+        except Failure:
+            return _NO_MASK
+        regions_drawn = metrics.count_regions(binarise(mask.pixels))
+        resized = resize_mask(mask.pixels, self.input)
+        return _MapAndMask(levels, resized if resized.any() else None, regions_drawn)
+
+
+@ray.remote
+def _compare(compare: ComparePixels, rows: pa.Table) -> dict[str, ProductPixels]:
+    return compare(rows)
+
+
+def compare_pixels(
+    ok: pa.Table, compare: ComparePixels, resources: Resources, progress: ProgressCallback
+) -> dict[str, ProductPixels]:
+    """Pixels of the products that have masks, and a map of every image.
+
+    Products with some maps only are left out, because their metrics would be biased. `ok` are
+    scored rows with label and mask.
+    """
+    rows = _rows_with_maps(ok)
+    by_product: dict[str, ProductPixels] = {}
+    done = 0
+    for batch in _compare_batches(rows, compare, resources):
+        for product, pixels in batch.items():
+            by_product.setdefault(product, ProductPixels()).merge(pixels)
+            done += pixels.images
+        progress("pixels", done, len(rows), 0)
+    return by_product
+
+
+def _rows_with_maps(ok: pa.Table) -> pa.Table:
+    without_map = set(ok.filter(pc.is_null(ok["map_uri"]))["product"].to_pylist())
+    with_mask = set(ok.filter(pc.is_valid(ok["mask_uri"]))["product"].to_pylist())
+    products = pa.array(sorted(with_mask - without_map), pa.string())
+    return ok.filter(pc.is_in(ok["product"], products)).sort_by("product")
+
+
+def _compare_batches(
+    rows: pa.Table, compare: ComparePixels, resources: Resources
+) -> Iterator[dict[str, ProductPixels]]:
+    task: Any = _compare.options(num_cpus=resources.reader_cpus)
+    size = max(64, -(-len(rows) // 1000))
+    waiting = [task.remote(compare, rows.slice(i, size)) for i in range(0, len(rows), size)]
+    while waiting:
+        ready, waiting = ray.wait(waiting)
+        yield ray.get(ready[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import socket
@@ -162,8 +163,9 @@ def archive(tmp_path_factory) -> Path:
     return draw_archive(tmp_path_factory.mktemp("archive"))
 
 
+@functools.cache
 def tiny_model(product: str, seed: int = 0):
-    """A model of one product, fitted on noise in this process, without a cluster."""
+    """A model of one product, fitted on noise in this process, without a cluster; read-only."""
     import torch
 
     from ops.detectors.detector import Checkpoint

@@ -1,4 +1,4 @@
-"""A run's scores against all earlier ones, in drawn nights without Ray."""
+"""A run's scores against all earlier ones, in generated nights without Ray."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def drift(root, run, **sample):
     return drift_of_run(Out(str(root)), run.run_id, run.model.card.model_id, **sample)
 
 
-def test_a_first_night_has_nothing_to_differ_from(tmp_path):
+def test_a_first_night_has_no_drift(tmp_path):
     assert len(drift(tmp_path, night(tmp_path, 20, parts(0)))) == 0
 
 
-def test_of_two_nights_it_is_the_drift_of_their_comparison(tmp_path):
+def test_the_drift_of_two_nights_is_that_of_their_comparison(tmp_path):
     night(tmp_path, 20, parts(0))
     run = night(tmp_path, 21, parts(1, shift=1.0, failed=3))
     found = drift(tmp_path, run)
@@ -59,7 +59,7 @@ def test_of_two_nights_it_is_the_drift_of_their_comparison(tmp_path):
     assert found.equals(both.products.select(DRIFT.names).cast(DRIFT))
 
 
-def test_earlier_is_every_night_under_the_model_and_no_other(tmp_path):
+def test_a_night_is_compared_with_all_earlier_nights_of_its_model(tmp_path):
     night(tmp_path, 17, parts(0))
     night(tmp_path, 18, parts(1))
     night(tmp_path, 19, parts(2), seed=1)
@@ -69,7 +69,7 @@ def test_earlier_is_every_night_under_the_model_and_no_other(tmp_path):
     assert {bolt["measure"], nut["measure"]} == {"score"}
 
 
-def test_under_a_new_model_it_is_that_of_p_values(tmp_path):
+def test_p_values_are_compared_if_the_model_is_new(tmp_path):
     night(tmp_path, 19, parts(0))
     run = night(tmp_path, 20, [replace(p, score=p.score * 1000) for p in parts(1)], seed=1)
     (bolt, _) = drift(tmp_path, run).to_pylist()
@@ -78,7 +78,7 @@ def test_under_a_new_model_it_is_that_of_p_values(tmp_path):
     assert bolt["median_a"] <= 1
 
 
-def test_a_sample_is_drawn_by_ids_alone_and_its_size_is_told(tmp_path):
+def test_a_sample_depends_on_ids_alone_and_its_size_is_recorded(tmp_path):
     first = night(tmp_path, 19, parts(0))
     run = night(tmp_path, 20, parts(1))
     found = drift(tmp_path, run, sample=20)
@@ -123,8 +123,8 @@ def test_a_night_like_the_one_before_gives_no_alert(tmp_path):
     assert find_alerts(totals, drift(tmp_path, run), AlertLimits("1%", 0.25)) == []
 
 
-def test_a_large_shift_that_chance_explains_is_none(tmp_path):
-    """Of four images the index is large, whatever they are."""
+def test_a_large_shift_that_chance_may_explain_gives_no_warning(tmp_path):
+    """The stability index of four images is always large."""
     night(tmp_path, 19, parts(0))
     run = night(tmp_path, 20, parts(1, count=4))
     found = drift(tmp_path, run)

@@ -99,7 +99,9 @@ def test_rows_of_a_retired_model_are_removed_where_another_model_has_a_score(out
     assert sorted(left) == ["u/2", "u/3"]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
+)
 def test_whatever_the_history_what_is_current_stays_current(out, seed):
     random_history(out, seed)
     before, rows = current(out), sum(len(parquet.read(t)) for t in current_scores.published(out))

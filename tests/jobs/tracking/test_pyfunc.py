@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import mlflow
-import pandas as pd
 import pyarrow as pa
 import pytest
-from mlflow import MlflowClient
 from PIL import Image
 
 from jobs.tracking import pyfunc
@@ -34,6 +31,8 @@ def registered(tmp_path_factory):
         assert tracker.register(model, "bolts", "champion", Record("fit")) == (
             "models:/bolts@champion"
         )
+        from mlflow import MlflowClient  # takes seconds, so not where these tests are deselected
+
         client = MlflowClient(tracker.uri, tracker.uri)
         yield model, tracker, client.get_model_version_by_alias("bolts", "champion")
 
@@ -41,6 +40,8 @@ def registered(tmp_path_factory):
 @pytest.fixture(scope="module")
 def loaded(registered):
     _, tracker, version = registered
+    import mlflow
+
     mlflow.set_tracking_uri(tracker.uri)
     yield mlflow.pyfunc.load_model(version.source)
     mlflow.set_tracking_uri(None)
@@ -48,6 +49,8 @@ def loaded(registered):
 
 def test_what_is_registered_holds_no_pickle_and_no_code(registered):
     _, tracker, version = registered
+    from mlflow import MlflowClient
+
     kept = MlflowClient(tracker.uri).list_artifacts(version.run_id, "model")
     names = sorted(file.path.removeprefix("model/") for file in kept if not file.is_dir)
     assert {"MLmodel", "model.json"} <= set(names)
@@ -55,6 +58,8 @@ def test_what_is_registered_holds_no_pickle_and_no_code(registered):
 
 
 def test_it_scores_as_a_night_does_and_failures_are_rows(registered, loaded, tmp_path):
+    import pandas as pd
+
     model, _, _ = registered
     good, bad = tmp_path / "a #1.png", tmp_path / "b.png"
     Image.fromarray(synthetic_parts.draw("washer", 1, 64).picture).save(good)
@@ -74,6 +79,9 @@ def test_it_scores_as_a_night_does_and_failures_are_rows(registered, loaded, tmp
 
 
 def test_rows_that_lack_a_column_are_refused(loaded):
+    import mlflow
+    import pandas as pd
+
     with pytest.raises(mlflow.exceptions.MlflowException, match="product"):
         loaded.predict(pd.DataFrame({"location": ["a.png"]}))
 

@@ -10,7 +10,6 @@ import time
 
 import pytest
 import torch
-from mlflow import MlflowClient
 
 from jobs.tracking.tracker import EXPERIMENT, Record, Tracker, redact
 from ops.detectors.model_folder import read_model
@@ -21,6 +20,13 @@ from tests.faults.servers import tracker_in
 
 pytestmark = pytest.mark.slow
 PASSWORD = "hunter2@home"
+
+
+def client_class() -> type:
+    """MlflowClient; its import takes seconds, which a run without slow tests need not spend."""
+    from mlflow import MlflowClient
+
+    return MlflowClient
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +42,7 @@ def _no_tracker_is_named(monkeypatch, tmp_path):
 
 
 def runs(out: str, job: str) -> list:
-    client = MlflowClient(Tracker(out).uri)
+    client = client_class()(Tracker(out).uri)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     return client.search_runs([experiment.experiment_id], f"attributes.run_name = '{job}'")
 
@@ -82,7 +88,7 @@ def test_curves_arrive_epoch_by_epoch_however_long_they_are(out):
     with Tracker(out).run("curves", {}) as record:
         record.curves["product_0.loss_by_epoch"] = curve
     (run,) = runs(out, "curves")
-    client = MlflowClient(Tracker(out).uri)
+    client = client_class()(Tracker(out).uri)
     points = client.get_metric_history(run.info.run_id, "product_0.loss_by_epoch")
     assert [point.value for point in sorted(points, key=lambda point: point.step)] == curve
     assert {point.step for point in points} == set(range(1, 1203))
@@ -96,7 +102,7 @@ def test_files_of_a_job_arrive_as_artifacts_and_lost_ones_fail_nothing(out, tmp_
         record.metrics["images"] = 1
         record.files["curves/b.png"] = str(tmp_path / "b.png")
     (drawn,), (lost,) = runs(out, "draws"), runs(out, "loses")
-    client = MlflowClient(Tracker(out).uri)
+    client = client_class()(Tracker(out).uri)
     fetched = client.download_artifacts(drawn.info.run_id, "curves/a.png", str(tmp_path))
     with open(fetched, "rb") as file:
         assert file.read() == b"a picture"
@@ -109,7 +115,7 @@ def test_files_of_a_job_arrive_as_artifacts_and_lost_ones_fail_nothing(out, tmp_
 
 @pytest.mark.parametrize("call", ["create_run", "log_batch", "set_terminated"])
 def test_a_job_arrives_once_whichever_answer_is_lost(out, call, tmp_path):
-    answered = getattr(MlflowClient, call)
+    answered = getattr(client_class(), call)
     (tmp_path / "a.png").write_bytes(b"a picture")
 
     def lost(*given, **named):
@@ -117,7 +123,7 @@ def test_a_job_arrives_once_whichever_answer_is_lost(out, call, tmp_path):
         raise ConnectionError("no answer")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MlflowClient, call, lost)
+        patch.setattr(client_class(), call, lost)
         with Tracker(out).run(f"lost-{call}", {}) as record:
             record.metrics["images"] = 1
             record.files["a.png"] = str(tmp_path / "a.png")
@@ -127,21 +133,21 @@ def test_a_job_arrives_once_whichever_answer_is_lost(out, call, tmp_path):
     (run,) = runs(out, f"lost-{call}")
     assert run.info.status == "FINISHED"
     assert run.data.metrics == {"images": 1.0}
-    assert [f.path for f in MlflowClient(Tracker(out).uri).list_artifacts(run.info.run_id)] == [
+    assert [f.path for f in client_class()(Tracker(out).uri).list_artifacts(run.info.run_id)] == [
         "a.png"
     ]
     assert spooled(out) == []
 
 
 def test_a_run_that_was_begun_twice_is_there_once(out):
-    begin = MlflowClient.create_run
+    begin = client_class().create_run
 
     def twice(*given, **named):
         begin(*given, **named)  # as if its answer had been lost, and MLflow had asked again
         return begin(*given, **named)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MlflowClient, "create_run", twice)
+        patch.setattr(client_class(), "create_run", twice)
         with Tracker(out).run("twice", {}):
             pass
     (run,) = runs(out, "twice")
@@ -169,7 +175,7 @@ def test_a_registered_model_comes_back_by_alias_and_by_version(out, tmp_path):
     for name, known_as in (("a", uri), ("b", "models:/bolts/1")):
         folder = tracker.fetch_model(known_as, str(tmp_path / name))
         assert read_model(folder).card.model_id == model.card.model_id
-    version = MlflowClient(tracker.uri).get_model_version_by_alias("bolts", "champion")
+    version = client_class()(tracker.uri).get_model_version_by_alias("bolts", "champion")
     assert version.tags == {"model_id": model.card.model_id, "method": "patchcore"}
     (run,) = runs(out, "fit")
     assert run.info.run_id == version.run_id
@@ -180,14 +186,14 @@ def test_an_alias_moves_to_the_newest_version(out):
     for _ in range(2):
         with tracker.run("refit", {}) as record:
             tracker.register(model, "nuts", "champion", record)
-    version = MlflowClient(tracker.uri).get_model_version_by_alias("nuts", "champion")
+    version = client_class()(tracker.uri).get_model_version_by_alias("nuts", "champion")
     assert version.version in {2, "2"}
 
 
 def test_a_registered_model_whose_files_are_gone_is_said_so(out, tmp_path):
     tracker = Tracker(out)
     tracker.register(tiny_model("bolt"), "rivets", "champion", Record("fit"))
-    version = MlflowClient(tracker.uri, tracker.uri).get_model_version("rivets", "1")
+    version = client_class()(tracker.uri, tracker.uri).get_model_version("rivets", "1")
     shutil.rmtree(version.source)
     with pytest.raises(FileNotFoundError, match=r"rivets/1 is in the registry at .* not to be had"):
         tracker.fetch_model("models:/rivets/1", str(tmp_path))
@@ -206,7 +212,6 @@ def test_what_is_no_models_uri_is_told_the_form(out, tmp_path):
         Tracker(out).fetch_model("models:/bolts", str(tmp_path))
 
 
-@pytest.mark.slow
 def test_artifacts_lie_beside_the_database_and_never_in_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/tracker/mlflow.db")
     tracker = Tracker("s3://bucket/out")
@@ -230,7 +235,6 @@ def heard():
         logger.removeHandler(handler)
 
 
-@pytest.mark.slow
 def test_a_tracker_that_is_down_is_told_later(tmp_path, monkeypatch, free_port, heard, capfd):
     out = str(tmp_path / "out")
     address = f"127.0.0.1:{free_port()}"
@@ -264,7 +268,7 @@ def test_a_tracker_that_is_down_is_told_later(tmp_path, monkeypatch, free_port, 
     assert run.data.params == {"archive": "https://***@store/parts", "resources.cpus": "1.0"}
     assert run.data.metrics == {"images": 7.0}
     assert run.info.start_time == kept["started_ms"]
-    (delivered,) = MlflowClient(Tracker(out).uri).list_artifacts(run.info.run_id, "curves")
+    (delivered,) = client_class()(Tracker(out).uri).list_artifacts(run.info.run_id, "curves")
     assert delivered.path == "curves/a.png"
     assert len(runs(out, "next night")) == 1
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
-from sklearn.metrics import roc_auc_score
 from torchvision.transforms.functional import rotate
 
 from ops.augment.rotation import rotate_images
@@ -158,4 +157,6 @@ def test_discs_among_squares_are_found(backbone):
         backbone, images[:16], maps="none", views=16, epochs=40, batch=8, lr=2e-3, standardise=True
     )
     scores = detector.score(images[16:]).image.double().numpy()
+    from sklearn.metrics import roc_auc_score
+
     assert roc_auc_score([0] * 8 + [1] * 8, scores) == 1.0

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.neighbors import NearestNeighbors
 
 from ops.detectors.detector import Checkpoint, FitCounts, Fitted
 from ops.detectors.fit_cost import FitSize
@@ -48,6 +47,8 @@ def features(backbone, images) -> tuple[np.ndarray, list[np.ndarray]]:
 
 def brute(backbone, good, image, k, kappa=1, concat=False) -> tuple[float, torch.Tensor]:
     """Score and map (h, w) by scikit-learn's search, in float64."""
+    from sklearn.neighbors import NearestNeighbors
+
     known, levels = features(backbone, good)
     mine, own = features(backbone, image[None])
     distance, rows = (

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import cdist
-from sklearn.decomposition import PCA
 
 from ops.distributed import Alone
 from ops.errors import UserError
@@ -33,6 +32,8 @@ def test_distances_between_whitened_vectors_are_mahalanobis_distances(vectors, s
 
 def test_without_shrinkage_it_is_the_whitening_of_scikit_learn(vectors):
     z = Whitening.of([vectors], 1e-12)(vectors)
+    from sklearn.decomposition import PCA
+
     pca = PCA(whiten=True, svd_solver="full").fit(vectors.double().numpy())
     theirs = torch.from_numpy(pca.transform(vectors.double().numpy())).flip(1)
     signs = (z * theirs).sum(dim=0).sign()

@@ -3,7 +3,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter, label
-from sklearn.metrics import roc_auc_score, roc_curve
 
 from ops.results.anomaly_map import Scale
 from ops.results.metrics import Curve, PixelHistogram, best_f1, roc
@@ -20,6 +19,8 @@ def sample(seed: int, n: int = 200, values: int | None = None) -> tuple[np.ndarr
 @pytest.mark.parametrize("values", [None, 1, 3, 20])
 @pytest.mark.parametrize("seed", range(4))
 def test_auroc_is_that_of_scikit_learn(seed, values):
+    from sklearn.metrics import roc_auc_score
+
     scores, labels = sample(seed, values=values)
     area = roc(scores, labels).area()
     assert area == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
@@ -27,6 +28,8 @@ def test_auroc_is_that_of_scikit_learn(seed, values):
 
 @pytest.mark.parametrize("values", [None, 3])
 def test_the_curve_of_images_is_that_of_scikit_learn(values):
+    from sklearn.metrics import roc_curve
+
     scores, labels = sample(0, values=values)
     x, y, _ = roc_curve(labels, scores, drop_intermediate=False)
     curve = roc(scores, labels)
@@ -95,6 +98,8 @@ def histogram(maps: Maps) -> PixelHistogram:
 
 @pytest.mark.parametrize("levels", [5, 300, 65536])
 def test_pixel_auroc_is_that_of_scikit_learn_over_all_pixels(levels):
+    from sklearn.metrics import roc_auc_score
+
     maps = random_maps(0, levels=levels)
     pixels = np.concatenate([m.ravel() for m, _ in maps])
     truth = np.concatenate([mask.ravel() for _, mask in maps])
@@ -187,6 +192,8 @@ def exact_and_rounded(seed: int, levels: int) -> tuple[list, PixelHistogram]:
 
 @pytest.mark.parametrize(("seed", "levels"), [(0, 2), (1, 3), (2, 40), (0, 65536)])
 def test_rounding_to_grey_levels_changes_areas_by_no_more_than_their_error(seed, levels):
+    from sklearn.metrics import roc_auc_score
+
     exact, rounded = exact_and_rounded(seed, levels)
     values = np.concatenate([v.ravel() for v, _ in exact])
     truth = np.concatenate([mask.ravel() for _, mask in exact])

@@ -2,7 +2,6 @@ import io
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 
 from ops.results import plots
@@ -27,6 +26,8 @@ def separation(product: str = "bolt", threshold: float | None = 0.5) -> Separati
 def panels(monkeypatch):
     """A function that draws a plot and returns its panels."""
     figures = []
+    from matplotlib.figure import Figure  # takes a second, also where no plot is tested
+
     save = Figure.savefig
     monkeypatch.setattr(
         Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k))
@@ -122,8 +123,8 @@ def test_a_shift_without_data_is_labelled_unknown(shift_panels):
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("name", ["$x_{1 größe <1>\n日本", "<b>../x", "\x1b[2J"])
-def test_any_name_can_be_the_title_of_a_shift_and_equal_data_gives_equal_bytes(name):
+def test_any_name_can_be_the_title_of_a_shift_and_equal_data_gives_equal_bytes():
+    name = "$x_{1 größe <1>\n日本 <b>../x \x1b[2J"
     png = plots.draw_shift(shift(name))
     assert png == plots.draw_shift(shift(name))
     with Image.open(io.BytesIO(png)) as image:

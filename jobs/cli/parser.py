@@ -11,7 +11,7 @@ import tomllib
 import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, Union, get_args, get_origin
+from typing import Any, Literal, NamedTuple, NoReturn, Union, get_args, get_origin
 
 import jsonargparse
 
@@ -89,7 +89,7 @@ class Parser(jsonargparse.ArgumentParser):
         entry = self.entries.get(name)
         if entry and str(entry.value) == value:  # else the command line overrides the file
             place, shown = f"{entry.place}: {name}", repr(entry.value)
-        return f"{place} must be {_type_name(known[name])}, not {shown}"
+        return f"{place} must be {type_name(known[name])}, not {shown}"
 
 
 class ConfigFile(jsonargparse.ActionConfigFile):  # type: ignore[misc,name-defined]  # untyped
@@ -151,8 +151,11 @@ def _line_of(text: str, name: str) -> int:
     return candidates[0] if candidates else 1
 
 
-def _type_name(hint: Any) -> str:
+def type_name(hint: Any) -> str:
+    """The type of a setting, for people."""
+    if get_origin(hint) is Literal:
+        return " or ".join(f"`{choice}`" for choice in get_args(hint))
     if get_origin(hint) in {Union, types.UnionType}:
-        kinds = [_type_name(kind) for kind in get_args(hint) if kind is not type(None)]
+        kinds = [type_name(kind) for kind in get_args(hint) if kind is not type(None)]
         return " or ".join(dict.fromkeys(kinds))
     return _TYPES.get(get_origin(hint) or hint, str(hint))

@@ -211,13 +211,13 @@ def test_where_masks_make_labels_nothing_is_known_without_any(layout, tmp_path, 
     rows = rows_of(draw(tmp_path / "a", names), layout, tmp_path / "i.parquet")
     assert rows
     assert {row["label"] for row in rows} == {None}
-    assert "there is no mask" in capsys.readouterr().out
+    assert "there are no masks" in capsys.readouterr().out
 
 
 def test_frames_between_those_that_count_are_said_to_be_left_out(tmp_path, capsys):
     names, _ = TREES["mstc"]
     rows_of(draw(tmp_path / "a", names), "mstc", tmp_path / "i.parquet")
-    assert "10 frames left out" in capsys.readouterr().out
+    assert "10 frames of clips left out" in capsys.readouterr().out
 
 
 def test_damage_of_an_archive_is_no_good_image(tmp_path):

@@ -20,7 +20,8 @@ from jobs.cli.console import Progress, echo
 from jobs.tracking.tracker import Tracker
 from ops.detectors.model_folder import read_card
 from ops.errors import SettingError
-from pipelines.nightly import Night, NightHooks, NightSettings
+from pipelines.night_settings import NightSettings
+from pipelines.nightly import Night, NightHooks
 from pipelines.tables import lock
 
 

@@ -7,20 +7,20 @@ import os
 import socket
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from ops.detectors.model_folder import read_card
-from ops.errors import RunError, SettingError
-from ops.images.failure import STATUSES, TRANSIENT, max_failures
-from ops.images.fetch import FetchSettings
+from ops.errors import RunError
+from ops.images.failure import max_failures
 from ops.images.inventory import Inventory
 from ops.progress import ProgressCallback
 from ops.storage import files, parquet
 from ops.storage.paths import Out
 from pipelines.cluster import memory
-from pipelines.cluster.resources import Resources, connected
+from pipelines.cluster.resources import connected
 from pipelines.cluster.shared_model import SharedModel
+from pipelines.night_settings import NightSettings
 from pipelines.reports import drift, report
 from pipelines.reports.alerts import AlertLimits, find_alerts
 from pipelines.reports.report_data import ReportSettings
@@ -29,54 +29,6 @@ from pipelines.scoring import run as runs
 from pipelines.scoring.run import Run, ScoreSettings
 from pipelines.tables import lock, run_records, take_inventory
 from pipelines.tables.pending import find_pending
-
-
-@dataclass(frozen=True)
-class NightSettings(ScoreSettings):
-    """Settings of a night."""
-
-    night: str | None = None
-    """The night's date; default: that of the unfinished run, else today's (UTC)."""
-    max_failed: int | float | str = "50%"
-    """How many of tonight's images may fail before the job ends with an error: a count, or a share
-    of the whole archive."""
-    cluster: str | None = None
-    """Address of a Ray cluster; default: RAY_ADDRESS, else one is started for the job."""
-    fetch: FetchSettings = field(default_factory=FetchSettings)
-    resources: Resources = field(default_factory=Resources)
-    retry: str = ",".join(TRANSIENT)
-    """Statuses of failed images that are scored again, comma-separated. Images that failed with
-    another status are scored again only if the image, its product or the model changes."""
-    warn_failed: int | float | str = "1%"
-    """Warn if more of tonight's images fail than this count or share."""
-    warn_drift: float = 0.25
-    """Warn if the scores of a product drift from all earlier ones by more than this population
-    stability index. By convention 0.1 is a slight and 0.25 a marked shift; .inf turns it off."""
-    report: bool = True
-    """Also write the report page of the night (see jobs.report)."""
-
-    def __post_init__(self) -> None:
-        """Check values. Raises SettingError."""
-        super().__post_init__()
-        runs.check_night(self.night)
-        max_failures(str(self.max_failed), 0)
-        max_failures(str(self.warn_failed), 0)
-        self.retried_statuses()
-
-    def retried_statuses(self) -> list[str]:
-        """The statuses of `retry`. Raises SettingError for an unknown one."""
-        statuses = [word.strip() for word in self.retry.split(",") if word.strip()]
-        failures = set(STATUSES) - {"ok"}
-        if unknown := set(statuses) - failures:
-            raise SettingError(
-                f"retry: {', '.join(sorted(unknown))} is not the status of a failed image; "
-                f"known: {', '.join(sorted(failures))}"
-            )
-        return statuses
-
-    def score_settings(self) -> ScoreSettings:
-        """Those that the id of the night's run depends on."""
-        return ScoreSettings(self.maps, self.overlays, self.chunk_rows)
 
 
 class TrackedRun(Protocol):

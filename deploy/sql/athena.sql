@@ -1,14 +1,14 @@
--- The published tables in Athena or Trino (Hive connector), and the current scores among them:
--- one row per model and image. Replace s3://bucket/out, run each statement once, and after each
--- night the second (or add a partition projection).
+-- The published tables and the current scores in Athena or Trino (Hive connector): one row per
+-- model and image. Replace s3://bucket/out and run each statement once. Run the second again after
+-- each night, or add a partition projection.
 --
 --   SELECT * FROM current_scores WHERE model_id = '4f2a...' ORDER BY score DESC LIMIT 20;
---   -- Other labels, without scoring again: a false-alarm rate, or a threshold.
+--   -- Other verdicts without scoring again: by a false-alarm rate, or by a threshold.
 --   SELECT uri, p_value <= 0.01 AS is_anomalous FROM current_scores WHERE model_id = '4f2a...';
 --
--- An address has the versions that the newest run over it met: a file that was replaced counts no
--- longer, even if its successor failed. Of each version an ok row beats a failed one, then the
--- newest wins.
+-- Only the versions of a URI that its newest run scored are current: a replaced file is not, even
+-- if the new file failed. For each version, a row with status ok is preferred to a failed one, then
+-- the newer to the older.
 
 CREATE EXTERNAL TABLE IF NOT EXISTS scores (
     image_id string, uri string, product string, content_sha256 string,

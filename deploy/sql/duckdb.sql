@@ -1,20 +1,20 @@
--- The current scores: one row per image, the newest valid one under a model, over all nights.
+-- The current scores: the newest valid row of each image under a model, over all nights.
 --
 --   SET VARIABLE tables = 's3://bucket/out/scores/*/*/part-*.parquet';
 --   .read deploy/sql/duckdb.sql
 --   FROM current_scores('4f2a...') ORDER BY score DESC LIMIT 20;
---   -- Other labels, without scoring again: a false-alarm rate, or a threshold.
+--   -- Other verdicts without scoring again: by a false-alarm rate, or by a threshold.
 --   SELECT * REPLACE (p_value <= 0.01 AS is_anomalous) FROM current_scores('4f2a...');
 --
--- An address has the versions that the newest run over it met: a file that was replaced counts no
--- longer, even if its successor failed. Of each version an ok row beats a failed one, then the
--- newest wins. python -m jobs.query runs this file.
+-- Only the versions of a URI that its newest run scored are current: a replaced file is not, even
+-- if the new file failed. For each version, a row with status ok is preferred to a failed one, then
+-- the newer to the older. python -m jobs.query runs this file.
 
 CREATE OR REPLACE MACRO scores_of(model) AS TABLE
     SELECT * FROM read_parquet(getvariable('tables'), hive_partitioning = false)
     WHERE model_id = model;
 
--- Which run's row is current for each image: columns narrow enough for ten million images.
+-- The run that holds the current row of each image. Few columns, for ten million images.
 CREATE OR REPLACE MACRO current_keys(model) AS TABLE
     WITH images AS (
              SELECT image_id, product, min(uri) AS uri, max(scored_at) AS last_at,

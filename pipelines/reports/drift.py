@@ -1,4 +1,4 @@
-"""How the scores of two runs differ as a whole, product by product."""
+"""Drift: how the distribution of each product's scores differs between runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipelines.tables import current_scores
 from pipelines.tables.database import load
 
 Measure = Literal["score", "p_value"]
-#: Scores per product and run that tests and correlations rest on, at most.
+#: Maximum number of scores per product and run for tests and correlations.
 SAMPLE = 100_000
 _READ = ("image_id", "uri", "product", "status", "score", "p_value", "is_anomalous")
 
@@ -34,27 +34,39 @@ DRIFT = schema(
     ("product", TEXT, "null: images whose path names none"),
     ("images_a", COUNT, "rows of the first run"),
     ("images_b", COUNT, "rows of the second run"),
-    ("failed_a", COUNT, "of these without a score"),
-    ("failed_b", COUNT, "of these without a score"),
-    ("anomalous_a", COUNT, "of these called anomalous"),
-    ("anomalous_b", COUNT, "of these called anomalous"),
-    ("measure", TEXT, "what is tested below: score, or p_value where models differ"),
-    ("tested_a", COUNT, "values tested; a sample by a hash of the ids if there were more"),
-    ("tested_b", COUNT, "values tested; a sample by a hash of the ids if there were more"),
-    ("median_a", REAL, "of the values tested"),
-    ("median_b", REAL, "of the values tested"),
+    ("failed_a", COUNT, "of these, images without a score"),
+    ("failed_b", COUNT, "of these, images without a score"),
+    ("anomalous_a", COUNT, "of these, anomalous images"),
+    ("anomalous_b", COUNT, "of these, anomalous images"),
+    ("measure", TEXT, "what the columns below compare: score, or p_value if models differ"),
+    (
+        "tested_a",
+        COUNT,
+        "number of values compared; if there are more, a sample by a hash of the ids",
+    ),
+    (
+        "tested_b",
+        COUNT,
+        "number of values compared; if there are more, a sample by a hash of the ids",
+    ),
+    ("median_a", REAL, "of the values compared"),
+    ("median_b", REAL, "of the values compared"),
     ("ks", REAL, "Kolmogorov-Smirnov distance, 0 to 1; null if one run has no values"),
-    ("ks_p", REAL, "its p-value, of this product by itself"),
+    ("ks_p", REAL, "its p-value, for this product alone"),
     ("ks_q", REAL, "its p-value adjusted for all products (Benjamini and Hochberg 1995)"),
-    ("wasserstein", REAL, "how far values moved on average, in their own unit"),
-    ("psi", REAL, "population stability index; above 0.1 slight, above 0.25 marked, by custom"),
+    ("wasserstein", REAL, "Wasserstein distance: mean shift of the values, in their unit"),
+    (
+        "psi",
+        REAL,
+        "population stability index; by convention above 0.1 is slight, above 0.25 marked",
+    ),
 )
 
 
 def measure_of(before: Mapping[str, Any], after: Mapping[str, Any]) -> Measure:
-    """What can be compared in value between two runs, given their records.
+    """The column whose values can be compared between two runs, given their records.
 
-    Raw scores of different models have no common unit; their p-values have.
+    Scores of different models have different units, so their p-values are compared.
     """
     return "score" if before["model_id"] == after["model_id"] else "p_value"
 
@@ -62,25 +74,25 @@ def measure_of(before: Mapping[str, Any], after: Mapping[str, Any]) -> Measure:
 _SIDES = "CREATE VIEW sides AS SELECT 'a' AS side, * FROM a UNION ALL SELECT 'b' AS side, * FROM b"
 _EARLIER_MODEL = """
     SELECT model_id FROM read_parquet(getvariable('tables'), hive_partitioning = false)
-    WHERE run_id NOT IN (SELECT unnest($apart))
+    WHERE run_id NOT IN (SELECT unnest($excluded))
     GROUP BY model_id ORDER BY model_id = $model DESC, max(scored_at) DESC LIMIT 1
 """
 _COLUMNS = ", ".join((*_READ, "run_id", "scored_at"))
-_ROWS = f"SELECT {_COLUMNS} FROM scores_of($model) WHERE"  # noqa: S608 - columns of ours
-#: Of an address that several runs of one night hold, the last has its say.
+_ROWS = f"SELECT {_COLUMNS} FROM scores_of($model) WHERE"  # noqa: S608 - only names from this file
+#: Keeps the row of the last run, if several runs of a night scored an address.
 _LAST = """
     QUALIFY list_position($runs, run_id) = max(list_position($runs, run_id)) OVER (PARTITION BY uri)
 """
 
 
 def drift_of_run(out: Out, run_id: str, model_id: str, sample: int = SAMPLE) -> pa.Table:
-    """How a published run's scores differ from all that were published before it.
+    """How a published run's scores differ from all earlier ones.
 
-    Returns a row of `DRIFT` per product; none for a first run. Earlier are the rows under the same
-    model; if there are none, those under the model that was used last, by p-values. Of more than
-    `sample` values per product and side a sample is tested, the lowest hashes of the images' ids.
-    One test in twenty is below p = 0.05 by chance alone, so with many products go by `ks_q`; and
-    with many images the slightest drift is significant, so go by the sizes `ks` and `psi` too.
+    Returns a row of `DRIFT` per product, and no row for a first run. Earlier scores are those of
+    the same model. If there are none, p-values are compared with those of the model that was used
+    last. Of more than `sample` values per product and side, those with the lowest hashes of their
+    image ids are compared. With many products some p-values are small by chance: use `ks_q`. With
+    many images a negligible drift is significant: use the sizes `ks` and `psi` as well.
     """
     with current_scores.opened(out) as database:
         measure = load_runs(database, [run_id], model_id)
@@ -93,27 +105,28 @@ def load_runs(
     model_id: str,
     later: Sequence[str] = (),
 ) -> Measure | None:
-    """Rows of runs as `b`, all that was published before them as `a`, and both as `sides`.
+    """Create the tables `b` (rows of `runs`) and `a` (earlier rows), and the view `sides` of both.
 
-    `database` is one that `history.opened`; `runs`, of one model, are in the order of their start,
-    and `later` are those that came after. Returns what can be compared; None without any before.
+    `database` is one of `current_scores.opened`. `runs` are of one model, in order of their start;
+    `later` are runs that started after them. Returns the column that can be compared, or None if
+    there are no earlier rows.
     """
-    apart = [*runs, *later]
-    asked = {"apart": apart, "model": model_id}
-    before = database.execute(_EARLIER_MODEL, asked).fetchone()
+    excluded = [*runs, *later]
+    answer = database.execute(_EARLIER_MODEL, {"excluded": excluded, "model": model_id}).fetchone()
+    earlier_model = answer[0] if answer else None
     last = _LAST if len(runs) > 1 else ""
     query = f"CREATE TABLE b AS {_ROWS} run_id IN (SELECT unnest($runs)) {last}"
     database.execute(query, {"runs": list(runs), "model": model_id})
-    asked["model"] = before[0] if before else model_id
-    database.execute(f"CREATE TABLE a AS {_ROWS} run_id NOT IN (SELECT unnest($apart))", asked)
+    query = f"CREATE TABLE a AS {_ROWS} run_id NOT IN (SELECT unnest($excluded))"
+    database.execute(query, {"excluded": excluded, "model": earlier_model or model_id})
     database.execute(_SIDES)
-    if before is None:
+    if earlier_model is None:
         return None
-    return "score" if before[0] == model_id else "p_value"
+    return "score" if earlier_model == model_id else "p_value"
 
 
 def load_sides(database: duckdb.DuckDBPyConnection, before: str, after: str) -> None:
-    """The score tables `a` and `b`, and both as `sides`."""
+    """Create the tables `a` and `b` from two score tables, and the view `sides` of both."""
     load(database, "a", before, _READ)
     load(database, "b", after, _READ)
     database.execute(_SIDES)
@@ -143,19 +156,19 @@ _SAMPLED = """
 
 
 def drift_of(database: duckdb.DuckDBPyConnection, measure: Measure, sample: int) -> pa.Table:
-    """A row of `DRIFT` per product, of the tables `a` and `b` and the view `sides` of both."""
+    """A row of `DRIFT` per product, from the view `sides`; also creates the table `sampled`."""
     database.execute(_SAMPLED, {"measure": measure, "sample": sample})
     rows = database.sql(_COUNTS).to_arrow_table().to_pylist()
     for number, row in enumerate(rows):
         values = {side: values_of(database, side, row["product"]) for side in ("a", "b")}
         row["measure"] = measure
-        for side, of_side in values.items():
-            row[f"tested_{side}"] = len(of_side)
-            row[f"median_{side}"] = float(np.median(of_side)) if len(of_side) else None
+        for side, sample_values in values.items():
+            row[f"tested_{side}"] = len(sample_values)
+            row[f"median_{side}"] = float(np.median(sample_values)) if len(sample_values) else None
         rows[number] = row | measures.drift_between(values["a"], values["b"])._asdict()
     adjusted = measures.adjusted_p_values([row["ks_p"] for row in rows])
-    for row, value in zip(rows, adjusted, strict=True):
-        row["ks_q"] = value
+    for row, p_value in zip(rows, adjusted, strict=True):
+        row["ks_q"] = p_value
     return pa.Table.from_pylist(rows, DRIFT)
 
 

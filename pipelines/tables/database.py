@@ -9,10 +9,9 @@ from collections.abc import Iterator, Sequence
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ops.errors import UserError
-from ops.storage import files
+from ops.storage import parquet
 
 #: Default memory limit.
 MEMORY = "1GB"
@@ -46,7 +45,7 @@ def load(
     database: duckdb.DuckDBPyConnection, name: str, location: str, columns: Sequence[str]
 ) -> None:
     """Create a table of some columns of a Parquet file (a path or s3:// URI), in its order."""
-    with files.open_read(location) as file, pq.ParquetFile(file) as table:
+    with parquet.opened(location) as table:
         schema = pa.schema([table.schema_arrow.field(column) for column in columns])
         batches = table.iter_batches(2**16, columns=list(columns))
         rows = pa.RecordBatchReader.from_batches(schema, batches)

@@ -1,1 +1,1 @@
-"""What `make bench` measures: one table in one run, on one thread."""
+"""Benchmarks: `make bench` measures time and memory on one thread and prints one table."""

@@ -1,4 +1,8 @@
-"""Prints the table: `make bench`, or `python -m tests.bench coreset chain` for a part of it."""
+"""Runs benchmarks and prints their results as one Markdown table.
+
+`make bench` or `python -m tests.bench` runs those of `DEFAULT`; `python -m tests.bench coreset
+chain` runs some of them. `glance` and `shots` run only by name.
+"""
 
 from __future__ import annotations
 
@@ -13,25 +17,25 @@ import torch
 from tests.bench import features
 from tests.bench.measure import Row
 
-PARTS = ("coreset", "neighbours", "chain", "workers", "memory")
+DEFAULT = ("coreset", "neighbours", "chain", "workers", "memory")
 
 
 def line(row: Row) -> str:
-    """One row as Markdown."""
+    """One row of the table as Markdown."""
     seconds = f"{row.seconds.cpu:.3g} | {row.seconds.wall:.3g}" if row.seconds else " | "
     return f"| {row.what} | {row.figure} | {row.target} | {seconds} | {row.note} |"
 
 
-def main(parts: list[str]) -> None:
-    """Measure and print; a row as soon as it is known."""
+def main(names: list[str]) -> None:
+    """Run benchmarks by name and print each row when it is known."""
     torch.set_num_threads(1)
     processor = subprocess.run(["lscpu"], capture_output=True, text=True, check=False).stdout
     model = next((x for x in processor.splitlines() if "Model name" in x), platform.processor())
     print(f"{datetime.date.today()}, {model.split(':')[-1].strip()}, one thread, torch", end=" ")
     print(f"{torch.__version__}; features of {features.source()}\n")
     print("| what | figure | at least | CPU s | wall s | |\n|---|---|---|---|---|---|")
-    for part in parts or PARTS:
-        for row in importlib.import_module(f"tests.bench.{part}").rows():
+    for name in names or DEFAULT:
+        for row in importlib.import_module(f"tests.bench.{name}").rows():
             print(line(row), flush=True)
 
 

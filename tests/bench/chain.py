@@ -1,4 +1,4 @@
-"""PatchCore from the bytes of images to score rows and maps, against anomalib."""
+"""Scoring with PatchCore, from the bytes of images to score rows and maps, against anomalib."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ IMAGES = 24
 
 @dataclass
 class Fitted:
-    """A model in this process."""
+    """A fitted model, kept in this process."""
 
     card: ModelCard
     backbone: Backbone
@@ -49,7 +49,7 @@ class Fitted:
 
 
 def fitted(bank: int) -> Fitted:
-    """PatchCore on a hundred images, with a bank of that size."""
+    """PatchCore, fitted on a hundred images, with a bank of the given size."""
     backbone = features.backbone(LAYERS)
     settings = PatchCoreSettings(coreset_ratio=1.0, max_bank_size=bank, embedding="concat")
     detector = PatchCore(settings, backbone)
@@ -73,8 +73,8 @@ def fitted(bank: int) -> Fitted:
     return Fitted(card, backbone, detector)
 
 
-def anomalib_of(model: Fitted):
-    """Anomalib's PatchCore with the same network, layers and bank."""
+def anomalib_model(model: Fitted):
+    """anomalib's PatchCore with the same network, layers and bank."""
     import torchvision
     from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 
@@ -87,7 +87,7 @@ def anomalib_of(model: Fitted):
 
 
 def rows() -> Iterator[Row]:
-    """A bank as of a whole fit, and a small one."""
+    """A large bank, as of a fit on all images, and a small one."""
     from anomalib.data.utils.image import read_image
     from torchvision.transforms.v2 import Compose, Normalize, Resize
 
@@ -114,8 +114,8 @@ def rows() -> Iterator[Row]:
                     assert set(scored["status"].to_pylist()) == {"ok"}
 
             ours()
-            whole = each(timed(ours, 5))
-        theirs = anomalib_of(model)
+            chain = per_image(timed(ours, 5))
+        theirs = anomalib_model(model)
 
         @torch.inference_mode()
         def plain() -> None:
@@ -123,18 +123,18 @@ def rows() -> Iterator[Row]:
                 theirs(transform(read_image(path, as_tensor=True))[None])  # noqa: B023
 
         plain()
-        slow = each(timed(plain, 3))
+        slow = per_image(timed(plain, 3))
         images = to_images(read(table), INPUT, "cpu")
-        network = each(timed(lambda: model.backbone(images), 5))  # noqa: B023
+        network = per_image(timed(lambda: model.backbone(images), 5))  # noqa: B023
         name = f"PatchCore, bytes to row and 16-bit PNG, bank {bank:,}, an image"
-        yield Row(name, f"{1 / whole.cpu:.0f} images/s", whole)
+        yield Row(name, f"{1 / chain.cpu:.0f} images/s", chain)
         target = "5 x" if bank > 5_000 else ""
         note = "which draws its map, and writes none"
-        yield Row("  against anomalib", ratio(slow, whole), slow, target, note)
-        share = f"{network.cpu / whole.cpu:.2f}"
+        yield Row("  against anomalib", ratio(slow, chain), slow, target, note)
+        share = f"{network.cpu / chain.cpu:.2f}"
         yield Row("  share left to the backbone", share, network, "" if target else "0.6")
 
 
-def each(time: Time) -> Time:
-    """Of one image."""
+def per_image(time: Time) -> Time:
+    """The time of one image, from that of all."""
     return time.times(1 / IMAGES)

@@ -1,4 +1,4 @@
-"""The exact greedy against the loops in use, which are written anew here and kept short."""
+"""The exact greedy coreset against the loops of other libraries, rewritten here in short."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TARGETS = {4_000: (15, 150, 60), 10_000: (12, 25, 50)}
 
 @numba.njit(fastmath=True)
 def one_pass(points, k):  # pragma: no cover - compiled
-    """The fastest sequential loop: one pass over the points per pick, nothing allocated."""
+    """The fastest sequential loop: one pass over the points per pick, without allocations."""
     n, d = points.shape
     nearest = np.full(n, np.float32(np.inf))
     farthest = 0
@@ -41,7 +41,7 @@ def one_pass(points, k):  # pragma: no cover - compiled
 
 @numba.njit
 def reference(points, k):  # pragma: no cover - compiled
-    """The sequential greedy, its sums in halves: what the exact one must equal bit for bit."""
+    """The sequential greedy with pairwise sums, which ours must equal to the last bit."""
     n, d = points.shape
     nearest = np.full(n, np.float32(np.inf))
     ids, squared = np.zeros(k, np.int64), np.full(k, np.float32(np.inf))
@@ -67,7 +67,7 @@ def reference(points, k):  # pragma: no cover - compiled
 
 
 def anomalib_loop(points: Tensor, k: int) -> None:
-    """As anomalib's KCenterGreedy: the norm of all differences, the minimum, its largest."""
+    """anomalib's KCenterGreedy: norms of all differences, running minimum, argmax."""
     nearest, index = None, 0
     for _ in range(k):
         distance = torch.linalg.norm(points - points[index : index + 1], ord=2, dim=1)
@@ -76,7 +76,7 @@ def anomalib_loop(points: Tensor, k: int) -> None:
 
 
 def amazon_loop(points: Tensor, k: int) -> None:
-    """As the authors' ApproximateGreedyCoresetSampler: products, ten random starts, a column."""
+    """The authors' ApproximateGreedyCoresetSampler: products of matrices, ten random starts."""
     starts = torch.randperm(len(points), generator=torch.Generator().manual_seed(0))[:10]
 
     def distances(others: Tensor) -> Tensor:
@@ -92,18 +92,17 @@ def amazon_loop(points: Tensor, k: int) -> None:
 
 
 def rows() -> Iterator[Row]:
-    """Each size against each loop; loops are timed over their first picks, whose cost is even."""
+    """Each size against each loop. Loops are timed on their first picks, as all cost the same."""
     small = features.projected(1000).numpy()
     one_pass(small, 2)
     reference(small, 2)
     for n, k in SIZES:
         points, ids = features.projected(max(n for n, _ in SIZES))[:n].contiguous(), torch.arange(n)
-        found: list[Coreset] = []
-        ours = timed(lambda: found.append(greedy(points, ids, k, Alone())), 3)  # noqa: B023
+        results: list[Coreset] = []
+        ours = timed(lambda: results.append(greedy(points, ids, k, Alone())), 3)  # noqa: B023
         name = f"exact greedy, N = {n:,}, d = 128, k = {k:,}"
-        yield Row(name, f"{found[-1].rounds} rounds", ours)
-        for loop, target, (what, work, share) in zip(
-            range(3),
+        yield Row(name, f"{results[-1].rounds} rounds", ours)
+        for target, (what, work, share) in zip(
             TARGETS.get(k, ("", "", "")),
             [
                 ("one-pass sequential loop (numba)", lambda m: one_pass(points.numpy(), m), 20),  # noqa: B023
@@ -112,16 +111,15 @@ def rows() -> Iterator[Row]:
             ],
             strict=True,
         ):
-            del loop
             m = max(10, k // share)
             slow = timed(lambda: work(m)).times(k / m)  # noqa: B023
             note = f"its first {m} picks, times {k / m:g}"
             least = f"{target} x" if target else ""
             yield Row(f"  against the {what}", ratio(slow, ours), slow, least, note)
         expected, squared, last = reference(points.numpy(), k)
-        same = np.array_equal(found[-1].ids, expected)
-        same &= np.array_equal(np.float32(found[-1].squared), squared)
-        same &= found[-1].radius == float(np.float64(last) ** 0.5)
+        same = np.array_equal(results[-1].ids, expected)
+        same &= np.array_equal(np.float32(results[-1].squared), squared)
+        same &= results[-1].radius == float(np.float64(last) ** 0.5)
         yield Row(
             "  picks and squared radii equal to a sequential reference",
             str(bool(same)),

@@ -1,4 +1,4 @@
-"""Patch features to measure on: SqueezeNet on the magnetic tiles, or on drawn products without."""
+"""Input of the benchmarks: SqueezeNet features of the magnetic tiles, else of synthetic images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WEIGHTS = DATA / "weights" / "squeezenet1_1_imagenet.safetensors"
 
 @functools.cache
 def images() -> list[Path]:
-    """Good images, in the order of their names."""
+    """Paths of good images, sorted by name."""
     tiles = sorted((DATA / "mtd" / "MT_Free" / "Imgs").glob("*.jpg"))
     if tiles:
         return tiles
@@ -38,7 +38,7 @@ def images() -> list[Path]:
 
 
 def source() -> str:
-    """Which images they are, for the table."""
+    """Which images and weights are used, for the table."""
     return "magnetic tiles" if WEIGHTS.exists() else "drawn products, random weights"
 
 
@@ -50,7 +50,7 @@ def backbone(layers: str = LAYERS) -> Backbone:
 
 
 def rows_of(paths: list[Path]) -> pa.Table:
-    """Images as rows of an inventory."""
+    """Rows of an inventory for some images."""
     count = len(paths)
     return pa.table(
         {
@@ -65,7 +65,7 @@ def rows_of(paths: list[Path]) -> pa.Table:
 
 
 def reader() -> Read:
-    """Reads one image at a time, on one thread."""
+    """A reader of one image at a time, on one thread."""
     return Read(INPUT, DecodeSettings(), FetchSettings(), threads=1)
 
 
@@ -79,7 +79,7 @@ def extracted(paths: list[Path]) -> Iterator[Tensor]:
 
 @functools.cache
 def projected(count: int) -> Tensor:
-    """The first `count` patches in a random projection to 128 dimensions."""
+    """A random projection (count, 128) of the first `count` patches."""
     generator = torch.Generator().manual_seed(0)
     matrix = torch.randn(1024, 128, generator=generator) / 128**0.5
     needed = -(-count // PATCHES)

@@ -1,4 +1,4 @@
-"""Rows of the table of figures, and how they are timed."""
+"""Rows of the table of results, and the timing of functions."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Time:
-    """Seconds of processor and of clock."""
+    """CPU and wall-clock seconds."""
 
     cpu: float
     wall: float
 
     def times(self, factor: float) -> Time:
-        """As if it had been done so many times."""
+        """Both times multiplied by a factor."""
         return Time(self.cpu * factor, self.wall * factor)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: what was measured, in which unit, and against what target."""
+    """A row of the table: what was measured, the result with its unit, and the target."""
 
     what: str
     figure: str
@@ -32,7 +32,7 @@ class Row:
 
 
 def timed(work: Callable[[], object], repeats: int = 1) -> Time:
-    """Medians of processor and clock seconds."""
+    """Medians over `repeats` calls."""
     cpus, walls = [], []
     for _ in range(repeats):
         cpu, wall = time.process_time(), time.perf_counter()
@@ -43,5 +43,5 @@ def timed(work: Callable[[], object], repeats: int = 1) -> Time:
 
 
 def ratio(slow: Time, fast: Time) -> str:
-    """How many times faster, by processor seconds."""
+    """How many times faster, by CPU seconds."""
     return f"{slow.cpu / fast.cpu:.1f} x"

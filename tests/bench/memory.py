@@ -1,4 +1,4 @@
-"""The memory of a fit that may hold one gibibyte of patches, in a process of its own."""
+"""Peak memory of a fit that may hold 1 GiB of patches, in a process of its own."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ PATCHES, MEMORY = 550_000, 2**30
 
 
 def peak() -> float:
-    """GiB that this process has held at most."""
-    # Not what getrusage says: that begins with what the parent held.
+    """Peak memory of this process in GiB."""
+    # getrusage would include the memory of the parent before the fork.
     status = Path("/proc/self/status").read_text().splitlines()
     return int(next(x for x in status if x.startswith("VmHWM")).split()[1]) / 2**20
 
 
 def fit(memory: int) -> None:
-    """Fit, and print what was held before and at most, and the certificate."""
+    """Fit, and print the memory before, the peak, and the metrics of the coreset."""
     from ops.detectors.score_images import to_images
     from ops.images.decode import DecodeSettings
     from ops.images.fetch import FetchSettings
@@ -54,14 +54,14 @@ def fit(memory: int) -> None:
 
 
 def rows() -> Iterator[Row]:
-    """Bounded, and for comparison whole."""
+    """A fit with bounded memory, and one that holds all patches."""
     for memory in (MEMORY, 0):
         code = f"from tests.bench.memory import fit; fit({memory})"
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
         )
-        before, most, *found = map(float, done.stdout.split())
-        patches, bank, radius, local, union, factor = found
+        before, most, *metrics = map(float, done.stdout.split())
+        patches, bank, radius, local, union, factor = metrics
         name = "1 GiB" if memory else "all patches held"
         note = (
             f"bank {bank:.0f}; radius {radius:.1f} = {local:.1f} + {union:.1f}, factor {factor:.2f}"

@@ -1,6 +1,6 @@
-"""Few shots on the magnetic tiles: image AUROC over how many good images were fitted on.
+"""Few shots on the magnetic tiles: image AUROC over the number of good images in the fit.
 
-`python -m tests.bench shots` takes about half an hour on one thread, and draws shots.png here.
+`python -m tests.bench shots` takes about half an hour on one thread and writes shots.png.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tests.bench.measure import Row
 from tests.conftest import DATA, ROOT
 
 TILES = DATA / "mtd"
-#: Presets, and what differs from them; of few images a bank keeps a quarter, as in the paper.
+#: Presets and changed settings. Of few images the bank keeps a quarter, as in the paper.
 CURVES = {
     "patchcore-squeezenet": {"patchcore.coreset_ratio": "0.25"},
     "padim-squeezenet": {},
@@ -40,29 +40,29 @@ CURVES = {
 }
 SHOTS = (1, 5, 16, 50)
 SEEDS = range(3)
-#: DifferNet's figure is for 16 shots; maps are not looked at.
+#: DifferNet's published result is for 16 shots. Its maps are not needed.
 FLOW = {"differnet.maps": "none", "differnet.score_transforms": "4"}
 FLOW_SEEDS = range(5)
 
 
 def rows() -> Iterator[Row]:
-    """A row per method and number of shots; means and spreads over seeds."""
+    """A row per method and number of shots, with mean and standard deviation over seeds."""
     if not WEIGHTS.exists():
-        raise FileNotFoundError(f"few shots are measured on the magnetic tiles, not in {TILES}")
+        raise FileNotFoundError(f"few shots are measured on the magnetic tiles; {TILES} lacks them")
     with tempfile.TemporaryDirectory(prefix="nightloupe-bench-") as folder:
-        listed = _listed(folder)
-        found: dict[str, list[list[float]]] = {}
+        listed = _inventory(folder)
+        results: dict[str, list[list[float]]] = {}
         for preset, changes in CURVES.items():
-            wanted = _request(preset, changes)
-            test = _test(listed, wanted)
+            request = _request(preset, changes)
+            test = _test(listed, request)
             for shots in SHOTS:
-                values = [_auroc(listed, wanted, test, shots, seed) for seed in SEEDS]
-                found.setdefault(wanted.method, []).append(values)
-                yield _row(wanted.method, shots, values)
-        _draw(found)
-        wanted = _request("differnet-squeezenet", FLOW)
-        test = _test(listed, wanted)
-        yield _row("differnet", 16, [_auroc(listed, wanted, test, 16, s) for s in FLOW_SEEDS])
+                values = [_auroc(listed, request, test, shots, seed) for seed in SEEDS]
+                results.setdefault(request.method, []).append(values)
+                yield _row(request.method, shots, values)
+        _draw(results)
+        request = _request("differnet-squeezenet", FLOW)
+        test = _test(listed, request)
+        yield _row("differnet", 16, [_auroc(listed, request, test, 16, s) for s in FLOW_SEEDS])
 
 
 def _row(method: str, shots: int, values: Sequence[float]) -> Row:
@@ -71,7 +71,7 @@ def _row(method: str, shots: int, values: Sequence[float]) -> Row:
     return Row(f"{method}, {shots} shots", f"{mean:.3f} ± {spread:.3f}", note=f"seeds: {each}")
 
 
-def _listed(folder: str) -> Inventory:
+def _inventory(folder: str) -> Inventory:
     where = f"{folder}/tiles.parquet"
     names = ["--layout", "mtd", "--train-names", str(TILES / "train_names.txt")]
     inventory.main(["--archive", str(TILES), *names, "--output", where])
@@ -87,28 +87,28 @@ def _request(preset: str, changes: dict[str, str]) -> FitRequest:
     return fit.request_of(settings, methods[settings.method], None)
 
 
-def _test(listed: Inventory, wanted: FitRequest) -> pa.Table:
+def _test(listed: Inventory, request: FitRequest) -> pa.Table:
     rows = listed.read()
-    return _read(wanted, rows.filter(pa.array([s == "test" for s in rows["split"].to_pylist()])))
+    return _read(request, rows.filter(pa.array([s == "test" for s in rows["split"].to_pylist()])))
 
 
-def _read(wanted: FitRequest, rows: pa.Table) -> pa.Table:
-    return Read(wanted.input, wanted.decode, wanted.fetch)(rows)
+def _read(request: FitRequest, rows: pa.Table) -> pa.Table:
+    return Read(request.input, request.decode, request.fetch)(rows)
 
 
-def _auroc(listed: Inventory, wanted: FitRequest, test: pa.Table, shots: int, seed: int) -> float:
-    settings: Any = wanted.settings
+def _auroc(listed: Inventory, request: FitRequest, test: pa.Table, shots: int, seed: int) -> float:
+    settings: Any = request.settings
     if hasattr(settings, "seed"):
         settings = replace(settings, seed=seed)
-    wanted = replace(wanted, settings=settings, select=Select(shots=shots, seed=seed))
-    good = _read(wanted, split(listed, wanted).fit)
-    detector: Detector = detector_class(wanted.method)(settings, Backbone(wanted.backbone))
-    detector.add_images(_images(wanted, good), torch.arange(len(good)))
-    detector.share(Alone())
+    request = replace(request, settings=settings, select=Select(shots=shots, seed=seed))
+    good = _read(request, split(listed, request).fit)
+    detector: Detector = detector_class(request.method)(settings, Backbone(request.backbone))
+    detector.add_images(_images(request, good), torch.arange(len(good)))
+    detector.exchange(Alone())
     detector.fit(Alone(), lambda *_: None, Checkpoint())
     scores = torch.cat(
         [
-            detector.score(_images(wanted, test.slice(start, 8))).image
+            detector.score(_images(request, test.slice(start, 8))).image
             for start in range(0, len(test), 8)
         ]
     )
@@ -118,14 +118,14 @@ def _auroc(listed: Inventory, wanted: FitRequest, test: pa.Table, shots: int, se
     return curve.area()
 
 
-def _images(wanted: FitRequest, rows: pa.Table) -> torch.Tensor:
-    return to_images(rows, wanted.input.size, "cpu")
+def _images(request: FitRequest, rows: pa.Table) -> torch.Tensor:
+    return to_images(rows, request.input.size, "cpu")
 
 
-def _draw(found: dict[str, list[list[float]]]) -> None:
+def _draw(results: dict[str, list[list[float]]]) -> None:
     figure = Figure(figsize=(6, 4), layout="constrained")
     panel = figure.subplots()
-    for method, values in found.items():
+    for method, values in results.items():
         means = [statistics.mean(each) for each in values]
         spreads = [statistics.stdev(each) for each in values]
         panel.errorbar(SHOTS, means, spreads, marker="o", capsize=3, label=method)

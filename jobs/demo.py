@@ -22,6 +22,7 @@ from ops.images import synthetic_parts
 from ops.results import overlays
 from ops.storage import parquet, uris
 from ops.storage.paths import Out
+from ops.storage.storage_errors import storage_errors
 from pipelines.cluster.resources import connected
 from pipelines.tables import run_records
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray._private import worker
 from ray.data import DataContext
 from ray.util.placement_group import placement_group, remove_placement_group
 
@@ -137,22 +138,22 @@ class Resources:
 
 @contextlib.contextmanager
 def connected(address: str | None = None, cpus: int | None = None) -> Iterator[None]:
-    """Be on a cluster: at `address`, at RAY_ADDRESS (set for submitted jobs), or one of our own.
+    """Connect to the cluster at `address`, or at RAY_ADDRESS (set for submitted jobs).
 
-    An own cluster ends with the context. Ray's own lines stay out of the way.
+    Without either, starts a local cluster, which ends with the context. Ray's own messages are
+    silenced.
     """
     if ray.is_initialized():
         yield
         return
     where = address or os.environ.get("RAY_ADDRESS") or "local"
-    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    # The core worker prints lines of its own to the driver's screen.
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    # The core worker, which is native code, prints messages of its own.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     own: dict[str, Any] = {}
     if where == "local":
         own = {"num_cpus": cpus, "include_dashboard": False}
-    with _no_stderr():  # ... and a line about the variable that stops them
+    with _stderr_discarded():  # Ray prints a note about that variable
         try:
             ray.init(
                 address=where,
@@ -163,7 +164,7 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
             )
         except ConnectionError as error:
             raise UserError(f"there is no Ray cluster at {where}: {error}") from error
-    quiet()
+    silence_ray()
     try:
         yield
     finally:
@@ -171,29 +172,37 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
 
 
 @contextlib.contextmanager
-def _no_stderr() -> Iterator[None]:
-    """Close the screen to lines that native code writes; failures still raise."""
+def _stderr_discarded() -> Iterator[None]:
+    """Discard what is written to stderr, by native code too; exceptions still propagate."""
     sys.stderr.flush()
-    kept = os.dup(2)
+    stderr = os.dup(2)
     try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
+        with open(os.devnull, "wb") as devnull:
+            os.dup2(devnull.fileno(), 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
-def quiet() -> None:
-    """Keep Ray Data's bars and blocks of log lines off: jobs show progress of their own."""
+def silence_ray() -> None:
+    """Silence Ray's messages; jobs print their own progress and errors.
+
+    Ray's log files in its session folder keep them, except those of Ray Data and Ray Train.
+    """
+    # Ray prints a message, partly with a traceback, for each worker that died and for each task or
+    # actor that it starts again. `log_to_driver=False` does not stop these, and no public setting
+    # does. Failures that outlast the retries are raised.
+    worker._worker_logs_enabled = False
     # Bounds on retries have no named parameter yet; pyproject.toml stops before they change.
     warnings.filterwarnings("ignore", message=".*ray_remote_args")
-    # A short inventory has fewer blocks than there are workers, which is no one's worry.
+    # A short inventory has fewer blocks than there are workers, which is harmless.
     warnings.filterwarnings(
         "ignore", message="The (min|max)imum number of concurrent (task|actor)s"
     )
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # Ray Data logs each block that failed, with a traceback, before its images are isolated.
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

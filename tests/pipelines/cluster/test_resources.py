@@ -125,6 +125,7 @@ def test_patience_ends_and_leaves_nothing_asked_for(cluster):
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(240)
 def test_a_node_that_is_asked_for_and_joins_is_worked_on(tmp_path):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}

@@ -106,7 +106,7 @@ def print_summary(compared: Compared) -> None:
     """Print a row per product, what its columns mean, and the images that moved most."""
     rows = compared.products.to_pylist()
     echo(
-        f"{'product':16} {'both':>7} {'only A':>6} {'only B':>6} {'failed':>9} {'flips':>9} "
+        f"{'product':16} {'both':>7} {'only A':>6} {'only B':>6} {'failed':>9} {'changed':>9} "
         f"{'Spearman':>8} {'Kendall':>7} {'KS':>5} {'q':>7} {'PSI':>6}"
     )
     for row in rows:
@@ -125,7 +125,7 @@ def _explanations(rows: list[dict[str, Any]]) -> list[str]:
             "The runs share no image, as two nights that each score only new images; only the",
             "distributions are compared. Choose runs that share images, or use --join uri.",
         ]
-    lines.append("failed: in A and in B; flips: + anomalous only in B, - anomalous only in A")
+    lines.append("failed: in A and in B; changed: verdicts, + anomalous only in B, - only in A")
     statuses, products = (sum(row[name] for row in rows) for name in ("status", "moved"))
     lines.append(f"{statuses} images changed their status, {products} their product")
     if any(row["measure"] == "p_value" for row in rows):
@@ -151,10 +151,10 @@ def _line(row: dict[str, Any]) -> str:
         return f"{'-' if value is None else format(value, form):>{width}}"
 
     failed = f"{row['failed_a']} {row['failed_b']}"
-    flips = f"+{row['became_anomalous']} -{row['became_normal']}"
+    changed = f"+{row['became_anomalous']} -{row['became_normal']}"
     return (
         f"{shown(row['product'] or '-')[:16]:16} {row['both']:>7} {row['only_in_a']:>6} "
-        f"{row['only_in_b']:>6} {failed:>9} {flips:>9} {cell(row['spearman'], 8, '.3f')} "
+        f"{row['only_in_b']:>6} {failed:>9} {changed:>9} {cell(row['spearman'], 8, '.3f')} "
         f"{cell(row['kendall'], 7, '.3f')} {cell(row['ks'], 5, '.3f')} "
         f"{cell(row['ks_q'], 7, '.1g')} {cell(row['psi'], 6, '.3f')}"
     )

@@ -1,1 +1,1 @@
-"""How batches move: Ray Data streams, Ray Train groups, commits."""
+"""Pipelines: scoring, fitting, tables and reports; `nightly` runs one night."""

@@ -1,1 +1,1 @@
-"""What people look at: evaluation, comparison, drift, alerts and the report page."""
+"""Evaluation, comparison, drift, alerts and the report page."""

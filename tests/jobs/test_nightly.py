@@ -1,4 +1,4 @@
-"""Night after night over one small archive; what must not happen twice does not."""
+"""Several nights over one small archive; no image is scored twice without a reason."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ PATTERN = "{product}/{name}"
 
 def test_a_second_night_exits_with_75(leave, tmp_path):
     with lock.locked(Out("out")):
-        code, said, err = leave("nightly", "--archive", ".", "--model", "m", "--out", "out")
+        code, output, err = leave("nightly", "--archive", ".", "--model", "m", "--out", "out")
     assert (code, err) == (entry.BUSY, "")
-    assert f"process {os.getpid()} on " in said
-    assert said.endswith("nothing to do here\n")
+    assert f"process {os.getpid()} on " in output
+    assert output.endswith("nothing to do here\n")
     assert sorted(os.listdir("out")) == ["_lock"]
 
 
@@ -113,8 +113,8 @@ def warehouse(cluster, tmp_path_factory):
 
 @pytest.mark.ray
 @pytest.mark.timeout(900)
-def test_nights_score_what_is_due_and_nothing_else(warehouse, monkeypatch, capsys):
-    """Each night goes on from the one before, so this is one story."""
+def test_nights_score_the_pending_images_only(warehouse, monkeypatch, capsys):
+    """Each night continues from the one before."""
     night, gone = warehouse, warehouse.root / "parts" / "washer" / "gone.png"
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     for number in range(5):
@@ -122,18 +122,18 @@ def test_nights_score_what_is_due_and_nothing_else(warehouse, monkeypatch, capsy
     night.draw("washer/gone.png", 5)
     night.draw("nut/6.png", 6)
     (night.root / "parts" / "washer" / "broken.png").write_bytes(b"no image")
-    whole, times = gone.read_bytes(), os.stat(gone)
+    content, times = gone.read_bytes(), os.stat(gone)
 
     # The first night: everything, and one image vanishes behind the listing.
     take = sources.take
 
-    def and_lose_one(*asked):
-        tally = take(*asked)
+    def take_and_lose_one(*arguments):
+        tally = take(*arguments)
         gone.unlink()
         return tally
 
     with monkeypatch.context() as patch:
-        patch.setattr(sources, "take", and_lose_one)
+        patch.setattr(sources, "take", take_and_lose_one)
         assert night.work() == 0
     assert night.counts() == (8, 0, 0)
     first = night.current()
@@ -141,7 +141,7 @@ def test_nights_score_what_is_due_and_nothing_else(warehouse, monkeypatch, capsy
     assert {n: r["status"] for n, r in first.items() if r["status"] != "ok"} == statuses
 
     # The second: the lost image is back as it was; nothing else is touched.
-    gone.write_bytes(whole)
+    gone.write_bytes(content)
     os.utime(gone, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert night.work() == 0
     assert night.counts() == (0, 0, 1)
@@ -172,8 +172,8 @@ def test_nights_score_what_is_due_and_nothing_else(warehouse, monkeypatch, capsy
     night.draw("washer/8.png", 8)
     capsys.readouterr()
     assert night.work() == 0
-    said = capsys.readouterr().out
-    assert "was left unfinished; finishing it first" in said
+    output = capsys.readouterr().out
+    assert "was left unfinished; finishing it first" in output
     assert night.counts() == (1, 0, 0)
     added = [place for place in current_scores.published(night.out) if place not in before]
     assert sorted(len(parquet.read(place)) for place in added) == [1, 2]
@@ -225,19 +225,19 @@ def test_nights_score_what_is_due_and_nothing_else(warehouse, monkeypatch, capsy
         (place / name).write_bytes(b"no image")
     capsys.readouterr()
     assert night.work(1, "--warn-failed", "50%") == 0
-    said = "2 of 2 images failed (2 unreadable), more than --warn-failed 50% allows"
-    assert f"warning: {said}\n" in capsys.readouterr().out
-    assert night.records[-1]["warnings"] == [said]
-    drifted = parquet.read(night.out.drift(night.records[-1]["run_id"]))
+    warning = "2 of 2 images failed (2 unreadable), more than --warn-failed 50% allows"
+    assert f"warning: {warning}\n" in capsys.readouterr().out
+    assert night.records[-1]["warnings"] == [warning]
+    drift_rows = parquet.read(night.out.drift(night.records[-1]["run_id"]))
     page = files.read_bytes(night.out.report(night.records[-1]["run_id"])).decode()
     assert "10.png" in page
-    found = zip(*(drifted[name].to_pylist() for name in ("product", "failed_b")), strict=True)
-    assert dict(found) == {"nut": 0, "washer": 2}
+    failed = zip(*(drift_rows[name].to_pylist() for name in ("product", "failed_b")), strict=True)
+    assert dict(failed) == {"nut": 0, "washer": 2}
 
 
 @pytest.mark.ray
 @pytest.mark.timeout(300)
-def test_a_killed_night_whose_maps_are_gone_is_scored_anew(warehouse, tmp_path, monkeypatch):
+def test_a_killed_night_whose_maps_are_missing_is_scored_again(warehouse, tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     words = [*warehouse.words, "--archive", str(tmp_path / "parts"), "--out", str(tmp_path / "out")]
     night = Warehouse(tmp_path, words, warehouse.models, warehouse.ids)

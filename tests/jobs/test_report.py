@@ -14,7 +14,7 @@ from jobs.tracking.tracker import EXPERIMENT, Record, Tracker
 from ops.images.fetch import FetchSettings
 from ops.storage import files
 from ops.storage.paths import Out
-from pipelines.reports import report
+from pipelines.reports import report, report_data
 from pipelines.reports.report_data import ReportSettings
 from pipelines.tables import run_records
 from tests.browser import Browser, chromium
@@ -36,9 +36,9 @@ def out(tmp_path_factory):
 
 def reported(leave, *words):
     """The page that a job wrote."""
-    code, told, err = leave("report", *words)
+    code, output, err = leave("report", *words)
     assert code == 0, err
-    (line,) = told.splitlines()
+    (line,) = output.splitlines()
     return Path(line.removeprefix("report: "))
 
 
@@ -71,9 +71,9 @@ def test_a_report_lies_beside_its_tables_on_s3(leave, s3, tmp_path, monkeypatch)
     finish(f"{s3}/out", parts, model_of(PRODUCTS), "2026-11-20", FLAGGED)
     finish(f"{s3}/out", second_night(parts), model_of(PRODUCTS), "2026-11-21", FLAGGED)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    code, told, err = leave("report", "--out", f"{s3}/out", "--parts", "9")
+    code, output, err = leave("report", "--out", f"{s3}/out", "--parts", "9")
     assert code == 0, err
-    location = told.strip().removeprefix("report: ")
+    location = output.strip().removeprefix("report: ")
     assert location.startswith(f"{s3}/out/reports/2026-11-21-")
     page = files.read_bytes(location).decode()
     assert page.count('<img src="data:image/jpeg;base64,') == 2 * 9
@@ -91,7 +91,7 @@ def test_a_report_lies_beside_its_tables_on_s3(leave, s3, tmp_path, monkeypatch)
         (["--parts", "100000"], "parts 100000 must lie between 0 and 1000", 2),
     ],
 )
-def test_what_cannot_be_reported_is_said_in_a_sentence(leave, words, sentence, exit_code):
+def test_errors_are_one_sentence(leave, words, sentence, exit_code):
     code, _, err = leave("report", *words, "--out", "o")
     assert code == exit_code
     assert sentence in err
@@ -120,9 +120,9 @@ def test_the_scoring_of_the_run_is_linked_not_what_came_after(tmp_path, monkeypa
     # The same database, as if a server stood before it.
     tracker.uri = "http://tracker:5000"
     monkeypatch.setattr(Tracker, "_client", lambda _: client)
-    there = f"http://tracker:5000/#/experiments/{experiment}"
-    assert tracker.page("r") == f"{there}/runs/{scored}"
-    assert tracker.page("another") == there
+    server = f"http://tracker:5000/#/experiments/{experiment}"
+    assert tracker.page("r") == f"{server}/runs/{scored}"
+    assert tracker.page("another") == server
 
 
 @pytest.fixture(scope="module")
@@ -153,18 +153,30 @@ def page(path, browser):
     return path
 
 
+@pytest.mark.slow
+def test_large_numbers_are_shown_with_commas(out, browser, tmp_path):
+    runs, settings = run_records.latest(Out(out), 1), ReportSettings(parts=0)
+    data = report_data.collect(Out(out), runs, settings, FetchSettings(), lambda *_: None)
+    many = data._replace(statuses={"ok": 1234567, "unreadable": 2223})
+    (tmp_path / "page.html").write_bytes(report.render(Out(out), many))
+    browser.open(tmp_path / "page.html")
+    totals = browser.value("document.querySelector('.totals').innerText").split()
+    assert {"1,236,790", "2,223"} <= set(totals)
+    assert "202f" not in browser.value("document.body.innerText")
+
+
 ROWS = "[...document.querySelectorAll('#list tbody tr')]"
 
 
 def in_sight(browser):
     """Rows of the list that can be seen, each as its cells' values."""
-    seen = f"{ROWS}.filter(r => r.offsetHeight > 0)"
-    return browser.value(f"{seen}.map(r => [...r.cells].map(c => c.dataset.value ?? ''))")
+    visible = f"{ROWS}.filter(r => r.offsetHeight > 0)"
+    return browser.value(f"{visible}.map(r => [...r.cells].map(c => c.dataset.value ?? ''))")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("guarded", [True, False])
-def test_no_hostile_name_runs_and_nothing_is_asked_for(page, browser, guarded):
+def test_no_hostile_name_runs_and_nothing_is_requested(page, browser, guarded):
     # Also without the policy that would stop what escaping had let through.
     browser.ask("Page.setBypassCSP", enabled=not guarded)
     browser.open(page)
@@ -178,9 +190,9 @@ def test_no_hostile_name_runs_and_nothing_is_asked_for(page, browser, guarded):
     # Pictures at the end are loaded when they come into sight.
     browser.value("window.scrollTo(0, document.body.scrollHeight)")
     assert browser.value("document.images.length") > 30
-    asked = {url.partition(",")[0] for url in browser.requests()}
-    assert asked <= {page.as_uri(), f"{page.as_uri()}#parts", "data:image/jpeg;base64", "data:"}
-    assert page.as_uri() in asked
+    requested = {url.partition(",")[0] for url in browser.requests()}
+    assert requested <= {page.as_uri(), f"{page.as_uri()}#parts", "data:image/jpeg;base64", "data:"}
+    assert page.as_uri() in requested
 
 
 @pytest.mark.slow
@@ -193,7 +205,7 @@ def test_the_policy_lets_the_page_work_and_forbids_all_else(page, browser):
     browser.value("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=ran=1>')")
     assert browser.value("new Promise(done => setTimeout(done, 300))") is None
     assert browser.value("window.ran") is None
-    assert any("Content Security Policy" in str(told) for told in browser.complaints())
+    assert any("Content Security Policy" in str(message) for message in browser.complaints())
 
 
 @pytest.mark.slow
@@ -203,8 +215,10 @@ def test_a_heading_sorts_its_table_and_says_so(page, browser):
         for _ in range(2):
             browser.value(f"{heading}.querySelector('button').click()")
             order = browser.value(f"{heading}.getAttribute('aria-sort')")
-            told = browser.value("document.querySelectorAll('#list thead [aria-sort]').length")
-            assert told == 1
+            sorted_headings = browser.value(
+                "document.querySelectorAll('#list thead [aria-sort]').length"
+            )
+            assert sorted_headings == 1
             cells = [row[column] for row in in_sight(browser)]
             known = [kind(cell) for cell in cells if cell != ""]
             # What has no value stays below.
@@ -228,7 +242,7 @@ def select(browser, name, value):
 
 
 @pytest.mark.slow
-def test_filters_leave_what_passes_all_of_them(page, browser):
+def test_filters_show_the_rows_that_match_all_of_them(page, browser):
     everything = in_sight(browser)
     assert len(everything) == 36
     select(browser, "product", "p:bolt")

@@ -45,7 +45,7 @@ def cluster(s3_server):
     """
     import ray
 
-    from pipelines.cluster.resources import quiet
+    from pipelines.cluster.resources import silence_ray
 
     os.environ["RAY_AUTH_MODE"] = "disabled"
     ray.init(
@@ -56,7 +56,7 @@ def cluster(s3_server):
         logging_level="ERROR",
         _temp_dir=f"/tmp/nl-{os.getpid()}",  # sockets need short paths
     )
-    quiet()
+    silence_ray()
     yield
     ray.shutdown()
     shutil.rmtree(f"/tmp/nl-{os.getpid()}", ignore_errors=True)

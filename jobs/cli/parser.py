@@ -62,6 +62,19 @@ class Parser(jsonargparse.ArgumentParser):
             if name not in _SPECIAL and not any(other.startswith(f"{name}.") for other in actions)
         }
 
+    def format_help(self) -> str:
+        """The help text: a short usage line, and headings with the names of groups."""
+        self.usage = f"{self.prog} [--config FILE] [--setting value ...]"
+        settings = self.settings()
+        for action in self._actions:
+            if action.option_strings and action.dest not in {*settings, *_SPECIAL}:
+                action.help = argparse.SUPPRESS  # it would set a whole group
+        for name, group in (self.groups or {}).items():
+            nested = any(setting.startswith(f"{name}.") for setting in settings)
+            if nested and not str(group.title).startswith(f"{name}: "):
+                group.title = f"{name}: {group.title}"
+        return str(super().format_help())
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # noqa: ARG002 - as in the base
         """Print the error and exit with 2."""
         if match := _WRONG_TYPE.match(message):

@@ -40,13 +40,13 @@ JOBS = {
     "expire": "expire",
 }
 #: Groups of settings that several jobs take.
-GROUPS: dict[str, tuple[str, type[Any]]] = {
-    "select": ("Which good images a fit uses", Select),
-    "backbone": ("The pretrained network that extracts features", BackboneSettings),
-    "input": ("The input of the network", InputSettings),
-    "decode": ("How files become pixels", DecodeSettings),
-    "fetch": ("How files are read", FetchSettings),
-    "resources": ("How much of the cluster a job uses", Resources),
+GROUPS: dict[str, type[Any]] = {
+    "select": Select,
+    "backbone": BackboneSettings,
+    "input": InputSettings,
+    "decode": DecodeSettings,
+    "fetch": FetchSettings,
+    "resources": Resources,
 }
 _ARCHIVES = "Settings of archives"
 _HEAD = """# Reference
@@ -83,8 +83,9 @@ def text() -> str:
     sections = [_HEAD, *(_job(job, owner, archive) for job, owner in JOBS.items())]
     sections.append(f"## {_ARCHIVES}\n\n{_table(_settings(Listing))}")
     sections.append("## Groups of settings\n")
-    for name, (title, kind) in GROUPS.items():
-        sections.append(f"### {name}\n\n{title}.\n\n{_table(_settings(kind, name))}")
+    for name, kind in GROUPS.items():
+        summary = _escaped(_first_paragraph(kind.__doc__ or ""))
+        sections.append(f"### {name}\n\n{summary}\n\n{_table(_settings(kind, name))}")
     sections.append("## Settings of the detectors\n\n`--method` chooses the detector of a fit.\n")
     for name, detector in DETECTORS.items():
         summary = _escaped(_first_paragraph(detector.__doc__ or ""))

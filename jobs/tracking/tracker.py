@@ -1,4 +1,4 @@
-"""MLflow: one run per job, delivered at its end; a tracker that is down never fails a night."""
+"""MLflow: one run per job, delivered when the job ends. A tracker that is down fails no job."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _USER_INFO = re.compile(r"(\w+://)[^/\s]+@")
 
 @dataclass
 class Record:
-    """What a job has to tell: delivered whole, or spooled until a tracker answers."""
+    """What a job tracks: delivered as a whole, or kept in a spool until the tracker answers."""
 
     job: str
     params: dict[str, Any] = field(default_factory=dict)
@@ -36,25 +36,25 @@ class Record:
     curves: dict[str, list[float]] = field(default_factory=dict)
     """Values per epoch."""
     files: dict[str, str] = field(default_factory=dict)
-    """Artifacts: the path below the run's -> where the file lies until it is delivered."""
+    """Artifacts: path in the run -> location of the file until it is delivered."""
     status: str = "FINISHED"
     started_ms: int = field(default_factory=lambda: int(time.time() * 1000))
     ended_ms: int = 0
     delivery: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """Its run's tag of that name: what was delivered is known even if the answer was lost."""
+    """Tag of the run. It finds a run that was created although the answer was lost."""
 
 
 def redact(text: str) -> str:
-    """Take user names and passwords out of addresses."""
+    """Replace user names and passwords in addresses by ***."""
     return _USER_INFO.sub(r"\1***@", text)
 
 
 @contextlib.contextmanager
 def _troubles() -> Iterator[list[str]]:
-    """Whatever the tracker's trouble is, the night must end: what was raised, as a sentence.
+    """Suppress every exception of the block, and list its redacted message.
 
-    Log it behind the block: a handler that fails prints the exceptions of the block it is in, and
-    these hold addresses with passwords.
+    Log the message after the block: a log handler that fails inside it prints the exception, which
+    may hold an address with a password.
     """
     found: list[str] = []
     try:
@@ -71,7 +71,7 @@ def tracking_uri(out: str) -> str | None:
 
 
 class Tracker:
-    """The tracker of one output folder."""
+    """Tracks the jobs of one output folder, and its models in the registry."""
 
     def __init__(self, out: str) -> None:
         self.out = Out(out)
@@ -79,7 +79,7 @@ class Tracker:
 
     @contextlib.contextmanager
     def run(self, job: str, settings: Mapping[str, Any]) -> Iterator[Record]:
-        """Record a job; what the record holds at its end is delivered, also when it fails."""
+        """Track a job: its record is delivered when the block ends, also if it fails."""
         record = Record(job, params=_flat(settings), tags=versions())
         try:
             yield record
@@ -94,7 +94,7 @@ class Tracker:
             self.deliver(record)
 
     def deliver(self, record: Record) -> str | None:
-        """Hand a record and all spooled ones to MLflow; the run's id, or None if it was spooled."""
+        """Send a record and all spooled ones to MLflow; the run's id, or None if it was spooled."""
         record.ended_ms = record.ended_ms or int(time.time() * 1000)
         record.params = {name: redact(str(value)) for name, value in record.params.items()}
         record.tags = {name: redact(str(value)) for name, value in record.tags.items()}
@@ -124,7 +124,7 @@ class Tracker:
             files.remove_file(files.join(spool, name))
 
     def _ended(self, client: Any, record: Record) -> str | None:
-        """The run that was ended for a record; those that were only begun are removed."""
+        """Id of the finished run of a record, if any; its unfinished runs are removed."""
         found: str | None = None
         tag = f"tags.delivery = '{record.delivery}'"
         for run in client.search_runs([self._experiment(client)], tag):
@@ -195,7 +195,7 @@ class Tracker:
         return run_id
 
     def _complete(self, client: Any, run_id: str, record: Record) -> None:
-        """The last step of a delivery, which does not fail it: files stay where they lie."""
+        """Send a run's files. A failure is logged only, as the files remain where they are."""
         with _troubles() as troubles, tempfile.TemporaryDirectory(prefix="nightloupe-") as folder:
             self._ended(client, record)  # where a lost answer made MLflow ask for a run again
             for name, location in record.files.items():
@@ -208,9 +208,9 @@ class Tracker:
             log.warning("files of %s were not delivered (%s)", record.job, trouble)
 
     def page(self, run_id: str) -> str:
-        """Where a server shows the scoring of a run, or its experiment; else the tracker's address.
+        """URL of a scoring run, or else of its experiment, on a tracking server.
 
-        Empty if there is no tracker.
+        The address of a tracker that is no server; empty without a tracker.
         """
         uri = redact(str(self.uri or "")).replace("***@", "")
         if not uri.startswith(("http://", "https://")):
@@ -256,7 +256,7 @@ class Tracker:
 
     @contextlib.contextmanager
     def located(self, model: str) -> Iterator[str]:
-        """The folder of a model, for as long as it is needed: as named, or of the registry."""
+        """The folder of a model: the given one, or a temporary copy from the registry."""
         with tempfile.TemporaryDirectory(prefix="nightloupe-") as folder:
             yield self.fetch_model(model, folder) if model.startswith("models:/") else model
 

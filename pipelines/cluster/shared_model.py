@@ -1,4 +1,4 @@
-"""A model in the object store: read once on the driver, fetched by each worker when needed."""
+"""A model in the object store: the driver reads it once, workers fetch tensors as needed."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from ops.detectors.model_folder import Model, ModelCard, read_backbone, read_car
 
 @dataclass(frozen=True)
 class SharedModel:
-    """A model's card, and references to its tensors. Small, so it travels with every task."""
+    """A model's card, and references to its tensors. It is small, so every task carries it."""
 
     card: ModelCard
     backbone: Any  # ray.ObjectRef of a dict of tensors
-    detectors: dict[str, Any]  # by file
+    detectors: dict[str, Any]  # references to dicts of tensors, by file
     bytes_of_backbone: int = 0
     bytes_of_detectors: tuple[int, ...] = ()
 
     @classmethod
     def put(cls, model: Model) -> SharedModel:
-        """Store a model's tensors, one object for the backbone and one per detector."""
+        """Store a model's tensors: one object for the backbone, and one for each detector."""
         return cls._put(model.card, model.backbone, model.detectors.items())
 
     @classmethod
     def read(cls, location: str, products: Collection[str]) -> SharedModel:
-        """Store what a model folder holds for some products; one detector in memory at a time.
+        """Store the tensors of a model folder for some products, reading one detector at a time.
 
-        Raises UserError if tensors are not those that the card names.
+        Raises UserError if tensors do not match the hashes in the card.
         """
         card = read_card(location)
         detectors = read_detectors(location, card, products)
@@ -52,17 +52,17 @@ class SharedModel:
 
     def of_backbone(self) -> dict[str, Tensor]:
         """The backbone's tensors."""
-        return _owned(self.backbone)
+        return _fetch(self.backbone)
 
     def of_product(self, product: str) -> dict[str, Tensor]:
         """One detector's tensors."""
-        return _owned(self.detectors[self.card.products[product].file])
+        return _fetch(self.detectors[self.card.products[product].file])
 
 
 def _bytes(tensors: dict[str, Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
-def _owned(reference: Any) -> dict[str, Tensor]:
-    # What comes out of the store is read-only memory, which torch must not be given to keep.
+def _fetch(reference: Any) -> dict[str, Tensor]:
+    # Tensors from the store share its read-only memory, which torch must not write to.
     return {name: tensor.clone() for name, tensor in ray.get(reference).items()}

@@ -1,4 +1,4 @@
-"""What a job takes of a cluster that is not there yet, or never will be."""
+"""The resources that a job reserves, also on nodes that have not joined yet."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipelines.cluster import resources as cluster_resources
 from pipelines.cluster.resources import Resources
 from tests.conftest import LOOPBACK_ONLY, ROOT
 
-#: A cluster whose only node with a GPU joins when it is asked for, and what a job on it sees.
+#: A cluster whose only node with a GPU joins once a job has asked for it.
 JOINING = textwrap.dedent("""
     import threading, time
     import ray
@@ -50,15 +50,15 @@ JOINING = textwrap.dedent("""
 
 @pytest.fixture
 def has(monkeypatch):
-    """Sets what the cluster has, one answer a time; the last one stays."""
+    """Sets the cluster's resources for each call in turn; the last ones stay."""
 
-    def print_summary(*answers):
-        left = list(answers)
+    def set_resources(*answers):
+        rest = list(answers)
         monkeypatch.setattr(
-            cluster_resources, "_resources", lambda: left.pop(0) if len(left) > 1 else left[0]
+            cluster_resources, "_resources", lambda: rest.pop(0) if len(rest) > 1 else rest[0]
         )
 
-    return print_summary
+    return set_resources
 
 
 @pytest.mark.parametrize(
@@ -71,22 +71,22 @@ def has(monkeypatch):
         (Resources(workers=2, gpus=0.5), {"CPU": 20.0, "GPU": 1.0}, 2),
     ],
 )
-def test_workers_leave_room_for_those_who_read_and_draw(has, resources, cluster_has, workers):
+def test_workers_leave_room_for_readers_and_map_writers(has, resources, cluster_has, workers):
     has(cluster_has)
     assert resources.count() == workers
 
 
 @pytest.mark.parametrize(
-    ("most", "detectors", "readers"), [(0, 2, 11), (2, 2, 11), (3, 3, 22), (20, 7, 110)]
+    ("max_workers", "workers", "readers"), [(0, 2, 11), (2, 2, 11), (3, 3, 22), (20, 7, 110)]
 )
-def test_a_run_may_grow_as_far_as_there_is_room(has, most, detectors, readers):
+def test_a_run_autoscales_as_far_as_the_cluster_has_room(has, max_workers, workers, readers):
     has({"CPU": 8.0})
-    resources = Resources(workers=2, max_workers=most)
-    assert resources.max_count() == detectors
+    resources = Resources(workers=2, max_workers=max_workers)
+    assert resources.max_count() == workers
     assert resources.max_readers(2) == readers
 
 
-def test_what_does_not_fit_is_told_with_what_would(has):
+def test_too_many_workers_are_refused_with_the_number_that_fits(has):
     has({"CPU": 4.0})
     with pytest.raises(UserError, match=r"4 workers of 1 CPUs .* into 4 CPUs .* to 3 or"):
         Resources(workers=4).count()
@@ -107,7 +107,7 @@ def test_nodes_that_have_not_joined_are_awaited(has, monkeypatch):
 
 
 @pytest.mark.ray
-def test_patience_ends_and_leaves_nothing_asked_for(cluster):
+def test_waiting_for_nodes_ends_and_removes_the_placement_group(cluster):
     from ray.util import placement_group_table
 
     before = set(placement_group_table())
@@ -127,9 +127,9 @@ def test_patience_ends_and_leaves_nothing_asked_for(cluster):
 @pytest.mark.slow
 @pytest.mark.alone
 @pytest.mark.timeout(240)
-def test_a_node_that_is_asked_for_and_joins_is_worked_on(tmp_path):
+def test_a_node_that_joins_while_it_is_awaited_is_used(tmp_path):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    told = subprocess.run(
+    job = subprocess.run(
         [sys.executable, "-c", JOINING],
         cwd=ROOT,
         env=environment | LOOPBACK_ONLY | {"RAY_AUTH_MODE": "disabled"},
@@ -138,5 +138,5 @@ def test_a_node_that_is_asked_for_and_joins_is_worked_on(tmp_path):
         timeout=200,
         check=False,
     )
-    assert told.returncode == 0, told.stderr[-2000:]
-    assert "workers 1" in told.stdout
+    assert job.returncode == 0, job.stderr[-2000:]
+    assert "workers 1" in job.stdout

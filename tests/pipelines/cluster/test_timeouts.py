@@ -1,4 +1,4 @@
-"""Steps that hang, against a clock of seconds."""
+"""Steps that hang are killed after their time limit."""
 
 from __future__ import annotations
 
@@ -91,10 +91,10 @@ def test_an_image_that_hangs_becomes_a_row_that_names_the_limit(warehouse, tmp_p
     resources = Resources(workers=1, batch=4, stall_timeout=96.0)
     draw = draw_step(model.card, out, "none")
     stream = HangingStream(model, draw, FetchSettings(), resources, listed)
-    parts = Chunks(out, run.run_id, listed, 10)
-    score.score_missing(run, stream, parts, 24, lambda *_: None)
-    assert parts.statuses == {"ok": 22, "unreadable": 1, "crashed_worker": 1}
-    rows = [row for table in parts.tables() for row in table.to_pylist()]
+    chunks = Chunks(out, run.run_id, listed, 10)
+    score.score_missing(run, stream, chunks, 24, lambda *_: None)
+    assert chunks.statuses == {"ok": 22, "unreadable": 1, "crashed_worker": 1}
+    rows = [row for table in chunks.tables() for row in table.to_pylist()]
     (slow,) = [row for row in rows if row["status"] == "crashed_worker"]
     assert slow["uri"].endswith(f"{HANGS:05d}.bmp")
     assert "longer than the 16 seconds" in slow["reason"]

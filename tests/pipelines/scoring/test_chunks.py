@@ -1,4 +1,4 @@
-"""Parts: what arrives in any order, twice, or half ends as whole files. No Ray."""
+"""Chunks: rows that arrive in any order, twice, or in part end as whole files. No Ray."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ def published(chunks):
     return pa.concat_tables(chunks.tables())
 
 
-def parts_of(inventory, tmp_path):
+def chunks_of(inventory, tmp_path):
     return Chunks(Out(str(tmp_path / "out")), "r", inventory, 10)
 
 
 def test_rows_in_any_order_and_twice_end_once_in_the_inventorys_order(inventory, tmp_path):
-    chunks = parts_of(inventory, tmp_path)
+    chunks = chunks_of(inventory, tmp_path)
     places = [*range(25), 3, 4, 5, 24]
     random.Random(0).shuffle(places)
     for start in range(0, len(places), 4):
@@ -72,30 +72,30 @@ def test_rows_in_any_order_and_twice_end_once_in_the_inventorys_order(inventory,
     assert published(chunks)["score"].to_pylist() == [1.0 + i for i in range(25)]
 
 
-def test_what_is_missing_is_known_row_by_row(inventory, tmp_path):
-    chunks = parts_of(inventory, tmp_path)
+def test_missing_rows_are_known_row_by_row(inventory, tmp_path):
+    chunks = chunks_of(inventory, tmp_path)
     assert list(chunks.missing()) == [(0, 10), (10, 20), (20, 25)]
     chunks.add(rows(inventory, [*range(10), 12, 13, 19, 24]))
     assert list(chunks.missing()) == [(10, 12), (14, 19), (20, 24)]
 
 
-def test_a_second_attempt_takes_up_finished_parts_and_kept_rows(inventory, tmp_path):
-    first = parts_of(inventory, tmp_path)
+def test_a_second_attempt_loads_finished_chunks_and_saved_rows(inventory, tmp_path):
+    first = chunks_of(inventory, tmp_path)
     first.add(rows(inventory, [*range(10), 12, 24]))
     first.save_partial()
-    second = parts_of(inventory, tmp_path)
+    second = chunks_of(inventory, tmp_path)
     assert second.done == 12
     assert list(second.missing()) == [(10, 12), (13, 20), (20, 24)]
     second.add(rows(inventory, range(25), score=100.0))
     values = published(second)["score"].to_pylist()
     assert values[:10] == [1.0 + i for i in range(10)]
     assert (values[12], values[24]) == (13.0, 25.0)
-    assert parts_of(inventory, tmp_path).done == 25
+    assert chunks_of(inventory, tmp_path).done == 25
 
 
-def test_without_keeping_an_unfinished_part_is_done_again(inventory, tmp_path):
-    parts_of(inventory, tmp_path).add(rows(inventory, [*range(10), 12, 24]))
-    assert list(parts_of(inventory, tmp_path).missing()) == [(10, 20), (20, 25)]
+def test_rows_of_an_unfinished_chunk_that_were_not_saved_are_scored_again(inventory, tmp_path):
+    chunks_of(inventory, tmp_path).add(rows(inventory, [*range(10), 12, 24]))
+    assert list(chunks_of(inventory, tmp_path).missing()) == [(10, 20), (20, 25)]
 
 
 def with_status(inventory, status):
@@ -106,26 +106,24 @@ def with_status(inventory, status):
 
 
 def test_failures_are_counted_also_over_attempts(inventory, tmp_path):
-    chunks = parts_of(inventory, tmp_path)
+    chunks = chunks_of(inventory, tmp_path)
     chunks.add(with_status(inventory, "unreadable"))
     assert chunks.failed == 3
-    assert parts_of(inventory, tmp_path).statuses == {"ok": 7, "unreadable": 3}
+    assert chunks_of(inventory, tmp_path).statuses == {"ok": 7, "unreadable": 3}
 
 
 @pytest.mark.parametrize("status", ["missing", "forbidden", "unavailable", "crashed_worker"])
-def test_failures_that_may_have_passed_are_tried_again_by_the_next_attempt(
-    inventory, tmp_path, status
-):
-    parts_of(inventory, tmp_path).add(with_status(inventory, status))
-    second = parts_of(inventory, tmp_path)
+def test_transient_failures_are_tried_again_by_the_next_attempt(inventory, tmp_path, status):
+    chunks_of(inventory, tmp_path).add(with_status(inventory, status))
+    second = chunks_of(inventory, tmp_path)
     assert second.failed == 0
     assert list(second.missing()) == [(0, 3), (10, 20), (20, 25)]
     second.add(rows(inventory, range(25)))
     assert published(second)["status"].to_pylist() == ["ok"] * 25
 
 
-def test_a_part_with_foreign_missing_or_lawless_rows_is_not_published(inventory, tmp_path):
-    chunks = parts_of(inventory, tmp_path)
+def test_a_chunk_with_foreign_missing_or_invalid_rows_is_not_published(inventory, tmp_path):
+    chunks = chunks_of(inventory, tmp_path)
     chunks.add(rows(inventory, range(25)))
     place = chunks.out.chunk("r", 1)
     good = parquet.read(place)

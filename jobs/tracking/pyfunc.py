@@ -1,9 +1,9 @@
-"""A registered model as MLflow's own tools load it: addresses and products in, scores out.
+"""A registered model as an MLflow pyfunc: locations and products in, scores out.
 
 python -c "import mlflow; print(mlflow.pyfunc.load_model('models:/nightloupe@champion').metadata)"
 
-Run it where the project's root is on the path. What is registered names this module; code is never
-unpickled, and tensors are safetensors.
+Run it in the root of the project. The registered model refers to this module; it contains no
+pickled code, and its tensors are safetensors.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from ops.storage.paths import HELD_OUT, SYNTHETIC, picture_kind
 if TYPE_CHECKING:
     import pandas as pd
 
-#: Columns that come back for each image.
+#: Columns of the result.
 ANSWER = ("uri", "product", "status", "reason", "score", "p_value", "is_anomalous")
-#: What pictures in a model folder show, by kind.
+#: What the pictures of a model folder show, by kind.
 _SHOWN = {
     HELD_OUT: "the good images held out of the fit that score highest; below, where in each",
     SYNTHETIC: "good images, and below what synthetic defects made of them",
@@ -42,7 +42,7 @@ _MORE = "\n... and {} more products, whose cards are in model.json"
 
 @dataclass(frozen=True)
 class _Held:
-    """A model's tensors in this process."""
+    """A model whose tensors are in this process."""
 
     model: Model
 
@@ -58,7 +58,7 @@ class _Held:
 
 
 class PyfuncModel:
-    """Scores images by address; one row for each, in order, failures as rows."""
+    """Scores images by location: one row per image, in order, also for failed images."""
 
     def __init__(self, model: Model) -> None:
         card = model.card

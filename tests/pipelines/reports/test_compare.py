@@ -66,8 +66,8 @@ def nights(tmp_path_factory):
     labels = list_parts(f"{root}/labels.parquet", [*before, *after]).location
     first, second = run_records.latest(out, 2)
     settings = CompareSettings(join="uri", movers=3)
-    found = compare.compare(out, first, second, labels, settings, no_progress)
-    return out, runs, before, after, found
+    comparison = compare.compare(out, first, second, labels, settings, no_progress)
+    return out, runs, before, after, comparison
 
 
 def pairs(nights, product):
@@ -117,14 +117,14 @@ def test_the_generated_runs_have_verdicts_changed_in_both_directions(nights):
 
 def test_all_other_changes_are_listed_once(nights):
     _, _, before, _, _ = nights
-    found = [row for row in changes(nights) if not row["change"].startswith("became")]
-    assert {row["change"]: row["uri"] for row in found} == {
+    other = [row for row in changes(nights) if not row["change"].startswith("became")]
+    assert {row["change"]: row["uri"] for row in other} == {
         "only_in_a": before[200].uri,
         "only_in_b": "file:///parts/new.png",
         "status": before[70].uri,
         "moved": before[130].uri,
     }
-    assert len(found) == 4
+    assert len(other) == 4
     rows = nights[-1].products.to_pylist()
     for name in ("only_in_a", "only_in_b", "status", "moved"):
         assert sum(row[name] for row in rows) == 1
@@ -147,10 +147,10 @@ def test_the_images_whose_rank_changed_most_are_listed(nights):
         ranks = [stats.rankdata([pair[side].score for pair in both]) - 1 for side in (0, 1)]
         moves = np.abs(ranks[1] - ranks[0]) / (len(both) - 1)
         rows = [row for row in nights[-1].movers.to_pylist() if row["product"] == product]
-        found = [abs(row["rank_b"] - row["rank_a"]) for row in rows]
-        assert found == pytest.approx(sorted(moves, reverse=True)[:3])
+        distances = [abs(row["rank_b"] - row["rank_a"]) for row in rows]
+        assert distances == pytest.approx(sorted(moves, reverse=True)[:3])
         move_of = {pair[1].uri: move for pair, move in zip(both, moves, strict=True)}
-        assert [move_of[row["uri"]] for row in rows] == pytest.approx(found)
+        assert [move_of[row["uri"]] for row in rows] == pytest.approx(distances)
 
 
 def test_only_the_product_that_drifted_drifts(nights):
@@ -181,28 +181,30 @@ def test_labels_say_which_run_was_wrong_more_often(nights):
 
 
 def test_pictures_are_in_the_folder_of_the_comparison_for_any_product_name(nights):
-    out, runs, *_, found = nights
+    out, runs, *_, comparison = nights
     folder = out.comparisons(runs[0].run_id, runs[1].run_id)
-    assert set(found.pictures) == set(PRODUCTS)
-    assert {os.path.dirname(place) for place in found.pictures.values()} == {f"{folder}/pictures"}
+    assert set(comparison.pictures) == set(PRODUCTS)
+    assert {os.path.dirname(place) for place in comparison.pictures.values()} == {
+        f"{folder}/pictures"
+    }
     names = {item.name for item in files.listing(folder)}
     assert names == {
         *("products.parquet", "changes.parquet", "movers.parquet"),
-        *(os.path.relpath(place, folder) for place in found.pictures.values()),
+        *(os.path.relpath(place, folder) for place in comparison.pictures.values()),
     }
-    assert all(files.read_bytes(place)[:4] == b"\x89PNG" for place in found.pictures.values())
+    assert all(files.read_bytes(place)[:4] == b"\x89PNG" for place in comparison.pictures.values())
 
 
 def test_by_image_id_other_versions_are_other_images(nights):
     out = nights[0]
     first, second = run_records.latest(out, 2)
-    found = compare.compare(out, first, second, "", CompareSettings(pictures=0), no_progress)
-    rows = found.products.to_pylist()
+    comparison = compare.compare(out, first, second, "", CompareSettings(pictures=0), no_progress)
+    rows = comparison.products.to_pylist()
     assert sum(row["both"] for row in rows) == 0
     assert sum(row["only_in_a"] for row in rows) == sum(row["only_in_b"] for row in rows) == 240
     assert {row["spearman"] for row in rows} == {None}
-    assert len(found.movers) == 0
-    assert found.pictures == {}
+    assert len(comparison.movers) == 0
+    assert comparison.pictures == {}
     # Distributions need no pairs.
     assert [row["ks"] for row in rows] == [row["ks"] for row in nights[-1].products.to_pylist()]
 
@@ -215,13 +217,13 @@ def test_of_different_models_p_values_and_ranks_are_compared_not_scores(tmp_path
     finish(str(tmp_path), scaled, model_of(["bolt"], seed=1), "2026-11-21", NONE)
     out = Out(str(tmp_path))
     first, second = run_records.latest(out, 2)
-    found = compare.compare(out, first, second, "", CompareSettings(), no_progress)
-    (row,) = found.products.to_pylist()
+    comparison = compare.compare(out, first, second, "", CompareSettings(), no_progress)
+    (row,) = comparison.products.to_pylist()
     assert row["measure"] == "p_value"
     assert row["spearman"] == pytest.approx(1)
     assert row["median_a"] <= 1
     assert row["median_b"] == pytest.approx(1 / 3)
-    assert len(found.movers) == 0
+    assert len(comparison.movers) == 0
 
 
 @pytest.mark.parametrize("setting", [{"movers": -1}, {"sample": 1}, {"pictures": -1}])

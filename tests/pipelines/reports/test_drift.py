@@ -52,11 +52,11 @@ def test_a_first_night_has_no_drift(tmp_path):
 def test_the_drift_of_two_nights_is_that_of_their_comparison(tmp_path):
     night(tmp_path, 20, parts(0))
     run = night(tmp_path, 21, parts(1, shift=1.0, failed=3))
-    found = drift(tmp_path, run)
-    assert found.schema.equals(DRIFT, check_metadata=True)
+    rows_of_drift = drift(tmp_path, run)
+    assert rows_of_drift.schema.equals(DRIFT, check_metadata=True)
     out = Out(str(tmp_path))
     both = compare.compare(out, *run_records.latest(out, 2), "", CompareSettings(), lambda *_: None)
-    assert found.equals(both.products.select(DRIFT.names).cast(DRIFT))
+    assert rows_of_drift.equals(both.products.select(DRIFT.names).cast(DRIFT))
 
 
 def test_a_night_is_compared_with_all_earlier_nights_of_its_model(tmp_path):
@@ -81,13 +81,17 @@ def test_p_values_are_compared_if_the_model_is_new(tmp_path):
 def test_a_sample_depends_on_ids_alone_and_its_size_is_recorded(tmp_path):
     first = night(tmp_path, 19, parts(0))
     run = night(tmp_path, 20, parts(1))
-    found = drift(tmp_path, run, sample=20)
-    assert set(found["tested_a"].to_pylist()) == set(found["tested_b"].to_pylist()) == {20}
+    rows_of_drift = drift(tmp_path, run, sample=20)
+    assert (
+        set(rows_of_drift["tested_a"].to_pylist())
+        == set(rows_of_drift["tested_b"].to_pylist())
+        == {20}
+    )
     place = Out(str(tmp_path)).table(first.night, first.run_id)
     rows = parquet.read(place)
     order = np.random.default_rng(0).permutation(len(rows))
     parquet.write(place, SCHEMA, [rows.take(order)])
-    assert drift(tmp_path, run, sample=20).equals(found)
+    assert drift(tmp_path, run, sample=20).equals(rows_of_drift)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +131,7 @@ def test_a_large_shift_that_chance_may_explain_gives_no_warning(tmp_path):
     """The stability index of four images is always large."""
     night(tmp_path, 19, parts(0))
     run = night(tmp_path, 20, parts(1, count=4))
-    found = drift(tmp_path, run)
-    assert max(found["psi"].to_pylist()) > 0.25
+    rows_of_drift = drift(tmp_path, run)
+    assert max(rows_of_drift["psi"].to_pylist()) > 0.25
     totals = run_records.finished(Out(str(tmp_path)), run.run_id)["totals"]
-    assert find_alerts(totals, found, AlertLimits("1%", 0.25)) == []
+    assert find_alerts(totals, rows_of_drift, AlertLimits("1%", 0.25)) == []

@@ -33,8 +33,8 @@ def tables(*products: tuple[str, list[tuple]]) -> tuple[pa.Table, pa.Table]:
 
 def evaluated(*products: tuple[str, list[tuple]], thresholds=None) -> evaluate.Evaluation:
     scored, listed = tables(*products)
-    asked = (InputSettings(8), FetchSettings(), Resources(), lambda *_: None)
-    return evaluate.evaluate(scored, listed, thresholds or {}, *asked)
+    settings = (InputSettings(8), FetchSettings(), Resources(), lambda *_: None)
+    return evaluate.evaluate(scored, listed, thresholds or {}, *settings)
 
 
 BOLT = (
@@ -55,14 +55,14 @@ NUT = ("nut", [(0, "test", 1.0, None), (0, "test", 2.0, None)])
 
 
 def test_image_metrics_are_exact_and_count_both_kinds_of_errors():
-    found = evaluated(BOLT, thresholds={"bolt": 4.0})
-    row = found.table.to_pylist()[0]
+    evaluation = evaluated(BOLT, thresholds={"bolt": 4.0})
+    row = evaluation.table.to_pylist()[0]
     assert (row["good"], row["defective"], row["not_scored"]) == (3, 3, 1)
     assert row["image_auroc"] == pytest.approx(8 / 9)
     assert (row["oracle_threshold"], row["oracle_errors"]) == (3.0, 1)
     assert (row["oracle_false_alarms"], row["oracle_misses"]) == (1, 0)
     assert (row["threshold"], row["false_alarms"], row["misses"]) == (4.0, 1, 1)
-    (separation,) = found.separations
+    (separation,) = evaluation.separations
     assert (sorted(separation.good), sorted(separation.defective)) == ([1, 2, 5], [3, 6, 7])
     assert separation.image_roc.area() == row["image_auroc"]
     assert separation.threshold == 4.0
@@ -108,7 +108,7 @@ def test_a_worker_adds_up_maps_and_masks_of_any_format(tmp_path):
         mask_uri = kind and str(tmp_path / f"mask{number}.{kind}")
         rows.append(own | {"map_uri": str(tmp_path / f"{number}.png"), "mask_uri": mask_uri})
     compare = ComparePixels(InputSettings(16), FetchSettings(backoff=0.01))
-    found = compare(pa.Table.from_pylist(rows))["bolt"]
-    assert np.allclose(found.histogram.counts, histogram(expected).counts, rtol=1e-12)
-    assert (found.histogram.images, found.histogram.regions) == (3, 2)
-    assert (found.no_usable_mask, found.regions_drawn) == (2, 2)
+    pixels = compare(pa.Table.from_pylist(rows))["bolt"]
+    assert np.allclose(pixels.histogram.counts, histogram(expected).counts, rtol=1e-12)
+    assert (pixels.histogram.images, pixels.histogram.regions) == (3, 2)
+    assert (pixels.no_usable_mask, pixels.regions_drawn) == (2, 2)

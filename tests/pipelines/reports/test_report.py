@@ -109,28 +109,31 @@ def test_totals_are_those_of_the_table(nights, data):
 def test_histograms_hold_every_score_once(nights, data):
     _, before, after = nights
     for product in PRODUCTS:
-        drawn = data.histograms[product]
-        for parts, counts in ((after, drawn.normal + drawn.anomalous), (before, drawn.before)):
+        histogram = data.histograms[product]
+        for parts, counts in (
+            (after, histogram.normal + histogram.anomalous),
+            (before, histogram.before),
+        ):
             scores = [p.score for p in parts if p.product == product and p.score is not None]
             assert counts.sum() == len(scores)
             if parts is after:
-                assert drawn.low <= np.median(scores) <= drawn.high
+                assert histogram.low <= np.median(scores) <= histogram.high
         high = [p.score > THRESHOLD for p in after if p.product == product and p.score is not None]
-        assert drawn.anomalous.sum() == sum(high)
+        assert histogram.anomalous.sum() == sum(high)
         # Bins lie in order: what is anomalous is above the threshold.
-        edge = (THRESHOLD - drawn.low) / (drawn.high - drawn.low) * BINS
-        assert not drawn.anomalous[: int(max(edge, 0))].any()
-        assert not drawn.normal[int(max(edge, 0)) + 1 :].any()
+        edge = (THRESHOLD - histogram.low) / (histogram.high - histogram.low) * BINS
+        assert not histogram.anomalous[: int(max(edge, 0))].any()
+        assert not histogram.normal[int(max(edge, 0)) + 1 :].any()
 
 
 def test_one_huge_score_leaves_the_histogram_readable(tmp_path):
     rng = np.random.default_rng(0)
     parts = [Part(f"{i}.png", "bolt", float(rng.normal(1.5, 0.1))) for i in range(500)]
     finish(str(tmp_path), [*parts, Part("x.png", "bolt", 1e9)], model_of(["bolt"]), settings=NONE)
-    drawn = collect(Out(str(tmp_path)), parts=0).histograms["bolt"]
-    assert drawn.high < 3
-    assert (drawn.normal > 0).sum() > 10
-    assert drawn.anomalous[-1] == 1
+    histogram = collect(Out(str(tmp_path)), parts=0).histograms["bolt"]
+    assert histogram.high < 3
+    assert (histogram.normal > 0).sum() > 10
+    assert histogram.anomalous[-1] == 1
 
 
 def test_the_worst_of_each_product_come_in_turn(nights, data):
@@ -386,8 +389,10 @@ def test_the_page_is_written_whole_below_the_output_folder(nights):
 def test_bars_stand_on_the_ground_and_one_among_millions_is_seen():
     normal, anomalous, before = (np.zeros(BINS, np.int64) for _ in range(3))
     normal[4], normal[5], anomalous[5], anomalous[40], before[3] = 4_000_000, 500_000, 500_000, 1, 9
-    drawn = report.draw_histogram(Histogram(0.0, 4.8, normal, anomalous, before), 2.4)
-    bars = {(bar.x, kind): bar for kind in ("normal", "anomalous") for bar in getattr(drawn, kind)}
+    drawing = report.draw_histogram(Histogram(0.0, 4.8, normal, anomalous, before), 2.4)
+    bars = {
+        (bar.x, kind): bar for kind in ("normal", "anomalous") for bar in getattr(drawing, kind)
+    }
     assert set(bars) == {(32, "normal"), (40, "normal"), (40, "anomalous"), (320, "anomalous")}
     tall, part, rest = bars[32, "normal"], bars[40, "anomalous"], bars[40, "normal"]
     assert part.height + rest.height == pytest.approx(tall.height / 2)
@@ -395,8 +400,8 @@ def test_bars_stand_on_the_ground_and_one_among_millions_is_seen():
     assert part.y + part.height == pytest.approx(rest.y)
     assert rest.y + rest.height == tall.y + tall.height == pytest.approx(72)
     assert bars[320, "anomalous"].height == 2
-    assert drawn.threshold == 192
-    high = [point for point in drawn.before.split() if not point.endswith(",72")]
+    assert drawing.threshold == 192
+    high = [point for point in drawing.before.split() if not point.endswith(",72")]
     assert high == ["24,2", "32,2"]
     nothing_before = Histogram(0.0, 4.8, normal, anomalous, before * 0)
     assert report.draw_histogram(nothing_before, 9.0)[2:] == ("", None)

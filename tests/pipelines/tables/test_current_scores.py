@@ -67,41 +67,41 @@ def out(tmp_path):
     return Out(str(tmp_path / "out"))
 
 
-def current(out, model=MODELS[0], **asked):
-    rows = current_scores.current(out, model, **asked).to_pylist()
+def current(out, model=MODELS[0], **parameters):
+    rows = current_scores.current(out, model, **parameters).to_pylist()
     assert len({r["image_id"] for r in rows}) == len(rows)
     return {r["uri"]: r for r in rows}
 
 
 def test_without_any_night_nothing_is_current_and_the_schema_stands(out):
-    found = current_scores.current(out, MODELS[0])
-    assert len(found) == 0
-    assert found.schema.equals(score_table.SCHEMA)
+    result = current_scores.current(out, MODELS[0])
+    assert len(result) == 0
+    assert result.schema.equals(score_table.SCHEMA)
 
 
 def test_of_one_version_an_ok_row_beats_a_newer_failure_and_the_newest_ok_row_wins(out):
     publish(out, 0, [row("u/1", score=1.0), row("u/2", status="missing")])
     publish(out, 1, [row("u/1", score=2.0), row("u/2", score=3.0)])
     last = publish(out, 2, [row("u/1", status="unavailable"), row("u/2", status="missing")])
-    found = current(out)
-    assert {uri: r["score"] for uri, r in found.items()} == {"u/1": 2.0, "u/2": 3.0}
-    assert last not in {r["run_id"] for r in found.values()}
+    result = current(out)
+    assert {uri: r["score"] for uri, r in result.items()} == {"u/1": 2.0, "u/2": 3.0}
+    assert last not in {r["run_id"] for r in result.values()}
 
 
 def test_a_replaced_version_is_not_current_even_if_its_successor_failed(out):
     publish(out, 0, [row("u/1"), row("u/2")])
     publish(out, 1, [row("u/1", "2", status="unreadable"), row("u/2", "2", score=9.0)])
-    found = current(out)
-    assert found["u/1"]["status"] == "unreadable"
-    assert found["u/2"]["score"] == 9.0
+    result = current(out)
+    assert result["u/1"]["status"] == "unreadable"
+    assert result["u/2"]["score"] == 9.0
     publish(out, 2, [row("u/1", "1", score=4.0)])  # and the old file was put back
     assert current(out)["u/1"]["score"] == 4.0
 
 
 def test_two_members_of_one_name_are_both_current(out):
     publish(out, 0, [row("u.tar#x", "@512", score=1.0), row("u.tar#x", "@1024", score=2.0)])
-    found = current_scores.current(out, MODELS[0]).to_pylist()
-    assert sorted(r["score"] for r in found) == [1.0, 2.0]
+    result = current_scores.current(out, MODELS[0]).to_pylist()
+    assert sorted(r["score"] for r in result) == [1.0, 2.0]
 
 
 def test_an_image_that_changed_its_product_is_current_as_the_new_one(out):
@@ -121,7 +121,7 @@ def random_history(out, seed):
     """A random history, and what a plain loop over it calls current: (model, image) -> run."""
     rng = random.Random(seed)
     versions: dict[str, int] = {}
-    seen: list[dict] = []
+    published: list[dict] = []
     for number in range(12):
         model = rng.choice(MODELS)
         rows = []
@@ -131,9 +131,9 @@ def random_history(out, seed):
             status = rng.choice(["ok", "ok", "missing", "unreadable"])
             rows.append(row(uri, str(versions[uri]), status, model, score=rng.random()))
         run_id = publish(out, number, rows)
-        seen += [r | {"run_id": run_id} for r in rows]
+        published += [r | {"run_id": run_id} for r in rows]
     expected = {}
-    for r in seen:  # in the order of time
+    for r in published:  # in the order of time
         at = (r["model_id"], r["uri"])
         old = expected.get(at)
         same = old is not None and old["image_id"] == r["image_id"]
@@ -145,12 +145,12 @@ def random_history(out, seed):
 @pytest.mark.parametrize("seed", range(4))
 def test_random_histories_agree_with_a_plain_loop(out, seed):
     expected = random_history(out, seed)
-    found = {
+    result = {
         (model, r["image_id"]): r["run_id"]
         for model in MODELS
         for r in current_scores.current(out, model).to_pylist()
     }
-    assert found == expected
+    assert result == expected
 
 
 def test_the_view_for_athena_finds_the_same_rows_and_declares_the_same_columns(out):
@@ -186,16 +186,16 @@ def test_the_macros_read_what_a_glob_names_as_their_head_says(out):
     with duckdb.connect() as database:
         database.execute(f"SET VARIABLE tables = '{out.scores()}/*/*/part-*.parquet'")
         database.execute(current_scores.MACROS.read_text())
-        found = database.sql(f"FROM current_scores('{MODELS[0]}')").to_arrow_table()
-    assert set(found["image_id"].to_pylist()) == set(
+        result = database.sql(f"FROM current_scores('{MODELS[0]}')").to_arrow_table()
+    assert set(result["image_id"].to_pylist()) == set(
         current_scores.current(out, MODELS[0])["image_id"].to_pylist()
     )
 
 
-def query(out, **asked):
+def query(out, **parameters):
     with current_scores.opened(out) as database:
         return pa.Table.from_batches(
-            current_scores.query(database, MODELS[0], **asked), score_table.SCHEMA
+            current_scores.query(database, MODELS[0], **parameters), score_table.SCHEMA
         ).to_pylist()
 
 
@@ -213,17 +213,17 @@ def test_another_false_alarm_rate_gives_the_labels_that_the_model_would_have_giv
     with current_scores.opened(out) as database:
         for rate in (0.01, 0.1, 0.2, 0.25, 0.3, 0.5, 0.9):
             rules = {"bolt": VerdictRule.at_rate(rate, held_out)}
-            found = list(current_scores.query(database, MODELS[0], rules=rules))
+            result = list(current_scores.query(database, MODELS[0], rules=rules))
             threshold = calibration.threshold(rate)
-            for r in pa.Table.from_batches(found).to_pylist():
+            for r in pa.Table.from_batches(result).to_pylist():
                 expected = None if r["score"] is None else r["score"] > threshold
                 assert r["is_anomalous"] is expected, (rate, r)
 
 
 def test_a_threshold_changes_the_labels_of_its_product_alone(out):
     publish(out, 0, [row("u/1", score=2.0), row("u/2", score=2.0, product="nut")])
-    found = query(out, rules={"bolt": VerdictRule(threshold=1.5)})
-    assert {r["product"]: r["is_anomalous"] for r in found} == {"bolt": True, "nut": False}
+    result = query(out, rules={"bolt": VerdictRule(threshold=1.5)})
+    assert {r["product"]: r["is_anomalous"] for r in result} == {"bolt": True, "nut": False}
     # Conditions see the new labels.
     (only,) = query(out, rules={"bolt": VerdictRule(threshold=1.5)}, where="is_anomalous")
     assert only["product"] == "bolt"

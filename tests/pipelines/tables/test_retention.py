@@ -77,8 +77,8 @@ def test_a_table_that_is_still_needed_keeps_its_current_rows_alone(out):
     first = nightly(out, 0, [row("u/1"), row("u/2")])
     nightly(out, 1, [row("u/1", "2", status="unreadable")])
     before = current(out)
-    (found,) = expire(out, 1, [], remove=True).tables
-    assert (found.rows, found.kept_rows) == (2, 1)
+    (table_of_run,) = expire(out, 1, [], remove=True).tables
+    assert (table_of_run.rows, table_of_run.kept_rows) == (2, 1)
     table = parquet.read(first)
     assert table["uri"].to_pylist() == ["u/2"]
     assert score_table.violations(table) == []
@@ -93,10 +93,10 @@ def test_rows_of_a_retired_model_are_removed_where_another_model_has_a_score(out
         expire(out, 1, [MODELS[1]], remove=True)
     with pytest.raises(Refused, match="have no rows"):
         expire(out, 1, ["c"], remove=True)
-    (found,) = expire(out, 1, [MODELS[0]], remove=True).tables
-    assert (found.rows, found.kept_rows) == (3, 2)
-    left = current_scores.current(out, MODELS[0])["uri"].to_pylist()
-    assert sorted(left) == ["u/2", "u/3"]
+    (table_of_run,) = expire(out, 1, [MODELS[0]], remove=True).tables
+    assert (table_of_run.rows, table_of_run.kept_rows) == (3, 2)
+    remaining = current_scores.current(out, MODELS[0])["uri"].to_pylist()
+    assert sorted(remaining) == ["u/2", "u/3"]
 
 
 @pytest.mark.parametrize(

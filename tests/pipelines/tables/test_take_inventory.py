@@ -117,8 +117,8 @@ def test_an_archive_without_images_is_an_error(tmp_path):
 
 
 def test_a_truncated_tar_is_listed_up_to_the_damage_and_says_so(archive, tmp_path):
-    whole = pack(archive, tmp_path / "a.tar").read_bytes()
-    (tmp_path / "a.tar").write_bytes(whole[: len(whole) // 2])
+    complete = pack(archive, tmp_path / "a.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(complete[: len(complete) // 2])
     tally, table = take([tmp_path / "a.tar"], tmp_path / "i.parquet", LAYOUTS["mvtec"])
     assert tally.problems == 1
     problems = [r for r in table.to_pylist() if r["problem"]]
@@ -142,8 +142,8 @@ def test_a_tar_of_a_folders_inside_is_read_like_one_of_the_folder(archive, tmp_p
 
 
 def test_damage_stays_listed_when_only_one_split_is_kept(archive, tmp_path):
-    whole = pack(archive, tmp_path / "a.tar").read_bytes()
-    (tmp_path / "a.tar").write_bytes(whole[: len(whole) // 2])
+    complete = pack(archive, tmp_path / "a.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(complete[: len(complete) // 2])
     _, table = take([tmp_path / "a.tar"], tmp_path / "i.parquet", LAYOUTS["mvtec"], split="train")
     assert len([r for r in table.to_pylist() if r["problem"]]) == 1
 
@@ -169,8 +169,8 @@ def test_images_with_odd_names_can_be_read_through_the_table(tmp_path):
     with open(bytes(tmp_path / "x") + b"/" + broken, "wb") as file:
         file.write(b"latin")
     _, table = take([tmp_path / "x"], tmp_path / "i.parquet", Layout("{name}"))
-    found = {fetch(r["uri"], None, r["bytes"]) for r in table.to_pylist()}
-    assert found == {name.encode() for name in names} | {b"latin"}
+    contents = {fetch(r["uri"], None, r["bytes"]) for r in table.to_pylist()}
+    assert contents == {name.encode() for name in names} | {b"latin"}
 
 
 def test_slices_of_an_inventory_are_its_rows(archive, tmp_path):
@@ -222,6 +222,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(300)
 def test_a_million_objects_are_listed_in_bounded_memory(tmp_path):
     def peak(count: int) -> int:

@@ -1,10 +1,11 @@
-# make demo | test | lint | test-all | bench: each sets up what it needs; no other step.
+# make demo | test | lint | test-cluster | test-all | bench: each sets up what it needs; no other step.
+# make test PYTHON=python3.13: with an environment of its own, .venv-python3.13
 PYTHON ?= python3
-VENV := .venv
+VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-all bench lint format
+.PHONY: setup demo test test-cluster test-all bench lint format
 
 setup: $(READY)
 
@@ -19,9 +20,15 @@ demo: $(READY)
 	$(BIN)/python -m jobs.demo
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-# Everything, also what starts Ray clusters and servers; about three quarters of an hour on two cores.
+# What starts Ray clusters and servers, without the campaigns.
+test-cluster: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "(ray or slow) and not alone and not campaign" \
+		--durations=15
+	$(BIN)/python -m pytest -m "alone and not campaign" --durations=15
+
+# Everything, also the campaigns; about three quarters of an hour on two cores.
 test-all: $(READY)
 	$(BIN)/python -m pytest -m "" --durations=15
 

@@ -5,7 +5,7 @@ import pytest
 from tests.faults import reading
 from tests.faults.mutations import MUTATIONS, SUFFIXES, mutant
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 IMAGES, SECONDS, MEMORY = 300, 10, 3 * 2**30
 #: What no decoder can see: these formats hold no checksum.
 BLIND = {"JPEG", "TIFF", "BMP", "WEBP"}

@@ -32,6 +32,13 @@ pytestmark = pytest.mark.slow
 DATA = random.Random(0).randbytes(10_000)
 TABLE = pa.table({"number": list(range(5000))})
 HASTY = FetchSettings(attempts=4, backoff=0.01)
+#: One that is refused, one that is carried out without an answer, one whose answer is cut.
+SOME_KINDS = ("slow_down", "lost_answer", "cut_answer")
+
+
+def case(*values: str, often: bool) -> object:
+    """Parameters of a test that runs in CI if it is to run often, and else by `make test-all`."""
+    return pytest.param(*values, marks=() if often else pytest.mark.campaign)
 
 
 @pytest.fixture(autouse=True)
@@ -90,9 +97,15 @@ READS = {
     ),
 }
 
+#: Every kind of fault for a whole file and for a fetch; some kinds for the rest.
+READS_AND_KINDS = [
+    case(operation, kind, often=operation in {"read", "fetch"} or kind in SOME_KINDS)
+    for operation in READS
+    for kind in KINDS
+]
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("operation", READS)
+
+@pytest.mark.parametrize(("operation", "kind"), READS_AND_KINDS)
 def test_what_is_read_is_what_is_there(proxy, standing, tmp_path, operation, kind):
     ask, expected = READS[operation]
     proxy.plan(kind, times=2)
@@ -152,7 +165,7 @@ def small_parts(monkeypatch):
     monkeypatch.setattr("s3fs.core.calculate_chunksize", lambda size, chunksize=None: 5 * 2**20)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [case(kind, often=kind in SOME_KINDS) for kind in KINDS])
 def test_listings_of_many_pages_are_whole(proxy, bucket, monkeypatch, kind):
     expected = [f"{number:02d}" for number in range(12)]
     for name in expected:
@@ -178,7 +191,7 @@ def test_a_key_is_created_once_and_a_lost_answer_hides_nothing(proxy, bucket, ki
     assert files.read_bytes(f"{bucket}/key") == b"mine"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [case(kind, often=kind == "lost_answer") for kind in KINDS])
 def test_one_of_two_gets_the_lock_whatever_fails(proxy, bucket, kind):
     proxy.shares = {kind: 0.3}
     out = Out(f"{bucket}/out")
@@ -212,8 +225,14 @@ def packed(kind: str) -> bytes:
     return out.getvalue()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("archive", ["tar", "tar.gz", "tar.bz2", "zip", "parquet"])
+ARCHIVES_AND_KINDS = [
+    case(archive, kind, often=archive == "tar" or kind in SOME_KINDS)
+    for archive in ("tar", "tar.gz", "tar.bz2", "zip", "parquet")
+    for kind in KINDS
+]
+
+
+@pytest.mark.parametrize(("archive", "kind"), ARCHIVES_AND_KINDS)
 def test_an_archive_whose_store_fails_is_not_taken_for_damaged(proxy, bucket, archive, kind):
     files.write_bytes(f"{bucket}/parts.{archive}", packed(archive))
     proxy.plan(kind, "GET", times=2)

@@ -41,7 +41,9 @@ def undisturbed(warehouse, tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("parts", [0, 4, 15])
+@pytest.mark.parametrize(
+    "parts", [4, *(pytest.param(n, marks=pytest.mark.campaign) for n in (0, 15))]
+)
 def test_a_killed_run_is_finished_by_the_same_command(warehouse, undisturbed, tmp_path, parts):
     out, log = tmp_path / "out", tmp_path / "log"
     witness = Witness(str(out), IMAGES)

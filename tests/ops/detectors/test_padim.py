@@ -41,13 +41,13 @@ def fit(backbone, images, **settings) -> PaDiM:
 
 def test_maps_are_mahalanobis_distances_in_float64(backbone, images):
     detector = fit(backbone, images[:9])
-    found = detector.score(images).map
+    result = detector.score(images).map
     vectors = detector.embed(images).double().numpy()  # (12, 7, 7, d)
     for y, x in np.ndindex(vectors.shape[1:3]):
         fitted = vectors[:9, y, x]
         inverse = np.linalg.inv(np.cov(fitted, rowvar=False) + 0.01 * np.eye(DIM))
         expected = [mahalanobis(v, fitted.mean(axis=0), inverse) for v in vectors[:, y, x]]
-        assert np.allclose(found[:, y, x], expected, rtol=1e-4)
+        assert np.allclose(result[:, y, x], expected, rtol=1e-4)
 
 
 def test_an_image_scores_the_maximum_of_its_drawn_map(backbone, images):
@@ -74,8 +74,8 @@ def test_embeddings_are_chosen_channels_with_coarser_layers_repeated(backbone, i
     rows = np.arange(fine.shape[1]) * coarse.shape[1] // fine.shape[1]
     assert coarse.shape[1] < fine.shape[1]
     every = np.concatenate([fine, coarse[:, rows][:, :, rows]], axis=3)
-    found = detector.embed(images[:2]).numpy()
-    assert np.array_equal(found, every[..., detector.channels.numpy()])
+    result = detector.embed(images[:2]).numpy()
+    assert np.array_equal(result, every[..., detector.channels.numpy()])
     assert len(detector.channels.unique()) == DIM
     for all_of_them in (0, 10_000):
         assert np.array_equal(unfitted(backbone, dim=all_of_them).embed(images[:2]), every)
@@ -107,10 +107,10 @@ def test_moments_are_the_same_to_1e_10_for_any_shards_and_order(backbone, images
     vectors = unfitted(backbone).embed(images).double().flatten(1, 2).numpy()
     assert [part.count for part in parts] == [len(images)] * ranks
     mean = torch.cat([part.mean for part in parts])
-    found = torch.cat([part.covariance(slice(None)) for part in parts]).tril().numpy()
+    result = torch.cat([part.covariance(slice(None)) for part in parts]).tril().numpy()
     expected = np.stack([np.tril(np.cov(v, rowvar=False)) for v in vectors.transpose(1, 0, 2)])
     assert np.allclose(mean, vectors.mean(axis=0), rtol=1e-10, atol=1e-12)
-    assert np.abs(found - expected).max() <= 1e-10 * np.abs(expected).max()
+    assert np.abs(result - expected).max() <= 1e-10 * np.abs(expected).max()
 
 
 def test_each_rank_holds_the_moments_of_its_positions_however_many_images(backbone, images):
@@ -246,6 +246,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_peak_of_memory_is_that_of_a_seventh_of_the_images():
     def peak(count: int) -> int:
         command = [sys.executable, "-c", MEASURED, str(count)]

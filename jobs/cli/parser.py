@@ -62,7 +62,7 @@ class Parser(jsonargparse.ArgumentParser):
             if name not in _SPECIAL and not any(other.startswith(f"{name}.") for other in actions)
         }
 
-    def format_help(self) -> str:
+    def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
         """The help text: a short usage line, and headings with the names of groups."""
         self.usage = f"{self.prog} [--config FILE] [--setting value ...]"
         settings = self.settings()
@@ -73,7 +73,7 @@ class Parser(jsonargparse.ArgumentParser):
             nested = any(setting.startswith(f"{name}.") for setting in settings)
             if nested and not str(group.title).startswith(f"{name}: "):
                 group.title = f"{name}: {group.title}"
-        return str(super().format_help())
+        return str(super().format_help(formatter))
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # noqa: ARG002 - as in the base
         """Print the error and exit with 2."""

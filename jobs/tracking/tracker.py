@@ -56,11 +56,11 @@ def _troubles() -> Iterator[list[str]]:
     Log the message after the block: a log handler that fails inside it prints the exception, which
     may hold an address with a password.
     """
-    found: list[str] = []
+    troubles: list[str] = []
     try:
-        yield found
+        yield troubles
     except Exception as error:
-        found.append(redact(str(error))[:300])
+        troubles.append(redact(str(error))[:300])
 
 
 def tracking_uri(out: str) -> str | None:
@@ -125,23 +125,23 @@ class Tracker:
 
     def _ended(self, client: Any, record: Record) -> str | None:
         """Id of the finished run of a record, if any; its unfinished runs are removed."""
-        found: str | None = None
+        finished_id: str | None = None
         tag = f"tags.delivery = '{record.delivery}'"
         for run in client.search_runs([self._experiment(client)], tag):
             if run.info.status == "RUNNING":
                 client.delete_run(run.info.run_id)
             else:
-                found = str(run.info.run_id)
-        return found
+                finished_id = str(run.info.run_id)
+        return finished_id
 
     def _client(self) -> Any:
         if self.uri is None:
             raise UserError("no tracker: set MLFLOW_TRACKING_URI when --out lies on S3")
-        # A night must not wait for a tracker that is down.
+        # A job must not wait long for a tracking server that is down.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        # It would print the server's address, with the password that may be in it.
+        # MLflow would print the server's address, which may contain a password.
         os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
         from mlflow import MlflowClient  # noqa: PLC0415 - takes 1.5 s, so only where it is used
 
@@ -149,21 +149,20 @@ class Tracker:
             logging.getLogger(name).setLevel(logging.ERROR)
 
         if self.uri.startswith("sqlite:///"):
-            with storage_errors(self._beside_database()):
-                os.makedirs(self._beside_database(), exist_ok=True)
+            with storage_errors(self._database_folder()):
+                os.makedirs(self._database_folder(), exist_ok=True)
         return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
-    def _beside_database(self) -> str:
+    def _database_folder(self) -> str:
         return os.path.dirname(os.path.abspath(str(self.uri).removeprefix("sqlite:///")))
 
     def _experiment(self, client: Any) -> str:
-        found = client.get_experiment_by_name(EXPERIMENT)
-        if found:
-            return str(found.experiment_id)
-        # Without a server artifacts would land in the current folder.
-        alone = str(self.uri).startswith("sqlite:///")
-        where = os.path.join(self._beside_database(), "mlartifacts") if alone else None
-        return str(client.create_experiment(EXPERIMENT, artifact_location=where))
+        if experiment := client.get_experiment_by_name(EXPERIMENT):
+            return str(experiment.experiment_id)
+        # Without a server, MLflow would write artifacts to the current folder.
+        is_sqlite = str(self.uri).startswith("sqlite:///")
+        artifacts = os.path.join(self._database_folder(), "mlartifacts") if is_sqlite else None
+        return str(client.create_experiment(EXPERIMENT, artifact_location=artifacts))
 
     def _log(self, record: Record) -> str:
         client = self._client()
@@ -219,11 +218,11 @@ class Tracker:
             client = self._client()
             experiment = self._experiment(client)
             condition = f"tags.run_id = '{run_id}' AND attributes.status = 'FINISHED'"
-            # What evaluates or reports it has the same tag, and comes later.
+            # Later runs of jobs.evaluate and jobs.report carry the same tag.
             oldest = ["attributes.start_time ASC"]
-            found = client.search_runs([experiment], condition, order_by=oldest, max_results=1)
+            runs = client.search_runs([experiment], condition, order_by=oldest, max_results=1)
             uri = f"{uri.rstrip('/')}/#/experiments/{experiment}"
-            uri += f"/runs/{found[0].info.run_id}" if found else ""
+            uri += f"/runs/{runs[0].info.run_id}" if runs else ""
         for trouble in troubles:
             log.warning("the tracker was not asked for run %s (%s)", run_id, trouble)
         return uri
@@ -283,13 +282,13 @@ class Tracker:
                 else client.get_model_version(name, number)
             )
         except MlflowException as error:
-            told = redact(f"{uri} is not in the registry at {self.uri}: {error}")
-            raise NotFound(told) from None
+            message = f"{uri} is not in the registry at {self.uri}: {error}"
+            raise NotFound(redact(message)) from None
         try:
             return str(download_artifacts(version.source, dst_path=folder, tracking_uri=self.uri))
-        except (MlflowException, OSError) as error:  # the tracker may die meanwhile
-            told = redact(f"{uri} is in the registry at {self.uri}, but not to be had: {error}")
-            raise NotFound(told) from None
+        except (MlflowException, OSError) as error:  # the tracking server may have stopped
+            message = f"{uri} is registered at {self.uri}, but cannot be downloaded: {error}"
+            raise NotFound(redact(message)) from None
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -81,11 +81,11 @@ def folder(model, tmp_path) -> str:
 
 
 def test_a_model_that_was_read_back_scores_the_same_bits(model, folder, fitted, images):
-    found = read_model(folder)
-    assert found.card == model.card
-    backbone = found.card.new_backbone(found.backbone)
-    for name, state in found.products.items():
-        scores = found.card.new_detector(state, backbone).score(images)
+    result = read_model(folder)
+    assert result.card == model.card
+    backbone = result.card.new_backbone(result.backbone)
+    for name, state in result.products.items():
+        scores = result.card.new_detector(state, backbone).score(images)
         expected = fitted[name].score(images)
         assert torch.equal(scores.image, expected.image)
         assert torch.equal(scores.map, expected.map)

@@ -198,10 +198,10 @@ def test_whitened_scores_are_mahalanobis_distances_in_float64(backbone, images):
     covariance = np.cov(good.T)
     covariance += 0.05 * covariance.diagonal().mean() * np.eye(24)
     inverse = np.linalg.inv(covariance)
-    found = cdist(detector.bank.double(), detector.bank.double())
+    result = cdist(detector.bank.double(), detector.bank.double())
     picks = good[[0, *cdist(good[:1], good, "mahalanobis", VI=inverse).argmax(axis=1)]]
     expected = cdist(picks, picks, "mahalanobis", VI=inverse)
-    np.testing.assert_allclose(found[:2, :2], expected, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(result[:2, :2], expected, rtol=1e-3, atol=1e-5)
     whole = fit(backbone, images[:3], metric="whitened", shrinkage=0.05, coreset_ratio=1.0)
     every = patches(detector, images).flatten(0, 1).numpy()
     table = cdist(every, good, "mahalanobis", VI=inverse).min(axis=1)

@@ -95,18 +95,18 @@ def read(rows: pa.Table, products=("nut",)) -> pa.Table:
 
 
 def test_bad_images_are_rows_in_their_place(rows):
-    found = read(rows)
-    assert found["uri"].to_pylist() == rows["uri"].to_pylist()
-    assert found["status"].to_pylist() == STATUSES
-    for row in found.to_pylist():
+    result = read(rows)
+    assert result["uri"].to_pylist() == rows["uri"].to_pylist()
+    assert result["status"].to_pylist() == STATUSES
+    for row in result.to_pylist():
         assert (row["pixels"] is None) == (row["reason"] is not None) == (row["status"] != "ok")
 
 
 def test_what_was_read_is_described(rows):
-    found = read(rows).to_pylist()
+    result = read(rows).to_pylist()
     hashes = [hashlib.sha256(data).hexdigest() for data in FILES.values()]
-    assert [row["content_sha256"] for row in found] == hashes
-    assert [found[2][name] for name in ("width", "height", "bit_depth")] == [64, 64, 16]
+    assert [row["content_sha256"] for row in result] == hashes
+    assert [result[2][name] for name in ("width", "height", "bit_depth")] == [64, 64, 16]
 
 
 def test_lost_images_and_unknown_products_are_never_read(rows):
@@ -125,9 +125,9 @@ def test_known_contents_are_told_by_their_hash_and_not_decoded(rows):
         key(hashlib.sha256(FILES[name]).hexdigest(), "nut") for name in ("good.png", "text.png")
     ]
     known = Contents(np.sort(np.array(keys, np.uint64)))
-    found = Read(INPUT, DecodeSettings(), FetchSettings(), ("nut",), known)(rows).to_pylist()
-    assert [row["status"] for row in found] == [KNOWN, *STATUSES[1:3], KNOWN, *STATUSES[4:]]
-    for row in (found[0], found[3]):
+    result = Read(INPUT, DecodeSettings(), FetchSettings(), ("nut",), known)(rows).to_pylist()
+    assert [row["status"] for row in result] == [KNOWN, *STATUSES[1:3], KNOWN, *STATUSES[4:]]
+    for row in (result[0], result[3]):
         assert (row["pixels"], row["width"], row["reason"]) == (None, None, None)
         assert len(row["content_sha256"]) == 64
 
@@ -144,28 +144,28 @@ def test_how_often_a_read_was_repeated_is_told_of_each_row(rows, monkeypatch):
 
     monkeypatch.setattr(files, "read_bytes", read_bytes)
     hasty = FetchSettings(attempts=4, backoff=0)
-    found = Read(INPUT, DecodeSettings(), hasty, ("nut",))(rows)
-    assert found["retries"].to_pylist() == [0, 2, 1, 3, 0, 0]
-    assert found["status"].to_pylist() == [*STATUSES[:3], "unavailable", *STATUSES[4:]]
+    result = Read(INPUT, DecodeSettings(), hasty, ("nut",))(rows)
+    assert result["retries"].to_pylist() == [0, 2, 1, 3, 0, 0]
+    assert result["status"].to_pylist() == [*STATUSES[:3], "unavailable", *STATUSES[4:]]
 
 
 def test_images_lie_between_zero_and_one_in_three_channels_whatever_their_depth(rows):
-    found = read(rows).take([0, 2])
-    eight, sixteen = to_images(found, INPUT, "cpu")
+    result = read(rows).take([0, 2])
+    eight, sixteen = to_images(result, INPUT, "cpu")
     expected = torch.from_numpy(pictures.texture(100)).float() / 255
     torch.testing.assert_close(eight, expected.expand(3, 64, 64))
     torch.testing.assert_close(sixteen, eight)
 
 
 def test_detecting_scores_what_was_read_and_passes_failures_on(rows, tensors):
-    found = ScoreImages(tensors)(read(rows))
-    assert found["status"].to_pylist() == STATUSES
-    scores = found["score"].to_pylist()
+    result = ScoreImages(tensors)(read(rows))
+    assert result["status"].to_pylist() == STATUSES
+    scores = result["score"].to_pylist()
     assert [score is not None for score in scores] == [status == "ok" for status in STATUSES]
     assert scores[4] > scores[0]
     assert scores[2] == pytest.approx(scores[0], rel=1e-5)  # the same picture in 16 bits
-    assert found["is_anomalous"].to_pylist()[4] is True
-    assert "pixels" not in found.schema.names
+    assert result["is_anomalous"].to_pylist()[4] is True
+    assert "pixels" not in result.schema.names
 
 
 def test_detectors_used_longest_ago_leave_when_memory_ends(rows, tensors):
@@ -189,11 +189,11 @@ def test_detectors_used_longest_ago_leave_when_memory_ends(rows, tensors):
         fetched.clear()
         detect = ScoreImages(Many(), memory=memory)
         where = good.schema.get_field_index("product")
-        found = []
+        result = []
         for asked in ("aba", "cbb", "aaa"):
             batch = good.set_column(where, "product", pa.array(list(asked)))
-            found += detect(batch)["score"].to_pylist()
-        return found, "".join(fetched)
+            result += detect(batch)["score"].to_pylist()
+        return result, "".join(fetched)
 
     everything, order = scored(3 * size)
     assert order == "abc"
@@ -214,9 +214,9 @@ def test_a_score_that_is_no_number_is_a_failure(rows, tensors, monkeypatch):
     detect = ScoreImages(tensors)
     broken = detect._detector("nut")
     broken.bank = broken.bank * torch.nan
-    found = detect(read(rows)).to_pylist()
-    assert [row["status"] for row in found] == [s.replace("ok", "undefined") for s in STATUSES]
-    assert all(row["score"] is None and row["reason"] for row in found)
+    result = detect(read(rows)).to_pylist()
+    assert [row["status"] for row in result] == [s.replace("ok", "undefined") for s in STATUSES]
+    assert all(row["score"] is None and row["reason"] for row in result)
 
 
 @pytest.mark.parametrize("policy", ["none", "flagged", "all"])

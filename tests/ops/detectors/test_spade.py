@@ -205,7 +205,7 @@ def test_the_map_ceiling_is_what_images_left_out_reach(pyramids, images):
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_its_demand_is_what_a_fit_then_finds(half, pyramids, images):
+def test_the_estimate_is_what_a_fit_holds(half, pyramids, images):
     shapes = [tuple(layer.shape[1:]) for layer in pyramids(images[:1])]
     settings = SpadeSettings(float16=half)
     estimate = Spade.estimate(settings, FitSize(64, shapes, 8, 1))

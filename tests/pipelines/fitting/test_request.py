@@ -30,7 +30,7 @@ def chosen(tmp_path, count, holdout):
     ],
 )
 def test_of_each_product_one_image_at_least_is_fitted_on(tmp_path, count, holdout, held_out):
-    found = chosen(tmp_path, count, holdout)
-    assert (len(found.fit), len(found.held_out)) == (count - held_out, held_out)
-    ids = found.fit["image_id"].to_pylist() + found.held_out["image_id"].to_pylist()
+    result = chosen(tmp_path, count, holdout)
+    assert (len(result.fit), len(result.held_out)) == (count - held_out, held_out)
+    ids = result.fit["image_id"].to_pylist() + result.held_out["image_id"].to_pylist()
     assert len(set(ids)) == count

@@ -92,41 +92,43 @@ def _deadly(config):
         worker.program(config)
 
 
-def alone(inventory, asked):
+def alone(inventory, requested):
     """The same fit in one process that nobody disturbs."""
-    chosen = split(inventory, asked)
-    detector = detector_class(asked.method)(asked.settings, Backbone(asked.backbone))
-    images = to_images(Read(asked.input, asked.decode, asked.fetch)(chosen.fit), asked.input, "cpu")
+    chosen = split(inventory, requested)
+    detector = detector_class(requested.method)(requested.settings, Backbone(requested.backbone))
+    images = to_images(
+        Read(requested.input, requested.decode, requested.fetch)(chosen.fit), requested.input, "cpu"
+    )
     detector.add_images(images, torch.arange(len(images)))
-    said = detector.fit(Alone(), nothing, Checkpoint())
-    return detector, said
+    fitted = detector.fit(Alone(), nothing, Checkpoint())
+    return detector, fitted
 
 
 def test_two_workers_of_which_one_died_train_what_one_process_trains(model, inventory):
-    detector, said = alone(inventory, request())
+    detector, fitted = alone(inventory, request())
     card = model.card.products["washer"]
-    assert card.curves["loss"] == pytest.approx(said.curves["loss"], rel=1e-3)
+    assert card.curves["loss"] == pytest.approx(fitted.curves["loss"], rel=1e-3)
     assert len(card.curves["loss"]) == 6
     assert card.counts.images == 10
     for name, tensor in detector.state().items():
-        found = model.products["washer"][name]
-        torch.testing.assert_close(found, tensor, rtol=1e-3, atol=1e-3 * float(tensor.abs().max()))
+        result = model.products["washer"][name]
+        torch.testing.assert_close(result, tensor, rtol=1e-3, atol=1e-3 * float(tensor.abs().max()))
 
 
 def test_synthetic_defects_are_the_same_whichever_worker_makes_them(inventory, tmp_path):
     settings = SsnfSettings(blocks=2, hidden=4, heads=1, epochs=3, batch=4, max_nll=1e9)
-    asked = request(method="ssnf", settings=settings, holdout=0.0)
-    found = fit.fit(inventory, asked, SLOTS, nothing)
-    detector, said = alone(inventory, asked)
-    card = found.card.products["washer"]
-    assert card.curves["loss"] == pytest.approx(said.curves["loss"], rel=1e-3)
-    assert card.fit_metrics["pushed"] == said.fit_metrics["pushed"] > 0
+    requested = request(method="ssnf", settings=settings, holdout=0.0)
+    result = fit.fit(inventory, requested, SLOTS, nothing)
+    detector, fitted = alone(inventory, requested)
+    card = result.card.products["washer"]
+    assert card.curves["loss"] == pytest.approx(fitted.curves["loss"], rel=1e-3)
+    assert card.fit_metrics["pushed"] == fitted.fit_metrics["pushed"] > 0
     for name, tensor in detector.state().items():
         bound = 1e-3 * float(tensor.abs().max())
-        torch.testing.assert_close(found.products["washer"][name], tensor, rtol=1e-3, atol=bound)
-    write_model(str(tmp_path / "model"), found)
+        torch.testing.assert_close(result.products["washer"][name], tensor, rtol=1e-3, atol=bound)
+    write_model(str(tmp_path / "model"), result)
     sheet = tmp_path / "model" / "_joint.synthetic.png"
-    assert sheet.read_bytes() == said.pictures["synthetic"]
+    assert sheet.read_bytes() == fitted.pictures["synthetic"]
 
 
 def test_products_share_one_detector_and_have_calibrations_of_their_own(model):
@@ -150,16 +152,16 @@ def test_the_held_out_images_of_each_product_lie_with_the_model_as_a_picture(fol
 
 def test_a_plan_of_a_joint_fit_counts_one_detector(inventory):
     chosen, backbone = split(inventory, request()), Backbone(request().backbone)
-    found = plan.of_fit(chosen, request(), backbone, SLOTS)
-    assert found.images == {"all products": 10}
-    expected = plan.minutes(found, chosen, request(), backbone, SLOTS)
+    result = plan.of_fit(chosen, request(), backbone, SLOTS)
+    assert result.images == {"all products": 10}
+    expected = plan.minutes(result, chosen, request(), backbone, SLOTS)
     assert 0 < expected.fit < 1
 
 
 def test_shots_are_drawn_by_a_seed_and_never_held_out(inventory):
     def drawn(**select):
-        found = split(inventory, request(select=Select(**select)))
-        return found.fit["image_id"].to_pylist(), found.held_out["image_id"].to_pylist()
+        result = split(inventory, request(select=Select(**select)))
+        return result.fit["image_id"].to_pylist(), result.held_out["image_id"].to_pylist()
 
     one, held_out = drawn(shots=5, seed=1)
     assert drawn(shots=5, seed=1) == (one, held_out)

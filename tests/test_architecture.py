@@ -31,7 +31,6 @@ FLOORS = [
     {"pipelines.cluster", "pipelines.tables"},
     {"pipelines.scoring", "pipelines.reports"},
     {"pipelines.fitting"},
-    {"pipelines.night_settings"},
     {"pipelines.nightly", "pipelines.night_settings"},
     {"jobs.cli", "jobs.tracking"},
 ]

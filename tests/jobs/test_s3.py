@@ -109,7 +109,8 @@ def night(cluster, tmp_path_factory):
         stack.enter_context(contextlib.redirect_stdout(said))
         stack.enter_context(contextlib.redirect_stderr(said))
         assert inventory.main(["--config", str(folder / "listing.toml"), "--output", listed]) == 0
-        to_fit = ["--inventory", listed, "--out", out, "--model", model, "--holdout", "0.2"]
+        to_fit = ["--inventory", listed, "--out", out, "--model-folder", model]
+        to_fit += ["--holdout", "0.2"]
         assert fit.main([*to_fit, *tiny_fit(), "--backbone.weights", weights]) == 0
         files.remove_file(f"{bucket}/parts/{GONE}")
         assert score.main(to_score) == 0

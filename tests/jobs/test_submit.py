@@ -77,13 +77,15 @@ def night(head, tmp_path_factory):
     archive = str(draw_archive(folder / "archive"))
     Path(archive, "washer/test/good/broken.png").write_bytes(b"no picture")
     listed, model, out = (str(folder / name) for name in ("parts.parquet", "model", "out"))
-    given = ["--inventory", listed, "--out", out, "--model"]
+    given = ["--inventory", listed, "--out", out]
     ended = {
         "inventory": head.submit(
             "inventory", "--archive", archive, "--layout", "mvtec", "--output", listed
         ),
-        "fit": head.submit("fit", *given, model, *tiny_fit()),
-        "score": head.submit("score", *given, "models:/nightloupe@champion", "--maps", "all"),
+        "fit": head.submit("fit", *given, "--model-folder", model, *tiny_fit()),
+        "score": head.submit(
+            "score", *given, "--model", "models:/nightloupe@champion", "--maps", "all"
+        ),
         "evaluate": head.submit("evaluate", "--out", out, "--published", "patchcore-1"),
     }
     return Night(Out(out), ended)

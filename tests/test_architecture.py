@@ -68,7 +68,6 @@ ABOUT_NO_MODULE = {
     "tests/jobs/test_submit.py",
     "tests/ops/detectors/test_contract.py",
     "tests/pipelines/cluster/test_silence.py",
-    "tests/pipelines/cluster/test_silence.py",
     "tests/pipelines/fitting/test_trained.py",
 }
 

@@ -291,7 +291,7 @@ DAMAGES = {
     no_call: ("there are no rows whose is_anomalous disagrees with the threshold", "None"),
     score_of_a_failure: ("there are no failed rows with score", "status 'unreadable', score 3.0"),
     other_status: ("there are no rows of an unknown status", "status 'odd'"),
-    other_run: ("there are no rows whose run_id is not that of the record", "2026-11-19-0000000000"),
+    other_run: ("there are no rows whose run_id is not that of the record", "2026-11-19-000000000"),
     other_model: ("there are no rows whose model_id is not that of the record", "model_id 'm'"),
     other_product: ("rows have the uri and product of the inventory", "bolt4.png, nut"),
     other_peak: ("there are no rows whose peak lies outside of the picture", "peak_x 80"),

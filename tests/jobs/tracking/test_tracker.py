@@ -195,7 +195,9 @@ def test_a_registered_model_whose_files_are_gone_is_said_so(out, tmp_path):
     tracker.register(tiny_model("bolt"), "rivets", "champion", Record("fit"))
     version = client_class()(tracker.uri, tracker.uri).get_model_version("rivets", "1")
     shutil.rmtree(version.source)
-    with pytest.raises(FileNotFoundError, match=r"rivets/1 is registered at .* cannot be downloaded"):
+    with pytest.raises(
+        FileNotFoundError, match=r"rivets/1 is registered at .* cannot be downloaded"
+    ):
         tracker.fetch_model("models:/rivets/1", str(tmp_path))
 
 

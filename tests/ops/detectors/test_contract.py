@@ -39,7 +39,14 @@ SMALL = {
         "lr": 3e-3,
     },
     "fastflow": {"blocks": 2, "hidden": 0.1, "epochs": 2, "batch": 4},
-    "cflow": {"blocks": 1, "condition": 8, "mixing": "hard", "epochs": 2, "batch": 4, "fibers": 256},
+    "cflow": {
+        "blocks": 1,
+        "condition": 8,
+        "mixing": "hard",
+        "epochs": 2,
+        "batch": 4,
+        "fibers": 256,
+    },
     "csflow": {"scales": 2, "blocks": 1, "hidden": 2, "epochs": 1, "batch": 4},
     "glance": {
         "patch": 16,

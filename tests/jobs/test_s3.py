@@ -144,7 +144,7 @@ def test_every_image_has_one_row(night):
 def test_a_check_of_the_run_finds_its_promise_kept(night, capsys):
     model = f"{night.bucket}/model"
     assert check.main(["--out", f"{night.bucket}/out", "--model", model]) == 0
-    assert "35 images with one valid row each; all 33 maps read" in capsys.readouterr().out
+    assert "35 images with one valid row each; all 33 maps were read" in capsys.readouterr().out
 
 
 def test_a_deleted_and_a_cut_object_are_rows_with_reasons(night):

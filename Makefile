@@ -25,8 +25,8 @@ test: $(READY)
 # What starts Ray clusters and servers, without the campaigns.
 test-cluster: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "(ray or slow) and not alone and not campaign" \
-		--durations=15
-	$(BIN)/python -m pytest -m "alone and not campaign" --durations=15
+		-o timeout=400 --durations=15
+	$(BIN)/python -m pytest -m "alone and not campaign" -o timeout=400 --durations=15
 
 # Everything, also the campaigns; about three quarters of an hour on two cores.
 test-all: $(READY)

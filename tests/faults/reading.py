@@ -56,7 +56,7 @@ class Outcome(NamedTuple):
     reason: str | None
     sha256: str | None
     seconds: float
-    fit_memory: int
+    memory: int
     changed: bool
     score: float | None
 

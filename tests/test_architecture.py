@@ -177,22 +177,38 @@ def test_there_is_no_circle_between_rooms():
     assert leads_to == {}
 
 
-def test_readers_import_no_torch():
+def imports_of(names: list[str], library: str) -> str:
+    """The first of some modules whose import imports a library; empty if none does."""
     program = (
         "import importlib, sys\n"
-        "for name in sys.argv[1:]:\n"
+        "for name in sys.argv[2:]:\n"
         "    importlib.import_module(name)\n"
-        "    if 'torch' in sys.modules:\n"
-        "        sys.exit(name + ' imports torch')\n"
+        "    if sys.argv[1] in sys.modules:\n"
+        "        sys.exit(print(name))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, *READERS],
-        check=False,
+        [sys.executable, "-c", program, library, *names],
+        check=True,
         cwd=ROOT,
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_readers_import_no_torch():
+    assert imports_of(list(READERS), "torch") == ""
+
+
+def test_a_process_that_builds_no_network_starts_without_torchvision():
+    """Its import takes seconds, and a fit starts about ten such processes."""
+    names = ["jobs.fit", "jobs.score", "pipelines.fitting.worker", "pipelines.scoring.stream"]
+    assert imports_of(names, "torchvision") == ""
+
+
+def test_actors_that_only_coordinate_start_without_torch():
+    names = ["pipelines.fitting.coordinator", "pipelines.fitting.whole_shards"]
+    assert imports_of(names, "torch") == ""
 
 
 def test_ops_read_no_environment_and_set_none():

@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.transforms.functional import gaussian_blur
 
 from ops.augment.rotation import rotate_images
 from ops.detectors.fit_cost import FitSize, ResourceEstimate, TimingProbe
@@ -225,5 +224,7 @@ class DifferNet(Trained):
         sigma = self.settings.blur
         if not sigma:
             return gradient
+        from torchvision.transforms.functional import gaussian_blur  # noqa: PLC0415 - as in Backbone
+
         kernel = 2 * math.ceil(4 * sigma) + 1
         return torch.as_tensor(gaussian_blur(gradient, kernel, sigma))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import platform
 from collections.abc import Collection, Iterator, Mapping
@@ -11,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -36,7 +36,7 @@ def versions() -> dict[str, str]:
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
-        "torchvision": str(torchvision.__version__),
+        "torchvision": importlib.metadata.version("torchvision"),
         "numpy": np.__version__,
     }
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.functional import adjust_sharpness
 
 from ops.augment import synthetic_defects
 from ops.augment.synthetic_defects import Defective, Picture, rules_for
@@ -214,6 +213,8 @@ class Ssnf(FlowDetector):
         return self.features(torch.stack(sharpened) if sharpened else self.images([]))
 
     def _sharpen(self, image: Tensor, *key: object) -> Tensor:
+        from torchvision.transforms.functional import adjust_sharpness  # noqa: PLC0415 - as in Backbone
+
         if float(torch.rand((), generator=self.generator("sharpen", *key))) < self.settings.sharpen:
             return torch.as_tensor(adjust_sharpness(image, 2))
         return image

@@ -8,9 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-import torchvision
 from torch import Tensor, fx, nn
-from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from ops.errors import SettingError
 from ops.features.weights import fingerprint, load_weights
@@ -55,23 +53,28 @@ class Backbone(nn.Module):
 
         Raises SettingError if the network has no such layer.
         """
+        # Imported here: it takes seconds, and most processes of a run build no network.
+        from torchvision.models import feature_extraction, get_model  # noqa: PLC0415
+
         super().__init__()
         self.settings = settings
         self.block = block
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torchvision warns about how old models initialise
-            network = torchvision.models.get_model(settings.name, weights=None)
+            network = get_model(settings.name, weights=None)
         if state is None:
             network.load_state_dict(load_weights(settings.weights, settings.name, settings.seed))
         layers = [layer.strip() for layer in settings.layers.split(",")]
-        known = get_graph_node_names(network)[1]
+        known = feature_extraction.get_graph_node_names(network)[1]
         for layer in layers:
             if not any(node == layer or node.startswith(f"{layer}.") for node in known):
                 raise SettingError(
                     f"{settings.name} has no layer {layer!r}; known: {', '.join(known[1:-1])}"
                 )
         self.layers = layers
-        self._network = create_feature_extractor(network.eval(), return_nodes=layers)
+        self._network = feature_extraction.create_feature_extractor(
+            network.eval(), return_nodes=layers
+        )
         if state is not None:
             self._network.load_state_dict(dict(state))
         self._network.requires_grad_(False)

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from urllib.error import URLError
 
 import torch
-import torchvision
 from safetensors.torch import load
 
 from ops.errors import UserError
@@ -24,13 +23,15 @@ def load_weights(spec: str, name: str, seed: int) -> dict[str, torch.Tensor]:
     Raises NotFound if `spec` is none of these, Unavailable if torchvision cannot
     download, UserError if the file holds anything but tensors.
     """
+    from torchvision.models import get_model, get_model_weights  # noqa: PLC0415 - as in Backbone
+
     if spec == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return dict(torchvision.models.get_model(name, weights=None).state_dict())
-    known = [entry.name for entry in torchvision.models.get_model_weights(name)]
+            return dict(get_model(name, weights=None).state_dict())
+    known = [entry.name for entry in get_model_weights(name)]
     if spec in known:
-        entry = torchvision.models.get_model_weights(name)[spec]
+        entry = get_model_weights(name)[spec]
         try:
             return dict(entry.get_state_dict(progress=False, check_hash=True))
         except URLError as error:

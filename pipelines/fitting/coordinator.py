@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
 
-from ops.detectors.detector import Checkpoint, Fitted
+if TYPE_CHECKING:  # so that the actor starts without torch
+    from ops.detectors.detector import Fitted
 
 
 class DetectorResult(NamedTuple):
@@ -77,18 +78,3 @@ class FitCoordinator:
     def result(self, detector: str) -> DetectorResult:
         """A fitted detector."""
         return self._results[detector]
-
-
-class DetectorCheckpoint(Checkpoint):
-    """The checkpoint of one detector's fit, kept by the coordinator, which outlives workers."""
-
-    def __init__(self, coordinator: Any, detector: str) -> None:
-        self._coordinator, self._detector = coordinator, detector
-
-    def read(self) -> Any:
-        """Load from the coordinator."""
-        return ray.get(self._coordinator.load_checkpoint.remote(self._detector))
-
-    def write(self, content: Any) -> None:
-        """Save to the coordinator without waiting for it."""
-        self._coordinator.save_checkpoint.remote(self._detector, content)

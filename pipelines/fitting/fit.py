@@ -35,10 +35,12 @@ from pipelines.fitting.calibrate import calibrate
 from pipelines.fitting.coordinator import DetectorResult, FitCoordinator
 from pipelines.fitting.interruptible import interruptible_fit
 from pipelines.fitting.request import ALL, FitRequest, NothingToFit, Split, split
-from pipelines.fitting.worker import ROW, WholeShards, program
+from pipelines.fitting.whole_shards import WholeShards
+from pipelines.fitting.worker import ROW, program
 from pipelines.scoring.read_stage import ReadStage
 
 log = logging.getLogger(__name__)
+_RESTARTS = 2  # of the workers of a fit, before images that crash them are looked for
 
 
 def fit(
@@ -184,7 +186,7 @@ def _attempt(
         max_retries=2,
     )
     coordinator: Any = FitCoordinator.remote(len(rows))  # type: ignore[attr-defined]  # added by ray.remote
-    ray.get(coordinator.add_images.remote([], failures))
+    coordinator.add_images.remote([], failures)
     with (
         tempfile.TemporaryDirectory(prefix="nightloupe-") as scratch,
         _report_progress(coordinator, progress),
@@ -202,7 +204,9 @@ def _attempt(
             datasets={"images": images},
             dataset_config=WholeShards(),
             run_config=RunConfig(
-                name="fit", storage_path=scratch, failure_config=FailureConfig(max_failures=2)
+                name="fit",
+                storage_path=scratch,
+                failure_config=FailureConfig(max_failures=_RESTARTS),
             ),
         )
         interruptible_fit(trainer)

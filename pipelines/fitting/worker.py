@@ -12,9 +12,8 @@ import pyarrow.compute as pc
 import ray
 import ray.train
 import torch
-from ray.train import DataConfig
 
-from ops.detectors.detector import Detector
+from ops.detectors.detector import Checkpoint, Detector
 from ops.detectors.registry import detector_class
 from ops.detectors.score_images import to_images
 from ops.distributed import Distributed, Group
@@ -22,37 +21,11 @@ from ops.errors import UserError
 from ops.features.backbone import Backbone
 from ops.images.resize import InputSettings
 from pipelines.cluster.resources import Resources
-from pipelines.fitting.coordinator import DetectorCheckpoint, DetectorResult
+from pipelines.fitting.coordinator import DetectorResult
 from pipelines.fitting.request import DETECTOR
 
 #: The column with an image's number in the fit's list.
 ROW = "row"
-
-
-class WholeShards(DataConfig):
-    """Splits a dataset among the workers without losing a row, and in order.
-
-    Ray Train's default split drops rows to make shards equal.
-    """
-
-    def configure(
-        self,
-        datasets: dict[str, Any],
-        world_size: int,
-        worker_handles: Any,  # noqa: ARG002 - as in the base
-        worker_node_ids: Any,  # noqa: ARG002
-        **kwargs: Any,  # noqa: ARG002
-    ) -> list[dict[str, Any]]:
-        """One iterator for each worker and dataset."""
-        out: list[dict[str, Any]] = [{} for _ in range(world_size)]
-        for name, dataset in datasets.items():
-            copy = dataset.copy(dataset)
-            options = self._resolve_execution_options(name)
-            options.preserve_order = True
-            copy.context.execution_options = options
-            for rank, shard in enumerate(copy.streaming_split(world_size, equal=False)):
-                out[rank][name] = shard
-        return out
 
 
 def program(config: dict[str, Any]) -> None:
@@ -119,6 +92,21 @@ def _fit(name: str, detector: Detector, coordinator: Any, group: Group) -> bool:
         result = DetectorResult(fitted, tensors, detector.map_ceiling())
         ray.get(coordinator.set_result.remote(name, result))
     return True
+
+
+class DetectorCheckpoint(Checkpoint):
+    """The checkpoint of one detector's fit, kept by the coordinator, which outlives workers."""
+
+    def __init__(self, coordinator: Any, detector: str) -> None:
+        self._coordinator, self._detector = coordinator, detector
+
+    def read(self) -> Any:
+        """Load from the coordinator."""
+        return ray.get(self._coordinator.load_checkpoint.remote(self._detector))
+
+    def write(self, content: Any) -> None:
+        """Save to the coordinator without waiting for it."""
+        self._coordinator.save_checkpoint.remote(self._detector, content)
 
 
 class Stream:

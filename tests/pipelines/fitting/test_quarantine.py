@@ -46,6 +46,7 @@ def test_a_fit_and_its_calibration_leave_them_out(inventory, monkeypatch):
         for rows in (chosen.fit, chosen.held_out)
     )
     victims = (fitted, held_out)
+    monkeypatch.setattr(fit, "_RESTARTS", 0)  # each takes a minute, and ends like the first
     monkeypatch.setattr(fit, "Read", functools.partial(Deadly, victims=victims))
     monkeypatch.setattr(
         calibrate, "ScoringStream", functools.partial(DeadlyStream, victims=victims)

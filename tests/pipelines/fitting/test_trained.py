@@ -24,12 +24,12 @@ from ops.storage.paths import JOINT
 from pipelines.cluster.resources import Resources
 from pipelines.fitting import fit, plan, worker
 from pipelines.fitting.calibrate import HeldOutScores
-from pipelines.fitting.coordinator import DetectorCheckpoint
 from pipelines.fitting.request import FitRequest, NothingToFit, Select, split
+from pipelines.fitting.worker import DetectorCheckpoint
 from tests.pipelines.scoring.test_stream import nothing, take
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
-SLOTS = Resources(workers=2, cpus=1, reader_cpus=0.5, batch=4)
+SLOTS = Resources(workers=2, cpus=1, reader_cpus=1, batch=4)
 SETTINGS = DifferNetSettings(
     blocks=2,
     hidden=16,

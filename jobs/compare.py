@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from jobs.cli import entry
 from jobs.cli.console import Progress, echo, shown
-from jobs.tracking.tracker import Record, Tracker
+from jobs.tracking.record import Record
+from jobs.tracking.tracker import Tracker
 from ops.errors import SettingError
 from ops.storage.paths import Out
 from pipelines.reports import compare

@@ -24,9 +24,8 @@ from ops.storage.paths import Out
 from pipelines.cluster import memory
 from pipelines.cluster.resources import Resources, connected
 from pipelines.cluster.shared_model import SharedModel
-from pipelines.scoring import run as runs
-from pipelines.scoring import score
-from pipelines.scoring.run import ScoreSettings
+from pipelines.scoring import resume, score
+from pipelines.scoring.run import ScoreSettings, check_night
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     settings, _ = entry.parse(Settings, __doc__, argv)
     sources.check(settings.inventory, settings)
     max_failures(str(settings.max_failed), 0)
-    runs.check_night(settings.night)
+    check_night(settings.night)
     out, tracker = Out(settings.out), Tracker(settings.out)
     policy = ScoreSettings(settings.maps, settings.overlays, settings.chunk_rows)
     if not settings.model:
@@ -66,8 +65,8 @@ def main(argv: Sequence[str]) -> int:
             inventory = sources.inventory_of(settings.inventory, settings, out, progress)
             model = SharedModel.read(folder, inventory.products())
             memory.check_scoring(model, settings.resources)
-            run = runs.prepare(inventory, model, out, policy, settings.night)
-            if totals := runs.finished_totals(run):
+            run = resume.resume_or_start(inventory, model, out, policy, settings.night)
+            if totals := resume.finished_totals(run):
                 echo(f"run {run.run_id} is finished; nothing to do")
                 print_summary(totals)
                 return 0

@@ -40,7 +40,7 @@ class NightSettings(ScoreSettings):
         super().__post_init__()
         check_night(self.night)
         max_failures(str(self.max_failed), 0)
-        max_failures(str(self.warn_failed), 0)
+        max_failures(str(self.warn_failed), 0, "warn_failed")
         self.retried_statuses()
 
     def retried_statuses(self) -> list[str]:

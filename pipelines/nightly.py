@@ -24,8 +24,7 @@ from pipelines.night_settings import NightSettings
 from pipelines.reports import drift, report
 from pipelines.reports.alerts import AlertLimits, find_alerts
 from pipelines.reports.report_data import ReportSettings
-from pipelines.scoring import deduplicate, score
-from pipelines.scoring import run as runs
+from pipelines.scoring import deduplicate, resume, score
 from pipelines.scoring.run import Run, ScoreSettings
 from pipelines.tables import lock, run_records, take_inventory
 from pipelines.tables.pending import find_pending
@@ -200,7 +199,7 @@ class Night:
         with connected(settings.cluster):
             model = SharedModel.read(self._model, work.inventory.products())
             memory.check_scoring(model, settings.resources)
-            run = runs.prepare(
+            run = resume.resume_or_start(
                 work.inventory, model, self._out, work.settings, work.night, work.after
             )
             begin(run)

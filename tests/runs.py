@@ -13,13 +13,14 @@ from ops.detectors.model_folder import Model, ModelCard, write_model
 from ops.images.fetch import FetchSettings
 from ops.images.inventory import SCHEMA, Inventory, image_id
 from ops.images.resize import geometry
-from ops.results import anomaly_map
+from ops.results import anomaly_map, map_png
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
 from pipelines.cluster.shared_model import SharedModel
 from pipelines.scoring.chunks import ROWS, Chunks
 from pipelines.scoring.publish import publish
-from pipelines.scoring.run import Run, ScoreSettings, new_record, prepare
+from pipelines.scoring.resume import resume_or_start
+from pipelines.scoring.run import Run, ScoreSettings, new_record
 from tests.conftest import tiny_model
 
 NOW = datetime.datetime(2026, 11, 20, 3, tzinfo=datetime.UTC)
@@ -73,7 +74,7 @@ def finish(
     inventory = list_parts(f"{root}/inventory-{night}.parquet", parts)
     if not files.exists(f"{out.model(model.card.model_id)}/model.json"):
         write_model(out.model(model.card.model_id), model)
-    run = prepare(inventory, SharedModel(model.card, None, {}), out, settings, night)
+    run = resume_or_start(inventory, SharedModel(model.card, None, {}), out, settings, night)
     collected = Chunks(out, run.run_id, inventory, settings.chunk_rows)
     rows = [_row(run, place, part) for place, part in enumerate(parts)]
     collected.add(pa.Table.from_pylist(rows, ROWS))
@@ -131,7 +132,7 @@ def draw_map(out: Out, card: ModelCard, name: str, scale: anomaly_map.Scale | No
     place = geometry(80, 60, card.input)
     location = out.map(card.model_id, name)
     files.write_bytes(
-        location, anomaly_map.encode(values, scale or card.map_scale, place, card.model_id)
+        location, map_png.encode(values, scale or card.map_scale, place, card.model_id)
     )
     return uris.make(location)
 

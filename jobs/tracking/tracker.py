@@ -8,12 +8,12 @@ import os
 import re
 import tempfile
 import time
-import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 from jobs.tracking import pyfunc
+from jobs.tracking.record import Record, flat, redact
 from ops.detectors.model_folder import Model, read_model, versions, write_model
 from ops.errors import UserError
 from ops.storage import files, s3
@@ -22,31 +22,6 @@ from ops.storage.storage_errors import NotFound, storage_errors
 
 log = logging.getLogger(__name__)
 EXPERIMENT = "nightloupe"
-_USER_INFO = re.compile(r"(\w+://)[^/\s]+@")
-
-
-@dataclass
-class Record:
-    """What a job tracks: delivered as a whole, or kept in a spool until the tracker answers."""
-
-    job: str
-    params: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, float] = field(default_factory=dict)
-    tags: dict[str, str] = field(default_factory=dict)
-    curves: dict[str, list[float]] = field(default_factory=dict)
-    """Values per epoch."""
-    files: dict[str, str] = field(default_factory=dict)
-    """Artifacts: path in the run -> location of the file until it is delivered."""
-    status: str = "FINISHED"
-    started_ms: int = field(default_factory=lambda: int(time.time() * 1000))
-    ended_ms: int = 0
-    delivery: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """Tag of the run. It finds a run that was created although the answer was lost."""
-
-
-def redact(text: str) -> str:
-    """Replace user names and passwords in addresses by ***."""
-    return _USER_INFO.sub(r"\1***@", text)
 
 
 @contextlib.contextmanager
@@ -80,7 +55,7 @@ class Tracker:
     @contextlib.contextmanager
     def run(self, job: str, settings: Mapping[str, Any]) -> Iterator[Record]:
         """Track a job: its record is delivered when the block ends, also if it fails."""
-        record = Record(job, params=_flat(settings), tags=versions())
+        record = Record(job, params=flat(settings), tags=versions())
         try:
             yield record
         except BaseException:
@@ -289,13 +264,3 @@ class Tracker:
         except (MlflowException, OSError) as error:  # the tracking server may have stopped
             message = f"{uri} is registered at {self.uri}, but cannot be downloaded: {error}"
             raise NotFound(redact(message)) from None
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            out |= _flat(value, f"{prefix}{name}.")
-        else:
-            out[f"{prefix}{name}"] = value
-    return out

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ops.features.backbone import Backbone
+from ops.features.backbone import Backbone, LayerShape
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class FitSize:
 
     size: int
     """Side of the input in pixels."""
-    layers: list[tuple[int, int, int]]
+    layers: list[LayerShape]
     """Shape (C, h, w) of each backbone layer's features of one image, the finest first."""
     images: int
     workers: int

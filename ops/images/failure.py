@@ -17,7 +17,7 @@ STATUSES: dict[str, str] = {
     "too_large": "more bytes or pixels than the limits allow",
     "unknown_product": "the model holds no detector for its product",
     "undefined": "the detector returned a score that is not a finite number",
-    "crashed_worker": "every worker process that touched it died",
+    "crashed_worker": "every worker process that handled it died",
 }
 #: Failures whose cause may be gone at the next attempt.
 TRANSIENT = ("missing", "forbidden", "unavailable", "crashed_worker")
@@ -41,18 +41,21 @@ class TooManyFailures(RunError):
     """More images failed than --max-failed allows."""
 
 
-def max_failures(limit: str, total: int) -> int:
-    """How many failures `10`, `5%` or `0.05` allow among `total` images."""
+def max_failures(limit: str, total: int, setting: str = "max_failed") -> int:
+    """How many failures `10`, `5%` or `0.05` allow among `total` images.
+
+    Raises SettingError, which names the setting, for any other limit.
+    """
     text = limit.strip()
     try:
         share = float(text[:-1]) / 100 if text.endswith("%") else None
         value = float(text.removesuffix("%"))
     except ValueError:
         raise SettingError(
-            f"max_failed {limit!r} is neither a count nor a share such as 5%"
+            f"{setting} {limit!r} is neither a count nor a share such as 5%"
         ) from None
     if share is None and "." in text:
         share = value
     if not 0 <= value < math.inf or (share is not None and share > 1):
-        raise SettingError(f"max_failed {limit!r} must be a count, or a share from 0% to 100%")
+        raise SettingError(f"{setting} {limit!r} must be a count, or a share from 0% to 100%")
     return int(value) if share is None else int(share * total)

@@ -14,7 +14,8 @@ from scipy.ndimage import binary_dilation
 from ops.augment import synthetic_defects
 from ops.augment.synthetic_defects import Defective
 from ops.images.decode import Picture
-from ops.results.anomaly_map import Decoded, Map, Scale
+from ops.results.anomaly_map import Map, Scale
+from ops.results.map_png import Decoded
 
 #: A picture (h, w) or (h, w, 3) in 8 bits per channel.
 Pixels8 = npt.NDArray[np.uint8]

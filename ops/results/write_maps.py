@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from ops.images.resize import InputSettings, geometry, unpack
-from ops.results import anomaly_map, overlays
+from ops.results import anomaly_map, map_png, overlays
 from ops.results.anomaly_map import Map, Scale
 from ops.results.overlays import Pixels8
 from ops.storage import files, uris
@@ -76,7 +76,7 @@ class DrawMaps:
         }
         if self.policy == "all" or (self.policy == "flagged" and row["is_anomalous"]):
             location = self.out.map(self.model_id, row["image_id"])
-            png = anomaly_map.encode(values, self.scale, where, self.model_id)
+            png = map_png.encode(values, self.scale, where, self.model_id)
             files.write_bytes(location, png)
             added["map_uri"] = uris.make(location)
             if self.overlays:

@@ -18,7 +18,7 @@ from ops.images.failure import Failure
 from ops.images.fetch import FetchSettings, fetch
 from ops.images.resize import InputSettings, binarise, resize_mask
 from ops.progress import ProgressCallback
-from ops.results import anomaly_map, metrics
+from ops.results import map_png, metrics
 from ops.results.metrics import PixelHistogram
 from pipelines.cluster.resources import Resources
 
@@ -79,7 +79,7 @@ class ComparePixels:
     def _read(self, row: dict[str, Any]) -> _MapAndMask:
         if row["label"] and not row["mask_uri"]:
             return _NO_MASK
-        levels = anomaly_map.decode(fetch(row["map_uri"], None, None, self.fetch)).levels
+        levels = map_png.decode(fetch(row["map_uri"], None, None, self.fetch)).levels
         if not row["label"]:
             return _MapAndMask(levels, np.zeros(levels.shape, dtype=bool), 0)
         try:

@@ -13,7 +13,7 @@ from ops.images.decode import DecodeSettings, decode
 from ops.images.failure import Failure
 from ops.images.fetch import FetchSettings, fetch
 from ops.progress import ProgressCallback
-from ops.results import anomaly_map, overlays
+from ops.results import map_png, overlays
 from ops.storage import uris
 from ops.storage.paths import Out
 from pipelines.reports import drift, report_queries
@@ -215,7 +215,7 @@ def _pictures(
     try:
         location = out.map(row["model_id"], row["image_id"])
         map_data = fetch(uris.make(location), None, None, fetch_settings)
-        decoded_map = anomaly_map.decode(map_data)
+        decoded_map = map_png.decode(map_data)
     except (Failure, UserError):
         return Pictures(image, "", close_up, "The anomaly map cannot be read.")
     overlay = overlays.thumbnail_overlay(small, picture, decoded_map, threshold)

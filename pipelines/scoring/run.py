@@ -14,7 +14,6 @@ from ops.errors import SettingError
 from ops.images.fetch import FetchSettings
 from ops.images.inventory import Inventory
 from ops.results.write_maps import Policy
-from ops.storage import files
 from ops.storage.paths import Out
 from pipelines.cluster.shared_model import SharedModel
 
@@ -54,7 +53,7 @@ class ScoreSettings:
 
 @dataclass(frozen=True)
 class Run:
-    """One scoring of one inventory with one model. `after`: see `prepare`."""
+    """One scoring of one inventory with one model. `after`: see `resume_or_start`."""
 
     run_id: str
     night: str
@@ -71,65 +70,12 @@ def check_night(night: str | None) -> None:
         raise SettingError(f"night {night!r} must be a date such as 2026-11-20")
 
 
-def prepare(
-    inventory: Inventory,
-    model: SharedModel,
-    out: Out,
-    settings: ScoreSettings,
-    night: str | None,
-    after: Sequence[str] = (),
-) -> Run:
-    """A run with an id of its night and its key.
-
-    Without `night` it continues the latest unfinished run with the same key, or else starts one of
-    today (UTC). `after` names the runs whose failures this run tries again; it distinguishes the
-    run from an earlier one over the same images.
-    """
-    check_night(night)
-    key = run_key(inventory, model.card.model_id, asdict(settings), after)
-    if night is None:
-        nights = sorted(_unfinished(out, key))
-        night = nights[-1] if nights else datetime.datetime.now(datetime.UTC).date().isoformat()
-    return Run(f"{night}-{key}", night, out, inventory, model, settings, tuple(after))
-
-
 def run_key(
     inventory: Inventory, model_id: str, settings: Mapping[str, Any], after: Sequence[str] = ()
 ) -> str:
     """A hash of a run's images, model and settings, which follows the night in its id."""
     content = [inventory.content_hash(), model_id, dict(settings), *after]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _unfinished(out: Out, key: str) -> list[str]:
-    """Nights of unfinished runs with this key.
-
-    Removes the work folders of runs that were killed between their totals and their clean-up.
-    """
-    work = out.work()
-    if not files.is_folder(work):
-        return []
-    names = {item.name.split("/", 1)[0] for item in files.listing(work)}
-    nights = []
-    for run_id in sorted(name for name in names if name.endswith(f"-{key}")):
-        if _totals(out, run_id):
-            files.remove_folder(out.work(run_id))
-        else:
-            nights.append(run_id[:10])
-    return nights
-
-
-def finished_totals(run: Run) -> dict[str, Any] | None:
-    """The totals of a published run; None if it is not finished."""
-    return _totals(run.out, run.run_id)
-
-
-def _totals(out: Out, run_id: str) -> dict[str, Any] | None:
-    location = out.run(run_id)
-    if not files.exists(location):
-        return None
-    totals: dict[str, Any] | None = files.read_json(location).get("totals")
-    return totals
 
 
 def new_record(run: Run, fetch: FetchSettings, started: datetime.datetime) -> dict[str, Any]:

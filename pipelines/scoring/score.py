@@ -22,7 +22,8 @@ from pipelines.scoring.chunks import ROWS, Chunks, InvalidRun
 from pipelines.scoring.deduplicate import ScoreCache
 from pipelines.scoring.publish import publish, top_maps
 from pipelines.scoring.read_stage import span_blocks
-from pipelines.scoring.run import Run, finished_totals, new_record
+from pipelines.scoring.resume import finished_totals
+from pipelines.scoring.run import Run, new_record
 from pipelines.scoring.stream import ScoringStream, draw_step
 
 

@@ -20,7 +20,7 @@ from ops.images.failure import Failure
 from ops.images.fetch import FetchSettings, fetch
 from ops.images.resize import InputSettings, geometry
 from ops.progress import ProgressCallback
-from ops.results import anomaly_map, score_table
+from ops.results import map_png, score_table
 from ops.results.score_table import Rule
 from ops.storage import files
 from pipelines.scoring.publish import group_rows
@@ -211,7 +211,7 @@ class _MapCheck:
     def _violation(self, row: Mapping[str, Any]) -> tuple[str, str] | None:
         """The first rule that a row's map breaks, and how; None if it breaks none."""
         try:
-            read = anomaly_map.decode(fetch(row["map_uri"], None, None, FetchSettings()))
+            read = map_png.decode(fetch(row["map_uri"], None, None, FetchSettings()))
         except Failure as failure:
             return "every map that a row names exists", str(failure)
         except UserError as error:

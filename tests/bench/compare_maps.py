@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ops.images.inventory import Inventory
-from ops.results import anomaly_map
+from ops.results import map_png
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
 from pipelines.tables import run_records
@@ -45,7 +45,7 @@ def maps_of(out: Out, images: list[dict[str, Any]]) -> tuple[str, Iterator[np.nd
     places = {row["image_id"]: row["map_uri"] for row in scored}
     card = files.read_json(files.join(out.model(record["model_id"]), "model.json"))
     contents = (files.read_bytes(uris.parse(places[row["image_id"]]).location) for row in images)
-    return card["method"], (anomaly_map.decode(data).values() for data in contents)
+    return card["method"], (map_png.decode(data).values() for data in contents)
 
 
 def picture(uri: str) -> np.ndarray:

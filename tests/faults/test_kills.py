@@ -57,7 +57,10 @@ def test_a_draw_has_as_many_of_each_kind_and_is_the_same_for_a_seed():
 @pytest.mark.slow
 @pytest.mark.alone
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("victim", ["worker", "raylet", "driver", "tracker", "s3"])
+@pytest.mark.parametrize(
+    "victim",
+    ["worker", "raylet", "driver", "tracker", pytest.param("s3", marks=pytest.mark.campaign)],
+)
 def test_whatever_is_killed_the_table_is_that_of_a_quiet_night(world, victim):
     when = random.Random(f"{SEED}-{victim}").uniform(0.3, 0.9)
     (ending,) = campaign(world, [Case(victim, when, "none")], SEED)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from ops.detectors.model_folder import read_card
-from ops.results import anomaly_map
+from ops.results import map_png
 from ops.results.anomaly_map import Scale
 from ops.results.score_table import SCHEMA
 from ops.storage import files, parquet, paths, uris
@@ -181,16 +181,14 @@ def rescale_map(it):
 
 
 def shrink_map(it):
-    levels = anomaly_map.decode(files.read_bytes(it.map()))
-    png = anomaly_map.encode(levels.values()[:32], levels.scale, levels.geometry, levels.model_id)
+    levels = map_png.decode(files.read_bytes(it.map()))
+    png = map_png.encode(levels.values()[:32], levels.scale, levels.geometry, levels.model_id)
     files.write_bytes(it.map(), png)
 
 
 def shift_map(it):
-    read = anomaly_map.decode(files.read_bytes(it.map()))
-    png = anomaly_map.encode(
-        read.values(), read.scale, read.geometry._replace(left=3.0), read.model_id
-    )
+    read = map_png.decode(files.read_bytes(it.map()))
+    png = map_png.encode(read.values(), read.scale, read.geometry._replace(left=3.0), read.model_id)
     files.write_bytes(it.map(), png)
 
 

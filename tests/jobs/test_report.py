@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.tracking.tracker import EXPERIMENT, Record, Tracker
+from jobs.tracking.record import Record
+from jobs.tracking.tracker import EXPERIMENT, Tracker
 from ops.images.fetch import FetchSettings
 from ops.storage import files
 from ops.storage.paths import Out

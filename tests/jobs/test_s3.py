@@ -19,7 +19,7 @@ from safetensors.torch import save
 from jobs import check, evaluate, fit, inventory, score
 from ops.detectors.model_folder import read_model
 from ops.images.inventory import Inventory
-from ops.results import anomaly_map, score_table
+from ops.results import map_png, score_table
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
 from ops.storage.s3 import file_system
@@ -161,7 +161,7 @@ def test_every_scored_image_has_its_map_and_overlay(night):
     for row in ok:
         assert row["map_uri"] == out.map(record["model_id"], row["image_id"])
         assert files.exists(out.overlay(record["model_id"], row["image_id"]))
-    drawn = anomaly_map.decode(files.read_bytes(ok[0]["map_uri"]))
+    drawn = map_png.decode(files.read_bytes(ok[0]["map_uri"]))
     assert drawn.levels.shape == (64, 64)
     kept = {item.name for item in files.listing(out.maps(record["model_id"]))}
     assert len(kept) == len(ok)

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ops.detectors.glance.local_net import LocalNet, empty_linear
+from ops.detectors.glance.masked_windows import masked_window_means
 from ops.detectors.glance.partial_convolution import (
     MaskedFeatures,
     PartialNetwork,
     check_network,
 )
-from ops.detectors.glance.sliding_windows import masked_window_means
 
 #: Windows that are hidden in one pass.
 _WINDOWS_PER_PASS = {"cpu": 32, "cuda": 256}

@@ -196,6 +196,10 @@ CONTRADICTIONS = {
         "fit", ["--archive", ".", "--max-failed", "120%"],
         "max_failed '120%' must be a count, or a share from 0% to 100%",
     ),
+    "share of failures to warn of": (
+        "nightly", ["--archive", ".", "--model", "m", "--warn-failed", "120%"],
+        "warn_failed '120%' must be a count, or a share from 0% to 100%",
+    ),
     "endless failures": (
         "score", ["--archive", ".", "--model", "m", "--max-failed", "inf"],
         "max_failed 'inf' must be a count",

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from jobs.tracking import pyfunc
-from jobs.tracking.tracker import Record, Tracker
+from jobs.tracking.record import Record
+from jobs.tracking.tracker import Tracker
 from ops.detectors.score_images import ScoreImages
 from ops.images import synthetic_parts
 from ops.images.fetch import FetchSettings

@@ -11,7 +11,8 @@ import time
 import pytest
 import torch
 
-from jobs.tracking.tracker import EXPERIMENT, Record, Tracker, redact
+from jobs.tracking.record import Record, redact
+from jobs.tracking.tracker import EXPERIMENT, Tracker
 from ops.detectors.model_folder import read_model
 from ops.errors import UserError
 from ops.storage import files

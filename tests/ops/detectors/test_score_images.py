@@ -20,7 +20,7 @@ from ops.images.decode import DecodeSettings
 from ops.images.fetch import FetchSettings
 from ops.images.read_images import KNOWN, Read
 from ops.images.resize import InputSettings
-from ops.results import anomaly_map, overlays
+from ops.results import anomaly_map, map_png, overlays
 from ops.results.anomaly_map import Scale
 from ops.results.calibration import Calibration
 from ops.results.write_maps import DrawMaps, DrawSketches
@@ -236,7 +236,7 @@ def test_maps_are_drawn_as_asked_for_and_point_at_the_blob(rows, tensors, tmp_pa
     assert drawn[1]["peak_x"] is None
     for row in drawn:
         if row["map_uri"]:
-            decoded = anomaly_map.decode(files.read_bytes(uris.parse(row["map_uri"]).location))
+            decoded = map_png.decode(files.read_bytes(uris.parse(row["map_uri"]).location))
             assert decoded.scale == card.map_scale
             assert decoded.levels.shape == (64, 64)
             assert files.exists(out.overlay("m1", row["image_id"]))

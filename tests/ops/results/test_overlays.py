@@ -8,7 +8,7 @@ from PIL import Image
 from ops.augment.synthetic_defects import Defective
 from ops.images.decode import Picture
 from ops.images.resize import Geometry, InputSettings, geometry
-from ops.results import anomaly_map, overlays
+from ops.results import anomaly_map, map_png, overlays
 from ops.results.anomaly_map import Scale
 from tests import pictures
 
@@ -54,7 +54,7 @@ def test_a_map_lies_where_its_peak_is_in_the_picture(fit, width, height):
     values[12, 40] = 5
     where = geometry(width, height, settings)
     scale = Scale(0.0, 0.001)
-    decoded = anomaly_map.Decoded(scale.levels(values), scale, where, "m")
+    decoded = map_png.Decoded(scale.levels(values), scale, where, "m")
     original = picture(width, height)
     small = overlays.thumbnail(original, 200)
     on_thumbnail = overlays.map_on_thumbnail(decoded, original, small, outside=-1)
@@ -98,7 +98,7 @@ def test_an_overlay_is_the_grey_picture_where_the_map_is_low_and_coloured_where_
 def test_the_overlay_of_a_thumbnail_is_that_of_the_input_if_sizes_are_equal():
     original = picture(32, 32)
     values = np.random.default_rng(1).random((32, 32)).astype(np.float32)
-    decoded = anomaly_map.Decoded(SCALE.levels(values), SCALE, Geometry(1, 1, 0, 0), "m")
+    decoded = map_png.Decoded(SCALE.levels(values), SCALE, Geometry(1, 1, 0, 0), "m")
     small = overlays.thumbnail(original, 32)
     expected = overlays.overlay(original.pixels, decoded.values(), SCALE, 0.5)
     assert np.array_equal(overlays.thumbnail_overlay(small, original, decoded, 0.5), expected)

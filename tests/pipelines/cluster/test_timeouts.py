@@ -17,7 +17,8 @@ from pipelines.cluster.shared_model import SharedModel
 from pipelines.cluster.timeouts import time_limit
 from pipelines.scoring import score
 from pipelines.scoring.chunks import Chunks
-from pipelines.scoring.run import ScoreSettings, prepare
+from pipelines.scoring.resume import resume_or_start
+from pipelines.scoring.run import ScoreSettings
 from pipelines.scoring.stream import ScoringStream, draw_step
 from tests.conftest import ROOT, tiny_model
 from tests.faults.warehouse import BROKEN, build
@@ -87,7 +88,7 @@ class HangingStream(ScoringStream):
 def test_an_image_that_hangs_becomes_a_row_that_names_the_limit(warehouse, tmp_path):
     out, model = Out(str(tmp_path)), SharedModel.put(tiny_model("washer"))
     listed = Inventory(warehouse.listed)
-    run = prepare(listed, model, out, ScoreSettings("none", False, 10), None)
+    run = resume_or_start(listed, model, out, ScoreSettings("none", False, 10), None)
     resources = Resources(workers=1, batch=4, stall_timeout=96.0)
     draw = draw_step(model.card, out, "none")
     stream = HangingStream(model, draw, FetchSettings(), resources, listed)

@@ -8,7 +8,7 @@ from PIL import Image
 from ops.images.fetch import FetchSettings
 from ops.images.inventory import SCHEMA as INVENTORY
 from ops.images.resize import InputSettings, geometry
-from ops.results import anomaly_map
+from ops.results import map_png
 from ops.results.anomaly_map import Scale
 from pipelines.cluster.resources import Resources
 from pipelines.reports import evaluate
@@ -96,7 +96,7 @@ def test_a_worker_adds_up_maps_and_masks_of_any_format(tmp_path):
     for number, kind in enumerate((None, "png", "bmp", "gone", "empty.png")):
         values = rng.random((16, 16)).astype(np.float32)
         (tmp_path / f"{number}.png").write_bytes(
-            anomaly_map.encode(values, scale, geometry(32, 32, InputSettings(16)), "m")
+            map_png.encode(values, scale, geometry(32, 32, InputSettings(16)), "m")
         )
         mask = np.zeros((32, 32), np.uint8)
         mask[4:10, 2 * number : 2 * number + 8] = 255 if kind and "empty" not in kind else 0

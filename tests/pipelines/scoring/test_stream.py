@@ -24,19 +24,20 @@ from ops.images.fetch import FetchSettings
 from ops.images.inventory import Inventory
 from ops.images.layouts import LAYOUTS, PathParser
 from ops.images.resize import InputSettings
-from ops.results import anomaly_map, score_table
+from ops.results import map_png, score_table
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
 from pipelines.cluster import memory
 from pipelines.cluster.resources import Resources
 from pipelines.cluster.shared_model import SharedModel
 from pipelines.fitting import fit, plan, worker
-from pipelines.fitting.coordinator import DetectorCheckpoint
 from pipelines.fitting.request import FitRequest, NothingToFit, split
+from pipelines.fitting.worker import DetectorCheckpoint
 from pipelines.reports import evaluate
 from pipelines.scoring import score, verify
 from pipelines.scoring.chunks import Chunks
-from pipelines.scoring.run import Run, ScoreSettings, prepare
+from pipelines.scoring.resume import resume_or_start
+from pipelines.scoring.run import Run, ScoreSettings
 from pipelines.scoring.stream import draw_step
 from pipelines.scoring.violations import RunUnderCheck
 from pipelines.tables import take_inventory
@@ -44,7 +45,7 @@ from tests.conftest import draw_archive
 from tests.pipelines.deadly import DeadlyStream
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
-SLOTS = Resources(workers=2, cpus=1, reader_cpus=0.5, batch=4)
+SLOTS = Resources(workers=2, cpus=1, reader_cpus=1, batch=4)
 BROKEN = {
     "cut.png": "unreadable",
     "empty.png": "unreadable",
@@ -107,7 +108,7 @@ def world(cluster, tmp_path_factory):
     write_model(location, model)
     shared = SharedModel.put(read_model(location))
     out = Out(str(tmp_path_factory.mktemp("out")))
-    run = prepare(listed, shared, out, ScoreSettings("all", True, 10), "2026-11-20")
+    run = resume_or_start(listed, shared, out, ScoreSettings("all", True, 10), "2026-11-20")
     totals = score.score(run, FetchSettings(backoff=0.01), SLOTS, "50%", nothing)
     return World(listed, shared, out, run, totals, parquet.read(totals["table"]))
 
@@ -170,7 +171,7 @@ def test_maps_are_16_bit_on_one_scale_and_overlays_lie_beside_them(world):
         if row["status"] != "ok":
             assert row["map_uri"] is None
             continue
-        drawn = anomaly_map.decode(files.read_bytes(uris.parse(row["map_uri"]).location))
+        drawn = map_png.decode(files.read_bytes(uris.parse(row["map_uri"]).location))
         assert drawn.levels.shape == (64, 64)
         assert drawn.scale == world.model.card.map_scale
         # Pictures are as large as maps here; neighbours of the peak may share its grey level.
@@ -192,12 +193,12 @@ def test_repeating_a_finished_run_changes_nothing(world):
 def test_what_a_run_left_that_died_at_its_very_end_does_not_stop_the_next_night(world, tmp_path):
     out = Out(str(tmp_path))
     settings = ScoreSettings("none", False, 10)
-    run = prepare(world.inventory, world.model, out, settings, "2020-01-01")
+    run = resume_or_start(world.inventory, world.model, out, settings, "2020-01-01")
     files.write_bytes(files.join(out.work(run.run_id), "started"), b"")
-    taken_up = prepare(world.inventory, world.model, out, settings, None)
+    taken_up = resume_or_start(world.inventory, world.model, out, settings, None)
     assert taken_up.run_id == run.run_id
     files.write_json(out.run(run.run_id), {"totals": {"images": 39}})
-    tonight = prepare(world.inventory, world.model, out, settings, None)
+    tonight = resume_or_start(world.inventory, world.model, out, settings, None)
     assert tonight.night > "2020-01-01"
     assert not os.path.exists(out.work(run.run_id))
 
@@ -208,8 +209,8 @@ def comparable(table):
 
 def test_another_cut_into_batches_and_workers_gives_the_same_rows(world, tmp_path):
     out = Out(str(tmp_path))
-    run = prepare(world.inventory, world.model, out, ScoreSettings("none", False, 7), None)
-    resources = Resources(workers=1, cpus=1, reader_cpus=0.5, batch=17)
+    run = resume_or_start(world.inventory, world.model, out, ScoreSettings("none", False, 7), None)
+    resources = Resources(workers=1, cpus=1, reader_cpus=1, batch=17)
     totals = score.score(run, FetchSettings(backoff=0.01), resources, "50%", nothing)
     assert comparable(parquet.read(totals["table"])).equals(comparable(world.table))
     assert not os.path.exists(tmp_path / "maps")
@@ -217,7 +218,7 @@ def test_another_cut_into_batches_and_workers_gives_the_same_rows(world, tmp_pat
 
 def test_the_top_k_maps_are_those_of_the_highest_scores(world, tmp_path):
     out = Out(str(tmp_path))
-    run = prepare(world.inventory, world.model, out, ScoreSettings("top:3"), None)
+    run = resume_or_start(world.inventory, world.model, out, ScoreSettings("top:3"), None)
     totals = score.score(run, FetchSettings(backoff=0.01), SLOTS, "50%", nothing)
     rows = [r for r in parquet.read(totals["table"]).to_pylist() if r["status"] == "ok"]
     rows.sort(key=lambda r: -r["score"])
@@ -229,13 +230,15 @@ def test_the_top_k_maps_are_those_of_the_highest_scores(world, tmp_path):
 
 def test_too_many_failures_end_the_run_keep_its_rows_and_can_be_continued(world, tmp_path):
     out = Out(str(tmp_path))
-    run = prepare(world.inventory, world.model, out, ScoreSettings("none", False, 10), None)
+    run = resume_or_start(world.inventory, world.model, out, ScoreSettings("none", False, 10), None)
     with pytest.raises(TooManyFailures, match="more than --max_failed allows"):
         score.score(run, FetchSettings(backoff=0.01), SLOTS, "2", nothing)
     assert not os.path.exists(tmp_path / "scores")
     kept = Chunks(out, run.run_id, world.inventory, 10)
     assert kept.done > 0
-    taken_up = prepare(world.inventory, world.model, out, ScoreSettings("none", False, 10), None)
+    taken_up = resume_or_start(
+        world.inventory, world.model, out, ScoreSettings("none", False, 10), None
+    )
     assert taken_up.run_id == run.run_id
     with pytest.raises(TooManyFailures):
         score.score(taken_up, FetchSettings(backoff=0.01), SLOTS, "4", nothing)
@@ -249,7 +252,7 @@ def test_too_many_failures_end_the_run_keep_its_rows_and_can_be_continued(world,
 @pytest.mark.timeout(600)
 def test_an_image_that_kills_its_workers_becomes_a_row_and_the_others_are_scored(world, tmp_path):
     out = Out(str(tmp_path))
-    run = prepare(world.inventory, world.model, out, ScoreSettings("none", False, 10), None)
+    run = resume_or_start(world.inventory, world.model, out, ScoreSettings("none", False, 10), None)
     draw = draw_step(world.model.card, out, "none")
     victims = ("washer/test/good/011.png",)
     fetch = FetchSettings(backoff=0.01)
@@ -317,7 +320,7 @@ def test_every_good_image_is_in_the_bank_whatever_the_number_of_workers(world, t
         workers: fit.fit(
             listed,
             request(holdout=0.0),
-            Resources(workers=workers, cpus=1, reader_cpus=0.5, batch=batch),
+            Resources(workers=workers, cpus=1, reader_cpus=1, batch=batch),
             nothing,
         )
         for workers, batch in ((1, 8), (3, 5))
@@ -433,6 +436,6 @@ def test_a_plan_says_what_the_fit_then_finds_and_refuses_what_cannot_be_held(wor
     assert 0 < expected.fit < 5
     monkeypatch.setattr(memory, "memory_of_nodes", lambda: [2**30, 2**29])
     with pytest.raises(
-        memory.NotEnoughMemory, match=r"2 workers, 1 per node, .* --patchcore\.memory"
+        memory.NotEnoughMemory, match=r"2 workers, 1 per node, .* --patchcore\.fit_memory"
     ):
         plan.check(found)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ops.detectors.glance.masked_windows import masked_window_means
 from ops.detectors.glance.partial_convolution import MaskedFeatures, PartialNetwork
-from ops.detectors.glance.sliding_windows import masked_window_means
 from tests.ops.detectors.glance.test_partial_convolution import hiding, networks
 
 #: In pixels, at every edge and in every phase of the network's strides.

@@ -1,0 +1,47 @@
+"""What a job tells the tracker, without secrets."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+_USER_INFO = re.compile(r"(\w+://)[^/\s]+@")
+
+
+@dataclass
+class Record:
+    """What a job tracks: delivered as a whole, or kept in a spool until the tracker answers."""
+
+    job: str
+    params: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    curves: dict[str, list[float]] = field(default_factory=dict)
+    """Values per epoch."""
+    files: dict[str, str] = field(default_factory=dict)
+    """Artifacts: path in the run -> location of the file until it is delivered."""
+    status: str = "FINISHED"
+    started_ms: int = field(default_factory=lambda: int(time.time() * 1000))
+    ended_ms: int = 0
+    delivery: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Tag of the run. It finds a run that was created although the answer was lost."""
+
+
+def redact(text: str) -> str:
+    """Replace user names and passwords in addresses by ***."""
+    return _USER_INFO.sub(r"\1***@", text)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name."""
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            out |= flat(value, f"{prefix}{name}.")
+        else:
+            out[f"{prefix}{name}"] = value
+    return out

@@ -18,7 +18,7 @@ import pytest
 from ops.errors import UserError
 from tests.conftest import ROOT, draw_archive, forget_s3, tiny_fit
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.alone]
 OUT = "s3://warehouse/out"
 MODEL = "models:/nightloupe@champion"
 

@@ -10,7 +10,7 @@ from ops.storage.s3 import file_system
 from tests.faults.conftest import JOBS, REMEDY
 from tests.faults.proxy import DENIALS
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from tests.cluster import Cluster
 from tests.conftest import tiny_model
 from tests.faults.warehouse import Warehouse, build, published, start
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.campaign, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.campaign]
 IMAGES = 1500
 
 

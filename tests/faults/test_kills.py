@@ -56,7 +56,6 @@ def test_a_draw_has_as_many_of_each_kind_and_is_the_same_for_a_seed():
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.alone
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "victim",
     ["worker", "raylet", "driver", "tracker", pytest.param("s3", marks=pytest.mark.campaign)],
@@ -77,7 +76,6 @@ def test_whatever_is_killed_the_table_is_that_of_a_quiet_night(world, victim):
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.alone
-@pytest.mark.timeout(300)
 def test_a_run_that_ends_before_its_kill_counts_for_nothing(world):
     late = Case("worker", 100.0, "none")
     assert attempt(world, late, "late", random.Random(0)) is None
@@ -127,7 +125,6 @@ def at_work(world) -> list[tuple[int, str]]:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.alone
-@pytest.mark.timeout(600)
 def test_a_stopped_job_writes_no_more_and_is_finished_by_the_same_command(world):
     case = Case("driver", 0.5, "none")
     table, _, _ = world.undisturbed(case)

@@ -12,7 +12,7 @@ from tests.faults import radosgw
 from tests.faults.conftest import REMEDY
 from tests.faults.proxy import ONE_IN_TEN, Proxy, running
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -126,7 +126,6 @@ def job(folder: Path, name: str, *words: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_planted_secrets_are_found_in_nothing_that_a_night_leaves(
     s3_server, monkeypatch, free_port, request
 ):

@@ -26,7 +26,7 @@ from tests.conftest import ROOT, SECRET, forget_s3, new_bucket, tiny_model
 from tests.faults import radosgw
 from tests.faults.proxy import ONE_IN_TEN, UNHEARD, Proxy, running
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 #: As files, then in a tar, then in a zip.
 FILES, IMAGES = 40, 56

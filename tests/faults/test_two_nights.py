@@ -17,7 +17,7 @@ from ops.images import synthetic_parts
 from ops.results import score_table
 from tests.conftest import LOOPBACK_ONLY, ROOT, tiny_model
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.alone]
 IMAGES = 60
 
 

@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import ROOT, draw_archive, tiny_fit
 from tests.faults.processes import tree
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def is_training(pid: int) -> bool:

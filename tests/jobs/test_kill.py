@@ -9,7 +9,7 @@ import pytest
 
 from tests.faults.warehouse import Witness, build, published, start
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 IMAGES = 2000
 
 

@@ -112,7 +112,6 @@ def warehouse(cluster, tmp_path_factory):
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(900)
 def test_nights_score_the_pending_images_only(warehouse, monkeypatch, capsys):
     """Each night continues from the one before."""
     night, gone = warehouse, warehouse.root / "parts" / "washer" / "gone.png"
@@ -236,7 +235,6 @@ def test_nights_score_the_pending_images_only(warehouse, monkeypatch, capsys):
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(300)
 def test_a_killed_night_whose_maps_are_missing_is_scored_again(warehouse, tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     words = [*warehouse.words, "--archive", str(tmp_path / "parts"), "--out", str(tmp_path / "out")]

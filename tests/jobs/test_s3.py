@@ -26,7 +26,7 @@ from ops.storage.s3 import file_system
 from pipelines.tables import run_records
 from tests.conftest import SECRET, draw_archive, new_bucket, tiny_fit
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 STRANGE = "washer/test/good/a #1?%ü.png"
 CUT = "washer/test/good/009.png"

@@ -9,7 +9,7 @@ from ops.storage import files
 from ops.storage.paths import Out
 from tests.faults.warehouse import build, published
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @ray.remote

@@ -17,7 +17,7 @@ from ops.storage.paths import Out
 from tests.cluster import BIN, Cluster
 from tests.conftest import ROOT, draw_archive, tiny_fit
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.alone]
 
 
 @dataclass

@@ -126,7 +126,6 @@ def test_waiting_for_nodes_ends_and_removes_the_placement_group(cluster):
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.alone
-@pytest.mark.timeout(240)
 def test_a_node_that_joins_while_it_is_awaited_is_used(tmp_path):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     job = subprocess.run(

@@ -28,7 +28,6 @@ JOB = textwrap.dedent("""
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_a_run_that_succeeds_prints_nothing_of_the_workers_that_were_killed(tmp_path):
     warehouse = build(str(tmp_path / "warehouse"), 3)
     parts = tmp_path / "warehouse" / "parts" / "washer"

@@ -84,7 +84,6 @@ class HangingStream(ScoringStream):
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.alone
-@pytest.mark.timeout(300)
 def test_an_image_that_hangs_becomes_a_row_that_names_the_limit(warehouse, tmp_path):
     out, model = Out(str(tmp_path)), SharedModel.put(tiny_model("washer"))
     listed = Inventory(warehouse.listed)

@@ -13,7 +13,7 @@ from pipelines.fitting.request import split
 from tests.pipelines.deadly import Deadly, DeadlyStream
 from tests.pipelines.scoring.test_stream import SLOTS, nothing, request, take
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +25,7 @@ def reader(kind, **more):
     return kind(request().input, request().decode, request().fetch, **more)
 
 
+@pytest.mark.campaign
 def test_images_that_crash_processes_are_found_among_the_others(inventory):
     rows = split(inventory, request()).fit
     uris = rows["uri"].to_pylist()

@@ -28,7 +28,7 @@ from pipelines.fitting.request import FitRequest, NothingToFit, Select, split
 from pipelines.fitting.worker import DetectorCheckpoint
 from tests.pipelines.scoring.test_stream import nothing, take
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 SLOTS = Resources(workers=2, cpus=1, reader_cpus=1, batch=4)
 SETTINGS = DifferNetSettings(
     blocks=2,

@@ -223,7 +223,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 @pytest.mark.slow
 @pytest.mark.alone
-@pytest.mark.timeout(300)
 def test_a_million_objects_are_listed_in_bounded_memory(tmp_path):
     def peak(count: int) -> int:
         out = str(tmp_path / f"{count}.parquet")

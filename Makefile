@@ -25,12 +25,12 @@ test: $(READY)
 # What starts Ray clusters and servers, without the campaigns.
 test-cluster: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "(ray or slow) and not alone and not campaign" \
-		-o timeout=900 --durations=15
-	$(BIN)/python -m pytest -m "alone and not campaign" -o timeout=900 --durations=15
+		--durations=15
+	$(BIN)/python -m pytest -m "alone and not campaign" --durations=15
 
-# Everything, also the campaigns; about three quarters of an hour on two cores.
+# Everything, also the campaigns; more than an hour on two cores.
 test-all: $(READY)
-	$(BIN)/python -m pytest -m "" -o timeout=900 --durations=15
+	$(BIN)/python -m pytest -m "" --durations=15
 
 # The tables of docs/benchmarks.md, on one thread; about ten minutes. make bench PARTS=coreset
 bench: $(READY)

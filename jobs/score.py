@@ -24,7 +24,8 @@ from ops.storage.paths import Out
 from pipelines.cluster import memory
 from pipelines.cluster.resources import Resources, connected
 from pipelines.cluster.shared_model import SharedModel
-from pipelines.scoring import resume, score
+from pipelines.scoring import score
+from pipelines.scoring.resume import finished_totals, resume_or_start
 from pipelines.scoring.run import ScoreSettings, check_night
 
 
@@ -65,8 +66,8 @@ def main(argv: Sequence[str]) -> int:
             inventory = sources.inventory_of(settings.inventory, settings, out, progress)
             model = SharedModel.read(folder, inventory.products())
             memory.check_scoring(model, settings.resources)
-            run = resume.resume_or_start(inventory, model, out, policy, settings.night)
-            if totals := resume.finished_totals(run):
+            run = resume_or_start(inventory, model, out, policy, settings.night)
+            if totals := finished_totals(run):
                 echo(f"run {run.run_id} is finished; nothing to do")
                 print_summary(totals)
                 return 0

@@ -24,7 +24,8 @@ from pipelines.night_settings import NightSettings
 from pipelines.reports import drift, report
 from pipelines.reports.alerts import AlertLimits, find_alerts
 from pipelines.reports.report_data import ReportSettings
-from pipelines.scoring import deduplicate, resume, score
+from pipelines.scoring import deduplicate, score
+from pipelines.scoring.resume import resume_or_start
 from pipelines.scoring.run import Run, ScoreSettings
 from pipelines.tables import lock, run_records, take_inventory
 from pipelines.tables.pending import find_pending
@@ -199,7 +200,7 @@ class Night:
         with connected(settings.cluster):
             model = SharedModel.read(self._model, work.inventory.products())
             memory.check_scoring(model, settings.resources)
-            run = resume.resume_or_start(
+            run = resume_or_start(
                 work.inventory, model, self._out, work.settings, work.night, work.after
             )
             begin(run)

@@ -32,6 +32,13 @@ TINY = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that start clusters or servers have 15 minutes each, wherever they are run."""
+    for item in items:
+        if item.get_closest_marker("ray") or item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(900))
+
+
 def tiny_fit() -> list[str]:
     """Settings of jobs.fit for a detector that is fitted in a second."""
     return [word for pair in TINY.items() for word in pair]

@@ -83,20 +83,12 @@ def greedy(
             f"points must be finite and shorter than {LARGEST:.0e}; drop other rows first"
         )
     batch = batch or max(64, 512 // group.size)
-    coreset = Coreset()
     if not total or k < 1:
-        return coreset
+        return Coreset()
     quantiser = _quantiser(points, group)
     shard = LazyDistances(points.contiguous(), ids, min(k, total), quantiser)
-    first = _points_of(resume_from.ids, points, ids, group) if resume_from else None
-    if resume_from and first is not None:
-        coreset = Coreset(resume_from.ids[:k], resume_from.squared[:k], rounds=resume_from.rounds)
-        shard.begin(first[:k])
-    else:
-        lowest = ids.min() if len(ids) else torch.tensor(2**62)
-        coreset.ids.append(int(group.all_reduce(lowest.reshape(1), "min")))
-        coreset.squared.append(math.inf)
-        shard.begin(torch.cat(group.all_gather(points[ids == coreset.ids[0]])))
+    coreset, first = _first_picks(points, ids, k, group, resume_from)
+    shard.begin(first)
     while len(coreset.ids) < k:
         proposals = _exchange_proposals(shard, batch, group)
         coreset.rounds += 1
@@ -114,6 +106,23 @@ def greedy(
         coreset.radius,
     )
     return coreset
+
+
+def _first_picks(
+    points: Tensor, ids: Tensor, k: int, group: Group, resume_from: Coreset | None
+) -> tuple[Coreset, Tensor]:
+    """Collective: the picks to start with, and their points (m, d).
+
+    These are the picks of an earlier attempt, or else the point with the lowest id.
+    """
+    if resume_from:
+        first = _points_of(resume_from.ids, points, ids, group)
+        if first is not None:
+            picks = Coreset(resume_from.ids[:k], resume_from.squared[:k], rounds=resume_from.rounds)
+            return picks, first[:k]
+    lowest = ids.min() if len(ids) else torch.tensor(2**62)
+    number = int(group.all_reduce(lowest.reshape(1), "min"))
+    return Coreset([number], [math.inf]), torch.cat(group.all_gather(points[ids == number]))
 
 
 def _quantiser(points: Tensor, group: Group) -> Quantiser:

@@ -31,7 +31,7 @@ def neighbourhood(layer: Tensor, y: int, x: int) -> list[float]:
     return padded[:, y : y + 3, x : x + 3].flatten().tolist()
 
 
-def close(result: Tensor, expected: Tensor) -> None:
+def assert_close(result: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(result, expected, rtol=1e-10, atol=1e-12)
 
 
@@ -39,8 +39,8 @@ def test_nine_times_c_values_to_c_bins_are_the_mean_of_each_channel():
     (layer,) = maps((6, 5))
     unfolded = F.unfold(layer, 3, padding=1).transpose(1, 2)
     expected = F.adaptive_avg_pool1d(unfolded, 6).view(2, 5, 5, 6)
-    close(embed([layer], "pooled", 6), expected)
-    close(F.avg_pool2d(layer, 3, 1, 1).permute(0, 2, 3, 1), expected)
+    assert_close(embed([layer], "pooled", 6), expected)
+    assert_close(F.avg_pool2d(layer, 3, 1, 1).permute(0, 2, 3, 1), expected)
 
 
 @pytest.mark.parametrize("dim", [4, 5, 8, 12])
@@ -52,7 +52,7 @@ def test_pooled_vectors_are_those_of_a_loop_over_cells(channels, dim):
     for image, y, x in ((0, 0, 0), (0, 2, 3), (1, 4, 4), (1, 1, 0)):
         each = [pooled(neighbourhood(layer[image], y, x), dim) for layer in layers]
         expected = torch.tensor(pooled([*chain(*each)], dim), dtype=torch.float64)
-        close(result[image, y, x], expected)
+        assert_close(result[image, y, x], expected)
 
 
 @pytest.mark.parametrize(
@@ -90,8 +90,8 @@ def test_averaging_neighbours_and_resizing_commute():
     bigger = F.interpolate(F.avg_pool2d(coarse, 3, 1, 1), size=(8, 8), mode="bilinear")
     unfolded = F.unfold(coarse, 3, padding=1).view(2, 4 * 9, 4, 4)
     resized = F.interpolate(unfolded, size=(8, 8), mode="bilinear").view(2, 4, 9, 8, 8)
-    close(resized.mean(dim=2), bigger)
-    close(embed([fine, coarse], "concat", 0)[..., 2:], bigger.permute(0, 2, 3, 1))
+    assert_close(resized.mean(dim=2), bigger)
+    assert_close(embed([fine, coarse], "concat", 0)[..., 2:], bigger.permute(0, 2, 3, 1))
 
 
 def test_concatenated_vectors_hold_all_channels_in_order():
@@ -100,7 +100,9 @@ def test_concatenated_vectors_hold_all_channels_in_order():
     assert result.shape == (2, 6, 6, 8)
     for image, y, x in ((0, 0, 0), (1, 3, 5)):
         values = neighbourhood(first[image], y, x) + neighbourhood(second[image], y, x)
-        close(result[image, y, x], torch.tensor(values, dtype=torch.float64).view(8, 9).mean(dim=1))
+        assert_close(
+            result[image, y, x], torch.tensor(values, dtype=torch.float64).view(8, 9).mean(dim=1)
+        )
 
 
 @pytest.mark.parametrize("embedding", ["pooled", "concat"])

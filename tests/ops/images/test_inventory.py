@@ -7,8 +7,9 @@ import pytest
 
 from ops.errors import UserError
 from ops.images import archives, inventory
-from ops.images.inventory import SCHEMA, Inventory, Tally, image_id, listed
+from ops.images.inventory import SCHEMA, Inventory, image_id, listed
 from ops.images.layouts import LAYOUTS, Layout, PathParser
+from ops.images.tally import Tally
 from ops.storage import parquet
 
 SUFFIXES = archives.IMAGE_SUFFIXES.split()
@@ -32,7 +33,7 @@ def test_images_and_masks_are_listed_and_other_files_counted(tmp_path):
     rows, tally = rows_of(tmp_path)
     assert (tally.images, tally.masks, tally.other_files, tally.unmatched) == (3, 1, 1, 1)
     assert tally.example_unmatched == "nut/odd.png"
-    assert tally.other_suffixes == {".txt"}
+    assert tally.other_suffixes == {".txt": 1}
     by_name = {row["uri"].rsplit("/", 1)[-1]: row for row in rows}
     assert by_name["1_mask.png"]["is_mask"]
     assert by_name["1_mask.png"]["mask_key"] == by_name["1.PNG"]["mask_key"]

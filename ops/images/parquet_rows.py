@@ -21,7 +21,7 @@ from ops.images.tally import Tally
 from ops.storage import files, uris
 
 #: Read at a time, and kept at least, per reader. A page is unpacked as a whole whatever its size.
-_BATCH_BYTES, _KEPT_BYTES = 2**24, 2**26
+_BATCH_BYTES, _KEPT_BYTES = 2**24, 2**27
 #: Rows in a batch at most: values of a dictionary are small in the file and large in memory.
 _BATCH_ROWS = 64
 _NAME_ROWS = 10_000

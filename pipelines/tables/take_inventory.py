@@ -43,7 +43,9 @@ _SORTED = f"""
 #: is that of no image.
 _COUNTS = """
     WITH listed AS (FROM read_parquet($listed)),
-         masks AS (SELECT mask_key, count(DISTINCT uri) AS n FROM listed WHERE is_mask GROUP BY mask_key)
+         masks AS (
+             SELECT mask_key, count(DISTINCT uri) AS n FROM listed WHERE is_mask GROUP BY mask_key
+         )
     SELECT (SELECT count(*) FROM listed WHERE NOT is_mask AND problem IS NULL
                 AND split IS DISTINCT FROM coalesce($split, split)),
            (SELECT count(*) FROM listed

@@ -6,11 +6,14 @@ import os
 import tempfile
 from dataclasses import dataclass, replace
 
+from jobs.cli import locations
 from jobs.cli.console import Progress, echo, shown
 from ops.errors import SettingError
-from ops.images.archives import IMAGE_SUFFIXES
-from ops.images.inventory import Inventory, Tally
-from ops.images.layouts import GOOD, LAYOUTS, Layout, PathParser, train_names
+from ops.images.archives import IMAGE_SUFFIXES, path_below
+from ops.images.entry import Search
+from ops.images.inventory import Inventory
+from ops.images.layouts import GOOD, LAYOUTS, Layout, PathParser, composed, train_names
+from ops.images.tally import Tally
 from ops.storage import files, s3
 from ops.storage.paths import Out
 from pipelines.tables import take_inventory
@@ -43,6 +46,9 @@ class Listing:
     """List only images of this split."""
     suffixes: str = IMAGE_SUFFIXES
     """Suffixes of image files, space-separated."""
+    column: str = ""
+    """The column of Parquet files that holds the images, such as image or image.bytes; default:
+    one named like an image, else the first whose values start like image files."""
 
     def locations(self) -> list[str]:
         """The archives. Raises SettingError if none is named."""
@@ -51,7 +57,22 @@ class Listing:
             raise SettingError(
                 "name the images: --archive FOLDER, s3://..., FILE.tar, .zip, .parquet"
             )
-        return [place.removeprefix("file://") for place in archives]
+        return [locations.checked("archive", place) for place in archives]
+
+    def search(self) -> Search:
+        """What is listed. Raises SettingError if an archive is itself written to."""
+        own = tuple(
+            locations.checked(name, place)
+            for name in ("out", "output", "model")
+            if (place := getattr(self, name, "")) and not place.startswith("models:/")
+        )
+        for archive in self.locations():
+            if any(path_below(archive, place) == "." for place in own):
+                raise SettingError(
+                    f"{archive} is both read as --archive and written to; choose another folder "
+                    f"for the output, such as {archive.rstrip('/')}-out"
+                )
+        return Search(self.column, own)
 
     def path_parser(self) -> PathParser:
         """The parser of paths. Raises SettingError for an unknown layout or field."""
@@ -64,7 +85,7 @@ class Listing:
         share = base.train_share if self.train_share is None else self.train_share
         layout = replace(
             base,
-            good=frozenset(word.strip().lower() for word in self.good.split(",")),
+            good=frozenset(word.strip().lower() for word in composed(self.good).split(",")),
             train_names=self._train_names(base, place),
             train_share=share,
             product=self.product or base.product,
@@ -94,6 +115,7 @@ def take(listing: Listing, out: str, progress: Progress) -> Tally:
         listing.suffixes.split(),
         progress,
         listing.split or None,
+        search=listing.search(),
     )
     echo(f"{tally.images} images and {tally.masks} masks listed")
     if path_parser.layout.label_by_mask and not tally.masks:
@@ -101,15 +123,24 @@ def take(listing: Listing, out: str, progress: Progress) -> Tally:
     if tally.skipped_frames:
         echo(f"{tally.skipped_frames} frames of clips left out by the layout's frame step")
     if tally.other_files:
-        endings = " ".join(sorted(tally.other_suffixes))
+        endings = ", ".join(
+            f"{n} {shown(suffix)}" for suffix, n in tally.other_suffixes.most_common(20)
+        )
         echo(f"{tally.other_files} other files left out ({endings})")
+    for reason, count in tally.left_out.most_common():
+        echo(f"left out: {count} {reason}")
+    for column, count in tally.columns.most_common(20):
+        echo(f"images are taken from column {shown(column)} of {count} Parquet files")
     if tally.unmatched:
         echo(
             f"warning: {tally.unmatched} images do not match the pattern and have no product, "
             f"such as {shown(tally.example_unmatched)}"
         )
     if tally.problems:
-        echo(f"warning: {tally.problems} archives are damaged; the row of each has the reason")
+        echo(
+            f"warning: {tally.problems} archives cannot be read, or not to their end; the row of "
+            f"each has the reason, such as: {shown(tally.example_problem)}"
+        )
     return tally
 
 
@@ -119,12 +150,13 @@ def check(given: str, listing: Listing) -> None:
         raise SettingError("--inventory and --archive exclude each other")
     if not given:
         listing.path_parser()
+        listing.search()
 
 
 def inventory_of(given: str, listing: Listing, out: Out, progress: Progress) -> Inventory:
     """The given inventory, or a new one of the archives, kept under the hash of its content."""
     if given:
-        return Inventory(given.removeprefix("file://"))
+        return Inventory(locations.checked("inventory", given))
     with tempfile.TemporaryDirectory(prefix="nightloupe-") as folder:
         path = os.path.join(folder, "inventory.parquet")
         take(listing, path, progress)

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import errno
 import functools
-import tarfile
-import tempfile
 import threading
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import IO, Protocol
+from typing import Protocol
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import tenacity
 
-from ops.images import archives
+from ops.images.damage import raise_unless_damage
+from ops.images.entry import PARQUET, ZIP
 from ops.images.failure import Failure
+from ops.images.parquet_rows import ParquetReader
+from ops.images.tar_members import TarReader
+from ops.images.zip_members import ZipReader
 from ops.storage import files, uris
 from ops.storage.retry import RetryPolicy, retry_policy
-from ops.storage.storage_errors import StorageError, Unavailable
+from ops.storage.storage_errors import Archived, StorageError, Unavailable
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,8 @@ def fetch(
             )
     except FileNotFoundError:
         raise Failure("missing", "it was listed, but no longer exists") from None
+    except Archived as error:
+        raise Failure("forbidden", error.message) from None
     except PermissionError:
         raise Failure("forbidden", "the store denies access to it") from None
     except Unavailable as error:
@@ -88,7 +89,7 @@ def _read(uri: str, member: int | None, size: int | None, limit: int) -> bytes:
         if size is not None and len(data) < size and files.describe(location).bytes == size:
             raise StorageError(f"{len(data)} of {size} bytes arrived", location)
         return data
-    if member is not None and size is not None and _is_plain_tar(location):
+    if member is not None and member >= 0 and size is not None and _is_plain_tar(location):
         try:
             data = files.read_bytes(location, member, member + size)
         except OSError as error:
@@ -100,14 +101,14 @@ def _read(uri: str, member: int | None, size: int | None, limit: int) -> bytes:
         return data
     try:
         with _OPEN_LOCK:  # otherwise every thread that misses the cache unpacks the archive
-            container = _container(location)
+            container = _container(location, uris.column(uri))
         return container.read(name, member, limit)
     except KeyError:
         raise Failure("missing", "the archive no longer contains it") from None
     except (RuntimeError, NotImplementedError) as error:  # encrypted, or an unknown compression
         raise Failure("unsupported", f"its archive cannot be unpacked ({error})") from None
     except Exception as error:
-        archives.raise_unless_damage(error)
+        raise_unless_damage(error)
         raise Failure("unreadable", f"damaged in its archive ({error})") from None
 
 
@@ -119,103 +120,10 @@ _OPEN_LOCK = threading.Lock()
 
 
 @functools.lru_cache(maxsize=4)  # an open archive keeps its directory and a few blocks in memory
-def _container(location: str) -> _Container:
+def _container(location: str, column: str | None) -> _Container:
     lower = location.lower()
-    if lower.endswith(archives.ZIP):
-        return _Zip(files.open_read(location))
-    if lower.endswith(archives.PARQUET):
-        return _Parquet(files.open_read(location))
-    return _Tar(location)
-
-
-class _Zip:
-    def __init__(self, file: IO[bytes]) -> None:
-        self._archive = zipfile.ZipFile(file)
-
-    def read(self, name: str, member: int | None, limit: int) -> bytes:
-        members = self._archive.infolist()
-        if member is not None and member >= len(members):
-            raise KeyError(member)
-        info = self._archive.getinfo(name) if member is None else members[member]
-        if info.filename != name:
-            raise KeyError(name)
-        with self._archive.open(info) as file:
-            return file.read(limit + 1)  # the size in the header of a zip bomb is wrong
-
-
-class _Tar:
-    """A tar whose members are looked up by name, or that is compressed and is unpacked first."""
-
-    def __init__(self, location: str) -> None:
-        file = files.open_read(location)
-        if archives.is_compressed_tar(location):
-            plain: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives with the cache entry
-            with tarfile.open(fileobj=file, mode="r:*") as packed:
-                assert packed.fileobj is not None
-                packed.fileobj.seek(0)
-                try:
-                    while chunk := packed.fileobj.read1(4096):  # type: ignore[attr-defined]
-                        plain.write(chunk)
-                except Exception as error:
-                    if not archives.is_damage(error):
-                        raise
-                    # truncated or damaged: the members before that can still be read
-            file.close()
-            file = plain
-        self._file = file
-        self._lock = threading.Lock()
-        self._members: dict[str | int, tuple[int, int]] = {}  # by name and by offset
-
-    def read(self, name: str, member: int | None, limit: int) -> bytes:
-        with self._lock:
-            if not self._members:
-                self._members = self._scan()
-            start, size = self._members[name if member is None else member]
-            if size > limit:
-                _too_large(size, limit)
-            self._file.seek(start)
-            data = self._file.read(size)
-        if len(data) < size:
-            raise EOFError(f"the archive ends after {len(data)} of its {size} bytes")
-        return data
-
-    def _scan(self) -> dict[str | int, tuple[int, int]]:
-        members: dict[str | int, tuple[int, int]] = {}
-        self._file.seek(0)
-        with tarfile.open(fileobj=self._file, mode="r:") as tar:
-            try:
-                while (header := tar.next()) is not None:
-                    if header.isreg():
-                        extent = (header.offset_data, header.size)
-                        members[header.name] = members[header.offset_data] = extent
-            except tarfile.ReadError:
-                pass  # the listing already reported the damage
-        return members
-
-
-class _Parquet:
-    def __init__(self, file: IO[bytes]) -> None:
-        self._table = pq.ParquetFile(file)
-        self._column = archives.bytes_column(self._table.schema_arrow)
-        self._lock = threading.Lock()
-        metadata = self._table.metadata
-        self._counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-        self._group: tuple[int, pa.ChunkedArray] | None = None
-
-    def read(self, name: str, member: int | None, limit: int) -> bytes:
-        row = int(name.partition("/")[0]) if member is None else member
-        with self._lock:
-            for group, count in enumerate(self._counts):
-                if row < count:
-                    value = self._rows(group)[row].as_py()
-                    if value is None:
-                        raise Failure("unreadable", "its row holds no bytes")
-                    return bytes(value[: limit + 1])
-                row -= count
-        raise KeyError(name)
-
-    def _rows(self, group: int) -> pa.ChunkedArray:
-        if self._group is None or self._group[0] != group:
-            table = self._table.read_row_group(group, columns=[self._column])
-            self._group = (group, table.flatten()[0] if "." in self._column else table[0])
-        return self._group[1]
+    if lower.endswith(ZIP):
+        return ZipReader(files.open_read(location))
+    if lower.endswith(PARQUET):
+        return ParquetReader(files.open_read(location), column)
+    return TarReader(location)

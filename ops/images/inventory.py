@@ -1,18 +1,22 @@
-"""The inventory: a Parquet table of images, sorted by product, then URI."""
+"""The inventory: a Parquet table of images, sorted by product, then container, then place in it."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Iterator, Sequence
 from itertools import islice
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ops.errors import UserError
 from ops.images import archives
-from ops.images.layouts import PathParser
+from ops.images.entry import PARQUET, Entry, Search
+from ops.images.layouts import PathParser, composed
+from ops.images.system_files import SYSTEM_FILES, is_system_file
+from ops.images.tally import Tally
 from ops.storage import parquet, uris
 from ops.storage.parquet import column
 
@@ -22,7 +26,12 @@ SCHEMA = pa.schema(
         column("uri", pa.string(), "full address; the name of a member of an archive follows #"),
         column("bytes", pa.int64(), "size of the file; null where the listing does not give it"),
         column("version", pa.string(), "etag or mtime; for members also size or CRC, and member"),
-        column("member", pa.int64(), "offset in a tar, entry of a zip, row of Parquet; else null"),
+        column(
+            "member",
+            pa.int64(),
+            "entry of a zip, row of Parquet, offset of the bytes in a tar, or -1 - that of the "
+            "header where bytes cannot be read without it; else null",
+        ),
         column("product", pa.string(), "what the image shows; null if its path does not match"),
         column("split", pa.string(), "train, test, ...; null where paths do not name it"),
         column("label", pa.int8(), "0 good, 1 defective, null unknown"),
@@ -36,22 +45,12 @@ SCHEMA = pa.schema(
     ],
     metadata={"nightloupe": "inventory 1"},
 )
+#: Metadata of an inventory: counts of the listing that it was made from, as JSON.
+TALLY = "nightloupe.listing"
+#: The order of an inventory in SQL. The rows of a container stay together, in its own order.
+ORDER = "product NULLS LAST, split_part(uri, '#', 1), member NULLS FIRST, uri"
 #: Columns of a listing, before masks are joined to their images and rows sorted.
 LISTED = pa.schema([*SCHEMA, pa.field("is_mask", pa.bool_()), pa.field("mask_key", pa.string())])
-
-
-@dataclass
-class Tally:
-    """Counts of a listing, for its summary."""
-
-    images: int = 0
-    masks: int = 0
-    unmatched: int = 0
-    skipped_frames: int = 0
-    other_files: int = 0
-    problems: int = 0
-    example_unmatched: str = ""
-    other_suffixes: set[str] = field(default_factory=set)
 
 
 def image_id(uri: str, version: str) -> str:
@@ -65,37 +64,37 @@ def listed(
     suffixes: Sequence[str],
     tally: Tally,
     rows: int = 10_000,
+    search: Search = Search(),
 ) -> Iterator[pa.RecordBatch]:
-    """Stream the images and masks of archives as batches of `LISTED`."""
-    listed_rows = (_row(entry, path_parser, suffixes, tally) for entry in _entries(locations))
+    """Stream the images and masks of archives as batches of `LISTED`; count all else in `tally`."""
+    endings = tuple(suffixes)
+    found = (entry for place in locations for entry in archives.entries(place, search, tally))
+    listed_rows = (_row(entry, path_parser, endings, tally) for entry in found)
     image_rows = (row for row in listed_rows if row)
     while batch := list(islice(image_rows, rows)):
         yield pa.RecordBatch.from_pylist(batch, schema=LISTED)
 
 
-def _entries(locations: Iterable[str]) -> Iterator[archives.Entry]:
-    for location in locations:
-        yield from archives.entries(location)
-
-
 def _row(
-    entry: archives.Entry, path_parser: PathParser, suffixes: Sequence[str], tally: Tally
+    entry: Entry, path_parser: PathParser, suffixes: tuple[str, ...], tally: Tally
 ) -> dict[str, object] | None:
-    # A row of Parquet needs no suffix: its column of bytes holds images.
-    in_parquet = uris.parse(entry.uri).location.lower().endswith(archives.PARQUET)
-    has_no_suffix = in_parquet and "." not in entry.name.rsplit("/", 1)[-1]
-    if not (entry.problem or has_no_suffix or entry.name.lower().endswith(tuple(suffixes))):
-        tally.other_files += 1
-        if len(tally.other_suffixes) < 20:
-            tally.other_suffixes.add("." + entry.name.rpartition(".")[2][:12].lower())
-        return None
-    # URIs keep the bytes of names that are not UTF-8; products and labels must be valid text.
-    named = path_parser(entry.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
+    if not entry.problem:
+        if is_system_file(entry.name):
+            tally.left_out[SYSTEM_FILES] += 1
+            return None
+        if not (entry.name.lower().endswith(suffixes) or _is_row_without_suffix(entry)):
+            tally.count_other(entry.name)
+            return None
+    # URIs keep the bytes of names that are not UTF-8; products and labels must be valid text, and
+    # the same text however a file system composes its letters.
+    text = entry.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    named = path_parser(text if text.isascii() else composed(text))
     if named.is_skipped and not entry.problem:
         tally.skipped_frames += 1
         return None
     if entry.problem:
         tally.problems += 1
+        tally.example_problem = tally.example_problem or entry.problem
     elif named.is_mask:
         tally.masks += 1
     else:
@@ -119,6 +118,13 @@ def _row(
     }
 
 
+def _is_row_without_suffix(entry: Entry) -> bool:
+    """Whether an entry is a row of Parquet without a suffix: its column holds images."""
+    if "." in entry.name.rsplit("/", 1)[-1]:
+        return False
+    return uris.parse(entry.uri).location.lower().endswith(PARQUET)
+
+
 class Inventory:
     """An inventory file, read by row numbers. Workers can share it."""
 
@@ -138,6 +144,13 @@ class Inventory:
 
     def __len__(self) -> int:
         return self.starts[-1]
+
+    def tally(self) -> dict[str, Any]:
+        """Counts of the listing: what was found and left out; empty if they were not kept."""
+        with parquet.opened(self.location) as table:
+            text = (table.schema_arrow.metadata or {}).get(TALLY.encode())
+            stored = (table.metadata.metadata or {}).get(TALLY.encode(), text)
+        return dict(json.loads(stored)) if stored else {}
 
     def rows(self, start: int, stop: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Rows [start, stop) in the order of the file."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -17,15 +18,21 @@ _SPLITS = {"training": "train", "testing": "test"}
 _TOKEN = re.compile(r"\{(\w+)\}|(\*\*/)|(\*)|([^{}*]+)|([{}])")
 
 
+def composed(text: str) -> str:
+    """Text in NFC: an umlaut is one character, not a letter and a mark as macOS writes it."""
+    return unicodedata.normalize("NFC", text)
+
+
 def compile_pattern(pattern: str) -> re.Pattern[str]:
     """Turn `{product}/{split}/**/{name}` into a regular expression for a relative path.
 
     A field or `*` matches within one folder level, `**/` any number of levels. `{stem}` is a file
     name without its suffix, followed by `.*` or a fixed ending. `{frame}` matches only digits.
+    The pattern and the paths that it is compared with are in Unicode's composed form, NFC.
     Raises SettingError for an unknown or repeated field.
     """
     out, names = [], set[str]()
-    for name, deep, star, literal, stray in _TOKEN.findall(pattern):
+    for name, deep, star, literal, stray in _TOKEN.findall(composed(pattern)):
         if stray or (name and name not in FIELDS):
             known = ", ".join(f"{{{known}}}" for known in FIELDS)
             raise SettingError(
@@ -116,7 +123,7 @@ def split_named(word: str) -> str:
 
 def train_names(text: str) -> frozenset[str]:
     """The training images in a list: one per line, or a CSV with columns `split` and `image`."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in composed(text).splitlines() if line.strip()]
     if lines and {"split", "image"} <= set(lines[0].split(",")):
         rows = csv.DictReader(lines)
         return frozenset(row["image"] for row in rows if split_named(row["split"]) == "train")
@@ -140,11 +147,11 @@ class ParsedPath(NamedTuple):
 
 
 class PathParser:
-    """Parses paths by a layout."""
+    """Parses paths by a layout. Paths are in NFC, see `composed`."""
 
     def __init__(self, layout: Layout, product: str) -> None:
         self.layout = layout
-        self.product = layout.product or product
+        self.product = composed(layout.product or product)
         self._images = compile_pattern(layout.images)
         self._masks = compile_pattern(layout.masks) if layout.masks else None
 

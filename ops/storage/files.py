@@ -16,13 +16,21 @@ import re
 import shutil
 import tempfile
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple, cast
 
 from ops.errors import UserError
 from ops.storage import s3
 from ops.storage.s3 import is_s3
-from ops.storage.storage_errors import DEVICE_ERRORS, AlreadyExists, NotFound, storage_errors
+from ops.storage.storage_errors import (
+    DEVICE_ERRORS,
+    AccessDenied,
+    AlreadyExists,
+    NotFound,
+    StorageError,
+    storage_errors,
+)
 
 #: Files of fewer bytes are written by one request.
 _SINGLE_REQUEST_BYTES = 2**25
@@ -92,12 +100,21 @@ def describe(location: str) -> Stored:
     return Stored(os.path.basename(location), status.st_size, str(status.st_mtime_ns))
 
 
-def listing(location: str) -> Iterator[Stored]:
+def listing(
+    location: str,
+    left_out: Counter[str] | None = None,
+    closed: list[StorageError] | None = None,
+) -> Iterator[Stored]:
     """Stream every file below a folder or prefix; never holds more than one page of them.
 
-    Links to files count as files; links to folders are not followed.
+    Links to files count as files; links to folders are not followed. What is no file is counted in
+    `left_out` by its kind. A folder within that cannot be listed joins `closed`, if it is given,
+    and raises its error otherwise.
     """
-    return _s3_listing(location) if is_s3(location) else _local_listing(location)
+    left_out = Counter() if left_out is None else left_out
+    if is_s3(location):
+        return _s3_listing(location, left_out)
+    return _local_listing(location, left_out, closed)
 
 
 def names(location: str) -> list[str]:
@@ -109,21 +126,34 @@ def names(location: str) -> list[str]:
     return sorted(item.name for item in items if not _STAGED.search(item.name))
 
 
-def _s3_listing(location: str) -> Iterator[Stored]:
+def _s3_listing(location: str, left_out: Counter[str]) -> Iterator[Stored]:
     prefix = s3.prefix(location)
     for page in s3.pages(location):
         for item in page:
             name = item["Key"].removeprefix(prefix)
             if name and not name.endswith("/"):
                 yield Stored(name, int(item["Size"]), item["ETag"].strip('"'))
+            elif item["Size"]:  # without content it marks a folder
+                left_out["objects whose keys end in /"] += 1
 
 
-def _local_listing(location: str) -> Iterator[Stored]:
+def _local_listing(
+    location: str, left_out: Counter[str], closed: list[StorageError] | None
+) -> Iterator[Stored]:
     folders = [""]
     while folders:
         folder = folders.pop()
         path = os.path.join(location, folder)
-        with storage_errors(path), os.scandir(path) as entries:
+        try:
+            with storage_errors(path):
+                scan = os.scandir(path)
+        except (AccessDenied, NotFound) as error:
+            if closed is None or not folder:
+                raise
+            if isinstance(error, AccessDenied):  # one that is gone since it was listed is no loss
+                closed.append(error)
+            continue
+        with storage_errors(path), scan as entries:
             for entry in entries:
                 name = f"{folder}{entry.name}"
                 if entry.is_dir(follow_symlinks=False):
@@ -132,6 +162,15 @@ def _local_listing(location: str) -> Iterator[Stored]:
                     with contextlib.suppress(FileNotFoundError):  # removed since it was listed
                         status = entry.stat()
                         yield Stored(name, status.st_size, str(status.st_mtime_ns))
+                else:
+                    left_out[_kind(entry)] += 1
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    """What an entry of a folder is that is neither a folder nor a file."""
+    if not entry.is_symlink():
+        return "devices, pipes and sockets"
+    return "links to folders" if os.path.isdir(entry.path) else "links to nothing"
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,9 +34,11 @@ def write(
     schema: pa.Schema,
     batches: Iterable[pa.RecordBatch | pa.Table],
     rows: int = 2**16,
+    metadata: Callable[[int], Mapping[str, str]] = lambda _: {},
 ) -> int:
     """Write batches of any size as row groups of at most `rows`; returns the number of rows.
 
+    `metadata` is called with that number, and what it returns joins the metadata of the schema.
     The file appears at `location` when it is complete.
     """
     written = 0
@@ -54,6 +56,8 @@ def write(
                 pending = []
         if pending:
             writer.write_table(pa.concat_tables(pending), row_group_size=rows)
+        if more := metadata(written):
+            writer.add_key_value_metadata(dict(more))
     return written
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shlex
 from collections.abc import Collection, Iterator
 
 from botocore.exceptions import (  # type: ignore[import-untyped]
@@ -20,6 +21,8 @@ from ops.errors import UserError
 
 #: What a disk or a file server reports whatever the code does: full, failing, read-only.
 DEVICE_ERRORS = frozenset({errno.EDQUOT, errno.EIO, errno.ENOSPC, errno.EROFS, errno.ESTALE})
+#: Answers of S3 to requests for an object that is encrypted with a key of the customer's.
+_NEEDS_KEY = frozenset({"400", "InvalidRequest"})
 
 
 class StorageError(UserError, OSError):
@@ -41,6 +44,10 @@ class NotFound(StorageError, FileNotFoundError):
 
 class AccessDenied(StorageError, PermissionError):
     """The file system or the store refuses access."""
+
+
+class Archived(AccessDenied):
+    """An object lies in an archive class of storage, and cannot be read until it is restored."""
 
 
 class AlreadyExists(StorageError, FileExistsError):
@@ -75,7 +82,7 @@ def storage_errors(location: str, errnos: Collection[int] | None = None) -> Iter
     except OSError as error:
         if errnos is not None and error.errno not in errnos:
             raise
-        raise _kind(error)(_message(error), location, error.errno) from error
+        raise _kind(error)(_message(error, location), location, error.errno) from error
     except BotoCoreError as error:
         if errnos is not None:
             raise
@@ -85,16 +92,34 @@ def storage_errors(location: str, errnos: Collection[int] | None = None) -> Iter
 
 
 def _kind(error: OSError) -> type[StorageError]:
+    if _answer(error).get("Code") == "InvalidObjectState":
+        return Archived
     for kind in (NotFound, AccessDenied, AlreadyExists, IsFolder, NotFolder):
         if isinstance(error, kind.__bases__[1]):
             return kind
     return StorageError
 
 
-def _message(error: OSError) -> str:
-    """The store's explanation, such as "The specified bucket does not exist"."""
-    if response := getattr(error.__cause__, "response", None):
-        answer = response.get("Error", {})
+def _answer(error: OSError) -> dict[str, str]:
+    """The error that the store described in its answer; empty if there was none."""
+    response = getattr(error.__cause__, "response", None) or {}
+    return dict(response.get("Error", {}))
+
+
+def _message(error: OSError, location: str) -> str:
+    """The store's explanation, such as "The specified bucket does not exist", and a remedy."""
+    answer = _answer(error)
+    if answer.get("Code") == "InvalidObjectState":
+        bucket, _, key = location.removeprefix("s3://").partition("/")
+        return (
+            f"it is archived (storage class {answer.get('StorageClass') or 'unknown'}); restore "
+            f"it: aws s3api restore-object --bucket {bucket} --key {shlex.quote(key)} "
+            "--restore-request Days=7"
+        )
+    if answer.get("Code") in _NEEDS_KEY:  # a request for the head has no message
+        told = answer.get("Message") or answer["Code"]
+        return f"{told}; an object that is encrypted with a customer's key (SSE-C) cannot be read"
+    if answer:
         return str(answer.get("Message") or answer.get("Code") or error)  # Ceph gives no message
     if isinstance(error, FileNotFoundError):  # s3fs gives only the path
         return os.strerror(errno.ENOENT)

@@ -1,10 +1,10 @@
 """URIs in tables, and locations in settings.
 
 A *location* is a path as typed by people and used by file systems: `/data/a b.png`,
-`s3://bucket/a#1.png`. A *URI* is the form stored in tables: it has a scheme, the name of a member
-of an archive follows `#`, and characters that would make it ambiguous (`%`, `#`, `?`, control
-characters, bytes that are not UTF-8) are percent-encoded. All other characters stay the same, so
-that most URIs can be pasted into other tools.
+`s3://bucket/a#1.png`. A *URI* is the form stored in tables: it has a scheme, the column of a table
+follows `?column=`, the name of a member of an archive follows `#`, and characters that would make
+it ambiguous (`%`, `#`, `?`, control characters, bytes that are not UTF-8) are percent-encoded. All
+other characters stay the same, so that most URIs can be pasted into other tools.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
+_COLUMN = "?column="
 _AMBIGUOUS = re.compile("[%#?\x00-\x1f\x7f\udc80-\udcff]")
 
 
@@ -45,11 +46,32 @@ def make(location: str, member: str | None = None) -> str:
     head = (
         f"{scheme}://{quote(rest)}" if separator else f"file://{quote(os.path.abspath(location))}"
     )
-    return head if member is None else f"{head}#{quote(member)}"
+    return head if member is None else of_member(head, member)
+
+
+def of_member(archive: str, member: str) -> str:
+    """The URI of a member, given that of its archive."""
+    return f"{archive}#{quote(member)}"
+
+
+def with_column(uri: str, column: str | None) -> str:
+    """The URI of a location with the column of the table there that holds what is meant."""
+    return uri if column is None else f"{uri}{_COLUMN}{quote(column)}"
+
+
+def column(uri: str) -> str | None:
+    """The column that a URI names."""
+    _, separator, name = uri.partition("#")[0].partition(_COLUMN)
+    return unquote(name) if separator else None
+
+
+def container(uri: str) -> str:
+    """The URI without the member that it names."""
+    return uri.partition("#")[0]
 
 
 def parse(uri: str) -> Parsed:
     """Split a URI into a location and a member."""
     head, separator, member = uri.partition("#")
-    location = unquote(head.removeprefix("file://"))
+    location = unquote(head.partition(_COLUMN)[0].removeprefix("file://"))
     return Parsed(location, unquote(member) if separator else None)

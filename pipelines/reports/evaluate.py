@@ -57,11 +57,15 @@ SCHEMA = pa.schema(
             (
                 "no_usable_mask",
                 pa.int64(),
-                "defective images not among them: no mask, or an empty one",
+                "defective images not among them: no mask, an empty one, or one that does not fit",
             ),
             ("regions", pa.int64(), "connected defects in the masks at the size of the maps"),
             ("regions_drawn", pa.int64(), "the same at full size; resizing may lose or merge some"),
-            ("note", pa.string(), "why pixel metrics are missing, if they are"),
+            (
+                "note",
+                pa.string(),
+                "why pixel metrics are missing, masks that did not fit or turned",
+            ),
         )
     ],
     metadata={"nightloupe": "evaluation 2"},
@@ -98,11 +102,10 @@ def evaluate(
     """
     test = labelled.filter(pc.is_valid(labelled["label"]))
     test = test.filter(pc.fill_null(pc.not_equal(test["split"], "train"), True))
-    columns = ["image_id", "product", "status", "score", "is_anomalous", "map_uri"]
-    scored = scored.select(columns)
-    rows = scored.join(
-        test.select(["image_id", "label", "mask_uri"]), "image_id", join_type="inner"
-    )
+    columns = ["image_id", "uri", "product", "status", "score", "is_anomalous", "map_uri"]
+    scored = scored.select([*columns, "width", "height"])
+    of_test = test.select(["image_id", "label", "mask_uri", "member", "bytes"])
+    rows = scored.join(of_test, "image_id", join_type="inner")
     if not len(rows):
         raise NothingLabelled(
             "no scored image has a label; take an inventory with --layout or --pattern"
@@ -165,6 +168,7 @@ def _metrics(
         "no_usable_mask": pixels.no_usable_mask,
         "regions": pixels.histogram.regions,
         "regions_drawn": pixels.regions_drawn,
+        "note": "; ".join(pixels.notes()) or None,
     }
 
 

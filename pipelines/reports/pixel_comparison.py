@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,9 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from ops.images.decode import DecodeSettings, decode
+from ops.images.decode import DecodeSettings, Pixels, decode
 from ops.images.failure import Failure
 from ops.images.fetch import FetchSettings, fetch
+from ops.images.orientation import UPRIGHT, orientation, turned
 from ops.images.resize import InputSettings, binarise, resize_mask
 from ops.progress import ProgressCallback
 from ops.results import map_png, metrics
@@ -32,6 +34,30 @@ class ProductPixels:
     """Defective images without a mask, or with one that is empty at the size of the maps."""
     regions_drawn: int = 0
     """Connected defects of the masks at full size."""
+    turned: int = 0
+    """Masks that were turned like their pictures, as EXIF says."""
+    either_way: int = 0
+    """Masks of turned pictures that fit turned and as they are; they are taken as they are."""
+    misfits: int = 0
+    """Masks and maps that do not fit their pictures; their images have no usable mask."""
+    example: str = ""
+    """The first misfit."""
+
+    def notes(self) -> list[str]:
+        """What people must know about the masks, a sentence each."""
+        notes = []
+        if self.misfits:
+            notes.append(f"{self.misfits} masks or maps do not fit their pictures: {self.example}")
+        if self.turned:
+            notes.append(
+                f"{self.turned} masks were turned by the EXIF orientation of their pictures"
+            )
+        if self.either_way:
+            notes.append(
+                f"{self.either_way} masks belong to pictures with an EXIF orientation and fit both "
+                "ways; they are taken as drawn on the upright picture"
+            )
+        return notes
 
     @property
     def images(self) -> int:
@@ -43,6 +69,22 @@ class ProductPixels:
         self.histogram.merge(other.histogram)
         self.no_usable_mask += other.no_usable_mask
         self.regions_drawn += other.regions_drawn
+        self.turned += other.turned
+        self.either_way += other.either_way
+        self.misfits += other.misfits
+        self.example = self.example or other.example
+
+
+class Join(Enum):
+    """How a mask was laid over its picture."""
+
+    AS_IS = "as it is"
+    TURNED = "turned"
+    EITHER_WAY = "as it is, and would fit turned"
+
+
+class Misfit(Exception):
+    """A mask or a map has another shape than its picture."""
 
 
 class _MapAndMask(NamedTuple):
@@ -50,6 +92,8 @@ class _MapAndMask(NamedTuple):
     mask: npt.NDArray[np.bool_] | None
     """None if there is no usable mask."""
     regions_drawn: int
+    join: Join = Join.AS_IS
+    misfit: str = ""
 
 
 _NO_MASK = _MapAndMask(None, None, 0)
@@ -70,6 +114,10 @@ class ComparePixels:
             for product, pair in zip(rows["product"].to_pylist(), pairs, strict=True):
                 pixels = by_product.setdefault(product, ProductPixels())
                 pixels.regions_drawn += pair.regions_drawn
+                pixels.turned += pair.join is Join.TURNED
+                pixels.either_way += pair.join is Join.EITHER_WAY
+                pixels.misfits += bool(pair.misfit)
+                pixels.example = pixels.example or pair.misfit
                 if pair.levels is None or pair.mask is None:
                     pixels.no_usable_mask += 1
                 else:
@@ -80,15 +128,46 @@ class ComparePixels:
         if row["label"] and not row["mask_uri"]:
             return _NO_MASK
         levels = map_png.decode(fetch(row["map_uri"], None, None, self.fetch)).levels
+        if levels.shape != (self.input.size, self.input.size):
+            height, width = levels.shape
+            return _NO_MASK._replace(
+                misfit=f"the map {row['map_uri']} has {width} x {height} px, not the "
+                f"{self.input.size} x {self.input.size} of the model's input"
+            )
         if not row["label"]:
             return _MapAndMask(levels, np.zeros(levels.shape, dtype=bool), 0)
         try:
             mask = decode(fetch(row["mask_uri"], None, None, self.fetch), DecodeSettings())
+            pixels, join = self._fitted(mask.pixels, row)
         except Failure:
             return _NO_MASK
-        regions_drawn = metrics.count_regions(binarise(mask.pixels))
-        resized = resize_mask(mask.pixels, self.input)
-        return _MapAndMask(levels, resized if resized.any() else None, regions_drawn)
+        except Misfit as misfit:
+            return _NO_MASK._replace(misfit=str(misfit))
+        regions_drawn = metrics.count_regions(binarise(pixels))
+        resized = resize_mask(pixels, self.input)
+        return _MapAndMask(levels, resized if resized.any() else None, regions_drawn, join)
+
+    def _fitted(self, mask: Pixels, row: dict[str, Any]) -> tuple[Pixels, Join]:
+        """A mask (H, W[, 3]) in the shape of its upright picture. Raises Misfit, or a Failure.
+
+        Whoever drew it saw the picture upright, or as it is stored: the shapes tell which.
+        """
+        upright = (row["height"], row["width"])
+        try:
+            how = orientation(fetch(row["uri"], row["member"], row["bytes"], self.fetch))
+        except Failure:
+            how = UPRIGHT  # its mask still fits if it is upright
+        as_seen = np.ascontiguousarray(turned(mask, how))
+        if mask.shape[:2] == upright:
+            either = how != UPRIGHT and as_seen.shape[:2] == upright
+            return mask, Join.EITHER_WAY if either else Join.AS_IS
+        if as_seen.shape[:2] == upright:
+            return as_seen, Join.TURNED
+        height, width = mask.shape[:2]
+        raise Misfit(
+            f"the mask {row['mask_uri']} has {width} x {height} px, its picture "
+            f"{row['width']} x {row['height']}; a mask must have the size of its picture"
+        )
 
 
 @ray.remote

@@ -32,10 +32,10 @@ _COUNTS = """
            count(*) FILTER (WHERE run_id IS NOT NULL)
     FROM pending LEFT JOIN scored USING (uri)
 """
-_IMAGES = """
+_IMAGES = f"""
     SELECT listed.* FROM read_parquet($listed) AS listed SEMI JOIN pending USING (uri)
-    ORDER BY product NULLS LAST, uri, member
-"""
+    ORDER BY {inventory.ORDER}
+"""  # noqa: S608 - the order is a constant
 _RUNS = "SELECT DISTINCT last_run FROM known SEMI JOIN pending USING (uri) ORDER BY 1"
 
 

@@ -1,24 +1,27 @@
-"""List archives into an inventory: a Parquet file sorted by product and URI."""
+"""List archives into an inventory: a sorted Parquet file."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import pyarrow as pa
 
 from ops.errors import UserError
-from ops.images.inventory import LISTED, SCHEMA, Inventory, Tally, listed
+from ops.images.entry import Search
+from ops.images.inventory import LISTED, ORDER, SCHEMA, TALLY, Inventory, listed
 from ops.images.layouts import PathParser, split_named
+from ops.images.tally import Tally
 from ops.progress import ProgressCallback
 from ops.storage import files, parquet
 from ops.storage.paths import Out
 from pipelines.tables.database import opened
 
 #: Joins masks to their images by key. Joins and sorts that exceed the memory limit spill to disk.
-_SORTED = """
+_SORTED = f"""
     WITH images AS (
              SELECT * FROM read_parquet($listed)
              WHERE NOT is_mask AND ($split IS NULL OR split = $split OR problem IS NOT NULL)
@@ -34,8 +37,27 @@ _SORTED = """
                 THEN (masks.mask_uri IS NOT NULL)::TINYINT ELSE images.label END AS label,
            CASE WHEN $label_by_mask OR images.label = 1 THEN masks.mask_uri END AS mask_uri
     FROM images LEFT JOIN masks ON images.mask_key = masks.mask_key
-    ORDER BY product NULLS LAST, uri, member
+    ORDER BY {ORDER}
+"""  # noqa: S608 - the order is a constant
+#: Images of other splits, images within the split, masks beyond the first of a key, masks whose key
+#: is that of no image.
+_COUNTS = """
+    WITH listed AS (FROM read_parquet($listed)),
+         masks AS (
+             SELECT mask_key, count(DISTINCT uri) AS n FROM listed WHERE is_mask GROUP BY mask_key
+         )
+    SELECT (SELECT count(*) FROM listed WHERE NOT is_mask AND problem IS NULL
+                AND split IS DISTINCT FROM coalesce($split, split)),
+           (SELECT count(*) FROM listed
+                WHERE NOT is_mask AND ($split IS NULL OR split = $split OR problem IS NOT NULL)),
+           (SELECT coalesce(sum(n - 1), 0)::BIGINT FROM masks),
+           (SELECT coalesce(sum(n), 0)::BIGINT FROM masks ANTI JOIN
+                (SELECT mask_key FROM listed WHERE NOT is_mask) AS images USING (mask_key))
 """
+OTHER_SPLITS = "images of other splits than --split"
+DUPLICATES = "images that were listed twice, by archives that overlap"
+MORE_MASKS = "masks beyond the first of an image"
+LONE_MASKS = "masks of no image"
 
 
 class EmptyArchive(UserError):
@@ -50,29 +72,52 @@ def take(
     progress: ProgressCallback,
     split: str | None = None,
     memory: str = "2GB",
+    search: Search = Search(),
 ) -> Tally:
-    """List archives into an inventory at `out`, sorted by product, then URI.
+    """List archives into an inventory at `out`, sorted by product, container and place in it.
 
-    With `split` only the images of that split are kept. Raises EmptyArchive if there is no image,
-    and a StorageError if an archive cannot be listed.
+    With `split` only the images of that split are kept. The inventory's metadata keep the counts of
+    the listing. Raises EmptyArchive if there is no image, and a StorageError if an archive cannot
+    be listed.
     """
     tally = Tally()
     with tempfile.TemporaryDirectory(prefix="nightloupe-") as folder:
         path = os.path.join(folder, "listed.parquet")
-        batches = listed(locations, path_parser, suffixes, tally)
+        batches = listed(locations, path_parser, suffixes, tally, search=search)
         parquet.write(path, LISTED, _report_progress(batches, tally, progress))
         if not tally.images:
             raise EmptyArchive(_explain_empty(locations, suffixes, tally))
         with opened(memory) as database:
-            parameters = {
+            parameters: dict[str, object] = {
                 "listed": path,
                 "split": split_named(split) if split else None,
-                # Without any mask no label is known.
-                "label_by_mask": path_parser.layout.label_by_mask and tally.masks > 0,
             }
+            (counts,) = database.execute(_COUNTS, parameters).fetchall()
+            # Without any mask no label is known.
+            parameters["label_by_mask"] = path_parser.layout.label_by_mask and tally.masks > 0
             images = database.sql(_SORTED, params=parameters).to_arrow_reader(2**16)
-            parquet.write(out, SCHEMA, images, rows=4096)  # workers read slices
+            _write(out, images, tally, counts)
     return tally
+
+
+def _write(
+    out: str, images: Iterable[pa.RecordBatch], tally: Tally, counts: tuple[int, ...]
+) -> None:
+    """Write the inventory with the counts of what it leaves out."""
+    other_splits, kept, more_masks, lone_masks = counts
+
+    def metadata(written: int) -> dict[str, str]:
+        for reason, count in (
+            (OTHER_SPLITS, other_splits),
+            (DUPLICATES, kept - written),
+            (MORE_MASKS, more_masks),
+            (LONE_MASKS, lone_masks),
+        ):
+            if count:
+                tally.left_out[reason] += count
+        return {TALLY: json.dumps(tally.record())}
+
+    parquet.write(out, SCHEMA, images, rows=4096, metadata=metadata)  # workers read slices
 
 
 def keep(path: str, out: Out) -> Inventory:
@@ -95,11 +140,15 @@ def _report_progress(
 def _explain_empty(locations: Sequence[str], suffixes: Sequence[str], tally: Tally) -> str:
     places = ", ".join(locations)
     if tally.problems:
-        return f"no image in {places}: {tally.problems} archives cannot be read from the start"
+        problem = tally.example_problem
+        return f"no image in {places}: {tally.problems} archives cannot be read, such as: {problem}"
     if tally.other_files:
         endings = ", ".join(sorted(tally.other_suffixes))
         return (
             f"no image in {places}: {tally.other_files} files end in {endings}, none in "
             f"{' '.join(suffixes)}; set --suffixes to read other files"
         )
+    if tally.left_out:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in tally.left_out.items())
+        return f"no image in {places}, only what gives no image: {reasons}"
     return f"no image in {places}: it is empty. Check the bucket and prefix"

@@ -5,6 +5,7 @@ import errno
 import gzip
 import io
 import lzma
+import os
 import random
 import struct
 import tarfile
@@ -16,11 +17,17 @@ import pyarrow.parquet as pq
 import pytest
 from botocore.exceptions import ReadTimeoutError
 
-from ops.images import archives
-from ops.images.archives import entries
+from ops.images import damage
+from ops.images.archives import OWN_OUTPUT, entries, path_below
+from ops.images.entry import Entry, Search
 from ops.images.failure import Failure
 from ops.images.fetch import FetchSettings, fetch
+from ops.images.inventory import listed
+from ops.images.layouts import Layout, PathParser
+from ops.images.system_files import SYSTEM_FILES
+from ops.images.tally import Tally
 from ops.storage import files, uris
+from ops.storage.storage_errors import AccessDenied, NotFound
 
 HASTY = FetchSettings(attempts=2, backoff=0)
 FILES = {
@@ -67,11 +74,11 @@ def place(folder: Path, name: str, data: bytes) -> str:
     return str(file)
 
 
-def read(entry: archives.Entry, by_member: bool = True) -> bytes:
+def read(entry: Entry, by_member: bool = True) -> bytes:
     return fetch(entry.uri, entry.member if by_member else None, entry.bytes, HASTY)
 
 
-def status_of(entry: archives.Entry) -> str:
+def status_of(entry: Entry) -> str:
     if entry.problem:
         return "problem"
     try:
@@ -207,9 +214,8 @@ def test_a_compressed_tar_damaged_at_its_end_keeps_its_good_members(tmp_path):
     assert [read(entry) for entry in found[:3]] == [content for _, content in THREE]
 
 
-def test_a_tar_with_a_wrong_suffix_is_a_problem(tmp_path):
-    (entry,) = entries(place(tmp_path, "gzipped.tar", tar(THREE, "w:gz")))
-    assert entry.problem
+def test_the_content_of_a_tar_says_whether_it_is_compressed(tmp_path):
+    assert statuses(place(tmp_path, "gzipped.tar", tar(THREE, "w:gz"))) == ["ok"] * 3
     assert statuses(place(tmp_path, "plain.tar.gz", tar(THREE))) == ["ok"] * 3
 
 
@@ -430,6 +436,154 @@ def test_damage_is_distinguished_from_errors_of_the_store(unpack):
     data[2500] ^= 0xFF
     with pytest.raises(Exception) as caught:  # noqa: PT011 - each library has its own
         unpack(bytes(data))
-    assert archives.is_damage(caught.value)
+    assert damage.is_damage(caught.value)
     for error in (OSError(errno.EIO, "500"), PermissionError(), ConnectionResetError()):
-        assert not archives.is_damage(error)
+        assert not damage.is_damage(error)
+
+
+SYSTEM = ("._a.png", "__MACOSX/._a.png", ".DS_Store", "Thumbs.db", "desktop.ini", "@eaDir/a.png")
+
+
+@pytest.mark.parametrize("suffix", ["folder", ".tar", ".tar.gz", ".zip", ".parquet"])
+def test_files_of_operating_systems_are_left_out_and_counted(tmp_path, suffix):
+    given = [(f"washer/{name}", b"1") for name in ("a.png", *SYSTEM)]
+    if suffix == "folder":
+        for name, data in given:
+            place(tmp_path, name, data)
+    elif suffix == ".parquet":
+        names, data = zip(*given, strict=True)
+        place(tmp_path, "a.parquet", parquet(pa.table({"path": names, "image": data})))
+    else:
+        data = zipped(given) if suffix == ".zip" else tar(given, TARS[suffix])
+        place(tmp_path, f"a{suffix}", data)
+    place(tmp_path, "._a.zip", b"\0\5\x16\7")
+    tally = Tally()
+    batches = listed([str(tmp_path)], PathParser(Layout("**/{name}"), "p"), [".png"], tally)
+    assert [row["uri"][-5:] for batch in batches for row in batch.to_pylist()] == ["a.png"]
+    assert (tally.images, tally.left_out) == (1, {SYSTEM_FILES: len(SYSTEM) + 1})
+
+
+@pytest.mark.parametrize("link", ["", "to archive", "to output"])
+def test_the_output_within_an_archive_is_left_out_and_counted(tmp_path, link):
+    parts = tmp_path / "parts"
+    for name in ("a.png", "outer/b.png", "out/maps/c.png", "out/t.parquet", "out.parquet"):
+        place(parts, name, b"1")
+    given, out = str(parts), str(parts / "out")
+    if link == "to archive":
+        given = str(tmp_path / "link")
+        (tmp_path / "link").symlink_to(parts)
+    elif link:
+        out = str(tmp_path / "link")
+        (tmp_path / "link").symlink_to(parts / "out")
+    tally = Tally()
+    found = entries(given, Search(own=(out, str(parts / "out.parquet"))), tally)
+    assert sorted(entry.name for entry in found) == ["a.png", "outer/b.png"]
+    assert tally.left_out == {OWN_OUTPUT: 3}
+
+
+@pytest.mark.parametrize(
+    ("archive", "own", "path"),
+    [
+        ("s3://b/in", "s3://b/in/out", "out"),
+        ("s3://b/in/", "s3://b/in/out/", "out"),
+        ("s3://b", "s3://b/out", "out"),
+        ("s3://b/in", "s3://b/inner", None),
+        ("s3://b/in", "s3://b/in", "."),
+        ("/a/b", "/a/b/c/d", "c/d"),
+        ("/a/b", "/a/bc", None),
+        ("/a/b", "/a", None),
+        ("/a/b", "s3://a/b", None),
+    ],
+)
+def test_a_path_below_another_is_found(archive, own, path):
+    assert path_below(archive, own) == path
+
+
+@pytest.mark.parametrize("name", ["b.tar", "b.tar.gz", "b.zip", "b.parquet"])
+@pytest.mark.parametrize("error", [AccessDenied, NotFound])
+def test_a_container_that_cannot_be_opened_does_not_end_the_listing(
+    tmp_path, monkeypatch, name, error
+):
+    for each in ("a.png", name, "c.png"):
+        place(tmp_path, each, b"1")
+
+    def open_read(location):
+        raise error("it is closed", location)
+
+    monkeypatch.setattr(files, "open_read", open_read)
+    found = {entry.name: entry.problem for entry in entries(str(tmp_path))}
+    closed = f"{tmp_path}/{name} cannot be opened: it is closed"
+    assert found == {"a.png": None, name: closed, "c.png": None}
+
+
+def test_a_folder_that_cannot_be_listed_is_a_problem(tmp_path, monkeypatch):
+    place(tmp_path, "a.png", b"1")
+    place(tmp_path, "closed/b.png", b"1")
+    real = os.scandir
+
+    def scandir(path):
+        if str(path).rstrip("/").endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    first, second = entries(str(tmp_path))
+    assert (first.name, first.problem) == ("a.png", None)
+    assert second.problem == f"the folder {tmp_path}/closed/ cannot be listed (Permission denied)"
+
+
+def test_what_is_no_file_in_a_folder_is_counted(tmp_path):
+    place(tmp_path, "a.png", b"1")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "d")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nothing")
+    os.mkfifo(tmp_path / "pipe.png")
+    tally = Tally()
+    assert [entry.name for entry in entries(str(tmp_path), tally=tally)] == ["a.png"]
+    assert tally.left_out == {
+        "links to folders": 1,
+        "links to nothing": 1,
+        "devices, pipes and sockets": 1,
+    }
+
+
+def put(s3: str, key: str, data: bytes, **more: str) -> None:
+    from ops.storage.s3 import file_system
+
+    bucket = s3.removeprefix("s3://")
+    file_system().call_s3("put_object", Bucket=bucket, Key=key, Body=data, **more)
+
+
+def test_an_archived_object_is_a_row_that_says_how_to_restore_it(s3):
+    put(s3, "a.png", b"1")
+    put(s3, "old one.tar", tar(THREE), StorageClass="GLACIER")
+    put(s3, "deep.png", b"2", StorageClass="DEEP_ARCHIVE")
+    put(s3, "._x.png", b"3")
+    put(s3, "marker/", b"")
+    put(s3, "odd/", b"4")
+    tally = Tally()
+    found = {entry.name: entry for entry in entries(s3, tally=tally)}
+    assert set(found) == {"a.png", "old one.tar", "deep.png", "._x.png"}
+    bucket = s3.removeprefix("s3://")
+    restore = f"aws s3api restore-object --bucket {bucket} --key"
+    assert found["old one.tar"].problem == (
+        f"{s3}/old one.tar cannot be opened: it is archived (storage class GLACIER); restore it: "
+        f"{restore} 'old one.tar' --restore-request Days=7"
+    )
+    with pytest.raises(Failure) as failure:
+        read(found["deep.png"])
+    assert failure.value.status == "forbidden"
+    assert f"{restore} deep.png" in failure.value.reason
+    assert read(found["a.png"]) == b"1"
+    assert tally.left_out == {"objects whose keys end in /": 1}
+    (alone,) = entries(f"{s3}/old one.tar")
+    assert alone.problem == found["old one.tar"].problem
+
+
+def test_the_output_below_a_prefix_is_left_out_and_counted(s3):
+    for key in ("in/a.png", "in/out/maps/b.png", "in/outer/c.png"):
+        put(s3, key, b"1")
+    tally = Tally()
+    found = entries(f"{s3}/in", Search(own=(f"{s3}/in/out/",)), tally)
+    assert [entry.name for entry in found] == ["a.png", "outer/c.png"]
+    assert tally.left_out == {OWN_OUTPUT: 1}

@@ -1,5 +1,6 @@
 import io
 import tarfile
+import unicodedata
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -7,9 +8,10 @@ import pytest
 
 from ops.errors import UserError
 from ops.images import archives, inventory
-from ops.images.inventory import SCHEMA, Inventory, Tally, image_id, listed
+from ops.images.inventory import SCHEMA, Inventory, image_id, listed
 from ops.images.layouts import LAYOUTS, Layout, PathParser
-from ops.storage import parquet
+from ops.images.tally import Tally
+from ops.storage import parquet, uris
 
 SUFFIXES = archives.IMAGE_SUFFIXES.split()
 
@@ -32,7 +34,7 @@ def test_images_and_masks_are_listed_and_other_files_counted(tmp_path):
     rows, tally = rows_of(tmp_path)
     assert (tally.images, tally.masks, tally.other_files, tally.unmatched) == (3, 1, 1, 1)
     assert tally.example_unmatched == "nut/odd.png"
-    assert tally.other_suffixes == {".txt"}
+    assert tally.other_suffixes == {".txt": 1}
     by_name = {row["uri"].rsplit("/", 1)[-1]: row for row in rows}
     assert by_name["1_mask.png"]["is_mask"]
     assert by_name["1_mask.png"]["mask_key"] == by_name["1.PNG"]["mask_key"]
@@ -75,6 +77,35 @@ def test_a_name_that_is_not_utf8_still_has_an_address(tmp_path):
     place_bytes.write_bytes(b"1")
     (row,), _ = rows_of(tmp_path, Layout("{name}"))
     assert row["uri"].endswith("/latin-%E9.png")
+
+
+def test_a_name_composed_otherwise_is_the_same_product_and_joins_its_mask(tmp_path):
+    """macOS writes an umlaut as a letter and a mark, other systems as one character."""
+    nfc, nfd = (unicodedata.normalize(form, "Türgriff") for form in ("NFC", "NFD"))
+    place(tmp_path, f"{nfc}/test/bent/1.png", f"{nfd}/test/bent/2.png")
+    place(tmp_path, f"{nfd}/ground_truth/bent/1_mask.png")
+    rows, tally = rows_of(tmp_path)
+    assert (tally.images, tally.masks, tally.unmatched) == (2, 1, 0)
+    assert {row["product"] for row in rows if not row["is_mask"]} == {nfc}
+    (key,) = (row["mask_key"] for row in rows if row["is_mask"])
+    assert key in {row["mask_key"] for row in rows if not row["is_mask"]}
+    assert {uris.parse(row["uri"]).location for row in rows} == {
+        f"{tmp_path}/{name}"
+        for name in (
+            f"{nfc}/test/bent/1.png",
+            f"{nfd}/test/bent/2.png",
+            f"{nfd}/ground_truth/bent/1_mask.png",
+        )
+    }
+
+
+def test_patterns_and_products_are_compared_in_one_form(tmp_path):
+    nfc, nfd = (unicodedata.normalize(form, "größe") for form in ("NFC", "NFD"))
+    place(tmp_path, f"{nfc}/1.png", f"{nfd}/2.png")
+    for form in (nfc, nfd):
+        _, tally = rows_of(tmp_path, Layout(form + "/{name}", product=form))
+        assert (tally.images, tally.unmatched) == (2, 0)
+    assert PathParser(Layout("{name}", product=nfd), "p").product == nfc
 
 
 @pytest.fixture

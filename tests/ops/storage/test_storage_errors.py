@@ -9,7 +9,7 @@ from botocore.exceptions import ClientError, NoCredentialsError, ParamValidation
 from s3fs.errors import translate_boto_error
 
 from ops.errors import UserError
-from ops.images import archives
+from ops.images import damage
 from ops.storage import files, parquet
 from ops.storage.retry import is_transient
 from ops.storage.storage_errors import (
@@ -109,9 +109,9 @@ def test_a_full_disk_of_a_writer_is_named_and_its_bug_is_not(tmp_path):
 
 def test_a_storage_error_is_not_a_damaged_archive():
     error = converted(PermissionError(errno.EACCES, "denied"))
-    assert not archives.is_damage(error)
+    assert not damage.is_damage(error)
     with pytest.raises(AccessDenied):
-        archives.raise_unless_damage(error)
+        damage.raise_unless_damage(error)
 
 
 def test_a_file_of_another_format_is_named(tmp_path):

@@ -3,10 +3,11 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ops.images.fetch import FetchSettings
 from ops.images.inventory import SCHEMA as INVENTORY
+from ops.images.orientation import turned
 from ops.images.resize import InputSettings, geometry
 from ops.results import map_png
 from ops.results.anomaly_map import Scale
@@ -25,8 +26,10 @@ def tables(*products: tuple[str, list[tuple]]) -> tuple[pa.Table, pa.Table]:
             listed.append(own | {"label": label, "split": split})
             status = "ok" if score is not None else "unreadable"
             values = {"status": status, "score": score, "is_anomalous": called, "map_uri": None}
+            values |= {"uri": own["image_id"], "width": 32, "height": 32}
             scored.append(own | values)
     kinds = [("image_id", pa.string()), ("product", pa.string()), ("status", pa.string())]
+    kinds += [("uri", pa.string()), ("width", pa.int32()), ("height", pa.int32())]
     kinds += [("score", pa.float64()), ("is_anomalous", pa.bool_()), ("map_uri", pa.string())]
     return pa.Table.from_pylist(scored, pa.schema(kinds)), pa.Table.from_pylist(listed, INVENTORY)
 
@@ -106,9 +109,73 @@ def test_a_worker_adds_up_maps_and_masks_of_any_format(tmp_path):
             expected.append((scale.levels(values), mask[1::2, 1::2] > 0))
         own = {"product": "bolt", "label": int(kind is not None)}
         mask_uri = kind and str(tmp_path / f"mask{number}.{kind}")
+        own |= {"uri": "/gone.png", "member": None, "bytes": None, "width": 32, "height": 32}
         rows.append(own | {"map_uri": str(tmp_path / f"{number}.png"), "mask_uri": mask_uri})
     compare = ComparePixels(InputSettings(16), FetchSettings(backoff=0.01))
     pixels = compare(pa.Table.from_pylist(rows))["bolt"]
     assert np.allclose(pixels.histogram.counts, histogram(expected).counts, rtol=1e-12)
     assert (pixels.histogram.images, pixels.histogram.regions) == (3, 2)
     assert (pixels.no_usable_mask, pixels.regions_drawn) == (2, 2)
+
+
+def joined(tmp_path, picture, mask, how=1, input_side=32):
+    """What a worker finds for one defective image; `picture` is stored with an EXIF orientation."""
+    exif = Image.Exif()
+    exif[0x0112] = how
+    Image.fromarray(picture).save(tmp_path / "p.png", exif=exif)
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    upright = turned(picture, how)
+    values = np.zeros((input_side, input_side), np.float32)
+    where = geometry(upright.shape[1], upright.shape[0], InputSettings(32))
+    (tmp_path / "map.png").write_bytes(map_png.encode(values, Scale(0.0, 1.0), where, "m"))
+    row = {"product": "bolt", "label": 1, "member": None, "bytes": None}
+    row |= {"width": upright.shape[1], "height": upright.shape[0]}
+    row |= {"uri": str(tmp_path / "p.png"), "mask_uri": str(tmp_path / "m.png")}
+    row |= {"map_uri": str(tmp_path / "map.png")}
+    compare = ComparePixels(InputSettings(32), FetchSettings(attempts=1))
+    return compare(pa.Table.from_pylist([row]))["bolt"], compare._read(row).mask
+
+
+def corner(height: int, width: int) -> np.ndarray:
+    mask = np.zeros((height, width), np.uint8)
+    mask[: height // 4, : width // 4] = 255
+    return mask
+
+
+@pytest.mark.parametrize("how", [5, 6, 7, 8])
+def test_a_mask_of_the_stored_picture_is_turned_like_it(tmp_path, how):
+    stored = corner(64, 32)
+    pixels, mask = joined(tmp_path, stored, stored, how)
+    with Image.open(tmp_path / "p.png") as picture:
+        upright = np.asarray(ImageOps.exif_transpose(picture))
+    assert np.array_equal(mask, upright[::1, ::2][:32, :32] > 0)
+    assert (pixels.turned, pixels.misfits, pixels.histogram.images) == (1, 0, 1)
+    assert pixels.notes() == ["1 masks were turned by the EXIF orientation of their pictures"]
+
+
+def test_a_mask_of_the_upright_picture_stays_as_it_is(tmp_path):
+    pixels, mask = joined(tmp_path, corner(64, 32), corner(32, 64), 6)
+    assert mask[:8, :8].all()
+    assert mask.sum() == 64
+    assert (pixels.turned, pixels.either_way, pixels.notes()) == (0, 0, [])
+
+
+@pytest.mark.parametrize(("how", "side"), [(3, 64), (6, 32)])
+def test_a_mask_that_fits_both_ways_is_taken_as_upright_and_said(tmp_path, how, side):
+    picture = corner(32, side)
+    pixels, mask = joined(tmp_path, picture, corner(32, side), how)
+    assert mask[:8, :8].all()
+    assert (pixels.either_way, len(pixels.notes())) == (1, 1)
+
+
+@pytest.mark.parametrize("shape", [(16, 32), (64, 32), (33, 64), (32, 63)])
+def test_a_mask_of_another_size_is_refused_with_both_shapes(tmp_path, shape):
+    pixels, mask = joined(tmp_path, corner(32, 64), corner(*shape))
+    assert mask is None
+    assert (pixels.misfits, pixels.no_usable_mask, pixels.histogram.images) == (1, 1, 0)
+    assert f"has {shape[1]} x {shape[0]} px, its picture 64 x 32" in pixels.notes()[0]
+
+
+def test_a_map_of_another_size_than_the_input_is_refused(tmp_path):
+    pixels, _ = joined(tmp_path, corner(32, 32), corner(32, 32), input_side=16)
+    assert "has 16 x 16 px, not the 32 x 32 of the model's input" in pixels.notes()[0]

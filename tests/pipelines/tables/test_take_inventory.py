@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -18,6 +19,7 @@ from ops.images.archives import IMAGE_SUFFIXES
 from ops.images.fetch import fetch
 from ops.images.inventory import SCHEMA, Inventory
 from ops.images.layouts import LAYOUTS, Layout, PathParser
+from ops.images.system_files import SYSTEM_FILES
 from pipelines.tables import take_inventory
 from tests.conftest import DATA, ROOT
 
@@ -37,7 +39,8 @@ def take(places, out, layout: Layout, product="parts", split=None):
 def test_an_mvtec_folder_gives_sorted_rows_with_masks_of_defective_images(archive, tmp_path):
     tally, table = take([archive], tmp_path / "i.parquet", LAYOUTS["mvtec"])
     rows = table.to_pylist()
-    assert table.schema.equals(SCHEMA, check_metadata=True)
+    assert table.schema.equals(SCHEMA)
+    assert table.schema.metadata.items() >= SCHEMA.metadata.items()
     assert tally.images == len(rows) == 2 * (9 + 4 + 4)
     assert tally.masks == 8
     assert [(r["product"], r["uri"]) for r in rows] == sorted(
@@ -183,6 +186,34 @@ def test_slices_of_an_inventory_are_its_rows(archive, tmp_path):
     assert read.content_hash() == Inventory(str(tmp_path / "i.parquet")).content_hash()
 
 
+def test_what_was_left_out_is_recorded_by_reason(archive, tmp_path):
+    parts = tmp_path / "parts"
+    shutil.copytree(archive, parts)
+    for name in ("washer/notes.txt", "washer/README", "washer/test/good/._000.png"):
+        (parts / name).write_bytes(b"1")
+    (parts / "washer/ground_truth/blob/000_mask.bmp").write_bytes(b"1")
+    (parts / "washer/ground_truth/blob/099_mask.png").write_bytes(b"1")
+    out = tmp_path / "i.parquet"
+    tally, table = take([parts, parts / "."], out, LAYOUTS["mvtec"], split="test")
+    kept = Inventory(str(out)).tally()
+    assert kept == tally.record()
+    assert kept["other_suffixes"] == {"(none)": 2, ".txt": 2}
+    assert kept["left_out"] == {
+        SYSTEM_FILES: 2,
+        take_inventory.OTHER_SPLITS: 2 * 18,
+        take_inventory.DUPLICATES: len(table),
+        take_inventory.MORE_MASKS: 1,
+        take_inventory.LONE_MASKS: 1,
+    }
+
+
+def test_rows_of_one_parquet_file_keep_its_order(tmp_path):
+    names = [f"bolt/{n}.png" for n in range(25)]
+    pq.write_table(pa.table({"path": names, "image": [b"1"] * 25}), tmp_path / "p.parquet")
+    _, table = take([tmp_path], tmp_path / "i.parquet", Layout("**/{product}/{name}"))
+    assert table["member"].to_pylist() == list(range(25))
+
+
 def test_a_table_that_is_not_an_inventory_is_refused(tmp_path):
     pq.write_table(pa.table({"x": [1]}), tmp_path / "x.parquet")
     with pytest.raises(UserError, match="is not an inventory"):
@@ -206,6 +237,7 @@ import resource, sys
 from ops.storage import files
 from ops.images.archives import IMAGE_SUFFIXES
 from ops.images.layouts import Layout, PathParser
+from ops.images.system_files import SYSTEM_FILES
 from pipelines.tables import take_inventory
 
 def listing(location):

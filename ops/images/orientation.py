@@ -1,0 +1,37 @@
+"""How a camera was held: the EXIF orientation of a file, and arrays turned by it."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+#: EXIF tag 0x0112 (CIPA DC-008, 4.6.4): 1 is upright, 2 to 8 are the other seven of a square.
+_TAG = 0x0112
+UPRIGHT = 1
+
+
+def orientation(data: bytes) -> int:
+    """The EXIF orientation of an image file, 1 to 8; 1 where it names none or cannot be read."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            value = image.getexif().get(_TAG, UPRIGHT)
+    except Exception:  # decoders raise anything on damaged files
+        return UPRIGHT
+    return value if value in range(1, 9) else UPRIGHT
+
+
+def turned(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
+    """Stored pixels (H, W, ...) as they are seen upright."""
+    if orientation >= 5:  # rows and columns are exchanged
+        pixels = np.swapaxes(pixels, 0, 1)
+    rows, columns = {
+        **dict.fromkeys((1, 5), (1, 1)),
+        **dict.fromkeys((2, 6), (1, -1)),
+        **dict.fromkeys((3, 7), (-1, -1)),
+        **dict.fromkeys((4, 8), (-1, 1)),
+    }[orientation]
+    return pixels[::rows, ::columns]

@@ -12,7 +12,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import IO, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -35,7 +35,9 @@ class Entry(NamedTuple):
     """One file in an archive.
 
     `member` locates the file in its container: byte offset in a tar, entry number in a zip, row
-    number in Parquet; None for a file of its own. `problem` describes damage that the listing met.
+    number in Parquet; None for a file of its own. `version` is that of the file or the container
+    (see `ops.storage.versions`); for a member `@` follows, then its place, its size and the
+    checksum that the format has. `problem` describes damage that the listing met.
     """
 
     name: str
@@ -70,6 +72,11 @@ def entries(location: str) -> Iterator[Entry]:
 
 def _is_container(name: str) -> bool:
     return name.lower().endswith(TAR + ZIP + PARQUET)
+
+
+def file_version(version: str | None) -> str | None:
+    """The version of the file or of the whole archive, given that of an entry."""
+    return version.partition("@")[0] if version else None
 
 
 def is_compressed_tar(location: str) -> bool:
@@ -112,10 +119,11 @@ def _tar(location: str, item: files.Stored) -> Iterator[Entry]:
     # `fetch` reads members of a tar at their offsets unless the name says that it is compressed.
     mode: Literal["r:*", "r:"] = "r:*" if is_compressed_tar(location) else "r:"
     with files.open_read(location) as file, tarfile.open(fileobj=file, mode=mode) as tar:
+        checksum = _gzip_checksum(location, file, item.bytes)
         while (member := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # otherwise every header stays in memory
             if member.isreg():
-                version = f"{member.mtime}-{member.size}@{member.offset_data}"
+                version = f"{item.version}@{member.offset_data}-{member.size}{checksum}"
                 uri = uris.make(location, member.name)
                 yield Entry(
                     posixpath.normpath(member.name), uri, member.size, version, member.offset_data
@@ -126,11 +134,22 @@ def _tar(location: str, item: files.Stored) -> Iterator[Entry]:
                 raise tarfile.ReadError("the end mark is missing, so members may have been cut off")
 
 
-def _zip(location: str, _: files.Stored) -> Iterator[Entry]:
+def _gzip_checksum(location: str, file: IO[bytes], size: int) -> str:
+    """The CRC of all that a gzip file holds, as its end states it; empty for other files."""
+    if not location.lower().endswith((".gz", ".tgz")) or size < 8:
+        return ""
+    place = file.tell()
+    file.seek(size - 8)
+    checksum = file.read(4)[::-1].hex()
+    file.seek(place)
+    return f"-{checksum}"
+
+
+def _zip(location: str, item: files.Stored) -> Iterator[Entry]:
     with files.open_read(location) as file, zipfile.ZipFile(file) as archive:
         for number, member in enumerate(archive.infolist()):
             if not member.is_dir():
-                version = f"{member.CRC:08x}-{member.file_size}@{number}"
+                version = f"{item.version}@{number}-{member.file_size}-{member.CRC:08x}"
                 uri = uris.make(location, member.filename)
                 yield Entry(member.filename, uri, member.file_size, version, number)
 

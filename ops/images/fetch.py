@@ -20,7 +20,7 @@ from ops.images import archives
 from ops.images.failure import Failure
 from ops.storage import files, uris
 from ops.storage.retry import RetryPolicy, retry_policy
-from ops.storage.storage_errors import StorageError, Unavailable
+from ops.storage.storage_errors import Changed, StorageError, Unavailable
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class FetchSettings:
 
 
 class _Container(Protocol):
+    file: IO[bytes]
+
     def read(self, name: str, member: int | None, limit: int) -> bytes: ...
 
 
@@ -45,12 +47,14 @@ def fetch(
     size: int | None,
     settings: FetchSettings = FetchSettings(),
     on_retry: Callable[[], None] = lambda: None,
+    version: str | None = None,
 ) -> bytes:
     """All bytes of one file or member of an archive.
 
-    `member` and `size` are columns of the inventory. Without `member`, a member is looked up by the
-    name in its URI. `on_retry` is called before each retry of any request that the read needs.
-    Raises Failure (missing, forbidden, unavailable, unreadable, too_large).
+    `member`, `size` and `version` are columns of the inventory. Without `member`, a member is
+    looked up by the name in its URI. With `version`, bytes of another version of the file or its
+    archive are not returned. `on_retry` is called before each retry of any request that the read
+    needs. Raises Failure (missing, changed, forbidden, unavailable, unreadable, too_large).
     """
     if size is not None and size > settings.max_bytes:
         _too_large(size, settings.max_bytes)
@@ -60,8 +64,10 @@ def fetch(
             # Requests to S3 are repeated by their client; this repeats reads from disks, and reads
             # that returned too few bytes.
             data = tenacity.Retrying(**policy.tenacity_settings())(
-                _read, uri, member, size, settings.max_bytes
+                _read, uri, member, size, settings.max_bytes, archives.file_version(version)
             )
+    except Changed as error:
+        raise Failure("changed", f"it is not the file that was listed: {error.message}") from None
     except FileNotFoundError:
         raise Failure("missing", "it was listed, but no longer exists") from None
     except PermissionError:
@@ -81,16 +87,17 @@ def _too_large(size: int, limit: int) -> None:
     raise Failure("too_large", message)
 
 
-def _read(uri: str, member: int | None, size: int | None, limit: int) -> bytes:
+def _read(uri: str, member: int | None, size: int | None, limit: int, version: str | None) -> bytes:
+    """`version` is that of the file or of the whole archive."""
     location, name = uris.parse(uri)
     if name is None:
-        data = files.read_bytes(location)
+        data = files.read_bytes(location, version=version)
         if size is not None and len(data) < size and files.describe(location).bytes == size:
             raise StorageError(f"{len(data)} of {size} bytes arrived", location)
         return data
     if member is not None and size is not None and _is_plain_tar(location):
         try:
-            data = files.read_bytes(location, member, member + size)
+            data = files.read_bytes(location, member, member + size, version)
         except OSError as error:
             if error.errno != errno.EINVAL:  # the answer of S3 to a range beyond the end
                 raise
@@ -99,9 +106,14 @@ def _read(uri: str, member: int | None, size: int | None, limit: int) -> bytes:
             raise Failure("unreadable", f"the archive ends after {len(data)} of its {size} bytes")
         return data
     try:
+        # An archive that was rewritten since it was opened is opened again.
+        version = version or files.describe(location).version
         with _OPEN_LOCK:  # otherwise every thread that misses the cache unpacks the archive
-            container = _container(location)
-        return container.read(name, member, limit)
+            container = _container(location, version)
+        try:
+            return container.read(name, member, limit)
+        finally:  # what its directory points to may have been overwritten
+            files.check_version(container.file, location, version)
     except KeyError:
         raise Failure("missing", "the archive no longer contains it") from None
     except (RuntimeError, NotImplementedError) as error:  # encrypted, or an unknown compression
@@ -119,17 +131,19 @@ _OPEN_LOCK = threading.Lock()
 
 
 @functools.lru_cache(maxsize=4)  # an open archive keeps its directory and a few blocks in memory
-def _container(location: str) -> _Container:
+def _container(location: str, version: str) -> _Container:
     lower = location.lower()
+    file = files.open_read(location, version)
     if lower.endswith(archives.ZIP):
-        return _Zip(files.open_read(location))
+        return _Zip(file)
     if lower.endswith(archives.PARQUET):
-        return _Parquet(files.open_read(location))
-    return _Tar(location)
+        return _Parquet(file)
+    return _Tar(file, archives.is_compressed_tar(location))
 
 
 class _Zip:
     def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
         self._archive = zipfile.ZipFile(file)
 
     def read(self, name: str, member: int | None, limit: int) -> bytes:
@@ -146,9 +160,9 @@ class _Zip:
 class _Tar:
     """A tar whose members are looked up by name, or that is compressed and is unpacked first."""
 
-    def __init__(self, location: str) -> None:
-        file = files.open_read(location)
-        if archives.is_compressed_tar(location):
+    def __init__(self, file: IO[bytes], compressed: bool) -> None:
+        self.file = file
+        if compressed:
             plain: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives with the cache entry
             with tarfile.open(fileobj=file, mode="r:*") as packed:
                 assert packed.fileobj is not None
@@ -160,7 +174,6 @@ class _Tar:
                     if not archives.is_damage(error):
                         raise
                     # truncated or damaged: the members before that can still be read
-            file.close()
             file = plain
         self._file = file
         self._lock = threading.Lock()
@@ -195,6 +208,7 @@ class _Tar:
 
 class _Parquet:
     def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
         self._table = pq.ParquetFile(file)
         self._column = archives.bytes_column(self._table.schema_arrow)
         self._lock = threading.Lock()

@@ -21,7 +21,11 @@ SCHEMA = pa.schema(
         column("image_id", pa.string(), "128-bit hash of uri and version, in hex"),
         column("uri", pa.string(), "full address; the name of a member of an archive follows #"),
         column("bytes", pa.int64(), "size of the file; null where the listing does not give it"),
-        column("version", pa.string(), "etag or mtime; for members also size or CRC, and member"),
+        column(
+            "version",
+            pa.string(),
+            "size and times, or etag; of a member also its place, size, CRC",
+        ),
         column("member", pa.int64(), "offset in a tar, entry of a zip, row of Parquet; else null"),
         column("product", pa.string(), "what the image shows; null if its path does not match"),
         column("split", pa.string(), "train, test, ...; null where paths do not name it"),

@@ -67,6 +67,7 @@ ABOUT_NO_MODULE = {
     "tests/jobs/test_store.py",
     "tests/jobs/test_submit.py",
     "tests/ops/detectors/test_contract.py",
+    "tests/ops/images/test_identity.py",
     "tests/pipelines/cluster/test_silence.py",
     "tests/pipelines/fitting/test_trained.py",
 }

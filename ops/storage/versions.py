@@ -15,8 +15,8 @@ import re
 from ops.storage.storage_errors import Changed
 
 _LOCAL = re.compile(r"(\d+:-?\d+):-?\d+")
-#: Hashes in hex or base64, with the number of parts of a multipart upload.
-_ETAG = re.compile(r"-?[\w+/=]{16,}(-\d+)?", re.ASCII)
+#: A hash in hex or base64, with the number of parts of a multipart upload; no time in digits.
+_ETAG = re.compile(r"-?(?!\d+$)[\w+/=]{16,}(-\d+)?", re.ASCII)
 
 
 def of_file(status: os.stat_result) -> str:
@@ -27,6 +27,11 @@ def of_file(status: os.stat_result) -> str:
 def is_etag(version: str) -> bool:
     """Whether a version has the form of an etag."""
     return _ETAG.fullmatch(version) is not None
+
+
+def is_known(version: str) -> bool:
+    """Whether a version has one of the forms above, so that it can be compared."""
+    return _LOCAL.fullmatch(version) is not None or is_etag(version)
 
 
 def differ(listed: str, read: str) -> bool:

@@ -67,9 +67,9 @@ class Verified(NamedTuple):
         names = ", ".join(each["uri"] for each in self.differing[:_NAMED])
         more = len(self.differing) - _NAMED
         return (
-            f"{len(self.differing)} of {self.read} unchanged images that --verify-content read "
-            "have other bytes than those that were scored, though their versions are the same; "
-            f"they are scored again: {names}" + (f" and {more} more" if more > 0 else "")
+            f"{len(self.differing)} of {self.read} unchanged images that --verify-content read do "
+            "not have the bytes that were scored, though their versions are the same; they are "
+            f"scored again: {names}" + (f" and {more} more" if more > 0 else "")
         )
 
 

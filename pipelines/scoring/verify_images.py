@@ -65,7 +65,7 @@ def check_images(
 def _compare_versions(
     database: duckdb.DuckDBPyConnection, findings: Findings, progress: ProgressCallback
 ) -> None:
-    (total,) = database.execute("SELECT count(*) FROM files").fetchone() or (0,)
+    [(total,)] = database.execute("SELECT count(*) FROM files").fetchall()
     done, writer = 0, database.cursor()  # of its own, as the rows of `files` are a stream
     with ThreadPoolExecutor(_THREADS) as pool:
         for batch in database.sql("FROM files").to_arrow_reader(2**12):

@@ -45,6 +45,11 @@ def test_a_second_night_exits_with_75(leave, tmp_path):
         (["--archive", ".", "--model", "m", "--maps", "some"], "maps 'some' is none of", 2),
         (["--archive", ".", "--model", "m", "--night", "x"], "must be a date", 2),
         (["--archive", ".", "--model", "m", "--warn-failed", "x"], "neither a count", 2),
+        (
+            ["--archive", ".", "--model", "m", "--verify-content", "2"],
+            "verify_content 2.0 must be a share from 0% to 100%, such as 1% or 0.01",
+            2,
+        ),
         (["--model", "m"], "name the images: --archive", 2),
     ],
 )

@@ -20,8 +20,9 @@ from jobs.cli.console import Progress, echo
 from jobs.tracking.tracker import Tracker
 from ops.detectors.model_folder import read_card
 from ops.errors import SettingError
+from pipelines.night_hooks import NightHooks
 from pipelines.night_settings import NightSettings
-from pipelines.nightly import Night, NightHooks
+from pipelines.nightly import Night
 from pipelines.tables import lock
 
 

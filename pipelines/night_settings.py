@@ -27,6 +27,10 @@ class NightSettings(ScoreSettings):
     retry: str = ",".join(TRANSIENT)
     """Statuses of failed images that are scored again, comma-separated. Images that failed with
     another status are scored again only if the image, its product or the model changes."""
+    verify_content: float | str = "0%"
+    """Share of the unchanged images, such as 1%, that are read again and compared with the hash of
+    the bytes that were scored: another sample every night. Images that differ are scored again,
+    with a warning."""
     warn_failed: int | float | str = "1%"
     """Warn if more of tonight's images fail than this count or share."""
     warn_drift: float = 0.25
@@ -42,6 +46,21 @@ class NightSettings(ScoreSettings):
         max_failures(str(self.max_failed), 0)
         max_failures(str(self.warn_failed), 0, "warn_failed")
         self.retried_statuses()
+        self.verified_share()
+
+    def verified_share(self) -> float:
+        """The share of `verify_content`, 0 to 1. Raises SettingError for any other value."""
+        text = str(self.verify_content).strip()
+        try:
+            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            share = -1.0
+        if not 0 <= share <= 1:
+            raise SettingError(
+                f"verify_content {self.verify_content!r} must be a share from 0% to 100%, such as "
+                "1% or 0.01"
+            )
+        return share
 
     def retried_statuses(self) -> list[str]:
         """The statuses of `retry`. Raises SettingError for an unknown one."""

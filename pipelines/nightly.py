@@ -2,86 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import socket
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
 from ops.detectors.model_folder import read_card
 from ops.errors import RunError
 from ops.images.failure import max_failures
 from ops.images.inventory import Inventory
-from ops.progress import ProgressCallback
 from ops.storage import files, parquet
 from ops.storage.paths import Out
 from pipelines.cluster import memory
 from pipelines.cluster.resources import connected
 from pipelines.cluster.shared_model import SharedModel
+from pipelines.night_hooks import NightHooks
 from pipelines.night_settings import NightSettings
 from pipelines.reports import drift, report
 from pipelines.reports.alerts import AlertLimits, find_alerts
 from pipelines.reports.report_data import ReportSettings
-from pipelines.scoring import deduplicate, score
+from pipelines.scoring import deduplicate, score, verify_content
 from pipelines.scoring.resume import resume_or_start
-from pipelines.scoring.run import Run, ScoreSettings
+from pipelines.scoring.run import Run
+from pipelines.scoring.work_list import WorkList
 from pipelines.tables import lock, run_records, take_inventory
 from pipelines.tables.pending import find_pending
-
-
-class TrackedRun(Protocol):
-    """The tracker's record of a night."""
-
-    metrics: dict[str, float]
-    tags: dict[str, str]
-    files: dict[str, str]
-    """Name of an artifact -> the file's location."""
-
-
-@dataclass(frozen=True)
-class NightHooks:
-    """What a night needs from the command that runs it."""
-
-    take_inventory: Callable[[str], object]
-    """Lists the archive into an inventory at the given location."""
-    tracked: TrackedRun
-    tracker_page: Callable[[str], str]
-    """The tracker's page of a run id; empty if there is no tracker."""
-    track_totals: Callable[[dict[str, Any]], object]
-    """Adds a run's totals to the tracker's record."""
-    echo: Callable[[str], object]
-    """Shows a message."""
-    print_summary: Callable[[dict[str, Any]], object]
-    """Shows a run's totals."""
-    progress: ProgressCallback
-    check_lock: Callable[[], None]
-    """Raises LostLock if another process has taken over the output folder."""
-
-
-@dataclass(frozen=True)
-class WorkList:
-    """The images that a run scores, and what the run's id depends on besides the model."""
-
-    inventory: Inventory
-    settings: ScoreSettings
-    night: str | None
-    after: tuple[str, ...]
-    """Ids of the runs that scored some of these addresses last."""
-    listed: int
-    """Images in the whole archive."""
-
-    @classmethod
-    def of_record(cls, record: Mapping[str, Any]) -> WorkList:
-        """The work list of a night, given its record."""
-        return cls(
-            Inventory(record["work_list"]),
-            ScoreSettings(**record["settings"]),
-            record["night"],
-            tuple(record["after"]),
-            record["listed"],
-        )
 
 
 class Night:
@@ -96,6 +45,7 @@ class Night:
         self._model_id = read_card(model).model_id
         started = datetime.datetime.now(datetime.UTC)
         self._record_location = out.night(f"{started:%Y-%m-%dT%H-%M-%S.%f}")
+        self._warnings: list[str] = []
         self._record: dict[str, Any] = {
             "started": started.isoformat(timespec="seconds"),
             "host": socket.gethostname(),
@@ -110,11 +60,19 @@ class Night:
         taken over the output folder.
         """
         self._hooks.tracked.tags["model_id"] = self._model_id
-        interrupted = self._find_interrupted()
+        last = run_records.last_night(self._out)
+        interrupted = self._find_interrupted(last)
         if interrupted:
             self._finish(interrupted)
         inventory = self._list_images()
-        work = self._find_pending(inventory)
+        with contextlib.ExitStack() as cluster:
+            differing = self._verify_content(inventory, last, cluster)
+            self._process(self._find_pending(inventory, differing), interrupted)
+        self._record["ended"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        self._write_record()
+
+    def _process(self, work: WorkList | None, interrupted: Mapping[str, Any] | None) -> None:
+        """Score and report what is pending."""
         if work:
             totals = self._score(work, lambda run: self._begin(run, work, interrupted))
             self._track_totals(totals)
@@ -124,12 +82,9 @@ class Night:
         else:
             self._discard(interrupted)
             self._hooks.echo("nothing to do: every image has its row under this model")
-        self._record["ended"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        self._write_record()
 
-    def _find_interrupted(self) -> dict[str, Any] | None:
+    def _find_interrupted(self, last: dict[str, Any]) -> dict[str, Any] | None:
         """The record of the last night if it was killed and its run can be finished."""
-        last = run_records.last_night(self._out)
         if "ended" in last or "run_id" not in last:
             return None
         if not files.is_folder(self._out.work(last["run_id"])):
@@ -161,13 +116,55 @@ class Night:
         self._hooks.take_inventory(self._out.warehouse())
         return self._out.warehouse()
 
-    def _find_pending(self, inventory: str) -> WorkList | None:
+    def _verify_content(
+        self, inventory: str, last: Mapping[str, Any], cluster: contextlib.ExitStack
+    ) -> list[str]:
+        """Ids of unchanged images whose bytes are not the scored ones, found in a sample.
+
+        What the last night found is read again, as it may not have been scored. The cluster that
+        this takes stays connected as long as `cluster`.
+        """
+        settings, hooks = self._settings, self._hooks
+        night = settings.night or self._record["started"][:10]
+        found = last.get("verified", {}).get("differing", ())
+        again = [each["image_id"] for each in found]
+        if not (again or settings.verified_share()):
+            return []
+        rows = verify_content.sample(
+            self._out, inventory, self._model_id, night, settings.verified_share(), again
+        )
+        if not len(rows):
+            return []
+        cluster.enter_context(connected(settings.cluster))
+        verified = verify_content.verify(
+            rows, settings.fetch, settings.resources, self._progress_under_lock
+        )
+        self._record["verified"] = verified._asdict()
+        hooks.tracked.metrics |= {
+            "verified": float(verified.read),
+            "verified_differing": float(len(verified.differing)),
+        }
+        hooks.echo(
+            f"{verified.read} unchanged images were read again, {len(verified.differing)} of them "
+            f"differ; {verified.unread} could not be read"
+        )
+        if verified.warning:
+            hooks.echo(f"warning: {verified.warning}")
+            self._warnings.append(verified.warning)
+        return [each["image_id"] for each in verified.differing]
+
+    def _find_pending(self, inventory: str, differing: Sequence[str]) -> WorkList | None:
         """The images to score tonight; None if there are none."""
         settings = self._settings
         with tempfile.TemporaryDirectory(prefix="nightloupe-") as folder:
             path = os.path.join(folder, "pending.parquet")
             pending = find_pending(
-                self._out, inventory, self._model_id, settings.retried_statuses(), path
+                self._out,
+                inventory,
+                self._model_id,
+                settings.retried_statuses(),
+                path,
+                differing=differing,
             )
             images = take_inventory.keep(path, self._out) if pending.images else None
         counts = {
@@ -175,6 +172,7 @@ class Night:
             "new": pending.new,
             "changed": pending.changed,
             "retried": pending.retried,
+            "differing": pending.differing,
         }
         self._hooks.echo(
             f"{counts['listed']} images: {pending.new} new, {pending.changed} changed, "
@@ -254,14 +252,17 @@ class Night:
         parquet.write(location, drift.DRIFT, [drift_rows])
         tracked.files["drift.parquet"] = location
         limits = AlertLimits(str(self._settings.warn_failed), self._settings.warn_drift)
-        alerts = find_alerts(totals, drift_rows, limits)
-        for number, sentence in enumerate(alerts):
+        for sentence in find_alerts(totals, drift_rows, limits):
             self._hooks.echo(f"warning: {sentence}")
+            self._warnings.append(sentence)
+        for number, sentence in enumerate(self._warnings):
             tracked.tags[f"warning_{number}"] = sentence
-        tracked.metrics["warnings"] = float(len(alerts))
+        tracked.metrics["warnings"] = float(len(self._warnings))
         if indexes := [psi for psi in drift_rows["psi"].to_pylist() if psi is not None]:
             tracked.metrics["max_psi"] = max(indexes)
-        self._record["warnings"] = alerts
+        self._record["warnings"] = self._warnings
+        run = self._out.run(run_id)
+        files.write_json(run, {**files.read_json(run), "warnings": self._warnings})
 
     def _report(self) -> None:
         """Write the report page. A failure is shown and does not fail the night."""

@@ -31,7 +31,7 @@ FLOORS = [
     {"pipelines.cluster", "pipelines.tables"},
     {"pipelines.scoring", "pipelines.reports"},
     {"pipelines.fitting"},
-    {"pipelines.nightly", "pipelines.night_settings"},
+    {"pipelines.nightly", "pipelines.night_hooks", "pipelines.night_settings"},
     {"jobs.cli", "jobs.tracking"},
 ]
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
@@ -67,6 +67,7 @@ ABOUT_NO_MODULE = {
     "tests/jobs/test_store.py",
     "tests/jobs/test_submit.py",
     "tests/ops/detectors/test_contract.py",
+    "tests/ops/images/test_identity.py",
     "tests/pipelines/cluster/test_silence.py",
     "tests/pipelines/fitting/test_trained.py",
 }

@@ -7,8 +7,8 @@
 --   SELECT uri, p_value <= 0.01 AS is_anomalous FROM current_scores WHERE model_id = '4f2a...';
 --
 -- Only the versions of a URI that its newest run scored are current: a replaced file is not, even
--- if the new file failed. For each version, a row with status ok is preferred to a failed one, then
--- the newer to the older.
+-- if the new file failed. For each version, the newest row is current; but a row with status ok
+-- stays current if later reads failed for a reason that says nothing about the file.
 
 CREATE EXTERNAL TABLE IF NOT EXISTS scores (
     image_id string, uri string, product string, content_sha256 string,
@@ -28,15 +28,19 @@ CREATE OR REPLACE VIEW current_scores AS
 WITH images AS (
          SELECT model_id, image_id, product, min(uri) AS uri, max(scored_at) AS last_at,
                 max_by(run_id, scored_at) AS last_run,
-                max_by(run_id, scored_at) FILTER (WHERE status = 'ok') AS ok_run
-         FROM scores GROUP BY model_id, image_id, product
+                max_by(run_id, scored_at) FILTER (WHERE was_read) AS read_run,
+                max_by(status = 'ok', scored_at) FILTER (WHERE was_read) AS is_ok
+         FROM (SELECT *, status NOT IN ('missing', 'forbidden', 'unavailable', 'crashed_worker')
+                      AS was_read FROM scores) AS judged
+         GROUP BY model_id, image_id, product
      ),
      newest AS (
          SELECT model_id, uri, max_by(last_run, last_at) AS last_run
          FROM images GROUP BY model_id, uri
      ),
      chosen AS (
-         SELECT images.model_id, images.image_id, coalesce(ok_run, images.last_run) AS run_id
+         SELECT images.model_id, images.image_id,
+                CASE WHEN is_ok THEN read_run ELSE images.last_run END AS run_id
          FROM images JOIN newest
              ON images.model_id = newest.model_id AND images.uri = newest.uri
              AND images.last_run = newest.last_run

@@ -7,8 +7,8 @@
 --   SELECT * REPLACE (p_value <= 0.01 AS is_anomalous) FROM current_scores('4f2a...');
 --
 -- Only the versions of a URI that its newest run scored are current: a replaced file is not, even
--- if the new file failed. For each version, a row with status ok is preferred to a failed one, then
--- the newer to the older. python -m jobs.query runs this file.
+-- if the new file failed. For each version, the newest row is current; but a row with status ok
+-- stays current if later reads failed for a reason that says nothing about the file. python -m jobs.query runs this file.
 
 CREATE OR REPLACE MACRO scores_of(model) AS TABLE
     SELECT * FROM read_parquet(getvariable('tables'), hive_partitioning = false)
@@ -19,16 +19,19 @@ CREATE OR REPLACE MACRO current_keys(model) AS TABLE
     WITH images AS (
              SELECT image_id, product, min(uri) AS uri, max(scored_at) AS last_at,
                     max_by(run_id, scored_at) AS last_run,
-                    max_by(run_id, scored_at) FILTER (WHERE status = 'ok') AS ok_run,
-                    max_by(status, scored_at) AS last_status
-             FROM scores_of(model) GROUP BY image_id, product
+                    max_by(status, scored_at) AS last_status,
+                    max_by(run_id, scored_at) FILTER (WHERE was_read) AS read_run,
+                    max_by(status = 'ok', scored_at) FILTER (WHERE was_read) AS is_ok
+             FROM (SELECT *, status NOT IN ('missing', 'forbidden', 'unavailable', 'crashed_worker')
+                          AS was_read FROM scores_of(model))
+             GROUP BY image_id, product
          ),
          newest AS (
              SELECT uri, max_by(last_run, last_at) AS last_run FROM images GROUP BY uri
          )
     SELECT images.image_id, images.product, images.uri,
-           coalesce(ok_run, images.last_run) AS run_id, images.last_run,
-           CASE WHEN ok_run IS NULL THEN last_status ELSE 'ok' END AS status
+           CASE WHEN is_ok THEN read_run ELSE images.last_run END AS run_id, images.last_run,
+           CASE WHEN is_ok THEN 'ok' ELSE last_status END AS status
     FROM images JOIN newest ON images.uri = newest.uri AND images.last_run = newest.last_run;
 
 CREATE OR REPLACE MACRO current_scores(model) AS TABLE

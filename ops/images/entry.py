@@ -20,8 +20,10 @@ class Entry(NamedTuple):
 
     `member` locates the file in its container: the number of an entry in a zip, of a row in
     Parquet; in a tar the offset of its bytes, or -1 - the offset of its header if it can only be
-    read through that header. None for a file of its own. `problem` says why the listing could not
-    read a container or a folder.
+    read through that header. None for a file of its own. `version` is that of the file or of the
+    container (see `ops.storage.versions`); for a member `@` follows, then its place, its size and
+    the checksum that the format has. `problem` says why the listing could not read a container or
+    a folder.
     """
 
     name: str
@@ -40,6 +42,11 @@ class Search:
     """The column of Parquet files that holds the images; empty: chosen by name, then content."""
     own: tuple[str, ...] = ()
     """Files and folders that the same command writes or wrote; they are left out."""
+
+
+def file_version(version: str | None) -> str | None:
+    """The version of the file or of the whole container, given that of an entry."""
+    return version.partition("@")[0] if version else None
 
 
 def is_container(name: str) -> bool:

@@ -10,6 +10,7 @@ from ops.errors import RunError, SettingError
 STATUSES: dict[str, str] = {
     "ok": "scored",
     "missing": "listed in the inventory, but absent when it was read",
+    "changed": "it, or the archive that holds it, was replaced after it was listed",
     "forbidden": "the store denied access to it",
     "unavailable": "the store kept failing after every retry",
     "unreadable": "empty, truncated, damaged, or not an image",
@@ -20,7 +21,7 @@ STATUSES: dict[str, str] = {
     "crashed_worker": "every worker process that handled it died",
 }
 #: Failures whose cause may be gone at the next attempt.
-TRANSIENT = ("missing", "forbidden", "unavailable", "crashed_worker")
+TRANSIENT = ("missing", "changed", "forbidden", "unavailable", "crashed_worker")
 
 
 class Failure(Exception):

@@ -25,7 +25,11 @@ SCHEMA = pa.schema(
         column("image_id", pa.string(), "128-bit hash of uri and version, in hex"),
         column("uri", pa.string(), "full address; the name of a member of an archive follows #"),
         column("bytes", pa.int64(), "size of the file; null where the listing does not give it"),
-        column("version", pa.string(), "etag or mtime; for members also size or CRC, and member"),
+        column(
+            "version",
+            pa.string(),
+            "size and times, or etag; of a member also its place, size, CRC",
+        ),
         column(
             "member",
             pa.int64(),

@@ -73,6 +73,7 @@ class ParquetReader:
     """
 
     def __init__(self, file: IO[bytes], column: str | None) -> None:
+        self.file = file
         self._table = open_table(file)
         self._path: Field = parquet_columns.choose(self._table, column or "").images
         self._lock = threading.Lock()

@@ -106,7 +106,8 @@ class Read:
             raise Failure(
                 "unknown_product", f"the model has detectors for {known}, not {row['product']!r}"
             )
-        data = fetch(row["uri"], row["member"], row["bytes"], self.fetch, count_retry)
+        place = row["uri"], row["member"], row["bytes"]
+        data = fetch(*place, self.fetch, count_retry, row.get("version"))
         content = hashlib.sha256(data).hexdigest()
         out["content_sha256"] = content
         if self.known is not None and self.known.has(content, row["product"]):

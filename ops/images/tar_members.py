@@ -17,7 +17,7 @@ from ops.images.damage import is_damage, raise_unless_damage
 from ops.images.entry import Entry, plain_name
 from ops.images.failure import Failure
 from ops.images.tally import Tally
-from ops.images.tar_stream import Header, headers, unpacked
+from ops.images.tar_stream import Header, gzip_checksum, headers, unpacked
 from ops.storage import files, uris
 
 #: Links that lead to links are followed so far.
@@ -42,7 +42,6 @@ class Place(NamedTuple):
     size: int
     end: int
     sparse: _Sparse | None
-    mtime: float
 
     @classmethod
     def of(cls, header: Header) -> Place:
@@ -50,7 +49,7 @@ class Place(NamedTuple):
         info = header.info
         pairs: Any = info.sparse
         sparse = None if pairs is None else tuple(pairs)
-        return cls(info.offset, info.offset_data, info.size, header.end, sparse, info.mtime)
+        return cls(info.offset, info.offset_data, info.size, header.end, sparse)
 
     def read(self, file: IO[bytes], limit: int) -> bytes:
         """The member's bytes. Raises a Failure if there are more than `limit`."""
@@ -76,7 +75,6 @@ class Link(NamedTuple):
     target: str | None
     header: int
     is_hard: bool
-    mtime: float
 
     @classmethod
     def of(cls, info: tarfile.TarInfo) -> Link:
@@ -89,10 +87,10 @@ class Link(NamedTuple):
                 target = None
         else:
             target = plain_name(info.linkname)
-        return cls(info.name, target, info.offset, info.islnk(), info.mtime)
+        return cls(info.name, target, info.offset, info.islnk())
 
 
-def members(location: str, _: files.Stored, tally: Tally) -> Iterator[Entry]:
+def members(location: str, item: files.Stored, tally: Tally) -> Iterator[Entry]:
     """Stream the regular members of a tar, then its links.
 
     Raises an error for which `is_damage` holds after what can be listed.
@@ -100,14 +98,22 @@ def members(location: str, _: files.Stored, tally: Tally) -> Iterator[Entry]:
     address, links = uris.make(location), list[Link]()
     damage: Exception | None = None
     with files.open_read(location) as file:
+        checksum = gzip_checksum(file, item.bytes)
         stream = unpacked(file)
         # `fetch` reads members at their offsets from a file that is called .tar.
         by_offset = stream is file or not location.lower().endswith(".tar")
+
+        def entry(name: str, place: Place) -> Entry:
+            number = place.data if by_offset and place.sparse is None else -1 - place.header
+            version = f"{item.version}@{place.data}-{place.size}{checksum}"
+            uri = uris.of_member(address, name)
+            return Entry(plain_name(name), uri, place.size, version, number)
+
         try:
             for header in headers(stream):
                 info = header.info
                 if info.isreg():
-                    yield _entry(address, info.name, Place.of(header), by_offset)
+                    yield entry(info.name, Place.of(header))
                 elif info.islnk() or info.issym():
                     links.append(Link.of(info))
                 elif info.type not in _NO_CONTENT:
@@ -119,17 +125,11 @@ def members(location: str, _: files.Stored, tally: Tally) -> Iterator[Entry]:
     if links:
         for name, place in _linked(location, links):
             if place:
-                yield _entry(address, name, place, by_offset)
+                yield entry(name, place)
             else:
                 tally.left_out[LOST_LINKS] += 1
     if damage:
         raise damage
-
-
-def _entry(address: str, name: str, place: Place, by_offset: bool) -> Entry:
-    number = place.data if by_offset and place.sparse is None else -1 - place.header
-    version = f"{place.mtime}-{place.size}@{place.data}"
-    return Entry(plain_name(name), uris.of_member(address, name), place.size, version, number)
 
 
 def _linked(location: str, links: list[Link]) -> Iterator[tuple[str, Place | None]]:
@@ -172,13 +172,10 @@ def _follow(
 class TarReader:
     """Reads members of a tar through its headers; a compressed tar is unpacked to disk first."""
 
-    def __init__(self, location: str) -> None:
-        file = files.open_read(location)
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
         stream = unpacked(file)
-        self._file = file
-        if stream is not file:
-            self._file = _unpack(stream)
-            file.close()
+        self._file = file if stream is file else _unpack(stream)
         self._lock = threading.Lock()
         self._members: dict[str | int, Place] = {}  # by name and by number
 

@@ -103,6 +103,15 @@ def unpacked(file: IO[bytes]) -> IO[bytes]:
     return file
 
 
+def gzip_checksum(file: IO[bytes], size: int) -> str:
+    """The CRC with which a gzip file of `size` bytes ends, after a hyphen; empty for others."""
+    start = file.read(3)
+    file.seek(max(0, size - 8))
+    checksum = file.read(4)[::-1].hex()
+    file.seek(0)
+    return f"-{checksum}" if start == b"\x1f\x8b\x08" and len(checksum) == 8 else ""
+
+
 class _Tar(tarfile.TarFile):
     """What `tarfile` needs to parse one header; `headers` goes from one to the next."""
 

@@ -17,7 +17,7 @@ from ops.storage import files, uris
 _LONGEST_PATH = 4096
 
 
-def members(location: str, _: files.Stored, tally: Tally) -> Iterator[Entry]:
+def members(location: str, item: files.Stored, tally: Tally) -> Iterator[Entry]:
     """Stream the members of a zip.
 
     Raises zipfile.BadZipFile for a damaged zip, and after the last member for a zip that follows
@@ -32,7 +32,7 @@ def members(location: str, _: files.Stored, tally: Tally) -> Iterator[Entry]:
             if content is None:
                 tally.left_out[LOST_LINKS] += 1
                 continue
-            version = f"{content.CRC:08x}-{content.file_size}@{number}"
+            version = f"{item.version}@{number}-{content.file_size}-{content.CRC:08x}"
             uri = uris.of_member(address, info.filename)
             # Some programs of Windows write backslashes, against APPNOTE.TXT, 4.4.17.1.
             name = plain_name(info.filename.replace("\\", "/"))
@@ -66,6 +66,7 @@ class ZipReader:
     """Reads members of a zip."""
 
     def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
         self._archive = zipfile.ZipFile(file)
 
     def read(self, name: str, member: int | None, limit: int) -> bytes:

@@ -18,15 +18,16 @@ import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Iterator
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, Any, NamedTuple
 
 from ops.errors import UserError
-from ops.storage import s3
+from ops.storage import s3, versions
 from ops.storage.s3 import is_s3
 from ops.storage.storage_errors import (
     DEVICE_ERRORS,
     AccessDenied,
     AlreadyExists,
+    Changed,
     NotFound,
     StorageError,
     storage_errors,
@@ -42,7 +43,10 @@ _WRITE_ERRORS = DEVICE_ERRORS | {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
 
 
 class Stored(NamedTuple):
-    """One listed object: its path below the listed place, its size in bytes, its version."""
+    """One listed object: its path below the listed place, its size in bytes, its version.
+
+    See `ops.storage.versions`.
+    """
 
     name: str
     bytes: int
@@ -54,22 +58,44 @@ def join(location: str, *parts: str) -> str:
     return "/".join([location.rstrip("/"), *parts])
 
 
-def open_read(location: str) -> IO[bytes]:
-    """Open a file for random access."""
+def open_read(location: str, version: str | None = None) -> IO[bytes]:
+    """Open a file for random access. Raises Changed if it is another version."""
     if is_s3(location):
-        return s3.open_read(location)
+        return s3.open_read(location, version)
     with storage_errors(location):
-        return open(location, "rb")
+        file = open(location, "rb")  # noqa: SIM115 - the caller closes it
+    check_version(file, location, version)
+    return file
 
 
-def read_bytes(location: str, start: int | None = None, end: int | None = None) -> bytes:
-    """Bytes [start, end) of a file, or all of it."""
-    with storage_errors(location):
-        if is_s3(location):
-            return cast("bytes", s3.file_system().cat_file(location, start=start, end=end))
-        with open(location, "rb") as file:
-            file.seek(start or 0)
-            return file.read() if end is None else file.read(end - (start or 0))
+def check_version(file: IO[bytes], location: str, version: str | None) -> None:
+    """Raise Changed if an open file is another version: it was written to since it was opened.
+
+    Reads from S3 check this themselves.
+    """
+    if version is not None and not is_s3(location):
+        with storage_errors(location):
+            now = versions.of_file(os.fstat(file.fileno()))
+        versions.check(location, version, now)
+
+
+def read_bytes(
+    location: str, start: int | None = None, end: int | None = None, version: str | None = None
+) -> bytes:
+    """Bytes [start, end) of a file, or all of it.
+
+    Raises Changed if it is another version than the given one, or is written to meanwhile.
+    """
+    if is_s3(location):
+        return s3.read_bytes(location, start, end, version)
+    with storage_errors(location), open(location, "rb") as file:
+        opened = versions.of_file(os.fstat(file.fileno()))
+        file.seek(start or 0)
+        data = file.read() if end is None else file.read(end - (start or 0))
+        check_version(file, location, version)
+        if version is not None and versions.of_file(os.fstat(file.fileno())) != opened:
+            raise Changed("it was written to while it was read", location)
+        return data
 
 
 def exists(location: str) -> bool:
@@ -95,9 +121,9 @@ def describe(location: str) -> Stored:
     with storage_errors(location):
         if is_s3(location):
             info = s3.file_system().info(location)
-            return Stored(location.rsplit("/", 1)[-1], int(info["size"]), info["ETag"].strip('"'))
+            return Stored(location.rsplit("/", 1)[-1], int(info["size"]), s3.etag(info))
         status = os.stat(location)
-    return Stored(os.path.basename(location), status.st_size, str(status.st_mtime_ns))
+    return Stored(os.path.basename(location), status.st_size, versions.of_file(status))
 
 
 def listing(
@@ -132,7 +158,7 @@ def _s3_listing(location: str, left_out: Counter[str]) -> Iterator[Stored]:
         for item in page:
             name = item["Key"].removeprefix(prefix)
             if name and not name.endswith("/"):
-                yield Stored(name, int(item["Size"]), item["ETag"].strip('"'))
+                yield Stored(name, int(item["Size"]), s3.etag(item))
             elif item["Size"]:  # without content it marks a folder
                 left_out["objects whose keys end in /"] += 1
 
@@ -161,7 +187,7 @@ def _local_listing(
                 elif _is_file(entry):
                     with contextlib.suppress(FileNotFoundError):  # removed since it was listed
                         status = entry.stat()
-                        yield Stored(name, status.st_size, str(status.st_mtime_ns))
+                        yield Stored(name, status.st_size, versions.of_file(status))
                 else:
                     left_out[_kind(entry)] += 1
 

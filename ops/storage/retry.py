@@ -30,7 +30,7 @@ from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
 from fsspec.asyn import sync_wrapper
 from s3fs import S3FileSystem
 
-from ops.storage.storage_errors import StorageError, Unavailable
+from ops.storage.storage_errors import Changed, StorageError, Unavailable
 
 #: Errors of connections and of answers that s3fs does not translate into an OSError.
 _CONNECTION_ERRORS = (
@@ -95,7 +95,7 @@ def retry_policy(policy: RetryPolicy) -> Iterator[None]:
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed in a moment."""
-    if isinstance(error, Unavailable):
+    if isinstance(error, (Changed, Unavailable)):
         return False
     if isinstance(error, StorageError) and error.__cause__ is not None:
         return is_transient(error.__cause__)
@@ -141,6 +141,7 @@ class _Body:
     """The body of an answer, already read."""
 
     def __init__(self, data: bytes) -> None:
+        self.data = data
         self._file = io.BytesIO(data)
 
     async def read(self, amount: int = -1) -> bytes:

@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from typing import IO, Any, cast
 
 from s3fs.core import S3File
+from s3fs.utils import FileExpired
 
+from ops.storage import versions
 from ops.storage.retry import RetryingS3
-from ops.storage.storage_errors import AccessDenied, StorageError, storage_errors
+from ops.storage.storage_errors import AccessDenied, Changed, StorageError, storage_errors
 
 #: Stores other than Amazon's reject newer checksum headers, so they are sent only where required.
 CLIENT = {
@@ -51,15 +53,53 @@ class _ReadFile(S3File):  # type: ignore[misc]  # untyped
     """A file opened for reading, whose errors name its location."""
 
     def _fetch_range(self, start: int, end: int) -> bytes:
-        with storage_errors(f"s3://{self.path}"):
-            return cast("bytes", super()._fetch_range(start, end))
+        location = f"s3://{self.path}"
+        with storage_errors(location):
+            try:  # every request demands the etag that the object had when it was opened
+                return cast("bytes", super()._fetch_range(start, end))
+            except FileExpired:
+                raise Changed("it was replaced while it was read", location) from None
 
 
-def open_read(location: str) -> IO[bytes]:
-    """Open an object for random access."""
+def open_read(location: str, version: str | None = None) -> IO[bytes]:
+    """Open an object for random access. Raises Changed if it is or becomes another version."""
     with storage_errors(location):
         path = location.removeprefix("s3://")
-        return cast("IO[bytes]", _ReadFile(file_system(), path, block_size=2**20))
+        file = _ReadFile(file_system(), path, block_size=2**20)
+    versions.check(location, version, etag(file.details))
+    return cast("IO[bytes]", file)
+
+
+def etag(answer: dict[str, Any]) -> str:
+    """The version of an object, from the store's answer about it."""
+    return str(answer["ETag"]).strip('"')
+
+
+def read_bytes(location: str, start: int | None, end: int | None, version: str | None) -> bytes:
+    """Bytes [start, end) of an object, or all of it. Raises Changed if it is another version."""
+    bucket, key = bucket_and_key(location)
+    more = {}
+    if start is not None or end is not None:
+        if end is not None and end <= (start or 0):
+            return b""  # stores answer an empty range with the whole object
+        more["Range"] = f"bytes={start or 0}-{'' if end is None else end - 1}"
+    if version is not None and versions.is_etag(version):
+        more["IfMatch"] = version
+    with storage_errors(location):
+        try:
+            answer = file_system().call_s3("get_object", Bucket=bucket, Key=key, **more)
+        except OSError as error:
+            if "IfMatch" in more and _is_failed_precondition(error):
+                raise Changed(f"version {version} was listed, but it was replaced") from error
+            raise
+        versions.check(location, version, etag(answer))  # some stores ignore the condition
+        return cast("bytes", answer["Body"].data)
+
+
+def _is_failed_precondition(error: OSError) -> bool:
+    response = getattr(error.__cause__, "response", None) or {}
+    code = response.get("Error", {}).get("Code")
+    return code == "PreconditionFailed" or str(code) == "412"
 
 
 def bucket_and_key(location: str) -> tuple[str, str]:

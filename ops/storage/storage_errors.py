@@ -62,6 +62,10 @@ class NotFolder(StorageError, NotADirectoryError):
     """A file is where a folder is needed."""
 
 
+class Changed(StorageError):
+    """A file is not the version that was asked for, or changed while it was read."""
+
+
 class Unavailable(StorageError):
     """A store kept failing after the last retry, or cannot be reached."""
 

@@ -16,7 +16,7 @@ from ops.errors import SettingError, UserError
 from ops.features.backbone import BackboneSettings
 from ops.images.decode import DecodeSettings
 from ops.images.fetch import FetchSettings
-from ops.images.inventory import Inventory
+from ops.images.inventory import Inventory, image_id
 from ops.images.resize import InputSettings
 from pipelines.scoring.read_stage import CARRIED
 
@@ -91,8 +91,9 @@ def split(inventory: Inventory, request: FitRequest) -> Split:
     """Split the good images of an inventory.
 
     Good images have label 0 or none, and belong to split `train` if the inventory has splits.
-    Of each product the share `holdout` with the lowest ids, which are hashes, is held out for
-    calibration: at least one image, but never all. Shots are chosen from the others.
+    Of each product the share `holdout` with the lowest hashes of their addresses is held out for
+    calibration: at least one image, but never all. Shots are chosen from the others. Versions play
+    no part, so a copy of files at the same place, or another mode, gives the same split.
     Raises NothingToFit.
     """
     rows = inventory.read([*CARRIED, "split", "label"])
@@ -110,10 +111,10 @@ def split(inventory: Inventory, request: FitRequest) -> Split:
         )
     is_held_out, is_shot = np.zeros((2, len(rows)), dtype=bool)
     products = rows["product"].to_numpy(zero_copy_only=False)
-    ids = rows["image_id"].to_numpy(zero_copy_only=False)
+    ids = np.array([image_id(uri, "") for uri in rows["uri"].to_pylist()])
     for product in np.unique(products):
         mine = np.flatnonzero(products == product)
-        mine = mine[np.argsort(ids[mine])]
+        mine = mine[np.argsort(ids[mine], kind="stable")]
         least = 1 if request.holdout else 0
         count = min(max(least, round(len(mine) * request.holdout)), len(mine) - 1)
         is_held_out[mine[:count]] = True

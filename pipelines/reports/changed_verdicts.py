@@ -22,12 +22,12 @@ def define_verdict_change(database: duckdb.DuckDBPyConnection) -> None:
 
 
 def numbered_members(table: str, keys: str) -> str:
-    """SQL: the rows of a table, with `k` numbering those that share `keys` by their image id.
+    """SQL: the rows of a table, with `k` numbering those that share `keys` by score.
 
     An archive may hold several members of one name. The k-th of one run is compared with the k-th
-    of the other.
+    of the other. Ids change with every version of the archive; scores of unchanged members do not.
     """
-    number = f"row_number() OVER (PARTITION BY {keys} ORDER BY image_id) AS k"
+    number = f"row_number() OVER (PARTITION BY {keys} ORDER BY score, image_id) AS k"
     return f"SELECT *, {number} FROM {table}"  # noqa: S608 - only names from the code
 
 

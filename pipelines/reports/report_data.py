@@ -97,6 +97,11 @@ class ReportData(NamedTuple):
         return sum(self.statuses.values())
 
     @property
+    def warnings(self) -> list[str]:
+        """Sentences that the nights of these runs warned with."""
+        return [sentence for run in self.runs for sentence in run.get("warnings", ())]
+
+    @property
     def failures(self) -> int:
         """Number of images without a score."""
         return self.images - self.statuses.get("ok", 0)

@@ -15,7 +15,7 @@ from ops.images.read_images import Read
 from pipelines.cluster.timeouts import time_limit
 
 #: Columns of the inventory that the stages need.
-CARRIED = ("image_id", "uri", "bytes", "member", "product", "problem")
+CARRIED = ("image_id", "uri", "bytes", "version", "member", "product", "problem")
 #: Column with the number of a row in the inventory; it passes through all stages.
 INVENTORY_ROW = "inventory_row"
 

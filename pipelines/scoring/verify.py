@@ -10,6 +10,7 @@ from ops.progress import ProgressCallback
 from ops.storage import files, paths
 from ops.storage.paths import Out
 from pipelines.scoring.run import run_key
+from pipelines.scoring.verify_images import check_images
 from pipelines.scoring.verify_table import check_table
 from pipelines.scoring.violations import MAX_EXAMPLES, Findings, RunUnderCheck
 from pipelines.tables.database import load, opened
@@ -27,10 +28,16 @@ _EXPECTED_MAPS = {
 }
 
 
-def check(run: RunUnderCheck, map_sample: float, progress: ProgressCallback) -> Findings:
+def check(
+    run: RunUnderCheck,
+    map_sample: float,
+    progress: ProgressCallback,
+    content_sample: float | None = None,
+) -> Findings:
     """Check a run's record, table, maps and other files. Memory does not grow with the images.
 
     `map_sample` is the share of maps that are read, chosen by a hash of image ids; 1 reads all.
+    With a `content_sample`, files of the archive are checked too: see `check_images`.
     """
     findings = Findings()
     missing = [name for name in _REQUIRED_FIELDS if name not in run.record]
@@ -50,6 +57,10 @@ def check(run: RunUnderCheck, map_sample: float, progress: ProgressCallback) -> 
             _check_policy(run, database, findings)
             if inventory:
                 _check_ids(run, inventory, database, findings)
+                if content_sample is not None:
+                    check_images(
+                        run, inventory.location, database, content_sample, findings, progress
+                    )
     return findings
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +33,10 @@ class Findings:
     images: int = 0
     maps_named: int = 0
     maps_read: int = 0
+    files: Counter[str] = field(default_factory=Counter)
+    """Images by what became of their files: unchanged, changed, gone, unavailable, unknown."""
+    hashed: int = 0
+    """Images whose bytes were compared with those that were scored."""
     violations: dict[str, Violation] = field(default_factory=dict)
     """By rule."""
 

@@ -11,6 +11,7 @@ PARTS = {
     "mutations": "tests.faults.reading",
     "memory": "tests.faults.memory",
     "due": "tests.faults.due",
+    "rewritten": "tests.faults.rewritten",
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import os
 import shutil
 
@@ -423,3 +425,59 @@ def test_what_cannot_be_checked_is_said_in_a_sentence(leave, words, sentence, ex
 
 def test_every_path_of_the_model_is_known_to_the_layout(damage):
     assert files.exists(f"{damage.out.model(damage.card.model_id)}/{paths.MODEL_CARD}")
+
+
+def real_parts(folder):
+    """Three parts that exist; their scores are drawn."""
+    folder.mkdir()
+    parts = []
+    for i in range(3):
+        file = folder / f"bolt{i}.png"
+        file.write_bytes(b"bolt%d" % i)
+        content = hashlib.sha256(file.read_bytes()).hexdigest()
+        version = files.describe(str(file)).version
+        parts.append(
+            Part(file.name, "bolt", 1.0, folder=str(folder), version=version, content=content)
+        )
+    return parts
+
+
+def test_versions_and_bytes_are_compared_with_the_archive(leave, tmp_path):
+    folder, out = tmp_path / "parts", str(tmp_path / "out")
+    run = finish(out, real_parts(folder), model_of(["bolt"]), NIGHT)
+    code, said, _ = leave("check", "--out", out)
+    assert code == 0
+    assert said.splitlines()[0] == (
+        "in the archive, images are now: 3 unchanged; 3 were read and hashed"
+    )
+    for words, line in {
+        ("--content-sample", "0"): "in the archive, images are now: 3 unchanged; 0 were read and "
+        "hashed",
+        ("--versions", "false"): said.splitlines()[1],
+    }.items():
+        code, told, _ = leave("check", "--out", out, *words)
+        assert (code, told.splitlines()[0]) == (0, line)
+    # What changed or is gone since is counted, and breaks no rule of the run.
+    (folder / "bolt0.png").write_bytes(b"replaced")
+    (folder / "bolt1.png").unlink()
+    code, said, _ = leave("check", "--out", out)
+    assert (code, said.splitlines()) == (
+        0,
+        [
+            "in the archive, images are now: 1 changed, 1 gone, 1 unchanged; the next night scores "
+            "what has changed; 1 were read and hashed",
+            f"run {run.run_id} is complete: 3 images with one valid row each; all 0 maps were "
+            "read and are valid",
+        ],
+    )
+
+
+def test_a_row_with_another_hash_than_its_file_is_found(leave, tmp_path):
+    out, parts = str(tmp_path / "out"), real_parts(tmp_path / "parts")
+    parts[1] = dataclasses.replace(parts[1], content="0" * 64)
+    finish(out, parts, model_of(["bolt"]), NIGHT)
+    code, said, _ = leave("check", "--out", out)
+    assert code == 1
+    assert "broken: files of the listed version hold the bytes that were scored\n" in said
+    assert f"  found:  {parts[1].uri}: its bytes have another hash\n" in said
+    assert "breaks 1 rule" in said

@@ -14,7 +14,7 @@ from ops.detectors.model_folder import read_card, write_model
 from ops.images import synthetic_parts
 from ops.images.failure import TooManyFailures
 from ops.results import score_table
-from ops.storage import files, parquet, uris
+from ops.storage import files, parquet, uris, versions
 from ops.storage.paths import Out
 from pipelines.scoring import score as scoring
 from pipelines.tables import current_scores, lock
@@ -45,6 +45,11 @@ def test_a_second_night_exits_with_75(leave, tmp_path):
         (["--archive", ".", "--model", "m", "--maps", "some"], "maps 'some' is none of", 2),
         (["--archive", ".", "--model", "m", "--night", "x"], "must be a date", 2),
         (["--archive", ".", "--model", "m", "--warn-failed", "x"], "neither a count", 2),
+        (
+            ["--archive", ".", "--model", "m", "--verify-content", "2"],
+            "verify_content 2.0 must be a share from 0% to 100%, such as 1% or 0.01",
+            2,
+        ),
         (["--model", "m"], "name the images: --archive", 2),
     ],
 )
@@ -139,11 +144,11 @@ def test_nights_score_the_pending_images_only(warehouse, monkeypatch, capsys):
     statuses = {"broken.png": "unreadable", "gone.png": "missing", "6.png": "unknown_product"}
     assert {n: r["status"] for n, r in first.items() if r["status"] != "ok"} == statuses
 
-    # The second: the lost image is back as it was; nothing else is touched.
+    # The second: the lost image is back, with its old time; nothing else is touched.
     gone.write_bytes(content)
     os.utime(gone, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert night.work() == 0
-    assert night.counts() == (0, 0, 1)
+    assert night.counts() == (0, 1, 0)
     second = night.current()
     assert second["gone.png"]["status"] == "ok"
     assert second | {"gone.png": None} == first | {"gone.png": None}
@@ -232,6 +237,49 @@ def test_nights_score_the_pending_images_only(warehouse, monkeypatch, capsys):
     assert "10.png" in page
     failed = zip(*(drift_rows[name].to_pylist() for name in ("product", "failed_b")), strict=True)
     assert dict(failed) == {"nut": 0, "washer": 2}
+
+    # The tenth: every file has another mode, so another version; none is scored again.
+    before = night.current(1)
+    pictures = sorted((night.root / "parts").rglob("*.png"))
+    for file in pictures:
+        file.chmod(0o600)
+    assert night.work(1) == 0
+    assert night.counts() == (0, len(pictures), 0)
+    totals = night.records[-1]["totals"]
+    assert totals["copied"] == totals["statuses"]["ok"] == len(pictures) - 4
+    after = night.current(1)
+    assert {name: r["score"] for name, r in after.items()} == {
+        name: r["score"] for name, r in before.items()
+    }
+    assert not {r["image_id"] for r in after.values()} & {r["image_id"] for r in before.values()}
+    assert check.main([night.records[-1]["run_id"], "--out", night.out.root]) == 0
+
+    # The eleventh: bytes rot behind a version that stays the same.
+    kept = {file.stat().st_ino: versions.of_file(file.stat()) for file in pictures}
+    of_file = versions.of_file
+    monkeypatch.setattr(versions, "of_file", lambda s: kept.get(s.st_ino, of_file(s)))
+    rotten, times = place / "3.png", os.stat(place / "3.png")
+    rotten.write_bytes(bytes(times.st_size))
+    os.utime(rotten, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert night.work(1) == 0
+    assert night.counts() == (0, 0, 0)
+    assert night.current(1)["3.png"]["status"] == "ok"
+    capsys.readouterr()
+    assert night.work(1, "--verify-content", "100%", "--warn-failed", "1") == 0
+    assert night.counts() == (0, 0, 0)
+    assert night.records[-1]["differing"] == 1
+    assert night.current(1)["3.png"]["status"] == "unreadable"
+    [warning] = night.records[-1]["warnings"]
+    address = uris.make(str(rotten))
+    assert warning.endswith(f"the same; they are scored again: {address}")
+    assert f"warning: {warning}\n" in capsys.readouterr().out
+    page = files.read_bytes(night.out.report(night.records[-1]["run_id"])).decode()
+    assert f"<li>{warning}</li>" in page
+
+    # The twelfth reads once more what the eleventh found.
+    assert night.work(1) == 0
+    assert night.records[-1]["verified"] == {"read": 1, "unread": 0, "differing": []}
+    assert night.counts() == (0, 0, 0)
 
 
 @pytest.mark.ray

@@ -135,12 +135,12 @@ def test_known_contents_are_told_by_their_hash_and_not_decoded(rows):
 def test_how_often_a_read_was_repeated_is_told_of_each_row(rows, monkeypatch):
     real, left = files.read_bytes, {"empty.png": 2, "deep.png": 1, "text.png": 99}
 
-    def read_bytes(location):
+    def read_bytes(location, **version):
         name = location.rpartition("/")[2]
         if left.get(name, 0):
             left[name] -= 1
             raise OSError(5, "input/output error")
-        return real(location)
+        return real(location, **version)
 
     monkeypatch.setattr(files, "read_bytes", read_bytes)
     hasty = FetchSettings(attempts=4, backoff=0)

@@ -276,11 +276,11 @@ def failing(monkeypatch, error: Exception, times: int) -> list[Exception]:
     """Make the first reads fail; returns the list of failures so far."""
     real, raised = files.read_bytes, []
 
-    def read_bytes(location, start=None, end=None):
+    def read_bytes(location, *span, **version):
         if len(raised) < times:
             raised.append(error)
             raise error
-        return real(location, start, end)
+        return real(location, *span, **version)
 
     monkeypatch.setattr(files, "read_bytes", read_bytes)
     return raised
@@ -331,11 +331,11 @@ def test_a_transient_error_of_the_store_is_not_a_damaged_archive(tmp_path, monke
     first = next(iter(entries(archive)))
     real, raised = files.open_read, []
 
-    def open_read(location):
+    def open_read(location, version=None):
         if not raised:
             raised.append(location)
             raise OSError(errno.EIO, "500")
-        return real(location)
+        return real(location, version)
 
     monkeypatch.setattr(files, "open_read", open_read)
     assert read(first) == THREE[0][1]
@@ -348,13 +348,13 @@ def test_a_transient_error_of_the_store_is_not_a_damaged_archive(tmp_path, monke
 def test_a_failing_disk_is_not_a_damaged_archive(tmp_path, monkeypatch, name):
     """zipfile and tarfile report a file that cannot be read as one that is not an archive."""
 
-    class Failing(io.BytesIO):
+    class Failing(io.FileIO):
         def read(self, *_):
             raise OSError(errno.EIO, "input/output error")
 
     place(tmp_path, name, zipped(THREE) if name == "a.zip" else tar(THREE, TARS[name[1:]]))
     (first, *_) = entries(str(tmp_path))
-    monkeypatch.setattr(files, "open_read", lambda _: Failing(bytes(10_000)))
+    monkeypatch.setattr(files, "open_read", lambda location, *_: Failing(location))
     with pytest.raises(OSError, match="input/output error"):
         list(entries(str(tmp_path)))
     with pytest.raises(Failure, match=r"unavailable: .*input/output error"):
@@ -364,7 +364,7 @@ def test_a_failing_disk_is_not_a_damaged_archive(tmp_path, monkeypatch, name):
 def test_a_short_read_is_retried(tmp_path, monkeypatch):
     (entry,) = entries(place(tmp_path, "a.png", b"1234"))
     answers = [b"12", b"1234"]
-    monkeypatch.setattr(files, "read_bytes", lambda location: answers.pop(0))
+    monkeypatch.setattr(files, "read_bytes", lambda location, **_: answers.pop(0))
     assert read(entry) == b"1234"
 
 

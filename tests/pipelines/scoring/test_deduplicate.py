@@ -7,13 +7,16 @@ import datetime
 import pyarrow as pa
 import pytest
 
-from ops.images.failure import STATUSES
+from ops.images.failure import STATUSES, TRANSIENT
+from ops.images.inventory import SCHEMA, image_id
 from ops.images.read_images import KNOWN
-from ops.storage import files, uris
+from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
 from pipelines.scoring.chunks import ROWS
 from pipelines.scoring.deduplicate import open_score_cache
 from pipelines.scoring.run import ScoreSettings
+from pipelines.tables import current_scores, retention
+from pipelines.tables.pending import find_pending
 from tests.pipelines.tables.test_current_scores import MODELS, publish, row
 
 A, B, C = (letter * 64 for letter in "abc")
@@ -115,3 +118,59 @@ def test_an_equal_key_is_no_proof(out):
     found, score_cache = completed(out, [met(4, A, product="nut"), met(5, C)], maps="none")
     assert found == {}
     assert score_cache.lost == 2
+
+
+def test_of_a_rewritten_archive_only_the_changed_member_is_scored(tmp_path):
+    """All members are due and read; those with known bytes keep score and map under a new id."""
+    out = Out(str(tmp_path))
+    members = [(f"file:///t.tar#{i}", f"v1@{i}", letter * 64) for i, letter in enumerate("abc")]
+    before = [_scored(out, *each, score=7.5) for each in members]
+    old_maps = [uris.parse(each["map_uri"]).location for each in before]
+    for location in old_maps:
+        files.write_bytes(location, location.encode())
+    publish(out, 0, before)
+    after = [(uri, f"v2@{i}", "d" * 64 if i == 1 else content)
+             for i, (uri, _, content) in enumerate(members)]  # fmt: skip
+    listed = [
+        {"image_id": image_id(uri, version), "uri": uri, "version": version, "product": "bolt"}
+        for uri, version, _ in after
+    ]
+    parquet.write(out.warehouse(), SCHEMA, [pa.Table.from_pylist(listed, SCHEMA)])
+
+    def pending():
+        found = find_pending(out, out.warehouse(), MODELS[0], TRANSIENT, str(tmp_path / "due"))
+        return found.new, found.changed, found.retried, found.differing
+
+    assert pending() == (0, 3, 0, 0)
+    with open_score_cache(out, MODELS[0], ScoreSettings(maps="flagged")) as score_cache:
+        contents = score_cache.contents()
+        assert [contents.has(content, "bolt") for *_, content in after] == [True, False, True]
+        rows = [
+            met(i, content, uri=uri, image_id=image_id(uri, version))
+            for i, (uri, version, content) in enumerate(after)
+            if i != 1
+        ]
+        copied = score_cache.complete(pa.Table.from_pylist(rows, ROWS)).to_pylist()
+        copied.sort(key=lambda each: each["inventory_row"])
+        assert (score_cache.copied, score_cache.lost) == (2, 0)
+    assert [row_["score"] for row_ in copied] == [7.5, 7.5]
+    scored = _scored(out, *after[1], score=1.0) | {"map_uri": None}
+    publish(out, 24, [{k: v for k, v in r.items() if k in scored} for r in copied] + [scored])
+    assert pending() == (0, 0, 0, 0)
+    current = current_scores.current(out, MODELS[0]).to_pylist()
+    assert {r["image_id"]: r["score"] for r in current} == {
+        image_id(*after[0][:2]): 7.5,
+        image_id(*after[1][:2]): 1.0,
+        image_id(*after[2][:2]): 7.5,
+    }
+    retention.expire(out, 1, [], remove=True)
+    assert current_scores.current(out, MODELS[0]).num_rows == 3
+    assert not any(map(files.exists, old_maps))
+    new_maps = [uris.parse(r["map_uri"]).location for r in copied]
+    assert [files.read_bytes(place).decode() for place in new_maps] == [old_maps[0], old_maps[2]]
+
+
+def _scored(out, uri, version, content, score):
+    location = out.map(MODELS[0], image_id(uri, version))
+    more = {"content_sha256": content, "map_uri": uris.make(location)}
+    return row(uri, version, score=score, **more)

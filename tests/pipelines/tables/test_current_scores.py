@@ -88,6 +88,17 @@ def test_of_one_version_an_ok_row_beats_a_newer_failure_and_the_newest_ok_row_wi
     assert last not in {r["run_id"] for r in result.values()}
 
 
+def test_a_failure_that_judged_the_bytes_replaces_the_score_of_the_same_version(out):
+    """The bytes are other ones, though the version is the same; or the version is gone."""
+    publish(out, 0, [row(f"u/{i}") for i in range(4)])
+    failures = ["unreadable", "changed", "undefined", "unavailable"]
+    publish(out, 1, [row(f"u/{i}", status=status) for i, status in enumerate(failures)])
+    statuses = [current(out)[f"u/{i}"]["status"] for i in range(4)]
+    assert statuses == ["unreadable", "changed", "undefined", "ok"]
+    publish(out, 2, [row("u/0", status="missing")])
+    assert current(out)["u/0"]["status"] == "missing"
+
+
 def test_a_replaced_version_is_not_current_even_if_its_successor_failed(out):
     publish(out, 0, [row("u/1"), row("u/2")])
     publish(out, 1, [row("u/1", "2", status="unreadable"), row("u/2", "2", score=9.0)])
@@ -137,7 +148,7 @@ def random_history(out, seed):
         at = (r["model_id"], r["uri"])
         old = expected.get(at)
         same = old is not None and old["image_id"] == r["image_id"]
-        if not (same and old["status"] == "ok" and r["status"] != "ok"):
+        if not (same and old["status"] == "ok" and r["status"] == "missing"):
             expected[at] = r
     return {(r["model_id"], r["image_id"]): r["run_id"] for r in expected.values()}
 

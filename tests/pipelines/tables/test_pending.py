@@ -32,9 +32,9 @@ def listed(out, images):
     return location
 
 
-def find(out, images, model=MODELS[0], retry=TRANSIENT):
+def find(out, images, model=MODELS[0], retry=TRANSIENT, **more):
     to = f"{out.root}/pending.parquet"
-    counts = pending.find_pending(out, listed(out, images), model, retry, to)
+    counts = pending.find_pending(out, listed(out, images), model, retry, to, **more)
     rows = Inventory(to).read().to_pylist() if counts.images else []
     return counts, [(r["uri"], r["version"]) for r in rows]
 
@@ -88,6 +88,15 @@ def test_members_of_one_name_are_pending_together(out):
     assert rows == [("t#x", "@1"), ("t#x", "@2")]
 
 
+def test_images_with_other_bytes_than_the_scored_ones_are_pending(out):
+    run = publish(out, 0, [row("u/1"), row("u/2"), row("u/3", status="missing")])
+    images = [(f"u/{i}", "1", "bolt") for i in (1, 2, 3)]
+    differing = [image_id("u/2", "1"), image_id("u/3", "1"), "0" * 32]
+    counts, rows = find(out, images, differing=differing)
+    assert (counts.new, counts.changed, counts.retried, counts.differing) == (0, 0, 0, 2)
+    assert (rows, counts.runs) == ([("u/2", "1"), ("u/3", "1")], (run,))
+
+
 def test_a_second_night_over_the_same_archive_only_retries_failures(out):
     """Nights of files that come, change, return to old versions, and fail."""
     rng = random.Random(5)
@@ -107,6 +116,7 @@ def test_a_second_night_over_the_same_archive_only_retries_failures(out):
         assert counts.new == counts.changed == 0
         last |= dict(zip(before, statuses, strict=True))
         scored |= {key for key, status in last.items() if status == "ok"}
+        scored -= {key for key, status in last.items() if status == "unreadable"}
         missing = {k for k, status in last.items() if status == "missing"} - scored
         assert set(work) == missing & {(uri, version) for uri, version, _ in images}
         assert len(work) == counts.retried

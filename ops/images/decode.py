@@ -144,10 +144,10 @@ def _read(data: bytes, settings: DecodeSettings, limit: PixelLimit) -> Raster:
 
 
 def _unidentified(data: bytes) -> Failure:
-    if name := file_kinds.unread_kind_of(data):
-        return Failure("unsupported", f"it is {name}, which is not read")
     if kind := file_kinds.kind_of(data):
         return Failure("unreadable", f"damaged (its header is not that of a {kind} file)")
+    if name := file_kinds.unread_kind_of(data):
+        return Failure("unsupported", f"it is {name}, which is not read")
     return Failure("unreadable", f"not an image (it starts with {data[:8]!r})")
 
 

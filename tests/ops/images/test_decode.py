@@ -398,3 +398,30 @@ def test_any_damage_gives_a_picture_or_a_failure_and_nothing_else(kind):
             assert picture.pixels.size > 0
             assert (picture.pixels.dtype == np.uint8) == (picture.bit_depth <= 8)
     assert failures
+
+
+def bmp(pixels: bytes, masks: tuple[int, ...]) -> bytes:
+    """A BMP of 2 x 1 pixels of 32 bits with bit fields (BITMAPV4HEADER)."""
+    info = struct.pack("<IiiHHIIiiII", 108, 2, 1, 1, 32, 3, len(pixels), 0, 0, 0, 0)
+    info += struct.pack("<4I", *masks) + bytes(52)
+    return struct.pack("<2sIHHI", b"BM", 122 + len(pixels), 0, 0, 122) + info + pixels
+
+
+def test_a_bmp_whose_alpha_was_never_set_is_opaque():
+    masks = (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    unset = decode(bmp(bytes([3, 2, 1, 0, 6, 5, 4, 0]), masks))
+    assert unset.pixels.tolist() == [[[1, 2, 3], [4, 5, 6]]]
+    half = decode(bmp(bytes([3, 2, 1, 0, 6, 5, 4, 255]), masks))
+    assert half.pixels.tolist() == [[[0, 0, 0], [4, 5, 6]]]
+
+
+def test_a_bmp_of_ten_bits_a_channel_is_unsupported_by_name():
+    with pytest.raises(Failure, match="unsupported: it is a BMP that is not read"):
+        decode(bmp(bytes(8), (0x3FF00000, 0xFFC00, 0x3FF, 0)))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "GIF", "PPM", "WEBP"])
+def test_a_page_and_a_range_change_nothing_of_other_files(kind):
+    data = pictures.encoded(COLOUR, kind)
+    settings = DecodeSettings(bit_depth=12, page=2, range="0,1")
+    assert np.array_equal(decode(data, settings).pixels, decode(data).pixels)

@@ -19,6 +19,8 @@ _NONE, _PACKBITS, _LZW, _DEFLATE = 1, 32773, 5, {8, 32946}
 #: Encoders that write no integers of another depth than they were given.
 _OF_IMAGES = {6, 7, 33003, 33005, 33007, 34712, 34887, 34892, 34934, 50001, 50002, 52546}
 _HORIZONTAL, _FLOATING = 2, 3
+#: LZW, deflate, LZMA and Zstandard; libtiff ignores the tag of others, and tifffile does not.
+_PREDICTED, _FAX = {_LZW, *_DEFLATE, 34925, 50000}, {2, 3, 4}
 #: SampleFormat (section 19).
 _UNSIGNED, _SIGNED, _FLOAT, _UNDEFINED = 1, 2, 3, 4
 #: The most bytes that one byte decodes to: a run of 128 from two bytes (section 9); a code of 12
@@ -72,10 +74,10 @@ def _check_samples(page: tifffile.TiffPage) -> None:
 
 def _check_predictor(page: tifffile.TiffPage) -> None:
     predictor = int(page.predictor)
-    if predictor == 1 or page.compression in _OF_IMAGES:
+    if predictor == 1 or page.compression in _OF_IMAGES | _FAX:
         return
-    if page.compression == _NONE:
-        message = "its tag Predictor has no compression, and readers disagree about its values"
+    if page.compression not in _PREDICTED:
+        message = "its compression takes no predictor, and readers disagree about its tag Predictor"
         raise Failure("unsupported", message)
     is_float = page.sampleformat == _FLOAT
     if predictor != (_FLOATING if is_float else _HORIZONTAL) and (is_float, predictor) != (True, 2):
@@ -106,14 +108,14 @@ def _check_segments(page: tifffile.TiffPage, size: int) -> None:
 
 def decode(page: tifffile.TiffPage) -> Values:
     """All samples of a page that was checked: (H, W, samples), in the byte order of the machine."""
+    if page.bitspersample == 1:  # for differences, which booleans do not have
+        page.dtype = page._dtype = np.dtype(np.uint8)
     values = _decoded(page)
     planes, _, height, width, samples = values.shape
     values = np.moveaxis(values[:, 0], 0, 2).reshape(height, width, planes * samples)
     if values.size == 0 or values.shape[2] != page.samplesperpixel:
         raise Failure("unreadable", f"damaged (it holds an array of {values.shape})")
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
-    if values.dtype.kind == "b":
-        values = values.view(np.uint8)
     return _within_depth(page, values)
 
 

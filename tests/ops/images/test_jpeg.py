@@ -108,7 +108,9 @@ def test_twelve_bits_are_read_and_lost_bytes_are_noticed(channels):
     data = bytes(imagecodecs.jpeg8_encode(values, level=98, bitspersample=12))
     picture = decode(data)
     assert picture.bit_depth == 12
-    assert np.abs(picture.pixels.astype(int) - values).mean() < 40  # of 4095; colours are subsampled
+    assert (
+        np.abs(picture.pixels.astype(int) - values).mean() < 40
+    )  # of 4095; colours are subsampled
     for cut in (data[: len(data) // 2], data[:-300] + b"\xff\xd9"):
         with pytest.raises(Failure, match="unreadable: damaged"):
             decode(cut)

@@ -63,16 +63,20 @@ def test_white_is_zero_is_inverted_within_the_depth_of_the_settings():
     assert np.array_equal(picture.pixels, 4095 - bits_of(12))
 
 
-@pytest.mark.parametrize("compression", ["lzw", "deflate", "zstd", "packbits", "lzma"])
-@pytest.mark.parametrize("depth", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("compression", ["lzw", "deflate", "zstd", "lzma"])
+@pytest.mark.parametrize("depth", [1, 4, 8, 10, 12, 14, 16])
 def test_horizontal_differences_are_summed_within_the_depth(depth, compression):
     values = bits_of(depth, COLOUR)
     data = tiffs.one(values, depth, 2, compression=compression, predictor=2, rows=4)
-    assert np.array_equal(decode(data).pixels, values)
+    factor = {1: 255, 4: 17}.get(depth, 1)
+    assert np.array_equal(decode(data).pixels, values * factor)
 
 
-def test_a_predictor_without_compression_is_refused_because_readers_disagree():
-    assert "Predictor" in refused(tiffs.one(bits_of(12), 12, predictor=2))
+@pytest.mark.parametrize("compression", ["none", "packbits"])
+def test_a_predictor_without_a_compression_for_it_is_refused(compression):
+    for depth in (8, 12):
+        data = tiffs.one(bits_of(depth), depth, predictor=2, compression=compression)
+        assert "readers disagree about its tag Predictor" in refused(data)
 
 
 @pytest.mark.parametrize("planar", [1, 2])
@@ -373,12 +377,14 @@ def generated(number: int) -> tuple[str, bytes, DecodeSettings, np.ndarray, int]
     photometric = dice.choice(list(PHOTOMETRIC))
     channels, floats = PHOTOMETRIC[photometric], photometric in {1, 2} and dice.random() < 0.15
     bits = 32 if floats else dice.randint(1, 8 if photometric == 3 else 16)
+    if not floats and dice.random() < 0.4:
+        bits = 8 if photometric == 3 else dice.choice([8, 16])
     height, width = dice.randint(1, 60), dice.randint(1, 60)
     compression = dice.choice(list(tiffs.COMPRESSIONS))
     options = {
         "order": dice.choice("<>"),
         "compression": compression,
-        "predictor": dice.choice([1, 3] if floats else [1, 2]) if compression != "none" else 1,
+        "predictor": 1 if compression in {"none", "packbits"} else dice.choice([1, 2 + floats]),
         "planar": dice.choice([1, 2]),
         "big": dice.random() < 0.3,
     }
@@ -430,20 +436,23 @@ def test_a_thousand_generated_files_give_the_values_that_were_written():
 @pytest.mark.campaign
 @pytest.mark.slow
 def test_opencv_reads_generated_files_alike():
-    """OpenCV reads 8 and 16 bits by libtiff; what it does not read is left to the test above."""
+    """OpenCV reads 8 and 16 bits by libtiff.
+
+    At 16 bits it does not invert WhiteIsZero, and takes planes of colours for pixels: left out.
+    """
     cv2 = pytest.importorskip("cv2", exc_type=ImportError)
     compared = 0
     for number in range(1000):
-        _, data, settings, right, depth = generated(number)
+        what, data, settings, right, depth = generated(number)
+        odd = "16 bits, 0" in what or ("'planar': 2" in what and right.ndim == 3)
         found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-        if found is None or depth not in {8, 16} or settings.range:
+        if found is None or settings.range or depth not in {8, 16} or (odd and depth == 16):
             continue
         found = found[..., ::-1] if found.ndim == 3 else found
-        if found.dtype.itemsize * 8 != depth or found.shape != right.shape:
-            continue
-        compared += 1
-        assert np.array_equal(found, decode(data).pixels), generated(number)[0]
-    assert compared > 200
+        if found.dtype.itemsize * 8 == depth and found.shape == right.shape:
+            compared += 1
+            assert np.array_equal(found, decode(data).pixels), what
+    assert compared >= 200
 
 
 def test_pillow_reads_plain_files_alike():

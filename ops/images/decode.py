@@ -108,7 +108,7 @@ def decode(
 
     CMYK and palettes become RGB, transparent pixels are blended with black, EXIF rotation is
     applied, samples of up to 16 bits keep all bits. `admit` is called with the number of pixels
-    before memory is allocated for them, and may wait. No thread is started.
+    before memory is allocated for them, and may wait. No thread is started, but one for HEIC.
     Raises Failure (unreadable, unsupported, too_large).
     """
     if not data:

@@ -15,7 +15,7 @@ from ops.images.depth import Raster, with_alpha
 from ops.images.failure import Failure
 from ops.images.pixel_limit import PixelLimit
 
-pillow_heif.options.DECODE_THREADS = 1
+pillow_heif.options.DECODE_THREADS = 0  # in the calling thread
 _ORIENTATION = 0x0112
 #: The box of AV1's configuration; a bit of its third byte says that samples have over 8 bits
 #: (AV1 Codec ISO Media File Format Binding, section 2.3.3).

@@ -26,7 +26,9 @@ def heic(mode, values):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_avif_of_more_than_eight_bits_keeps_them(channels, depth):
     values = (DEEP if channels == 3 else DEEP[..., 0]) >> (16 - depth)
-    picture = decode(bytes(imagecodecs.avif_encode(values, level=100, bitspersample=depth)))
+    picture = decode(
+        bytes(imagecodecs.avif_encode(values, level=100, bitspersample=depth, speed=10))
+    )
     assert picture.bit_depth == depth
     assert np.array_equal(picture.pixels, values)
 

@@ -14,7 +14,7 @@ STATUSES: dict[str, str] = {
     "forbidden": "the store denied access to it",
     "unavailable": "the store kept failing after every retry",
     "unreadable": "empty, truncated, damaged, or not an image",
-    "unsupported": "an image of a kind that cannot be scored (animated, float, 32 bit)",
+    "unsupported": "of a kind that cannot be scored (animated, camera RAW), or values off scale",
     "too_large": "more bytes or pixels than the limits allow",
     "unknown_product": "the model holds no detector for its product",
     "undefined": "the detector returned a score that is not a finite number",

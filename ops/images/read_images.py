@@ -118,3 +118,4 @@ class Read:
             pixels = resize(picture, self.input)
         out |= {"width": picture.width, "height": picture.height, "bit_depth": picture.bit_depth}
         out |= {"channels": 1 if pixels.ndim == 2 else 3, "pixels": pack(pixels)}
+        out["reason"] = picture.note or None

@@ -14,6 +14,10 @@ from ops.images.decode import Picture, Pixels
 #: How the exposure of images is normalised, in `ops.images.exposure`.
 Exposure = Literal["as_is", "median", "standard"]
 
+_Box = tuple[float, float, float, float]
+#: A picture is resized as a whole up to so many pixels, and otherwise where the input keeps it: the
+#: shorter side of a strip may have to grow by a large factor.
+_WHOLE = 2**23
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "lanczos": Image.Resampling.LANCZOS}
 
 
@@ -67,21 +71,37 @@ def _plan(width: int, height: int, settings: InputSettings) -> tuple[int, int, i
     return w, h, (w - size) // 2, (h - size) // 2
 
 
+def _is_whole(picture: npt.NDArray[np.generic], w: int, h: int) -> bool:
+    """Whether resizing all of a picture to w x h takes no more memory than is bounded anyway."""
+    return w * h <= max(_WHOLE, int(picture.shape[0]) * int(picture.shape[1]))
+
+
 def resize(picture: Picture, settings: InputSettings) -> Pixels:
-    """The input of one image: (size, size) or (size, size, 3), of the same type and bit depth."""
+    """The input of one image: (size, size) or (size, size, 3), of the same type and bit depth.
+
+    Memory is bounded by the picture, whatever its aspect ratio.
+    """
     w, h, left, top = _plan(picture.width, picture.height, settings)
-    resized = _resample(picture.pixels, w, h, _FILTERS[settings.filter])
-    return resized[top : top + settings.size, left : left + settings.size]
+    size, kernel = settings.size, _FILTERS[settings.filter]
+    if _is_whole(picture.pixels, w, h):
+        resized = _resample(picture.pixels, w, h, kernel)
+        return resized[top : top + size, left : left + size]
+    x, y = picture.width / w, picture.height / h
+    right, low = min((left + size) * x, picture.width), min((top + size) * y, picture.height)
+    return _resample(picture.pixels, size, size, kernel, (left * x, top * y, right, low))
 
 
-def _resample(pixels: Pixels, w: int, h: int, kernel: Image.Resampling) -> Pixels:
+def _resample(
+    pixels: Pixels, w: int, h: int, kernel: Image.Resampling, box: _Box | None = None
+) -> Pixels:
+    """Resize the box, or all; pixels around the box take part as they do in the whole."""
     if pixels.dtype == np.uint8:
-        return np.asarray(Image.fromarray(pixels).resize((w, h), kernel), dtype=np.uint8)
+        return np.asarray(Image.fromarray(pixels).resize((w, h), kernel, box), dtype=np.uint8)
     if pixels.ndim == 3:
-        planes = [_resample(pixels[..., c], w, h, kernel) for c in range(pixels.shape[2])]
+        planes = [_resample(pixels[..., c], w, h, kernel, box) for c in range(pixels.shape[2])]
         return np.stack(planes, axis=-1)  # type: ignore[return-value]  # stack widens the dtype
     # Pillow truncates resized 16-bit integers; planes of floats are rounded here instead.
-    plane = np.asarray(Image.fromarray(pixels.astype(np.float32)).resize((w, h), kernel))
+    plane = np.asarray(Image.fromarray(pixels.astype(np.float32)).resize((w, h), kernel, box))
     return np.asarray(np.rint(plane).clip(0, 65535), dtype=np.uint16)
 
 
@@ -98,7 +118,12 @@ def binarise(pixels: Pixels) -> npt.NDArray[np.bool_]:
 def resize_mask(pixels: Pixels, settings: InputSettings) -> npt.NDArray[np.bool_]:
     """A ground-truth mask in the geometry of the input: binarised, resized by nearest pixel."""
     grey = binarise(pixels)
-    w, h, left, top = _plan(grey.shape[1], grey.shape[0], settings)
+    height, width = grey.shape
+    w, h, left, top = _plan(width, height, settings)
+    if not _is_whole(grey, w, h):
+        columns = (2 * (left + np.arange(settings.size)) + 1) * width // (2 * w)
+        rows = (2 * (top + np.arange(settings.size)) + 1) * height // (2 * h)
+        return grey[np.ix_(rows, columns)]
     binary = Image.fromarray(grey.astype(np.uint8))
     resized = np.asarray(binary.resize((w, h), Image.Resampling.NEAREST)) > 0
     return resized[top : top + settings.size, left : left + settings.size]

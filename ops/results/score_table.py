@@ -23,7 +23,11 @@ SCHEMA = pa.schema(
         column("height", pa.int32(), "pixels of the upright picture"),
         column("bit_depth", pa.int8(), "bits per sample that values are scaled by"),
         column("status", pa.string(), _STATUS, False),
-        column("reason", pa.string(), "why there is no score; null if status is ok"),
+        column(
+            "reason",
+            pa.string(),
+            "why there is no score; of ok rows, what was left out of the file",
+        ),
         column("score", pa.float64(), "raw, larger is more anomalous; null if status is not ok"),
         column("p_value", pa.float64(), "share of good images that score as high; null if unknown"),
         column("is_anomalous", pa.bool_(), "score above the model's threshold; null if unknown"),

@@ -181,8 +181,8 @@ def broken_rules(outcome: Outcome, uri: str) -> list[str]:
         broken.append("no hash")
     if outcome.sha256 not in {None, sha256}:
         broken.append("the hash is not that of the file")
-    if outcome.status == "ok":
-        return broken + (["a reason for nothing"] if outcome.reason is not None else [])
+    if outcome.status == "ok" and outcome.reason is None:  # otherwise, what was left out of it
+        return broken
     reason = outcome.reason or ""
     if not reason or not reason.isprintable() or len(reason) > 300:
         broken.append("no sentence")

@@ -3,6 +3,7 @@
 import io
 import itertools
 
+import imagecodecs
 import numpy as np
 import pytest
 from PIL import Image
@@ -77,3 +78,47 @@ def test_an_embedded_preview_is_not_decoded():
 @pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"\xff\xd8\xff\xda\0\0", b"\xff\xd8" * 40])
 def test_data_that_are_not_a_jpeg_have_no_scan(data):
     assert jpeg.without_end_mark(data) is None
+
+
+DEEP = np.random.default_rng(0).integers(0, 65536, (37, 21, 3), dtype=np.uint16)
+
+
+def lossless(values: np.ndarray, depth: int) -> bytes:
+    return bytes(imagecodecs.ljpeg_encode(values, bitspersample=depth))
+
+
+@pytest.mark.parametrize("depth", [8, 10, 12, 14, 16])
+def test_lossless_jpeg_and_jpeg_ls_keep_every_bit(depth):
+    values = (DEEP[..., 0] >> (16 - depth)).astype(np.uint8 if depth == 8 else np.uint16)
+    files = [lossless(values, depth)]
+    if depth in {8, 16}:  # this encoder knows no others
+        files.append(bytes(imagecodecs.jpegls_encode(values)))
+    for data in files:
+        picture = decode(data)
+        assert picture.bit_depth == depth
+        assert np.array_equal(picture.pixels, values)
+        with pytest.raises(Failure, match="unreadable: damaged"):
+            decode(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_twelve_bits_are_read_and_lost_bytes_are_noticed(channels):
+    soft = pictures.texture(2, 64, colour=True).astype(np.uint16) << 4
+    values = soft if channels == 3 else np.ascontiguousarray(soft[..., 0])
+    data = bytes(imagecodecs.jpeg8_encode(values, level=98, bitspersample=12))
+    picture = decode(data)
+    assert picture.bit_depth == 12
+    assert (
+        np.abs(picture.pixels.astype(int) - values).mean() < 40
+    )  # of 4095; colours are subsampled
+    for cut in (data[: len(data) // 2], data[:-300] + b"\xff\xd9"):
+        with pytest.raises(Failure, match="unreadable: damaged"):
+            decode(cut)
+
+
+def test_damaged_metadata_cost_only_themselves():
+    whole = pictures.encoded(COLOUR, "JPEG", quality=90)
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\xff\xff"
+    block = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif
+    picture = decode(whole[:2] + block + whole[2:])
+    assert np.array_equal(picture.pixels, plain(whole))

@@ -47,5 +47,22 @@ def test_reserved_pixels_are_released_after_every_outcome(tmp_path, monkeypatch)
     table = pa.Table.from_pylist(rows, pa.schema([(n, kinds.get(n, pa.string())) for n in rows[0]]))
     found = Read(InputSettings(size=32), DecodeSettings(), FetchSettings())(table)
     assert found["status"].to_pylist() == ["ok", "unreadable", "unreadable", "too_large"] * 4
+    assert found["reason"].to_pylist()[0] is None
     with budget.reserved(2**40):  # waits until nothing is reserved
         pass
+
+
+def test_what_was_left_out_of_a_file_is_the_reason_of_its_ok_row(tmp_path):
+    damaged = pictures.encoded(pictures.texture(0))
+    at = damaged.index(b"IDAT") - 4
+    text = pictures.png_chunk(b"tEXt", b"key\0value")
+    (tmp_path / "a.png").write_bytes(damaged[:at] + text[:-1] + b"?" + damaged[at:])
+    row = {"uri": uris.make(str(tmp_path / "a.png")), "member": None, "bytes": None}
+    schema = pa.schema(
+        [("uri", pa.string()), ("member", pa.int64()), ("bytes", pa.int64()),
+         ("product", pa.string()), ("problem", pa.string())]
+    )  # fmt: skip
+    rows = pa.Table.from_pylist([row | {"product": "p", "problem": None}], schema)
+    (found,) = Read(InputSettings(size=32), DecodeSettings(), FetchSettings())(rows).to_pylist()
+    assert found["status"] == "ok"
+    assert found["reason"] == "its metadata are damaged and were not used (tEXt)"

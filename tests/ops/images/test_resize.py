@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ops.images import resize as resize_module
 from ops.images.decode import Picture
 from ops.images.resize import Geometry, InputSettings, geometry, pack, resize, resize_mask, unpack
 from tests import pictures
@@ -123,3 +124,39 @@ def test_unpack_inverts_pack(dtype, depth, channels):
 def test_packed_bytes_do_not_depend_on_the_machines_byte_order():
     pixels = np.array([[1, 256]], np.uint16)
     assert pack(pixels) == pack(pixels.astype(">u2")) == b"\1\0\0\1"
+
+
+@pytest.mark.parametrize("shape", [(65_000, 1), (1, 65_000), (4, 30_000, 3), (30_000, 4, 3)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_the_crop_of_a_strip_takes_memory_for_the_crop_alone(shape, dtype, monkeypatch):
+    sizes = []
+    whole = Image.Image.resize
+
+    def resized(image, size, *rest):
+        sizes.append(size)
+        return whole(image, size, *rest)
+
+    monkeypatch.setattr(Image.Image, "resize", resized)
+    ramp = np.linspace(0, np.iinfo(dtype).max, max(shape[:2]))
+    pixels = np.zeros(shape, dtype)
+    pixels += np.rint(ramp).astype(dtype).reshape((-1, 1, 1)[: len(shape)] if shape[0] > shape[1]
+                                                  else (1, -1, 1)[: len(shape)])  # fmt: skip
+    settings = InputSettings(size=224, fit="crop")
+    found = resize(Picture(pixels, 8 if dtype == np.uint8 else 16), settings)
+    assert set(sizes) == {(224, 224)}
+    assert found.shape == (224, 224, *shape[2:])
+    assert np.abs(found / np.iinfo(dtype).max - 0.5).max() < 0.01  # the centre
+    assert resize_mask(pixels, settings).shape == (224, 224)
+
+
+@pytest.mark.parametrize("name", ["bilinear", "lanczos"])
+@pytest.mark.parametrize("size", [(40, 700), (700, 40), (61, 90)])
+def test_a_crop_resized_alone_is_the_crop_of_the_whole(size, name, monkeypatch):
+    y, x = np.mgrid[: size[1], : size[0]]
+    soft = (120 + 60 * np.sin(x * 0.2) * np.cos(y * 0.17)).astype(np.uint8)
+    settings = InputSettings(size=32, fit="crop", short_side=48, filter=name)
+    expected = [resize(Picture(soft, 8), settings), resize_mask(soft, settings)]
+    monkeypatch.setattr(resize_module, "_is_whole", lambda *_: False)
+    found = [resize(Picture(soft, 8), settings), resize_mask(soft, settings)]
+    assert np.abs(found[0].astype(int) - expected[0]).max() <= 1
+    assert (found[1] != expected[1]).mean() < 0.07  # where a pixel's centre lies on an edge

@@ -17,8 +17,8 @@ from jobs.cli import entry
 from jobs.cli.console import Progress, echo
 from jobs.cli.published_results import Published, published
 from jobs.tracking.tracker import Tracker
-from ops.images.fetch import FetchSettings
-from ops.images.inventory import Inventory
+from ops.archives.fetch import FetchSettings
+from ops.archives.inventory import Inventory
 from ops.images.resize import InputSettings
 from ops.results import plots
 from ops.storage import files, parquet

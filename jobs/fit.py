@@ -16,13 +16,13 @@ from typing import Any
 from jobs.cli import entry, sources
 from jobs.cli.console import Progress, echo, shown
 from jobs.tracking.tracker import Tracker
+from ops.archives.fetch import FetchSettings
 from ops.detectors.detector import settings_from
 from ops.detectors.model_folder import Model, ModelCard, ProductCard, write_model
 from ops.detectors.registry import DETECTORS, detector_class
+from ops.failure import max_failures
 from ops.features.backbone import BackboneSettings
 from ops.images.decode import DecodeSettings
-from ops.images.failure import max_failures
-from ops.images.fetch import FetchSettings
 from ops.images.resize import InputSettings
 from ops.results.calibration import Calibration
 from ops.storage.paths import Out

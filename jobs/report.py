@@ -17,8 +17,8 @@ from typing import Any
 from jobs.cli import entry
 from jobs.cli.console import Progress, echo
 from jobs.tracking.tracker import Tracker
+from ops.archives.fetch import FetchSettings
 from ops.errors import SettingError
-from ops.images.fetch import FetchSettings
 from ops.storage import files
 from ops.storage.paths import Out
 from pipelines.reports import report

@@ -16,10 +16,10 @@ from typing import Any
 from jobs.cli import entry, sources
 from jobs.cli.console import Progress, echo
 from jobs.tracking.tracker import Tracker
+from ops.archives.fetch import FetchSettings
 from ops.detectors.model_folder import ModelCard, read_card
 from ops.errors import SettingError, UserError
-from ops.images.failure import max_failures
-from ops.images.fetch import FetchSettings
+from ops.failure import max_failures
 from ops.storage.paths import Out
 from pipelines.cluster import memory
 from pipelines.cluster.resources import Resources, connected

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ops.archives.fetch import FetchSettings
 from ops.errors import SettingError
-from ops.images.failure import STATUSES, TRANSIENT, max_failures
-from ops.images.fetch import FetchSettings
+from ops.failure import STATUSES, TRANSIENT, max_failures
 from pipelines.cluster.resources import Resources
 from pipelines.scoring.run import ScoreSettings, check_night
 

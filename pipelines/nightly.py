@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from ops.archives.inventory import Inventory
 from ops.detectors.model_folder import read_card
 from ops.errors import RunError
-from ops.images.failure import max_failures
-from ops.images.inventory import Inventory
+from ops.failure import max_failures
 from ops.storage import files, parquet
 from ops.storage.paths import Out
 from pipelines.cluster import memory

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
+from ops.archives.fetch import FetchSettings
+from ops.archives.inventory import SCHEMA, Inventory, image_id
 from ops.detectors.model_folder import Model, ModelCard, write_model
-from ops.images.fetch import FetchSettings
-from ops.images.inventory import SCHEMA, Inventory, image_id
 from ops.images.resize import geometry
 from ops.results import anomaly_map, map_png
 from ops.storage import files, parquet, uris

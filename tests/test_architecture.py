@@ -24,7 +24,8 @@ MAY_IMPORT = {
 FOLDERS = {"ops", "pipelines", "jobs", "deploy", "tests"}
 #: Rooms that may import what lies on a lower floor, and on their own as long as there is no circle.
 FLOORS = [
-    {"ops.storage", "ops.augment", "ops.distributed", "ops.errors", "ops.progress"},
+    {"ops.storage", "ops.augment", "ops.distributed", "ops.errors", "ops.failure", "ops.progress"},
+    {"ops.archives"},
     {"ops.images", "ops.features", "ops.search"},
     {"ops.flows", "ops.results"},
     {"ops.detectors"},
@@ -67,7 +68,7 @@ ABOUT_NO_MODULE = {
     "tests/jobs/test_store.py",
     "tests/jobs/test_submit.py",
     "tests/ops/detectors/test_contract.py",
-    "tests/ops/images/test_identity.py",
+    "tests/ops/archives/test_identity.py",
     "tests/pipelines/cluster/test_silence.py",
     "tests/pipelines/fitting/test_trained.py",
 }

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 from jobs.cli.parser import Parser, type_name
 from jobs.cli.sources import Listing
+from ops.archives.fetch import FetchSettings
 from ops.detectors.registry import DETECTORS
 from ops.features.backbone import BackboneSettings
 from ops.images.decode import DecodeSettings
-from ops.images.fetch import FetchSettings
 from ops.images.resize import InputSettings
 from pipelines.cluster.resources import Resources
 from pipelines.fitting.request import Select

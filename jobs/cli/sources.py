@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 
 from jobs.cli import locations
 from jobs.cli.console import Progress, echo, shown
+from ops.archives.entry import Search
+from ops.archives.inventory import Inventory
+from ops.archives.layouts import GOOD, LAYOUTS, Layout, PathParser, composed, train_names
+from ops.archives.listing import IMAGE_SUFFIXES, path_below
+from ops.archives.tally import Tally
 from ops.errors import SettingError
-from ops.images.archives import IMAGE_SUFFIXES, path_below
-from ops.images.entry import Search
-from ops.images.inventory import Inventory
-from ops.images.layouts import GOOD, LAYOUTS, Layout, PathParser, composed, train_names
-from ops.images.tally import Tally
 from ops.storage import files, s3
 from ops.storage.paths import Out
 from pipelines.tables import take_inventory

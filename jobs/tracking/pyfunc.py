@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from torch import Tensor
 
+from ops.archives.fetch import FetchSettings
+from ops.archives.inventory import SCHEMA
 from ops.detectors.model_folder import Model, ModelCard, ProductCard, read_model
 from ops.detectors.score_images import ScoreImages
-from ops.images.fetch import FetchSettings
-from ops.images.inventory import SCHEMA
 from ops.images.read_images import Read
 from ops.storage import uris
 from ops.storage.paths import HELD_OUT, SYNTHETIC, picture_kind

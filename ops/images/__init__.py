@@ -1,1 +1,1 @@
-"""Archives to pixels: listing, inventory, fetch, decode and resize."""
+"""Bytes to pixels: decoding, resizing and exposure of images."""

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from PIL import UnidentifiedImageError
 
 from ops.errors import SettingError
-from ops.images import (
+from ops.failure import Failure
+from ops.images.formats import (
     depth,
     file_kinds,
     heif,
@@ -24,15 +25,14 @@ from ops.images import (
     png,
     tiff,
 )
-from ops.images.depth import Raster
-from ops.images.failure import Failure
-from ops.images.pixel_limit import PixelLimit
+from ops.images.formats.depth import Raster
+from ops.images.formats.pixel_limit import PixelLimit
 
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 _Reader = Callable[[bytes, PixelLimit], Raster]
 #: Formats that Pillow alone reads.
 _PILLOW = {"BMP": ("BMP", "DIB"), "GIF": ("GIF",), "WebP": ("WEBP",)}
-#: Kinds of `ops.images.file_kinds` but TIFF, which takes a page.
+#: Kinds of `ops.images.formats.file_kinds` but TIFF, which takes a page.
 _READERS: dict[str, _Reader] = {
     "PNG": png.read,
     "JPEG": jpeg.read,

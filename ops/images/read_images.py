@@ -12,10 +12,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from ops.archives.fetch import FetchSettings, fetch
+from ops.failure import Failure
 from ops.images.content_index import Contents
 from ops.images.decode import DecodeSettings, decode
-from ops.images.failure import Failure
-from ops.images.fetch import FetchSettings, fetch
 from ops.images.resize import InputSettings, pack, resize
 
 #: The temporary status of an image whose content was scored under another name.

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ops.images.failure import STATUSES
+from ops.failure import STATUSES
 from ops.storage.parquet import column
 
 _STATUS = "; ".join(f"{status}: {meaning}" for status, meaning in STATUSES.items())

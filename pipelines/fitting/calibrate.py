@@ -7,8 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from ops.archives.fetch import FetchSettings
 from ops.detectors.model_folder import Model
-from ops.images.fetch import FetchSettings
 from ops.progress import ProgressCallback
 from ops.results import overlays
 from ops.results.calibration import Calibration

@@ -18,12 +18,12 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import Tensor
 
+from ops.archives.inventory import Inventory
 from ops.detectors.detector import FitCounts
 from ops.detectors.model_folder import Model, ModelCard, ProductCard
+from ops.failure import max_failures
 from ops.features.backbone import Backbone
 from ops.features.weights import fingerprint
-from ops.images.failure import max_failures
-from ops.images.inventory import Inventory
 from ops.images.read_images import Read
 from ops.progress import ProgressCallback
 from ops.results.anomaly_map import LEVELS, Scale

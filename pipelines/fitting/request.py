@@ -12,11 +12,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ops.archives.fetch import FetchSettings
+from ops.archives.inventory import Inventory, image_id
 from ops.errors import SettingError, UserError
 from ops.features.backbone import BackboneSettings
 from ops.images.decode import DecodeSettings
-from ops.images.fetch import FetchSettings
-from ops.images.inventory import Inventory, image_id
 from ops.images.resize import InputSettings
 from pipelines.scoring.read_stage import CARRIED
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ops.images.failure import max_failures
+from ops.failure import max_failures
 
 #: Significance level of the drift test, adjusted for the number of products.
 _SIGNIFICANCE = 0.01

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ops.archives.fetch import FetchSettings
 from ops.errors import UserError
-from ops.images.fetch import FetchSettings
 from ops.images.resize import InputSettings
 from ops.progress import ProgressCallback
 from ops.results import metrics

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
+from ops.archives.fetch import FetchSettings, fetch
+from ops.failure import Failure
 from ops.images.decode import DecodeSettings, Pixels, decode
-from ops.images.failure import Failure
-from ops.images.fetch import FetchSettings, fetch
 from ops.images.orientation import UPRIGHT, orientation, turned
 from ops.images.resize import InputSettings, binarise, resize_mask
 from ops.progress import ProgressCallback

@@ -18,8 +18,8 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from ops.images.failure import STATUSES
-from ops.images.fetch import FetchSettings
+from ops.archives.fetch import FetchSettings
+from ops.failure import STATUSES
 from ops.progress import ProgressCallback
 from ops.storage import files
 from ops.storage.paths import Out

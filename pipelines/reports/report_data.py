@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from ops.archives.fetch import FetchSettings, fetch
 from ops.errors import SettingError, UserError
+from ops.failure import Failure
 from ops.images.decode import DecodeSettings, decode
-from ops.images.failure import Failure
-from ops.images.fetch import FetchSettings, fetch
 from ops.progress import ProgressCallback
 from ops.results import map_png, overlays
 from ops.storage import uris

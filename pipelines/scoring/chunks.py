@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ops.archives.inventory import Inventory
 from ops.errors import RunError
-from ops.images.failure import TRANSIENT
-from ops.images.inventory import Inventory
+from ops.failure import TRANSIENT
 from ops.results import score_table
 from ops.storage import files, parquet
 from ops.storage.paths import Out

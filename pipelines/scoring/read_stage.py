@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from ops.images.inventory import Inventory
+from ops.archives.inventory import Inventory
 from ops.images.read_images import Read
 from pipelines.cluster.timeouts import time_limit
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ops.images.inventory import Inventory
+from ops.archives.inventory import Inventory
 from ops.storage import files
 from ops.storage.paths import Out
 from pipelines.cluster.shared_model import SharedModel

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ops.archives.fetch import FetchSettings
+from ops.archives.inventory import Inventory
 from ops.errors import SettingError
-from ops.images.fetch import FetchSettings
-from ops.images.inventory import Inventory
 from ops.results.write_maps import Policy
 from ops.storage.paths import Out
 from pipelines.cluster.shared_model import SharedModel

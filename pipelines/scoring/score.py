@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ops.images.failure import TooManyFailures, max_failures
-from ops.images.fetch import FetchSettings
+from ops.archives.fetch import FetchSettings
+from ops.failure import TooManyFailures, max_failures
 from ops.progress import ProgressCallback
 from ops.storage import files
 from pipelines.cluster.isolate import isolate_missing, stream_missing

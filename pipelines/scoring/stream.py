@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow as pa
 from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 
+from ops.archives.fetch import FetchSettings
+from ops.archives.inventory import Inventory
 from ops.detectors.model_folder import ModelCard
 from ops.detectors.score_images import ScoreImages
 from ops.images.content_index import Contents
-from ops.images.fetch import FetchSettings
-from ops.images.inventory import Inventory
 from ops.images.read_images import Read
 from ops.results.write_maps import DrawMaps, Policy
 from ops.storage.paths import Out

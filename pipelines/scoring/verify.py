@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import duckdb
 
+from ops.archives.inventory import Inventory
 from ops.errors import UserError
-from ops.images.inventory import Inventory
 from ops.progress import ProgressCallback
 from ops.storage import files, paths
 from ops.storage.paths import Out

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from ray.data import Dataset
 
-from ops.images.fetch import FetchSettings
-from ops.images.hash_images import HashImages
+from ops.archives.fetch import FetchSettings
+from ops.archives.hash_images import HashImages
 from ops.progress import ProgressCallback
 from ops.storage.paths import Out
 from pipelines.cluster.isolate import process_missing

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import duckdb
 import pyarrow as pa
 
-from ops.images.fetch import FetchSettings
-from ops.images.hash_images import HashImages
+from ops.archives.fetch import FetchSettings
+from ops.archives.hash_images import HashImages
 from ops.progress import ProgressCallback
 from ops.storage import files, uris, versions
 from ops.storage.storage_errors import NotFound, StorageError

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ops.archives.fetch import FetchSettings, fetch
 from ops.detectors.model_folder import ModelCard
 from ops.errors import UserError
-from ops.images.failure import Failure
-from ops.images.fetch import FetchSettings, fetch
+from ops.failure import Failure
 from ops.images.resize import InputSettings, geometry
 from ops.progress import ProgressCallback
 from ops.results import map_png, score_table

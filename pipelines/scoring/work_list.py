@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ops.images.inventory import Inventory
+from ops.archives.inventory import Inventory
 from pipelines.scoring.run import ScoreSettings
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from ops.images import inventory
+from ops.archives import inventory
 from ops.storage import parquet
 from ops.storage.paths import Out
 from pipelines.tables import current_scores

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import pyarrow as pa
 
+from ops.archives.entry import Search
+from ops.archives.inventory import LISTED, ORDER, SCHEMA, TALLY, Inventory, listed
+from ops.archives.layouts import PathParser, split_named
+from ops.archives.tally import Tally
 from ops.errors import UserError
-from ops.images.entry import Search
-from ops.images.inventory import LISTED, ORDER, SCHEMA, TALLY, Inventory, listed
-from ops.images.layouts import PathParser, split_named
-from ops.images.tally import Tally
 from ops.progress import ProgressCallback
 from ops.storage import files, parquet
 from ops.storage.paths import Out

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from ops.archives.fetch import FetchSettings
 from ops.detectors.detector import Checkpoint
 from ops.detectors.model_folder import ModelCard, ProductCard
 from ops.detectors.patchcore import PatchCore, PatchCoreSettings
@@ -16,7 +17,6 @@ from ops.detectors.score_images import ScoreImages, to_images
 from ops.distributed import Alone
 from ops.features.backbone import Backbone
 from ops.images.decode import DecodeSettings
-from ops.images.fetch import FetchSettings
 from ops.images.read_images import Read
 from ops.images.resize import InputSettings
 from ops.results.anomaly_map import LEVELS, Scale

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ops.images.inventory import Inventory
+from ops.archives.inventory import Inventory
 from ops.results import map_png
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out

@@ -11,11 +11,11 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from ops.archives.fetch import FetchSettings
 from ops.detectors.score_images import to_images
 from ops.features.backbone import Backbone, BackboneSettings
 from ops.features.patch_features import embed
 from ops.images.decode import DecodeSettings
-from ops.images.fetch import FetchSettings
 from ops.images.read_images import Read
 from ops.images.resize import InputSettings
 from ops.storage import uris

@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ops.archives.fetch import FetchSettings
 from ops.detectors.detector import Checkpoint
 from ops.detectors.glance.detector import Glance, GlanceSettings
 from ops.detectors.glance.global_net import inconsistency
@@ -20,7 +21,6 @@ from ops.detectors.score_images import to_images
 from ops.distributed import Alone
 from ops.features.backbone import Backbone, BackboneSettings
 from ops.images.decode import DecodeSettings
-from ops.images.fetch import FetchSettings
 from ops.images.read_images import Read
 from ops.images.resize import InputSettings
 from tests.bench import features

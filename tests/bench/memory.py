@@ -28,9 +28,9 @@ def peak() -> float:
 
 def fit(memory: int) -> None:
     """Fit, and print the memory before, the peak, and the metrics of the coreset."""
+    from ops.archives.fetch import FetchSettings
     from ops.detectors.score_images import to_images
     from ops.images.decode import DecodeSettings
-    from ops.images.fetch import FetchSettings
     from ops.images.read_images import Read
 
     torch.set_num_threads(1)

@@ -18,12 +18,12 @@ from matplotlib.figure import Figure
 
 from jobs import fit, inventory
 from jobs.cli import entry
+from ops.archives.inventory import Inventory
 from ops.detectors.detector import Checkpoint, Detector
 from ops.detectors.registry import DETECTORS, detector_class
 from ops.detectors.score_images import to_images
 from ops.distributed import Alone
 from ops.features.backbone import Backbone
-from ops.images.inventory import Inventory
 from ops.images.read_images import Read
 from ops.results.metrics import roc
 from pipelines.fitting.request import FitRequest, Select, split

@@ -15,8 +15,8 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from ops.images import inventory
-from ops.images.inventory import Inventory
+from ops.archives import inventory
+from ops.archives.inventory import Inventory
 from ops.results import score_table
 from ops.storage import parquet
 from ops.storage.paths import Out

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ops.archives.inventory import Inventory
 from ops.detectors.model_folder import write_model
 from ops.images import synthetic_parts
-from ops.images.inventory import Inventory
 from ops.storage import parquet
 from ops.storage.paths import Out
 from pipelines.tables import run_records

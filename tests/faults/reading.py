@@ -22,13 +22,13 @@ from typing import NamedTuple
 import pyarrow as pa
 from PIL import Image
 
+from ops.archives import listing
+from ops.archives.fetch import FetchSettings
+from ops.archives.inventory import Inventory
+from ops.archives.layouts import Layout, PathParser
 from ops.detectors.model_folder import Model
-from ops.images import archives
+from ops.failure import Failure
 from ops.images.decode import DecodeSettings, decode
-from ops.images.failure import Failure
-from ops.images.fetch import FetchSettings
-from ops.images.inventory import Inventory
-from ops.images.layouts import Layout, PathParser
 from ops.images.read_images import Read
 from ops.images.resize import InputSettings, pack, resize
 from ops.storage import uris
@@ -105,7 +105,7 @@ def place(folder: Path, mutants: Sequence[Mutant]) -> None:
 
 def listed(folder: Path, out: Path) -> Inventory:
     """An inventory of the folder, as jobs.inventory takes it."""
-    suffixes = archives.IMAGE_SUFFIXES.split()
+    suffixes = listing.IMAGE_SUFFIXES.split()
     path_parser = PathParser(Layout("**/{name}"), "part")
     take_inventory.take([str(folder)], str(out), path_parser, suffixes, lambda *_: None)
     return Inventory(str(out))

@@ -11,9 +11,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from ops.images.archives import entries
+from ops.archives.fetch import FetchSettings
+from ops.archives.listing import entries
 from ops.images.decode import DecodeSettings
-from ops.images.fetch import FetchSettings
 from ops.images.read_images import Read
 from ops.images.resize import InputSettings
 from ops.storage import uris

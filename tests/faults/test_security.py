@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ops.archives.fetch import FetchSettings
 from ops.detectors.model_folder import read_model, write_model
 from ops.errors import UserError
 from ops.features.backbone import Backbone, BackboneSettings
 from ops.features.weights import load_weights
-from ops.images.fetch import FetchSettings
 from ops.storage import files, uris
 from ops.storage.paths import Out
 from pipelines.cluster.resources import Resources

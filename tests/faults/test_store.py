@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ops.images import fetch as fetching
-from ops.images.archives import entries
-from ops.images.failure import Failure
-from ops.images.fetch import FetchSettings, fetch
+from ops.archives import fetch as fetching
+from ops.archives.fetch import FetchSettings, fetch
+from ops.archives.listing import entries
+from ops.failure import Failure
 from ops.storage import files, parquet, retry, s3, uris
 from ops.storage.paths import Out
 from ops.storage.retry import RetryPolicy

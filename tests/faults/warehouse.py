@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from ops.archives.layouts import Layout, PathParser
+from ops.archives.listing import IMAGE_SUFFIXES
 from ops.detectors.model_folder import write_model
 from ops.images import synthetic_parts
-from ops.images.archives import IMAGE_SUFFIXES
-from ops.images.layouts import Layout, PathParser
 from ops.results import score_table
 from ops.storage import files, uris
 from ops.storage.paths import Out

@@ -11,10 +11,10 @@ from PIL import Image
 
 from jobs.cli import sources
 from jobs.cli.console import Progress
+from ops.archives.fetch import fetch
+from ops.archives.layouts import LAYOUTS
 from ops.errors import UserError
 from ops.images.decode import decode
-from ops.images.fetch import fetch
-from ops.images.layouts import LAYOUTS
 from ops.images.resize import InputSettings, resize_mask
 from tests.conftest import ROOT
 

@@ -11,8 +11,8 @@ from PIL import Image
 from jobs import check, nightly
 from jobs.cli import entry, sources
 from ops.detectors.model_folder import read_card, write_model
+from ops.failure import TooManyFailures
 from ops.images import synthetic_parts
-from ops.images.failure import TooManyFailures
 from ops.results import score_table
 from ops.storage import files, parquet, uris, versions
 from ops.storage.paths import Out

@@ -12,7 +12,7 @@ from PIL import Image
 
 from jobs.tracking.record import Record
 from jobs.tracking.tracker import EXPERIMENT, Tracker
-from ops.images.fetch import FetchSettings
+from ops.archives.fetch import FetchSettings
 from ops.storage import files
 from ops.storage.paths import Out
 from pipelines.reports import report, report_data

@@ -17,8 +17,8 @@ from PIL import Image
 from safetensors.torch import save
 
 from jobs import check, evaluate, fit, inventory, score
+from ops.archives.inventory import Inventory
 from ops.detectors.model_folder import read_model
-from ops.images.inventory import Inventory
 from ops.results import map_png, score_table
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ops.images.inventory import Inventory
+from ops.archives.inventory import Inventory
 from ops.results import score_table
 from ops.storage import files, parquet
 from ops.storage.paths import Out

@@ -11,10 +11,10 @@ from PIL import Image
 from jobs.tracking import pyfunc
 from jobs.tracking.record import Record
 from jobs.tracking.tracker import Tracker
+from ops.archives.fetch import FetchSettings
+from ops.archives.inventory import SCHEMA
 from ops.detectors.score_images import ScoreImages
 from ops.images import synthetic_parts
-from ops.images.fetch import FetchSettings
-from ops.images.inventory import SCHEMA
 from ops.images.read_images import Read
 from ops.storage import uris
 from tests.conftest import tiny_model

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ops.archives.fetch import FetchSettings
 from ops.detectors.detector import Checkpoint, FitCounts
 from ops.detectors.model_folder import ModelCard, ProductCard
 from ops.detectors.patchcore import PatchCore, PatchCoreSettings
@@ -17,7 +18,6 @@ from ops.detectors.score_images import ScoreImages, to_images
 from ops.distributed import Alone
 from ops.images.content_index import Contents, key
 from ops.images.decode import DecodeSettings
-from ops.images.fetch import FetchSettings
 from ops.images.read_images import KNOWN, Read
 from ops.images.resize import InputSettings
 from ops.results import anomaly_map, map_png, overlays

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from ops.errors import UserError
-from ops.images import pillow_files
+from ops.failure import Failure
 from ops.images.decode import DecodeSettings, Picture, decode
-from ops.images.failure import Failure
+from ops.images.formats import pillow_files
 from tests import pictures
 
 GREY = pictures.texture(0, 32)[:, :20]

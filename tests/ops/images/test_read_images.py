@@ -5,9 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 
+from ops.archives.fetch import FetchSettings
 from ops.images import read_images
 from ops.images.decode import DecodeSettings
-from ops.images.fetch import FetchSettings
 from ops.images.read_images import PixelBudget, Read
 from ops.images.resize import InputSettings
 from ops.storage import uris

@@ -3,7 +3,7 @@ import datetime
 import pyarrow as pa
 import pytest
 
-from ops.images.failure import STATUSES, Failure
+from ops.failure import STATUSES, Failure
 from ops.results import score_table
 
 OK = {

@@ -8,8 +8,8 @@ import pytest
 from botocore.exceptions import ClientError, NoCredentialsError, ParamValidationError
 from s3fs.errors import translate_boto_error
 
+from ops.archives import damage
 from ops.errors import UserError
-from ops.images import damage
 from ops.storage import files, parquet
 from ops.storage.retry import is_transient
 from ops.storage.storage_errors import (

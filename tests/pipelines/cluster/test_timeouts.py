@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from ops.images.fetch import FetchSettings
-from ops.images.inventory import Inventory
+from ops.archives.fetch import FetchSettings
+from ops.archives.inventory import Inventory
 from ops.images.read_images import Read
 from ops.storage.paths import Out
 from pipelines.cluster.resources import Resources

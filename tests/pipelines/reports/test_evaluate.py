@@ -5,8 +5,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image, ImageOps
 
-from ops.images.fetch import FetchSettings
-from ops.images.inventory import SCHEMA as INVENTORY
+from ops.archives.fetch import FetchSettings
+from ops.archives.inventory import SCHEMA as INVENTORY
 from ops.images.orientation import turned
 from ops.images.resize import InputSettings, geometry
 from ops.results import map_png

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ops.archives.fetch import FetchSettings
 from ops.errors import UserError
-from ops.images.fetch import FetchSettings
 from ops.storage import files
 from ops.storage.paths import Out
 from pipelines.reports import report, report_data

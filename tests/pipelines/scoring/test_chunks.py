@@ -8,7 +8,7 @@ import random
 import pyarrow as pa
 import pytest
 
-from ops.images.inventory import SCHEMA, Inventory, image_id
+from ops.archives.inventory import SCHEMA, Inventory, image_id
 from ops.results import score_table
 from ops.storage import parquet
 from ops.storage.paths import Out

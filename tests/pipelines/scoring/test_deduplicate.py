@@ -7,8 +7,8 @@ import datetime
 import pyarrow as pa
 import pytest
 
-from ops.images.failure import STATUSES, TRANSIENT
-from ops.images.inventory import SCHEMA, image_id
+from ops.archives.inventory import SCHEMA, image_id
+from ops.failure import STATUSES, TRANSIENT
 from ops.images.read_images import KNOWN
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out

@@ -15,14 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
+from ops.archives.fetch import FetchSettings
+from ops.archives.inventory import Inventory
+from ops.archives.layouts import LAYOUTS, PathParser
+from ops.archives.listing import IMAGE_SUFFIXES
 from ops.detectors.model_folder import Model, read_model, write_model
 from ops.detectors.patchcore import PatchCoreSettings
+from ops.failure import TooManyFailures
 from ops.features.backbone import Backbone, BackboneSettings
-from ops.images.archives import IMAGE_SUFFIXES
-from ops.images.failure import TooManyFailures
-from ops.images.fetch import FetchSettings
-from ops.images.inventory import Inventory
-from ops.images.layouts import LAYOUTS, PathParser
 from ops.images.resize import InputSettings
 from ops.results import map_png, score_table
 from ops.storage import files, parquet, uris

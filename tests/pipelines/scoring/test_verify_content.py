@@ -8,17 +8,17 @@ import os
 import pyarrow as pa
 import pytest
 
-from ops.images import inventory
-from ops.images.archives import entries
-from ops.images.fetch import FetchSettings
-from ops.images.hash_images import HashImages
-from ops.images.inventory import image_id
+from ops.archives import inventory
+from ops.archives.fetch import FetchSettings
+from ops.archives.hash_images import HashImages
+from ops.archives.inventory import image_id
+from ops.archives.listing import entries
 from ops.storage import parquet
 from ops.storage.paths import Out
 from pipelines.cluster.resources import Resources
 from pipelines.scoring import verify_content
 from pipelines.scoring.verify_content import HashStep, Verified
-from tests.ops.images.test_archives import zipped
+from tests.ops.archives.test_listing import zipped
 from tests.pipelines.tables.test_current_scores import MODELS, publish, row
 
 NIGHT = "2026-11-22"

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from ops.archives.inventory import image_id
 from ops.errors import UserError
-from ops.images.inventory import image_id
 from ops.results import score_table
 from ops.results.calibration import Calibration
 from ops.storage import parquet

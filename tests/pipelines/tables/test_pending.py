@@ -7,9 +7,9 @@ import random
 import pyarrow as pa
 import pytest
 
-from ops.images import inventory
-from ops.images.failure import TRANSIENT
-from ops.images.inventory import Inventory, image_id
+from ops.archives import inventory
+from ops.archives.inventory import Inventory, image_id
+from ops.failure import TRANSIENT
 from ops.storage import parquet
 from ops.storage.paths import Out
 from pipelines.tables import pending

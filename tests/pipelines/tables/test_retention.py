@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ops.images.inventory import image_id
+from ops.archives.inventory import image_id
 from ops.results import score_table
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out

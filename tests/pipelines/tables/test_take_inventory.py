@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ops.archives.fetch import fetch
+from ops.archives.inventory import SCHEMA, Inventory
+from ops.archives.layouts import LAYOUTS, Layout, PathParser
+from ops.archives.listing import IMAGE_SUFFIXES
+from ops.archives.system_files import SYSTEM_FILES
 from ops.errors import UserError
-from ops.images.archives import IMAGE_SUFFIXES
-from ops.images.fetch import fetch
-from ops.images.inventory import SCHEMA, Inventory
-from ops.images.layouts import LAYOUTS, Layout, PathParser
-from ops.images.system_files import SYSTEM_FILES
 from pipelines.tables import take_inventory
 from tests.conftest import DATA, ROOT
 
@@ -235,9 +235,9 @@ def test_the_magnetic_tiles_are_listed_as_their_authors_split_them(tmp_path):
 LISTING = """
 import resource, sys
 from ops.storage import files
-from ops.images.archives import IMAGE_SUFFIXES
-from ops.images.layouts import Layout, PathParser
-from ops.images.system_files import SYSTEM_FILES
+from ops.archives.listing import IMAGE_SUFFIXES
+from ops.archives.layouts import Layout, PathParser
+from ops.archives.system_files import SYSTEM_FILES
 from pipelines.tables import take_inventory
 
 def listing(location):

@@ -1,0 +1,142 @@
+"""The one way to the bytes of an image or mask; raises a `Failure` that gives the reason."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import IO, Protocol
+
+import tenacity
+
+from ops.archives.damage import raise_unless_damage
+from ops.archives.entry import PARQUET, ZIP, file_version
+from ops.archives.parquet_rows import ParquetReader
+from ops.archives.tar_members import TarReader
+from ops.archives.zip_members import ZipReader
+from ops.failure import Failure
+from ops.storage import files, uris
+from ops.storage.retry import RetryPolicy, retry_policy
+from ops.storage.storage_errors import Archived, Changed, StorageError, Unavailable
+
+
+@dataclass(frozen=True)
+class FetchSettings:
+    """How images are read: size limit and retries."""
+
+    max_bytes: int = 2**29
+    """Files of more bytes are not read (status `too_large`)."""
+    attempts: int = 5
+    """Attempts at a read that fails for a transient reason."""
+    backoff: float = 0.5
+    """Seconds before the second attempt; doubles with each, with jitter, up to 20."""
+
+
+class _Container(Protocol):
+    file: IO[bytes]
+
+    def read(self, name: str, member: int | None, limit: int) -> bytes: ...
+
+
+def fetch(
+    uri: str,
+    member: int | None,
+    size: int | None,
+    settings: FetchSettings = FetchSettings(),
+    on_retry: Callable[[], None] = lambda: None,
+    version: str | None = None,
+) -> bytes:
+    """All bytes of one file or member of an archive.
+
+    `member`, `size` and `version` are columns of the inventory. Without `member`, a member is
+    looked up by the name in its URI. With `version`, bytes of another version of the file or its
+    archive are not returned. `on_retry` is called before each retry of any request that the read
+    needs. Raises Failure (missing, changed, forbidden, unavailable, unreadable, too_large).
+    """
+    if size is not None and size > settings.max_bytes:
+        _too_large(size, settings.max_bytes)
+    policy = RetryPolicy(settings.attempts, settings.backoff, on_retry)
+    try:
+        with retry_policy(policy):
+            # Requests to S3 are repeated by their client; this repeats reads from disks, and reads
+            # that returned too few bytes.
+            data = tenacity.Retrying(**policy.tenacity_settings())(
+                _read, uri, member, size, settings.max_bytes, file_version(version)
+            )
+    except Changed as error:
+        raise Failure("changed", f"it is not the file that was listed: {error.message}") from None
+    except FileNotFoundError:
+        raise Failure("missing", "it was listed, but no longer exists") from None
+    except Archived as error:
+        raise Failure("forbidden", error.message) from None
+    except PermissionError:
+        raise Failure("forbidden", "the store denies access to it") from None
+    except Unavailable as error:
+        raise Failure("unavailable", str(error)) from None
+    except OSError as error:
+        details = f"{type(error).__name__}: {str(error)[:200]}"
+        raise Failure("unavailable", f"it cannot be read ({details})") from None
+    if len(data) > settings.max_bytes:
+        _too_large(len(data), settings.max_bytes)
+    return data
+
+
+def _too_large(size: int, limit: int) -> None:
+    message = f"{size} bytes are more than the limit of {limit}; --fetch.max_bytes raises it"
+    raise Failure("too_large", message)
+
+
+def _read(uri: str, member: int | None, size: int | None, limit: int, version: str | None) -> bytes:
+    """`version` is that of the file or of the whole archive."""
+    location, name = uris.parse(uri)
+    if name is None:
+        data = files.read_bytes(location, version=version)
+        if size is not None and len(data) < size and files.describe(location).bytes == size:
+            raise StorageError(f"{len(data)} of {size} bytes arrived", location)
+        return data
+    if member is not None and member >= 0 and size is not None and _is_plain_tar(location):
+        try:
+            data = files.read_bytes(location, member, member + size, version)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # the answer of S3 to a range beyond the end
+                raise
+            data = b""
+        if len(data) < size:
+            raise Failure("unreadable", f"the archive ends after {len(data)} of its {size} bytes")
+        return data
+    try:
+        # An archive that was rewritten since it was opened is opened again.
+        version = version or files.describe(location).version
+        with _OPEN_LOCK:  # otherwise every thread that misses the cache unpacks the archive
+            container = _container(location, uris.column(uri), version)
+        try:
+            return container.read(name, member, limit)
+        finally:  # what its directory points to may have been overwritten
+            files.check_version(container.file, location, version)
+    except KeyError:
+        raise Failure("missing", "the archive no longer contains it") from None
+    except (RuntimeError, NotImplementedError) as error:  # encrypted, or an unknown compression
+        raise Failure("unsupported", f"its archive cannot be unpacked ({error})") from None
+    except Exception as error:
+        raise_unless_damage(error)
+        raise Failure("unreadable", f"damaged in its archive ({error})") from None
+
+
+def _is_plain_tar(location: str) -> bool:
+    return location.lower().endswith(".tar")
+
+
+_OPEN_LOCK = threading.Lock()
+
+
+@functools.lru_cache(maxsize=4)  # an open archive keeps its directory and a few blocks in memory
+def _container(location: str, column: str | None, version: str) -> _Container:
+    lower = location.lower()
+    file = files.open_read(location, version)
+    if lower.endswith(ZIP):
+        return ZipReader(file)
+    if lower.endswith(PARQUET):
+        return ParquetReader(file, column)
+    return TarReader(file)

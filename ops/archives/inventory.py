@@ -1,0 +1,188 @@
+"""The inventory: a Parquet table of images, sorted by product, then container, then place in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ops.archives import listing
+from ops.archives.entry import PARQUET, Entry, Search
+from ops.archives.layouts import PathParser, composed
+from ops.archives.system_files import SYSTEM_FILES, is_system_file
+from ops.archives.tally import Tally
+from ops.errors import UserError
+from ops.storage import parquet, uris
+from ops.storage.parquet import column
+
+SCHEMA = pa.schema(
+    [
+        column("image_id", pa.string(), "128-bit hash of uri and version, in hex"),
+        column("uri", pa.string(), "full address; the name of a member of an archive follows #"),
+        column("bytes", pa.int64(), "size of the file; null where the listing does not give it"),
+        column(
+            "version",
+            pa.string(),
+            "size and times, or etag; of a member also its place, size, CRC",
+        ),
+        column(
+            "member",
+            pa.int64(),
+            "entry of a zip, row of Parquet, offset of the bytes in a tar, or -1 - that of the "
+            "header where bytes cannot be read without it; else null",
+        ),
+        column("product", pa.string(), "what the image shows; null if its path does not match"),
+        column("split", pa.string(), "train, test, ...; null where paths do not name it"),
+        column("label", pa.int8(), "0 good, 1 defective, null unknown"),
+        column("defect", pa.string(), "kind of defect, as named in the path"),
+        column("mask_uri", pa.string(), "address of the ground-truth mask of a defective image"),
+        column(
+            "problem",
+            pa.string(),
+            "damage of an archive: the row stands for images that could not be listed",
+        ),
+    ],
+    metadata={"nightloupe": "inventory 1"},
+)
+#: Metadata of an inventory: counts of the listing that it was made from, as JSON.
+TALLY = "nightloupe.listing"
+#: The order of an inventory in SQL. The rows of a container stay together, in its own order.
+ORDER = "product NULLS LAST, split_part(uri, '#', 1), member NULLS FIRST, uri"
+#: Columns of a listing, before masks are joined to their images and rows sorted.
+LISTED = pa.schema([*SCHEMA, pa.field("is_mask", pa.bool_()), pa.field("mask_key", pa.string())])
+
+
+def image_id(uri: str, version: str) -> str:
+    """The 128-bit identifier of one version of one image, in hex."""
+    return hashlib.blake2b(f"{uri}\n{version}".encode(), digest_size=16).hexdigest()
+
+
+def listed(
+    locations: Sequence[str],
+    path_parser: PathParser,
+    suffixes: Sequence[str],
+    tally: Tally,
+    rows: int = 10_000,
+    search: Search = Search(),
+) -> Iterator[pa.RecordBatch]:
+    """Stream the images and masks of archives as batches of `LISTED`; count all else in `tally`."""
+    endings = tuple(suffixes)
+    found = (entry for place in locations for entry in listing.entries(place, search, tally))
+    listed_rows = (_row(entry, path_parser, endings, tally) for entry in found)
+    image_rows = (row for row in listed_rows if row)
+    while batch := list(islice(image_rows, rows)):
+        yield pa.RecordBatch.from_pylist(batch, schema=LISTED)
+
+
+def _row(
+    entry: Entry, path_parser: PathParser, suffixes: tuple[str, ...], tally: Tally
+) -> dict[str, object] | None:
+    if not entry.problem:
+        if is_system_file(entry.name):
+            tally.left_out[SYSTEM_FILES] += 1
+            return None
+        if not (entry.name.lower().endswith(suffixes) or _is_row_without_suffix(entry)):
+            tally.count_other(entry.name)
+            return None
+    # URIs keep the bytes of names that are not UTF-8; products and labels must be valid text, and
+    # the same text however a file system composes its letters.
+    text = entry.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    named = path_parser(text if text.isascii() else composed(text))
+    if named.is_skipped and not entry.problem:
+        tally.skipped_frames += 1
+        return None
+    if entry.problem:
+        tally.problems += 1
+        tally.example_problem = tally.example_problem or entry.problem
+    elif named.is_mask:
+        tally.masks += 1
+    else:
+        tally.images += 1
+        if not named.matched:
+            tally.unmatched += 1
+            tally.example_unmatched = tally.example_unmatched or uris.quote(entry.name)
+    return {
+        "image_id": image_id(entry.uri, entry.version),
+        "uri": entry.uri,
+        "bytes": entry.bytes,
+        "version": entry.version,
+        "member": entry.member,
+        "product": named.product,
+        "split": named.split,
+        "label": named.label,
+        "defect": named.defect,
+        "problem": entry.problem,
+        "is_mask": named.is_mask and not entry.problem,
+        "mask_key": named.mask_key,
+    }
+
+
+def _is_row_without_suffix(entry: Entry) -> bool:
+    """Whether an entry is a row of Parquet without a suffix: its column holds images."""
+    if "." in entry.name.rsplit("/", 1)[-1]:
+        return False
+    return uris.parse(entry.uri).location.lower().endswith(PARQUET)
+
+
+class Inventory:
+    """An inventory file, read by row numbers. Workers can share it."""
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+        with parquet.opened(location) as table:
+            missing = set(SCHEMA.names) - set(table.schema_arrow.names)
+            if missing:
+                raise UserError(
+                    f"{location} is not an inventory: it lacks the columns {sorted(missing)}; "
+                    "make one with python -m jobs.inventory"
+                )
+            groups = [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)]
+        self.starts = [0]
+        for count in groups:
+            self.starts.append(self.starts[-1] + count)
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def tally(self) -> dict[str, Any]:
+        """Counts of the listing: what was found and left out; empty if they were not kept."""
+        with parquet.opened(self.location) as table:
+            text = (table.schema_arrow.metadata or {}).get(TALLY.encode())
+            stored = (table.metadata.metadata or {}).get(TALLY.encode(), text)
+        return dict(json.loads(stored)) if stored else {}
+
+    def rows(self, start: int, stop: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Rows [start, stop) in the order of the file."""
+        bounds = list(zip(self.starts, self.starts[1:], strict=False))
+        groups = [i for i, (low, high) in enumerate(bounds) if low < stop and high > start]
+        if not groups:
+            return SCHEMA.empty_table().select(list(columns or SCHEMA.names))
+        with parquet.opened(self.location) as table:
+            rows = table.read_row_groups(groups, columns=list(columns or SCHEMA.names))
+        return rows.slice(start - self.starts[groups[0]], stop - start)
+
+    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """All rows of a small inventory, or a few columns of a large one."""
+        return self.rows(0, len(self), columns)
+
+    def products(self) -> frozenset[str]:
+        """The products of its images."""
+        products: set[str | None] = set()
+        with parquet.opened(self.location) as table:
+            for batch in table.iter_batches(2**20, columns=["product"]):
+                products.update(pc.unique(batch["product"]).to_pylist())
+        return frozenset(name for name in products if name is not None)
+
+    def content_hash(self) -> str:
+        """A hash of ids, products and problems, equal for inventories of the same images."""
+        digest = hashlib.blake2b(digest_size=16)
+        with parquet.opened(self.location) as table:
+            for batch in table.iter_batches(columns=["image_id", "product", "problem"]):
+                for column in batch.columns:
+                    digest.update("\n".join(map(str, column.to_pylist())).encode())
+        return digest.hexdigest()

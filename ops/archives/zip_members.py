@@ -1,0 +1,86 @@
+"""Members of a zip: their listing, and their bytes."""
+
+from __future__ import annotations
+
+import posixpath
+import stat
+import zipfile
+from collections.abc import Iterator
+from typing import IO
+
+from ops.archives.entry import Entry, plain_name
+from ops.archives.tally import Tally
+from ops.archives.tar_members import LOST_LINKS
+from ops.storage import files, uris
+
+#: Longer targets of links are no paths.
+_LONGEST_PATH = 4096
+
+
+def members(location: str, item: files.Stored, tally: Tally) -> Iterator[Entry]:
+    """Stream the members of a zip.
+
+    Raises zipfile.BadZipFile for a damaged zip, and after the last member for a zip that follows
+    another in one file: a reader sees the last directory only.
+    """
+    with files.open_read(location) as file, zipfile.ZipFile(file) as archive:
+        infos, address = archive.infolist(), uris.make(location)
+        for number, info in enumerate(infos):
+            if info.filename.endswith(("/", "\\")):
+                continue
+            content = _target(archive, info) if _is_link(info) else info
+            if content is None:
+                tally.left_out[LOST_LINKS] += 1
+                continue
+            version = f"{item.version}@{number}-{content.file_size}-{content.CRC:08x}"
+            uri = uris.of_member(address, info.filename)
+            # Some programs of Windows write backslashes, against APPNOTE.TXT, 4.4.17.1.
+            name = plain_name(info.filename.replace("\\", "/"))
+            yield Entry(name, uri, content.file_size, version, number)
+        first = min((info.header_offset for info in infos), default=archive.start_dir)
+        file.seek(0)
+        if first and file.read(4) == b"PK\x03\x04":
+            raise zipfile.BadZipFile(
+                f"the first {first} bytes hold another zip, whose directory no reader sees; "
+                "store it as a file of its own"
+            )
+
+
+def _is_link(info: zipfile.ZipInfo) -> bool:
+    """Whether a member is a symbolic link: zip keeps the mode of a Unix file in the upper half."""
+    return stat.S_ISLNK(info.external_attr >> 16)
+
+
+def _target(archive: zipfile.ZipFile, link: zipfile.ZipInfo) -> zipfile.ZipInfo | None:
+    """The member that a link leads to, if it is a file of the archive."""
+    if link.file_size > _LONGEST_PATH or link.flag_bits & 1:
+        return None
+    with archive.open(link) as file:
+        path = file.read(_LONGEST_PATH).decode("utf-8", "surrogateescape")
+    target = posixpath.normpath(posixpath.join(posixpath.dirname(plain_name(link.filename)), path))
+    found = archive.NameToInfo.get(target)
+    return None if found is None or _is_link(found) else found
+
+
+class ZipReader:
+    """Reads members of a zip."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self._archive = zipfile.ZipFile(file)
+
+    def read(self, name: str, member: int | None, limit: int) -> bytes:
+        """The bytes of a member by its number or, without one, its name. Raises KeyError."""
+        members = self._archive.infolist()
+        if member is not None and member >= len(members):
+            raise KeyError(member)
+        info = self._archive.getinfo(name) if member is None else members[member]
+        if info.filename != name:
+            raise KeyError(name)
+        if _is_link(info):
+            target = _target(self._archive, info)
+            if target is None:
+                raise KeyError(name)
+            info = target
+        with self._archive.open(info) as file:
+            return file.read(limit + 1)  # the size in the header of a zip bomb is wrong

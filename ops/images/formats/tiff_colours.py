@@ -1,0 +1,128 @@
+"""What the samples of a TIFF mean: photometric interpretation, palette, alpha.
+
+Sections are those of TIFF 6.0 (Adobe, 1992).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import tifffile
+from PIL import Image
+
+from ops.failure import Failure
+from ops.images.formats import pillow_files
+from ops.images.formats.depth import Raster, Values, over_black
+
+_WHITE_IS_ZERO, _RGB, _PALETTE, _CMYK = 0, 2, 3, 5
+#: BlackIsZero, a mask, and a colour-filter array (TIFF/EP) or linear data (DNG) as brightness.
+_GREY = {_WHITE_IS_ZERO, 1, 4, 32803, 34892}
+#: YCbCr and LAB, which Pillow converts.
+CONVERTED = {6, 8}
+_CHANNELS = {_RGB: 3, _PALETTE: 1, _CMYK: 4}
+_COLOR_MAP, _PHOTOMETRIC, _INK_SET = 320, 262, 332
+#: ExtraSamples (section 18). A missing tag means a fourth sample is alpha, as Pillow has it.
+_UNSPECIFIED, _PREMULTIPLIED = 0, 1
+#: Depths whose levels are levels of 8 bits, times a whole number.
+_SMALL = {1: 255, 2: 85, 4: 17}
+
+
+def to_raster(page: tifffile.TiffPage, samples: Values) -> Raster:
+    """Grey or RGB of samples (H, W, channels). Raises Failure for other colours."""
+    meaning, note = _meaning(page)
+    needed = 3 if meaning == 34892 and samples.shape[2] >= 3 else _CHANNELS.get(meaning, 1)
+    if samples.shape[2] < needed:
+        message = f"{samples.shape[2]} samples a pixel, and its colours need {needed}"
+        raise Failure("unreadable", f"damaged (it has {message})")
+    colours, alpha = samples[..., :needed], _alpha(page, samples, needed)
+    depth = page.bitspersample if samples.dtype.kind == "u" else 64
+    if depth in _SMALL and meaning != _PALETTE:
+        colours, depth = colours * np.uint8(_SMALL[depth]), 8
+        alpha = alpha * np.uint8(_SMALL[page.bitspersample]) if alpha is not None else None
+    declared = depth if depth < 16 else None
+    if meaning == _PALETTE:
+        return _palette(page, colours[..., 0], alpha)._replace(note=note)
+    if meaning == _CMYK:
+        return _cmyk(page, colours)._replace(note=note)
+    if depth == 8 and alpha is not None:
+        return Raster(_blended(page, colours, alpha), 8, note=note)
+    values = colours[..., 0] if needed == 1 else colours
+    return Raster(values, declared, alpha, meaning == _WHITE_IS_ZERO, note=note)
+
+
+def _meaning(page: tifffile.TiffPage) -> tuple[int, str]:
+    """The photometric interpretation, and a note if the tag is missing."""
+    if _PHOTOMETRIC not in page.tags:
+        meaning = _RGB if page.samplesperpixel >= 3 else 1  # as libtiff has it
+        name = "RGB" if meaning == _RGB else "grey whose 0 is black"
+        return meaning, f"it lacks tag PhotometricInterpretation, and was read as {name}"
+    meaning = int(page.photometric)
+    if meaning not in _GREY and meaning not in _CHANNELS:
+        name = getattr(page.photometric, "name", str(meaning))
+        message = f"it is a TIFF of {page.bitspersample} bits with colours {name}"
+        raise Failure("unsupported", f"{message}; grey, RGB, palettes and CMYK are read")
+    return meaning, ""
+
+
+def _alpha(page: tifffile.TiffPage, samples: Values, needed: int) -> Values | None:
+    """The opacity of each pixel; None if there is none, or if it was multiplied into colours."""
+    if samples.shape[2] == needed:
+        return None
+    kinds = tuple(int(kind) for kind in page.extrasamples)
+    if kinds:
+        kind = kinds[0]
+    elif samples.shape[2] == needed + 1:
+        kind = 2
+    else:
+        kind = _UNSPECIFIED
+    if kind == _UNSPECIFIED or (kind == _PREMULTIPLIED and page.bitspersample != 8):
+        return None
+    return samples[..., needed]
+
+
+def _blended(page: tifffile.TiffPage, colours: Values, alpha: Values) -> Values:
+    """8 bits over black, with the rounding of Pillow."""
+    if page.photometric == _WHITE_IS_ZERO:
+        colours = 255 - colours
+    grey = colours.shape[2] == 1
+    if grey:
+        layers = Image.merge("LA", [Image.fromarray(colours[..., 0]), Image.fromarray(alpha)])
+        return pillow_files.eight_bits(layers)
+    packed = np.dstack([colours, alpha])
+    size = (packed.shape[1], packed.shape[0])
+    layout = "RGBa" if 1 in tuple(int(k) for k in page.extrasamples)[:1] else "RGBA"
+    return pillow_files.eight_bits(Image.frombytes("RGBA", size, packed.tobytes(), "raw", layout))
+
+
+def _palette(page: tifffile.TiffPage, indices: Values, alpha: Values | None) -> Raster:
+    """Colours of a ColorMap (section 5): all reds, all greens, all blues, of 16 bits each."""
+    table = np.asarray(page.tags.valueof(_COLOR_MAP, ()), np.uint16)
+    if page.bitspersample > 8 or indices.dtype.kind != "u" or table.size % 3:
+        message = f"a palette of {table.size} values for indices of {page.bitspersample} bits"
+        raise Failure("unsupported", f"it is a TIFF with {message}")
+    table = table.reshape(3, -1).T
+    if int(indices.max()) >= len(table):
+        raise Failure("unreadable", f"damaged (it has {len(table)} colours for {indices.max()})")
+    if int(table.max()) >= 256:  # otherwise a wrong scale that libtiff knows, too
+        low = table & 255
+        if ((low != 0) & (low != table >> 8)).any():
+            return Raster(_over_black(table[indices], alpha, 8), 16)
+        table //= 256
+    return Raster(_over_black(table.astype(np.uint8)[indices], alpha, 8), 8)
+
+
+def _over_black(colours: Values, alpha: Values | None, depth: int) -> Values:
+    return colours if alpha is None else over_black(colours, alpha, 2**depth - 1)
+
+
+def _cmyk(page: tifffile.TiffPage, inks: Values) -> Raster:
+    """Naive conversion, as Pillow's: each ink and black take away light in proportion."""
+    if page.tags.valueof(_INK_SET, 1) != 1 or inks.dtype.kind != "u":
+        raise Failure("unsupported", "it is a TIFF of inks other than CMYK")
+    if page.bitspersample == 8:
+        image = Image.frombytes("CMYK", inks.shape[1::-1], np.ascontiguousarray(inks).tobytes())
+        return Raster(pillow_files.eight_bits(image), 8)
+    if page.bitspersample != 16:
+        message = f"it is a CMYK TIFF of {page.bitspersample} bits; 8 and 16 are read"
+        raise Failure("unsupported", message)
+    paper = 65535 - inks
+    return Raster(over_black(paper[..., :3], paper[..., 3], 65535), 16)

@@ -54,6 +54,8 @@ class ProductCard:
     fit_metrics: dict[str, float]
     calibration: Calibration
     curves: dict[str, list[float]] = field(default_factory=dict)
+    bit_depths: dict[str, int] = field(default_factory=dict)
+    """Number of images of the fit by their bit depth."""
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -90,6 +92,11 @@ class ModelCard:
     def joint(self) -> bool:
         """Whether all products share one detector."""
         return any(product.file == paths.JOINT for product in self.products.values())
+
+    @property
+    def bit_depths(self) -> dict[str, frozenset[int]]:
+        """Bit depths of the images of the fit, by product."""
+        return {name: frozenset(map(int, card.bit_depths)) for name, card in self.products.items()}
 
     def to_json(self) -> dict[str, Any]:
         """The card as JSON values."""

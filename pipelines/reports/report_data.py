@@ -177,11 +177,11 @@ def collect(
             changed_verdicts=changed_verdicts(database, settings.parts),
             tracker=tracker,
         )
-    thresholds = data.thresholds
+    thresholds, decode_settings = data.thresholds, DecodeSettings(**last["decode"])
 
     def add_pictures(row: Row) -> Part:
         threshold = thresholds.get(row["product"])
-        return Part(row, _pictures(out, row, threshold, settings, fetch_settings))
+        return Part(row, _pictures(out, row, threshold, settings, fetch_settings, decode_settings))
 
     parts = []
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -198,14 +198,14 @@ def _pictures(
     threshold: float | None,
     settings: ReportSettings,
     fetch_settings: FetchSettings,
+    decode_settings: DecodeSettings,
 ) -> Pictures:
     """The image, if its file is unchanged since it was scored, and its map, if it has one."""
     try:
         data = fetch(row["uri"], None, None, fetch_settings)
         if hashlib.sha256(data).hexdigest() != row["content_sha256"]:
             return Pictures(note="No picture: the file has changed since it was scored.")
-        depth = row["bit_depth"]
-        picture = decode(data, DecodeSettings(depth if 9 <= depth <= 16 else None))
+        picture = decode(data, decode_settings)
     except Failure as failure:
         return Pictures(note=f"No picture: {failure.reason}.")
     side, most = settings.thumbnail, settings.bytes_each

@@ -25,6 +25,7 @@ _COPIED = (
     "width",
     "height",
     "bit_depth",
+    "reason",
     "score",
     "p_value",
     "is_anomalous",

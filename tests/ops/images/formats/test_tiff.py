@@ -241,6 +241,34 @@ def test_sixteen_bits_with_alpha(kind, blend):
     assert np.array_equal(decode(data).pixels, expected)
 
 
+def test_eight_bits_with_alpha_of_every_kind_and_place():
+    alpha = RNG.integers(0, 256, (19, 13, 2))
+    grey, colour = bits_of(8)[..., None], COLOUR >> 8
+    straight = np.floor(colour * (alpha[..., 1:] / 255) + 0.5)
+    for values, meaning, kinds, expected in (
+        (colour, 2, [1], colour),
+        (grey, 1, [1], grey[..., 0]),
+        (grey, 1, [0], grey[..., 0]),
+        (colour, 2, [0, 2], straight),
+        (colour, 2, [0, 1], colour),
+    ):
+        data = tiffs.one(
+            np.dstack([values, alpha[..., 2 - len(kinds) :]]), 8, meaning, tags={338: (3, kinds)}
+        )
+        assert np.array_equal(decode(data).pixels, expected), (meaning, kinds)
+    white = tiffs.one(np.dstack([grey, alpha[..., :1]]), 8, 0, tags={338: (3, [1])})
+    assert "transparent black is unknown" in refused(white)
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_cmyk_with_alpha_is_blended_with_black(depth):
+    inks = RNG.integers(0, 2**depth, (19, 13, 5))
+    opaque = decode(tiffs.one(inks[..., :4], depth, 5)).pixels
+    data = tiffs.one(inks, depth, 5, tags={338: (3, [2])})
+    expected = np.floor(opaque * (inks[..., 4:] / (2**depth - 1)) + 0.5)
+    assert np.array_equal(decode(data).pixels, expected)
+
+
 def test_cmyk_of_sixteen_bits():
     inks = RNG.integers(0, 2**16, (19, 13, 4))
     expected = np.floor((65535 - inks[..., :3]) * ((65535 - inks[..., 3:]) / 65535) + 0.5)
@@ -269,7 +297,7 @@ def test_jpeg_2000_in_a_tiff(depth):
     assert np.array_equal(decode(out.getvalue()).pixels, bits_of(depth))
 
 
-@pytest.mark.parametrize("photometric", [9, 10, 32844, 32845, 999])
+@pytest.mark.parametrize("photometric", [8, 9, 10, 32844, 32845, 999])
 def test_other_colours_are_unsupported_by_name(photometric):
     assert "with colours" in refused(tiffs.one(COLOUR >> 8, 8, photometric))
 

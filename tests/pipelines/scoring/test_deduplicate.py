@@ -30,7 +30,9 @@ def out(tmp_path):
     out = Out(str(tmp_path))
     mapped = out.map(MODELS[0], "0" * 32)
     files.write_bytes(mapped, b"a map")
-    flagged = row("/a", score=7.5, content_sha256=A, width=80, map_uri=uris.make(mapped))
+    flagged = row(
+        "/a", score=7.5, content_sha256=A, width=80, reason="a note", map_uri=uris.make(mapped)
+    )
     publish(out, 0, [flagged, row("/b", score=2.0, content_sha256=B)])
     publish(out, 1, [row("/c", status="undefined", content_sha256=C)])
     publish(out, 2, [row("/c", content_sha256=C, model=MODELS[1])])
@@ -67,10 +69,10 @@ def test_a_row_gets_what_its_bytes_were_given_and_keeps_its_own_name(out):
     assert [found[n]["score"] for n in (4, 5, 6)] == [7.5, 2.0, 7.5]
     for row_ in rows[:3]:
         whole = found[row_["inventory_row"]]
-        assert whole | dict.fromkeys(COPIED) | {"status": KNOWN} == row_
+        assert whole | dict.fromkeys([*COPIED, "reason"]) | {"status": KNOWN} == row_
         assert all(whole[name] is not None for name in COPIED)
         assert whole["status"] in STATUSES
-    assert found[4]["width"] == 80
+    assert (found[4]["width"], found[4]["reason"], found[5]["reason"]) == (80, "a note", None)
 
 
 @pytest.mark.parametrize(("maps", "with_map"), [("none", []), ("flagged", [4]), ("top:3", [])])

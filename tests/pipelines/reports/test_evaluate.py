@@ -14,6 +14,7 @@ from ops.results.anomaly_map import Scale
 from pipelines.cluster.resources import Resources
 from pipelines.reports import evaluate
 from pipelines.reports.pixel_comparison import ComparePixels
+from tests import tiffs
 from tests.ops.results.test_metrics import histogram
 
 
@@ -179,3 +180,33 @@ def test_a_mask_of_another_size_is_refused_with_both_shapes(tmp_path, shape):
 def test_a_map_of_another_size_than_the_input_is_refused(tmp_path):
     pixels, _ = joined(tmp_path, corner(32, 32), corner(32, 32), input_side=16)
     assert "has 16 x 16 px, not the 32 x 32 of the model's input" in pixels.notes()[0]
+
+
+def with_mask(tmp_path, data):
+    joined(tmp_path, corner(32, 64), corner(32, 64))
+    (tmp_path / "m.png").write_bytes(data)
+    row = {"product": "bolt", "label": 1, "member": None, "bytes": None, "width": 64, "height": 32}
+    row |= {"uri": str(tmp_path / "p.png"), "mask_uri": str(tmp_path / "m.png")}
+    row |= {"map_uri": str(tmp_path / "map.png")}
+    compare = ComparePixels(InputSettings(32), FetchSettings(attempts=1))
+    return compare(pa.Table.from_pylist([row]))["bolt"], compare._read(row).mask
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int16, np.uint16, np.uint8])
+def test_masks_of_any_type_are_read_in_one_way(tmp_path, kind):
+    mask = (corner(32, 64) > 0).astype(kind)
+    _, found = with_mask(tmp_path, tiffs.one(mask, mask.itemsize * 8, sample_format=SAMPLES[kind]))
+    assert found.sum() == found[:8, :8].sum() == 64
+
+
+SAMPLES = {np.float32: 3, np.int16: 2, np.uint16: 1, np.uint8: 1}
+
+
+def test_a_mask_that_cannot_be_read_is_counted_with_its_reason(tmp_path):
+    page = tiffs.page(corner(32, 64), 8)
+    pixels, mask = with_mask(tmp_path, tiffs.file(page, page))
+    assert mask is None
+    assert (pixels.unreadable, pixels.no_usable_mask, pixels.misfits) == (1, 1, 0)
+    (note,) = pixels.notes()
+    assert note.startswith("1 masks cannot be read: ")
+    assert "unsupported: it has 2 frames or pages" in note

@@ -13,13 +13,15 @@ from PIL import Image
 
 from ops.archives.fetch import FetchSettings
 from ops.errors import UserError
-from ops.storage import files
+from ops.images.decode import DecodeSettings
+from ops.storage import files, uris
 from ops.storage.paths import Out
 from pipelines.reports import report, report_data
 from pipelines.reports.report_data import ReportSettings
 from pipelines.reports.report_queries import BINS, Histogram
 from pipelines.scoring.run import ScoreSettings
 from pipelines.tables import run_records
+from tests import tiffs
 from tests.runs import Part, finish, model_of
 
 HOSTILE = (
@@ -246,6 +248,19 @@ def test_pictures_are_shown_as_they_were_scored_or_a_sentence_says_why_not(tmp_p
     ]
     assert not any(s.close_up for s in shown)
     assert all(part.pictures.close_up for part in collect(run.out, parts=1, thumbnail=32).parts)
+
+
+def test_pictures_are_decoded_by_the_settings_of_the_model(tmp_path):
+    values = np.linspace(0, 2, 48, dtype=np.float32).reshape(6, 8)
+    data = tiffs.file(tiffs.page(values * 0, 32), tiffs.page(values, 32))
+    (tmp_path / "a.tif").write_bytes(data)
+    row = {"uri": uris.make(str(tmp_path / "a.tif")), "map_uri": None, "peak_x": 0, "peak_y": 0}
+    row |= {"content_sha256": hashlib.sha256(data).hexdigest(), "bit_depth": 16}
+    common = Out(str(tmp_path)), row, None, report_data.ReportSettings(), FetchSettings()
+    shown = report_data._pictures(*common, DecodeSettings(page=2, range="0,2"))
+    assert (bool(shown.image), shown.note) == (True, "No anomaly map was written.")
+    refused = report_data._pictures(*common, DecodeSettings(range="0,2"))
+    assert "it has 2 frames or pages" in refused.note
 
 
 def test_time_and_cost_are_those_on_record(nights):

@@ -25,8 +25,8 @@ IMAGES = {
     "JPEG 2000": (34712, lambda v: imagecodecs.jpeg2k_encode(v, level=0, reversible=True)),
     "JPEG XL": (50002, lambda v: imagecodecs.jpegxl_encode(v, lossless=True)),
     "WebP": (50001, lambda v: imagecodecs.webp_encode(v, lossless=True)),
-    "LERC": (34887, lambda v: imagecodecs.lerc_encode(v)),
-    "PNG": (34933, lambda v: imagecodecs.png_encode(v)),
+    "LERC": (34887, imagecodecs.lerc_encode),
+    "PNG": (34933, imagecodecs.png_encode),
     "JPEG": (7, lambda v: imagecodecs.jpeg8_encode(v, level=95, subsampling="444")),
 }
 FAX = {

@@ -51,8 +51,10 @@ SCHEMA = pa.schema(
 )
 #: Metadata of an inventory: counts of the listing that it was made from, as JSON.
 TALLY = "nightloupe.listing"
-#: The order of an inventory in SQL. The rows of a container stay together, in its own order.
-ORDER = "product NULLS LAST, split_part(uri, '#', 1), member NULLS FIRST, uri"
+#: The order in SQL in which images are read: each container at a time, in its own order.
+READING_ORDER = "split_part(uri, '#', 1), member NULLS FIRST, uri"
+#: The order of an inventory in SQL.
+ORDER = f"product NULLS LAST, {READING_ORDER}"
 #: Columns of a listing, before masks are joined to their images and rows sorted.
 LISTED = pa.schema([*SCHEMA, pa.field("is_mask", pa.bool_()), pa.field("mask_key", pa.string())])
 

@@ -492,7 +492,7 @@ def test_a_map_of_a_picture_that_stands_upright_now_is_not_laid_over_it(tmp_path
     Image.new("L", (60, 80)).save(f"{root}/parts/a.png")
     table = run.out.table("2026-11-20", run.run_id)
     rows = parquet.read(table)
-    data = open(f"{root}/parts/a.png", "rb").read()
+    data = files.read_bytes(f"{root}/parts/a.png")
     digest = pa.array([hashlib.sha256(data).hexdigest()])
     at = rows.schema.get_field_index("content_sha256")
     parquet.write(table, rows.schema, [rows.set_column(at, rows.schema.field(at), digest)])

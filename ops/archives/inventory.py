@@ -159,26 +159,26 @@ class Inventory:
         return dict(json.loads(stored)) if stored else {}
 
     def rows(self, start: int, stop: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """Rows [start, stop) in the order of the file."""
+        """Rows [start, stop) in the order of the file; products are in NFC."""
         bounds = list(zip(self.starts, self.starts[1:], strict=False))
         groups = [i for i, (low, high) in enumerate(bounds) if low < stop and high > start]
         if not groups:
             return SCHEMA.empty_table().select(list(columns or SCHEMA.names))
         with parquet.opened(self.location) as table:
             rows = table.read_row_groups(groups, columns=list(columns or SCHEMA.names))
-        return rows.slice(start - self.starts[groups[0]], stop - start)
+        return _with_composed_products(rows.slice(start - self.starts[groups[0]], stop - start))
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """All rows of a small inventory, or a few columns of a large one."""
         return self.rows(0, len(self), columns)
 
     def products(self) -> frozenset[str]:
-        """The products of its images."""
+        """The products of its images, in NFC."""
         products: set[str | None] = set()
         with parquet.opened(self.location) as table:
             for batch in table.iter_batches(2**20, columns=["product"]):
                 products.update(pc.unique(batch["product"]).to_pylist())
-        return frozenset(name for name in products if name is not None)
+        return frozenset(composed(name) for name in products if name is not None)
 
     def content_hash(self) -> str:
         """A hash of ids, products and problems, equal for inventories of the same images."""
@@ -188,3 +188,13 @@ class Inventory:
                 for column in batch.columns:
                     digest.update("\n".join(map(str, column.to_pylist())).encode())
         return digest.hexdigest()
+
+
+def _with_composed_products(rows: pa.Table) -> pa.Table:
+    """Rows whose products are in NFC; inventories of other tools may have other forms."""
+    at = rows.schema.get_field_index("product")
+    if at < 0 or pc.all(pc.string_is_ascii(rows["product"])).as_py() is not False:
+        return rows
+    # Not `pc.utf8_normalize`, which returns NFD whatever form it is asked for (Arrow 25.0.1).
+    names = pa.array([name and composed(name) for name in rows["product"].to_pylist()], pa.string())
+    return rows.set_column(at, rows.schema.field(at), names)

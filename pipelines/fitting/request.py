@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from ops.archives.fetch import FetchSettings
 from ops.archives.inventory import Inventory, image_id
+from ops.archives.layouts import composed
 from ops.errors import SettingError, UserError
 from ops.features.backbone import BackboneSettings
 from ops.images.decode import DecodeSettings
@@ -109,7 +110,8 @@ def split(inventory: Inventory, request: FitRequest) -> Split:
         keep = pc.and_(keep, pc.fill_null(pc.equal(rows["split"], "train"), False))
     rows = rows.filter(keep).sort_by([("product", "ascending"), ("uri", "ascending")])
     if request.select.products:
-        rows = _with_products(rows, request.select.products, inventory.location)
+        names = [composed(name) for name in request.select.products]
+        rows = _with_products(rows, names, inventory.location)
     if not len(rows):
         raise NothingToFit(
             f"{inventory.location} has no good image of a known product in split train (or at all, "

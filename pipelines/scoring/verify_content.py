@@ -41,7 +41,7 @@ _SCORED = f"""
     WITH keys AS (
         SELECT sampled.*, known.run_id FROM current_keys($model) AS known JOIN sampled
             ON sampled.image_id = known.image_id
-            AND sampled.product IS NOT DISTINCT FROM known.product
+            AND nfc_normalize(sampled.product) IS NOT DISTINCT FROM known.product
     )
     SELECT keys.* EXCLUDE (run_id), scores.content_sha256 AS scored_sha256
     FROM scores_of($model) AS scores JOIN keys

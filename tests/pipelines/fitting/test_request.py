@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pyarrow as pa
 import pytest
 
@@ -9,7 +11,7 @@ from ops.archives.inventory import SCHEMA, Inventory, image_id
 from ops.detectors.patchcore import PatchCoreSettings
 from ops.features.backbone import BackboneSettings
 from ops.storage import parquet
-from pipelines.fitting.request import ROW, FitRequest, split
+from pipelines.fitting.request import ROW, FitRequest, Select, split
 from tests.runs import Part, list_parts
 
 
@@ -105,3 +107,14 @@ def test_files_of_their_own_are_read_by_product_and_address(tmp_path):
     for joint in (False, True):
         _, result = numbered(members_of(tmp_path, "files", found), joint=joint)
         assert result.fit[ROW].to_pylist() == list(range(len(result.fit)))
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("chosen_form", ["NFC", "NFD"])
+def test_a_product_is_chosen_whatever_form_its_name_has(tmp_path, form, chosen_form):
+    product = unicodedata.normalize(form, "T\u00fcr")
+    found = [(product, f"file:///a/{n}.png", None) for n in range(3)] + PLAIN
+    select = Select([unicodedata.normalize(chosen_form, "T\u00fcr")])
+    _, result = numbered(members_of(tmp_path, "forms", found), select=select)
+    assert result.products == ["T\u00fcr"]
+    assert len(result.fit) + len(result.held_out) == 3

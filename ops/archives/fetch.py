@@ -17,9 +17,9 @@ from ops.archives.parquet_rows import ParquetReader
 from ops.archives.tar_members import TarReader
 from ops.archives.zip_members import ZipReader
 from ops.failure import Failure
-from ops.storage import files, uris
+from ops.storage import files, s3, uris
 from ops.storage.retry import RetryPolicy, retry_policy
-from ops.storage.storage_errors import Archived, Changed, StorageError, Unavailable
+from ops.storage.storage_errors import AccessDenied, Archived, Changed, StorageError, Unavailable
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ def fetch(
         raise Failure("missing", "it was listed, but no longer exists") from None
     except Archived as error:
         raise Failure("forbidden", error.message) from None
-    except PermissionError:
-        raise Failure("forbidden", "the store denies access to it") from None
+    except AccessDenied as error:
+        raise Failure("forbidden", _denied(error)) from None
     except Unavailable as error:
         raise Failure("unavailable", str(error)) from None
     except OSError as error:
@@ -81,6 +81,13 @@ def fetch(
     if len(data) > settings.max_bytes:
         _too_large(len(data), settings.max_bytes)
     return data
+
+
+def _denied(error: AccessDenied) -> str:
+    """The address, what the store or file system told, and who may mend it."""
+    right = "s3:GetObject" if s3.is_s3(error.location) else "read permission"
+    remedy = "" if ";" in error.message else f"; the user of this process needs {right} on it"
+    return f"the store denies access to {error.location}: {error.message}{remedy}"
 
 
 def _too_large(size: int, limit: int) -> None:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from ops.archives import listing
 from ops.archives.entry import PARQUET, Entry, Search
 from ops.archives.layouts import PathParser, composed
+from ops.archives.other_kinds import left_out_as
 from ops.archives.system_files import SYSTEM_FILES, is_system_file
 from ops.archives.tally import Tally
 from ops.errors import UserError
@@ -89,7 +90,10 @@ def _row(
             tally.left_out[SYSTEM_FILES] += 1
             return None
         if not (entry.name.lower().endswith(suffixes) or _is_row_without_suffix(entry)):
-            tally.count_other(entry.name)
+            if reason := left_out_as(entry.name, is_member="#" in entry.uri):
+                tally.left_out[reason] += 1
+            else:
+                tally.count_other(entry.name)
             return None
     # URIs keep the bytes of names that are not UTF-8; products and labels must be valid text, and
     # the same text however a file system composes its letters.

@@ -51,9 +51,10 @@ def fetch(
     """All bytes of one file or member of an archive.
 
     `member`, `size` and `version` are columns of the inventory. Without `member`, a member is
-    looked up by the name in its URI. With `version`, bytes of another version of the file or its
-    archive are not returned. `on_retry` is called before each retry of any request that the read
-    needs. Raises Failure (missing, changed, forbidden, unavailable, unreadable, too_large).
+    looked up by the name in its URI, and by the number there if it has one. With `version`, bytes
+    of another version of the file or its archive are not returned. `on_retry` is called before each
+    retry of any request that the read needs. Raises Failure (missing, changed, forbidden,
+    unavailable, unreadable, too_large).
     """
     if size is not None and size > settings.max_bytes:
         _too_large(size, settings.max_bytes)
@@ -98,6 +99,7 @@ def _too_large(size: int, limit: int) -> None:
 def _read(uri: str, member: int | None, size: int | None, limit: int, version: str | None) -> bytes:
     """`version` is that of the file or of the whole archive."""
     location, name = uris.parse(uri)
+    member = uris.member_number(uri) if member is None else member
     if name is None:
         data = files.read_bytes(location, version=version)
         if size is not None and len(data) < size and files.describe(location).bytes == size:

@@ -19,6 +19,7 @@ from pyarrow import csv
 
 from jobs.cli import entry
 from jobs.cli.console import echo, shown
+from ops.archives.layouts import composed
 from ops.errors import SettingError, UserError
 from ops.results import score_table
 from ops.results.calibration import promised_rate
@@ -42,7 +43,8 @@ class Settings:
     product: str = ""
     """Only images of this product."""
     where: str = ""
-    """A condition in SQL over the columns of the score table, such as "width > 1000"."""
+    """A condition in SQL over the columns of the score table, such as "width > 1000". Products are
+    stored in Unicode's composed form, NFC."""
     limit: int | None = None
     """The largest number of rows; default: 20 on the screen, all in a file."""
     threshold: float | dict[str, float] | None = None
@@ -84,8 +86,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _where(settings: Settings) -> str:
-    product = settings.product.replace("'", "''")
-    conditions = [f"product = '{product}'" if product else "", settings.where]
+    product = composed(settings.product).replace("'", "''")
+    conditions = [f"nfc_normalize(product) = '{product}'" if product else "", settings.where]
     return " AND ".join(f"({condition})" for condition in conditions if condition)
 
 
@@ -97,7 +99,8 @@ def _verdict_rules(settings: Settings, out: Out, model_id: str) -> dict[str, Ver
     if threshold is None and rate is None:
         return {}
     if isinstance(threshold, dict):
-        return {product: VerdictRule(threshold=value) for product, value in threshold.items()}
+        rules = threshold.items()
+        return {composed(product): VerdictRule(threshold=value) for product, value in rules}
     held_out = _held_out(out, model_id)
     if rate is not None:
         _warn_of_few_held_out(rate, held_out)
@@ -124,7 +127,7 @@ def _held_out(out: Out, model_id: str) -> dict[str, int]:
     for name in reversed(files.names(place)):
         record: dict[str, Any] = files.read_json(files.join(place, name))
         if record["model_id"] == model_id and "held_out" in record:
-            return dict(record["held_out"])
+            return {composed(name): count for name, count in record["held_out"].items()}
     raise UserError(
         f"no run in {place} records the held-out images of model {model_id}; "
         """name thresholds by product: --threshold '{"PRODUCT": 1.5}'"""

@@ -17,9 +17,9 @@ from ops.archives.parquet_rows import ParquetReader
 from ops.archives.tar_members import TarReader
 from ops.archives.zip_members import ZipReader
 from ops.failure import Failure
-from ops.storage import files, uris
+from ops.storage import files, s3, uris
 from ops.storage.retry import RetryPolicy, retry_policy
-from ops.storage.storage_errors import Archived, Changed, StorageError, Unavailable
+from ops.storage.storage_errors import AccessDenied, Archived, Changed, StorageError, Unavailable
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,10 @@ def fetch(
     """All bytes of one file or member of an archive.
 
     `member`, `size` and `version` are columns of the inventory. Without `member`, a member is
-    looked up by the name in its URI. With `version`, bytes of another version of the file or its
-    archive are not returned. `on_retry` is called before each retry of any request that the read
-    needs. Raises Failure (missing, changed, forbidden, unavailable, unreadable, too_large).
+    looked up by the name in its URI, and by the number there if it has one. With `version`, bytes
+    of another version of the file or its archive are not returned. `on_retry` is called before each
+    retry of any request that the read needs. Raises Failure (missing, changed, forbidden,
+    unavailable, unreadable, too_large).
     """
     if size is not None and size > settings.max_bytes:
         _too_large(size, settings.max_bytes)
@@ -71,8 +72,8 @@ def fetch(
         raise Failure("missing", "it was listed, but no longer exists") from None
     except Archived as error:
         raise Failure("forbidden", error.message) from None
-    except PermissionError:
-        raise Failure("forbidden", "the store denies access to it") from None
+    except AccessDenied as error:
+        raise Failure("forbidden", _denied(error)) from None
     except Unavailable as error:
         raise Failure("unavailable", str(error)) from None
     except OSError as error:
@@ -83,6 +84,13 @@ def fetch(
     return data
 
 
+def _denied(error: AccessDenied) -> str:
+    """The address, what the store or file system told, and who may mend it."""
+    right = "s3:GetObject" if s3.is_s3(error.location) else "read permission"
+    remedy = "" if ";" in error.message else f"; the user of this process needs {right} on it"
+    return f"the store denies access to {error.location}: {error.message}{remedy}"
+
+
 def _too_large(size: int, limit: int) -> None:
     message = f"{size} bytes are more than the limit of {limit}; --fetch.max_bytes raises it"
     raise Failure("too_large", message)
@@ -91,6 +99,7 @@ def _too_large(size: int, limit: int) -> None:
 def _read(uri: str, member: int | None, size: int | None, limit: int, version: str | None) -> bytes:
     """`version` is that of the file or of the whole archive."""
     location, name = uris.parse(uri)
+    member = uris.member_number(uri) if member is None else member
     if name is None:
         data = files.read_bytes(location, version=version)
         if size is not None and len(data) < size and files.describe(location).bytes == size:

@@ -178,6 +178,8 @@ class TarReader:
         self._file = file if stream is file else _unpack(stream)
         self._lock = threading.Lock()
         self._members: dict[str | int, Place] = {}  # by name and by number
+        self._names: dict[int, str] = {}  # by number
+        self._links: set[str] = set()
 
     def read(self, name: str, member: int | None, limit: int) -> bytes:
         """The bytes of a member by its number or, without one, its name. Raises KeyError."""
@@ -188,6 +190,9 @@ class TarReader:
                 if not self._members:
                     self._members = self._scan()
                 place = self._members[name if member is None else member]
+                own = self._names.get(place.data)
+                if member is not None and own != name and name not in self._links:
+                    raise KeyError(name)  # the tar was rewritten
             return place.read(self._file, limit)
 
     def _at(self, offset: int) -> Place:
@@ -209,11 +214,13 @@ class TarReader:
                 if header.info.isreg():
                     place = Place.of(header)
                     members[name] = members[place.data] = place
+                    self._names[place.data] = name
                     plain.setdefault(plain_name(name), []).append(place)
                 elif header.info.islnk() or header.info.issym():
                     links.append(Link.of(header.info))
         except Exception as error:
             raise_unless_damage(error)  # the listing has reported the damage
+        self._links = {link.name for link in links}
         by_name = {plain_name(link.name): link for link in links}
         for link in links:
             if link.name not in members and (target := _follow(link, plain, by_name)):

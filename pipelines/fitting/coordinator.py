@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import pyarrow as pa
 import ray
 
 from pipelines.fitting.depths import Depths
@@ -18,6 +19,12 @@ class DetectorResult(NamedTuple):
     fitted: Fitted
     tensors: dict[str, Any]
     map_ceiling: float
+
+
+def failures_of(rows: pa.Table) -> dict[str, str]:
+    """Image id -> address and reason. Members of one name in an archive share their address."""
+    columns = (rows[name].to_pylist() for name in ("image_id", "uri", "reason"))
+    return {id_: f"{uri}: {reason}" for id_, uri, reason in zip(*columns, strict=True)}
 
 
 @ray.remote(num_cpus=0)
@@ -37,7 +44,7 @@ class FitCoordinator:
     def add_images(
         self, rows: list[int], failures: dict[str, str], pictures: dict[int, tuple[str, int, str]]
     ) -> tuple[int, str]:
-        """Record images as read, by row, and failures by URI.
+        """Record images as read, by row, and `failures_of` them.
 
         `pictures`: product, bit depth and URI of those that were read, by row. Returns the number
         of failures so far, and why the fit cannot succeed.
@@ -57,7 +64,7 @@ class FitCoordinator:
 
     def failures(self) -> list[str]:
         """A sentence for each image that could not be read."""
-        return [f"{uri}: {reason}" for uri, reason in self._failures.items()]
+        return list(self._failures.values())
 
     def set_progress(self, stage: str, done: int, total: int) -> None:
         """Record that `done` of `total` items of a stage are finished."""

@@ -37,7 +37,7 @@ from pipelines.fitting.depths import Depths
 from pipelines.fitting.interruptible import interruptible_fit
 from pipelines.fitting.request import ALL, FitRequest, NothingToFit, Split, split
 from pipelines.fitting.whole_shards import WholeShards
-from pipelines.fitting.worker import ROW, program
+from pipelines.fitting.worker import program
 from pipelines.scoring.read_stage import ReadStage
 
 log = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ def _fit_detectors(
 
     Returns the coordinator, which holds the results. Raises NothingToFit.
     """
-    rows = chosen.fit.append_column(ROW, pa.array(range(len(chosen.fit)), pa.int64()))
+    rows = chosen.fit
     read = Read(request.input, request.decode, request.fetch)
     config = {
         "request": request,
@@ -172,7 +172,7 @@ def _fit_detectors(
         log.warning(
             "%d images crash every process that reads them; they are left out", len(crashing)
         )
-        rows = rows.filter(pc.invert(pc.is_in(rows["uri"], pa.array(list(crashing)))))
+        rows = rows.filter(pc.invert(pc.is_in(rows["image_id"], pa.array(list(crashing)))))
         return _attempt(rows, crashing, read, resources, config, progress)
 
 

@@ -98,7 +98,8 @@ def query(
                 CASE WHEN rules.threshold IS NOT NULL THEN current.score > rules.threshold
                      WHEN rules.p_value IS NOT NULL THEN current.p_value <= rules.p_value
                      ELSE current.is_anomalous END AS is_anomalous)
-            FROM current_scores($model) AS current LEFT JOIN rules USING (product)
+            FROM current_scores($model) AS current
+            LEFT JOIN rules ON nfc_normalize(current.product) = rules.product
         )
         SELECT * FROM judged {listed} WHERE ({where or "true"})
         ORDER BY score DESC NULLS LAST, image_id {f"LIMIT {limit:d}" if limit is not None else ""}

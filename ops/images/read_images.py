@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ops.archives.fetch import FetchSettings, fetch
+from ops.archives.fetch import FetchSettings, doubt, fetch
 from ops.failure import Failure
 from ops.images.content_index import Contents
 from ops.images.decode import DecodeSettings, decode
@@ -110,6 +110,8 @@ class Read:
         data = fetch(*place, self.fetch, count_retry, row.get("version"))
         content = hashlib.sha256(data).hexdigest()
         out["content_sha256"] = content
+        notes = [doubt(row["uri"], row.get("version"))]
+        out["reason"] = notes[0] or None
         if self.known is not None and self.known.has(content, row["product"]):
             out["status"] = KNOWN
             return
@@ -118,4 +120,4 @@ class Read:
             pixels = resize(picture, self.input)
         out |= {"width": picture.width, "height": picture.height, "bit_depth": picture.bit_depth}
         out |= {"channels": 1 if pixels.ndim == 2 else 3, "pixels": pack(pixels)}
-        out["reason"] = picture.note or None
+        out["reason"] = "; ".join(filter(None, [*notes, picture.note])) or None

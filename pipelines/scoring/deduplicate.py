@@ -37,6 +37,14 @@ _CREATE_SCORED = f"""
     SELECT {KEY} AS key, content_sha256, product, {", ".join(_COPIED)}
     FROM scores_of($model) WHERE status = 'ok' AND {{has_map}} ORDER BY key
 """  # noqa: S608 - only names from this file
+#: Maps whose place was written for two contents: an image that kept its version had other bytes
+#: (see `verify_content`), so the map is of the later ones.
+_OVERWRITTEN = """
+    map_uri IN (
+        SELECT map_uri FROM scores_of($model) WHERE status = 'ok' AND map_uri IS NOT NULL
+        GROUP BY map_uri HAVING min(content_sha256) <> max(content_sha256)
+    )
+"""
 _JOIN_SCORED = f"""
     SELECT known.* REPLACE ('ok' AS status, {", ".join(f"scored.{c} AS {c}" for c in _COPIED)})
     FROM (SELECT *, {KEY} AS key FROM known) AS known JOIN scored
@@ -69,7 +77,10 @@ class ScoreCache:
         """`database` is one of `current_scores.opened`."""
         self._database, self._out, self._model_id = database, out, model_id
         self._policy = settings.policy
-        query = _CREATE_SCORED.format(has_map=_HAS_MAP[settings.policy, settings.overlays])
+        has_map = _HAS_MAP[settings.policy, settings.overlays]
+        if self._policy != "none":
+            has_map = f"{has_map} AND (map_uri IS NULL OR NOT {_OVERWRITTEN})"
+        query = _CREATE_SCORED.format(has_map=has_map)
         database.execute(query, {"model": model_id})
         self.copied = 0
         """Rows whose score was copied."""

@@ -93,6 +93,16 @@ def test_what_lacks_its_map_is_scored_again(out):
     assert (score_cache.copied, score_cache.lost) == (1, 1)
 
 
+def test_a_map_that_other_bytes_of_one_version_overwrote_is_not_copied(out):
+    """A disk lost bits of /a, which was scored again, and then its backup returns."""
+    place = uris.make(out.map(MODELS[0], "0" * 32))
+    publish(out, 3, [row("/a", score=8.0, content_sha256=C, map_uri=place)])
+    found, score_cache = completed(out, [met(4, A), met(5, B), met(6, C)], maps="flagged")
+    assert (sorted(found), score_cache.lost) == ([5], 2)
+    found, _ = completed(out, [met(4, A), met(6, C)], maps="none")
+    assert [found[number]["score"] for number in (4, 6)] == [7.5, 8.0]
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [

@@ -17,9 +17,15 @@ from ops.archives.parquet_rows import ParquetReader
 from ops.archives.tar_members import TarReader
 from ops.archives.zip_members import ZipReader
 from ops.failure import Failure
-from ops.storage import files, s3, uris
+from ops.storage import files, s3, uris, versions
 from ops.storage.retry import RetryPolicy, retry_policy
 from ops.storage.storage_errors import AccessDenied, Archived, Changed, StorageError, Unavailable
+
+#: Note in the reason of a row whose file may be another than the listed one.
+OTHER_CHANGE_TIME = (
+    "it has the size and modification time that were listed, but another change time: after the "
+    "listing it was rewritten, moved or copied, or its mode changed"
+)
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,25 @@ def _denied(error: AccessDenied) -> str:
     return f"the store denies access to {error.location}: {error.message}{remedy}"
 
 
+def doubt(uri: str, version: str | None) -> str:
+    """A sentence if the file or archive that was read may be another than the listed one.
+
+    It says so if only the change time of a local file is another; empty otherwise.
+    """
+    is_doubted = _is_doubted(uris.parse(uri).location, file_version(version))
+    return OTHER_CHANGE_TIME if is_doubted else ""
+
+
+def _is_doubted(location: str, version: str | None) -> bool:
+    """Whether a local file has another change time than the listed one, and all else the same."""
+    if version is None or s3.is_s3(location):
+        return False
+    try:
+        return versions.differ_in_change_time(version, files.describe(location).version)
+    except StorageError:
+        return False  # it was removed
+
+
 def _too_large(size: int, limit: int) -> None:
     message = f"{size} bytes are more than the limit of {limit}; --fetch.max_bytes raises it"
     raise Failure("too_large", message)
@@ -105,7 +130,10 @@ def _read(uri: str, member: int | None, size: int | None, limit: int, version: s
         if size is not None and len(data) < size and files.describe(location).bytes == size:
             raise StorageError(f"{len(data)} of {size} bytes arrived", location)
         return data
-    if member is not None and member >= 0 and size is not None and _is_plain_tar(location):
+    is_at = member is not None and member >= 0 and size is not None and _is_plain_tar(location)
+    if is_at and not _is_doubted(location, version):
+        assert member is not None
+        assert size is not None
         try:
             data = files.read_bytes(location, member, member + size, version)
         except OSError as error:

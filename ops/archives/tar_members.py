@@ -178,30 +178,39 @@ class TarReader:
         self._file = file if stream is file else _unpack(stream)
         self._lock = threading.Lock()
         self._members: dict[str | int, Place] = {}  # by name and by number
-        self._names: dict[int, str] = {}  # by number
-        self._links: set[str] = set()
 
     def read(self, name: str, member: int | None, limit: int) -> bytes:
-        """The bytes of a member by its number or, without one, its name. Raises KeyError."""
+        """The bytes of a member by its number or, without one, its name.
+
+        Raises KeyError if there is no such member, or the one of that number has another name.
+        """
         with self._lock:
-            if member is not None and member < 0:
-                place = self._at(-1 - member)
+            if member is None:
+                place = self._scanned()[name]
             else:
-                if not self._members:
-                    self._members = self._scan()
-                place = self._members[name if member is None else member]
-                own = self._names.get(place.data)
-                if member is not None and own != name and name not in self._links:
-                    raise KeyError(name)  # the tar was rewritten
+                place, own_name = self._at(-1 - member) if member < 0 else self._numbered(member)
+                if own_name != name and self._scanned().get(name) != place:  # or a link leads to it
+                    raise KeyError(name)
             return place.read(self._file, limit)
 
-    def _at(self, offset: int) -> Place:
-        """The member whose header begins at an offset."""
+    def _at(self, offset: int) -> tuple[Place, str]:
+        """The member whose header begins at an offset, and its name."""
         self._file.seek(offset)
         header = next(headers(self._file, offset), None)
         if header is None or not header.info.isreg():
             raise KeyError(offset)
-        return Place.of(header)
+        return Place.of(header), header.info.name
+
+    def _numbered(self, member: int) -> tuple[Place, str]:
+        """The member whose bytes begin at an offset, and its name."""
+        place = self._scanned()[member]
+        return self._at(place.header)
+
+    def _scanned(self) -> dict[str | int, Place]:
+        """All members by name and by number."""
+        if not self._members:
+            self._members = self._scan()
+        return self._members
 
     def _scan(self) -> dict[str | int, Place]:
         members: dict[str | int, Place] = {}
@@ -214,13 +223,11 @@ class TarReader:
                 if header.info.isreg():
                     place = Place.of(header)
                     members[name] = members[place.data] = place
-                    self._names[place.data] = name
                     plain.setdefault(plain_name(name), []).append(place)
                 elif header.info.islnk() or header.info.issym():
                     links.append(Link.of(header.info))
         except Exception as error:
             raise_unless_damage(error)  # the listing has reported the damage
-        self._links = {link.name for link in links}
         by_name = {plain_name(link.name): link for link in links}
         for link in links:
             if link.name not in members and (target := _follow(link, plain, by_name)):

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ops.archives.fetch import FetchSettings, fetch
+from ops.archives.fetch import FetchSettings, doubt, fetch
 from ops.failure import Failure
 from ops.images.content_index import Contents
 from ops.images.decode import DecodeSettings, decode
@@ -113,6 +113,8 @@ class Read:
         data = fetch(*place, self.fetch, count_retry, row.get("version"))
         content = hashlib.sha256(data).hexdigest()
         out["content_sha256"] = content
+        notes = [doubt(row["uri"], row.get("version"))]
+        out["reason"] = notes[0] or None
         if self.known is not None and self.known.has(content, row["product"]):
             out["status"] = KNOWN
             return
@@ -122,7 +124,7 @@ class Read:
         out |= {"width": picture.width, "height": picture.height, "bit_depth": picture.bit_depth}
         out |= {"channels": 1 if pixels.ndim == 2 else 3, "pixels": pack(pixels)}
         fitted = self.depths.get(row["product"], ())
-        notes = [picture.note, _other_depth(picture.bit_depth, fitted)]
+        notes += [picture.note, _other_depth(picture.bit_depth, fitted)]
         out["reason"] = "; ".join(filter(None, notes)) or None
 
 

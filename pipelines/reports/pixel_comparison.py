@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -169,10 +171,11 @@ class ComparePixels:
         Whoever drew it saw the picture upright, or as it is stored: the shapes tell which.
         """
         upright = (row["height"], row["width"])
-        try:
-            how = orientation(fetch(row["uri"], row["member"], row["bytes"], self.fetch))
-        except Failure:
-            how = UPRIGHT  # its mask still fits if it is upright
+        how = UPRIGHT  # a mask of an unreadable or replaced picture still fits if it is upright
+        with contextlib.suppress(Failure):
+            data = fetch(row["uri"], row["member"], row["bytes"], self.fetch)
+            if hashlib.sha256(data).hexdigest() == row["content_sha256"]:
+                how = orientation(data)
         as_seen = np.ascontiguousarray(turned(mask, how))
         if mask.shape[:2] == upright:
             either = how != UPRIGHT and as_seen.shape[:2] == upright

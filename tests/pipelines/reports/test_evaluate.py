@@ -1,5 +1,7 @@
 """Evaluating without a cluster: what needs no maps, and what one worker does with them."""
 
+import hashlib
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -29,7 +31,9 @@ def tables(*products: tuple[str, list[tuple]]) -> tuple[pa.Table, pa.Table]:
             values = {"status": status, "score": score, "is_anomalous": called, "map_uri": None}
             values |= {"uri": own["image_id"], "width": 32, "height": 32}
             scored.append(own | values)
+            listed[-1]["uri"] = own["image_id"]
     kinds = [("image_id", pa.string()), ("product", pa.string()), ("status", pa.string())]
+    kinds += [("content_sha256", pa.string())]
     kinds += [("uri", pa.string()), ("width", pa.int32()), ("height", pa.int32())]
     kinds += [("score", pa.float64()), ("is_anomalous", pa.bool_()), ("map_uri", pa.string())]
     return pa.Table.from_pylist(scored, pa.schema(kinds)), pa.Table.from_pylist(listed, INVENTORY)
@@ -111,6 +115,7 @@ def test_a_worker_adds_up_maps_and_masks_of_any_format(tmp_path):
         own = {"product": "bolt", "label": int(kind is not None)}
         mask_uri = kind and str(tmp_path / f"mask{number}.{kind}")
         own |= {"uri": "/gone.png", "member": None, "bytes": None, "width": 32, "height": 32}
+        own |= {"content_sha256": None}
         rows.append(own | {"map_uri": str(tmp_path / f"{number}.png"), "mask_uri": mask_uri})
     compare = ComparePixels(InputSettings(16), FetchSettings(backoff=0.01))
     pixels = compare(pa.Table.from_pylist(rows))["bolt"]
@@ -119,7 +124,7 @@ def test_a_worker_adds_up_maps_and_masks_of_any_format(tmp_path):
     assert (pixels.no_usable_mask, pixels.regions_drawn) == (2, 2)
 
 
-def joined(tmp_path, picture, mask, how=1, input_side=32):
+def joined(tmp_path, picture, mask, how=1, input_side=32, **more):
     """What a worker finds for one defective image; `picture` is stored with an EXIF orientation."""
     exif = Image.Exif()
     exif[0x0112] = how
@@ -133,6 +138,7 @@ def joined(tmp_path, picture, mask, how=1, input_side=32):
     row |= {"width": upright.shape[1], "height": upright.shape[0]}
     row |= {"uri": str(tmp_path / "p.png"), "mask_uri": str(tmp_path / "m.png")}
     row |= {"map_uri": str(tmp_path / "map.png")}
+    row |= {"content_sha256": hashlib.sha256((tmp_path / "p.png").read_bytes()).hexdigest()} | more
     compare = ComparePixels(InputSettings(32), FetchSettings(attempts=1))
     return compare(pa.Table.from_pylist([row]))["bolt"], compare._read(row).mask
 
@@ -159,6 +165,11 @@ def test_a_mask_of_the_upright_picture_stays_as_it_is(tmp_path):
     assert mask[:8, :8].all()
     assert mask.sum() == 64
     assert (pixels.turned, pixels.either_way, pixels.notes()) == (0, 0, [])
+
+
+def test_the_orientation_of_a_picture_that_was_replaced_is_not_taken(tmp_path):
+    pixels, _ = joined(tmp_path, corner(64, 32), corner(64, 32), 6, content_sha256="of another")
+    assert (pixels.turned, pixels.misfits) == (0, 1)
 
 
 @pytest.mark.parametrize(("how", "side"), [(3, 64), (6, 32)])

@@ -198,7 +198,7 @@ def with_mask(tmp_path, data):
     (tmp_path / "m.png").write_bytes(data)
     row = {"product": "bolt", "label": 1, "member": None, "bytes": None, "width": 64, "height": 32}
     row |= {"uri": str(tmp_path / "p.png"), "mask_uri": str(tmp_path / "m.png")}
-    row |= {"map_uri": str(tmp_path / "map.png")}
+    row |= {"map_uri": str(tmp_path / "map.png"), "content_sha256": "of a picture"}
     compare = ComparePixels(InputSettings(32), FetchSettings(attempts=1))
     return compare(pa.Table.from_pylist([row]))["bolt"], compare._read(row).mask
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,9 +23,11 @@ from pipelines.scoring.chunks import ROWS, Chunks, InvalidRun
 from pipelines.scoring.deduplicate import ScoreCache
 from pipelines.scoring.publish import publish, top_maps
 from pipelines.scoring.read_stage import span_blocks
-from pipelines.scoring.resume import finished_totals
+from pipelines.scoring.resume import finished_totals, lost_table
 from pipelines.scoring.run import Run, new_record
 from pipelines.scoring.stream import ScoringStream, draw_step
+
+log = logging.getLogger(__name__)
 
 
 def score(
@@ -43,6 +46,8 @@ def score(
     """
     if totals := finished_totals(run):
         return totals
+    if lost_table(run):
+        log.warning("run %s was finished, but its table is lost; it is scored again", run.run_id)
     started = datetime.datetime.now(datetime.UTC)
     record = new_record(run, fetch, started)
     files.write_json(run.out.run(run.run_id), record)

@@ -12,11 +12,12 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from ops.errors import SettingError
+from ops.errors import SettingError, UserError
 from ops.results import score_table
 from ops.results.calibration import promised_rate
 from ops.storage import files, parquet, s3
 from ops.storage.paths import Out
+from ops.storage.storage_errors import StorageError
 from pipelines.tables.database import opened as database_opened
 
 #: Defines `current_scores(model)` and `current_keys(model)`; people may run the same file.
@@ -66,8 +67,30 @@ def opened(out: Out, memory: str = "2GB", *others: str) -> Iterator[duckdb.DuckD
             database.execute("SET preserve_insertion_order = false")  # keeping it takes memory
             database.execute("SET TimeZone = 'UTC'")
             database.execute("SET VARIABLE tables = $tables", {"tables": tables})
-            database.execute(MACROS.read_text(encoding="utf-8"))
-            yield database
+            try:
+                database.execute(MACROS.read_text(encoding="utf-8"))
+                yield database
+            except duckdb.OutOfMemoryException:
+                raise
+            except (duckdb.Error, pa.ArrowException):
+                _check_whole(tables)
+                raise
+
+
+def _check_whole(tables: list[str]) -> None:
+    """Raise UserError for a table that is no Parquet file, or whose rows cannot be decoded."""
+    for location in tables:
+        try:
+            with parquet.opened(location) as table:
+                for _ in table.iter_batches(2**16):
+                    pass
+        except StorageError:
+            continue  # gone, or not readable now, which is no damage
+        except (pa.ArrowException, OSError, UserError) as error:
+            raise UserError(
+                f"the published table {location} is damaged ({error}): restore it from a copy, or "
+                "remove the file; the next night then scores its images again"
+            ) from error
 
 
 def query(

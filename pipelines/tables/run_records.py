@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from ops.errors import UserError
-from ops.storage import files
+from ops.storage import files, parquet
 from ops.storage.paths import Out
-from ops.storage.storage_errors import NotFound
+from ops.storage.storage_errors import NotFound, StorageError
+
+log = logging.getLogger(__name__)
 
 
-def finished(out: Out, run_id: str = "") -> dict[str, Any]:
-    """The record of a finished run; without an id, of the one that started last.
+def recorded(out: Out, run_id: str = "") -> dict[str, Any]:
+    """The record of a run with totals, whether or not its table is still there.
 
-    Raises NotFound if there is no such run, UserError if it is not finished.
+    Without an id, of the one that started last. Raises NotFound if there is no such run, UserError
+    if it is not finished.
     """
     if not run_id:
-        return latest(out, 1)[0]
+        return _records(out, 1, _with_totals(out))[0]
     if not files.exists(out.run(run_id)):
         raise NotFound(f"{out.root} holds no run {run_id}; its runs lie in {out.runs()}")
     record: dict[str, Any] = files.read_json(out.run(run_id))
@@ -26,12 +30,56 @@ def finished(out: Out, run_id: str = "") -> dict[str, Any]:
     return record
 
 
+def finished(out: Out, run_id: str = "") -> dict[str, Any]:
+    """The record of a finished run; without an id, of the one that started last.
+
+    Raises NotFound if there is no such run, UserError if it is not finished or lost its table.
+    """
+    if not run_id:
+        return latest(out, 1)[0]
+    record = recorded(out, run_id)
+    if not has_table(out, record):
+        raise UserError(
+            f"the table of run {run_id} is lost or damaged ({_table(out, record)}): restore it, or "
+            "start its jobs.score or jobs.nightly command again, which scores its images again"
+        )
+    return record
+
+
+def has_table(out: Out, record: Mapping[str, Any]) -> bool:
+    """Whether the table of a run is there with all the rows that its record counts.
+
+    A run whose rows jobs.expire removed needs no table.
+    """
+    expired = record.get("expired")
+    rows = expired["rows"] if expired else record["totals"]["images"]
+    if expired and not rows:
+        return True
+    try:
+        with parquet.opened(_table(out, record)) as table:
+            return bool(table.metadata.num_rows == rows)
+    except NotFound:
+        return False
+    except StorageError:  # says nothing about the table
+        raise
+    except UserError:
+        return False
+
+
+def _table(out: Out, record: Mapping[str, Any]) -> str:
+    run_id = str(record["run_id"])
+    return out.table(run_id[:10], run_id)
+
+
 def latest(out: Out, count: int) -> list[dict[str, Any]]:
     """Records of the finished runs that started last, the latest at the end.
 
     Raises NotFound if there are fewer.
     """
-    records = _finished(out)
+    return _records(out, count, _finished(out))
+
+
+def _records(out: Out, count: int, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if len(records) < count:
         runs = f"{len(records)} finished run, but {count} are needed"
         raise NotFound(
@@ -59,7 +107,23 @@ def started_after(out: Out, record: Mapping[str, Any]) -> list[str]:
 
 
 def _finished(out: Out) -> list[dict[str, Any]]:
-    """Records of all finished runs, the latest at the end."""
+    """Records of all finished runs, the latest at the end; those without their table are named."""
+    held = {files.join(out.scores(), name) for name in files.names(out.scores())}
+    records = []
+    for record in _with_totals(out):
+        if _table(out, record) in held or "expired" in record:
+            records.append(record)
+        else:
+            log.warning(
+                "run %s is left out: its table %s is lost. Restore it, or start its command again",
+                record["run_id"],
+                _table(out, record),
+            )
+    return records
+
+
+def _with_totals(out: Out) -> list[dict[str, Any]]:
+    """Records of all runs with totals, the latest at the end."""
     records = [files.read_json(files.join(out.runs(), name)) for name in files.names(out.runs())]
     return sorted((r for r in records if r.get("totals")), key=lambda r: str(r["started"]))
 

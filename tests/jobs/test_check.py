@@ -328,7 +328,7 @@ DAMAGES = {
 @pytest.mark.parametrize("do", DAMAGES, ids=lambda do: do.__name__)
 def test_damage_is_found_with_rule_value_and_remedy(damage, do):
     do(damage)
-    run, record = damage.run, run_records.finished(damage.out, damage.run.run_id)
+    run, record = damage.run, run_records.recorded(damage.out, damage.run.run_id)
     place = str(record.get("inventory"))
     under_check = RunUnderCheck(damage.out, run.run_id, record, place, damage.card)
     findings = verify.check(under_check, 1.0, lambda *_: None)

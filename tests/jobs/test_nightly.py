@@ -299,3 +299,12 @@ def test_a_killed_night_whose_maps_are_missing_is_scored_again(warehouse, tmp_pa
     assert len(night.current()) == 3
     assert gone.exists()
     assert not os.listdir(night.out.work())
+
+    # Its table is lost: its images are new, and the same run scores them again.
+    (table,) = current_scores.published(night.out)
+    files.remove_file(table)
+    assert night.work() == 0
+    assert night.counts() == (3, 0, 0)
+    assert current_scores.published(night.out) == [table]
+    assert night.records[-1]["totals"]["table"] == table
+    assert {row["status"] for row in night.current().values()} == {"ok"}

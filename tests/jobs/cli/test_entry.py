@@ -308,6 +308,7 @@ def test_the_latest_run_is_the_finished_one_that_started_last(tmp_path):
         ("b", "21", None),
     ):
         record = {"run_id": run_id, "started": f"2026-11-{started}T01:00:00+00:00"}
+        files.write_bytes(out.table(run_id, run_id), b"table")
         files.write_json(out.run(run_id), record | ({"totals": totals} if totals else {}))
     assert run_records.finished(out)["run_id"] == "a"
     # What a writer that was killed leaves behind is no record.

@@ -12,7 +12,7 @@ from ops.storage import files
 from ops.storage.paths import Out
 from pipelines.cluster.shared_model import SharedModel
 from pipelines.scoring.run import Run, ScoreSettings, check_night, run_key
-from pipelines.tables import run_records
+from pipelines.tables import run_order, run_records
 
 
 def resume_or_start(
@@ -34,7 +34,9 @@ def resume_or_start(
     if night is None:
         nights = sorted(_unfinished(out, key))
         night = nights[-1] if nights else datetime.datetime.now(datetime.UTC).date().isoformat()
-    return Run(f"{night}-{key}", night, out, inventory, model, settings, tuple(after))
+    run_id = f"{night}-{key}"
+    number = _record(out, run_id).get("number") or run_order.next_number(out)
+    return Run(run_id, night, number, out, inventory, model, settings, tuple(after))
 
 
 def _unfinished(out: Out, key: str) -> list[str]:

@@ -161,5 +161,6 @@ def _score_rows(run: Run, rows: pa.Table) -> pa.Table:
     count, now = len(rows), datetime.datetime.now(datetime.UTC)
     rows = rows.append_column("model_id", pa.array([run.model.card.model_id] * count))
     rows = rows.append_column("run_id", pa.array([run.run_id] * count))
+    rows = rows.append_column("run_number", pa.array([run.number] * count, pa.int64()))
     rows = rows.append_column("scored_at", pa.array([now] * count, pa.timestamp("ms", "UTC")))
     return rows.select(ROWS.names).cast(ROWS)

@@ -31,6 +31,11 @@ _KEEP_CURRENT = """
 _KEEP_RETIRED = f"""{_KEEP_CURRENT} AS keys
     WHERE uri NOT IN (SELECT uri FROM kept WHERE status = 'ok')
 """  # noqa: S608 - no value in it
+#: A run's table has one number in all rows.
+_NUMBERS = """
+    SELECT filename, max(run_number)
+    FROM read_parquet($tables, hive_partitioning = false, filename = true) GROUP BY filename
+"""
 _COUNT = "SELECT count(*) FROM read_parquet($table, hive_partitioning = false) AS rows"
 _IF_KEPT = "SEMI JOIN kept ON rows.image_id = kept.image_id AND rows.run_id = kept.run_id"
 _UNNEEDED_MAPS = """
@@ -110,7 +115,10 @@ def expire(
 
 
 def _split_tables(out: Out, keep_nights: int) -> tuple[list[str], list[str]]:
-    """Published tables of old nights, and of the newest `keep_nights`."""
+    """Published tables of old nights, and of the newest `keep_nights`.
+
+    The newest are those of the last runs, whatever their dates.
+    """
     tables = current_scores.published(out)
     nights = {}
     for table in tables:
@@ -118,7 +126,12 @@ def _split_tables(out: Out, keep_nights: int) -> tuple[list[str], list[str]]:
         if match is None:
             raise Refused(f"{table} is not the table of a night, so nothing is removed")
         nights[table] = match[1]
-    newest = sorted(set(nights.values()))[-keep_nights:]
+    numbers: dict[str, int] = {}
+    if tables:
+        with current_scores.opened(out) as database:
+            for table, number in database.execute(_NUMBERS, {"tables": tables}).fetchall():
+                numbers[nights[table]] = max(number, numbers.get(nights[table], 0))
+    newest = sorted(numbers, key=lambda night: (numbers[night], night))[-keep_nights:]
     return (
         [table for table in tables if nights[table] not in newest],
         [table for table in tables if nights[table] in newest],

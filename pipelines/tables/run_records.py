@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ops.errors import UserError
@@ -102,8 +103,8 @@ def of_night(out: Out, night: str) -> list[dict[str, Any]]:
 
 def started_after(out: Out, record: Mapping[str, Any]) -> list[str]:
     """Ids of the finished runs that started after the given one."""
-    start = str(record["started"])
-    return [str(other["run_id"]) for other in _finished(out) if str(other["started"]) > start]
+    number = record["number"]
+    return [str(other["run_id"]) for other in _finished(out) if other["number"] > number]
 
 
 def _finished(out: Out) -> list[dict[str, Any]]:
@@ -124,8 +125,15 @@ def _finished(out: Out) -> list[dict[str, Any]]:
 
 def _with_totals(out: Out) -> list[dict[str, Any]]:
     """Records of all runs with totals, the latest at the end."""
-    records = [files.read_json(files.join(out.runs(), name)) for name in files.names(out.runs())]
-    return sorted((r for r in records if r.get("totals")), key=lambda r: str(r["started"]))
+    return [record for record in started(out) if record.get("totals")]
+
+
+def started(out: Out) -> list[dict[str, Any]]:
+    """Records of all runs, finished or not, in the order in which they started."""
+    locations = [files.join(out.runs(), name) for name in files.names(out.runs())]
+    with ThreadPoolExecutor(16) as pool:
+        records = list(pool.map(files.read_json, locations))
+    return sorted(records, key=lambda record: int(record["number"]))
 
 
 def check_not_expired(record: Mapping[str, Any]) -> None:

@@ -43,7 +43,7 @@ def nightly(out, day, rows):
     run_id = publish(out, 20 * day, full)
     record = {
         "run_id": run_id,
-        "started": run_id,
+        "number": 20 * day + 1,
         "totals": {"images": 1},
         "model_id": rows[0]["model_id"],
     }

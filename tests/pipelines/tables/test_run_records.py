@@ -10,6 +10,7 @@ from ops.storage.paths import Out
 from pipelines.cluster.shared_model import SharedModel
 from pipelines.scoring.resume import finished_totals, resume_or_start
 from pipelines.tables import current_scores, run_records
+from pipelines.tables.retention import expire
 from tests.runs import Part, finish, model_of
 
 PARTS = [Part(f"{i}.png", "bolt", float(i)) for i in range(3)]
@@ -78,3 +79,12 @@ def test_a_damaged_table_is_named_with_its_remedy(out, damage):
     damage(table)
     with pytest.raises(UserError, match=rf"the published table {table} is damaged .* remove the"):
         current_scores.current(out, MODEL.card.model_id)
+
+
+def test_a_run_whose_rows_have_all_expired_stays_finished(out):
+    first = finish(out.root, PARTS, MODEL, "2026-11-20")
+    finish(out.root, PARTS, MODEL, "2026-11-21")
+    expire(out, 1, [], remove=True)
+    assert len(current_scores.published(out)) == 1
+    assert finished_totals(first)["images"] == 3
+    assert run_records.finished(out, first.run_id)["expired"]["rows"] == 0

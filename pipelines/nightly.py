@@ -215,8 +215,9 @@ class Night:
                     settings.fetch,
                     settings.resources,
                     str(limit),
-                    self._progress_under_lock,
+                    hooks.progress,
                     score_cache,
+                    hooks.check_lock,
                 )
         hooks.echo(f"run: {run.run_id}")
         hooks.print_summary(totals)

@@ -1,4 +1,4 @@
-"""A lock on an output folder, so that one night runs at a time. It does not outlive its process.
+"""A lock on a folder, so that one job at a time writes there. It does not outlive its process.
 
 On a local disk it is a kernel lock (flock), which the kernel releases when the process ends. On S3
 it is a sequence of numbered objects, each of which only one process can create. The creator of the

@@ -102,15 +102,18 @@ def expire(
         _mark_kept_rows(database, [*old, *new], retired)
         tables = [_count_rows(database, table) for table in old]
         expired = [table for table in tables if table.kept_rows < table.rows]
-        # Maps come first: once a table is replaced, nothing names its maps any more.
+        # Readers of a run see by its record that its maps and rows go. Maps come before tables:
+        # once a table is replaced, nothing names its maps any more.
         if remove:
             _check_removable(out, retired)  # again, because the queries may take minutes
-            check()
+            for table in expired:
+                check()
+                _note(out, table)
         maps = _expire_maps(database, out, [each.table for each in expired], [*new, *old], remove)
         if remove:
             for table in expired:
                 check()
-                _replace(database, out, table)
+                _replace(database, table)
     return Expired(tuple(expired), maps)
 
 
@@ -205,13 +208,17 @@ def _expire_maps(
     return count
 
 
-def _replace(database: duckdb.DuckDBPyConnection, out: Out, expired: ExpiredTable) -> None:
-    """Note the removal in the run's record, then replace or remove its table."""
+def _note(out: Out, expired: ExpiredTable) -> None:
+    """Note in a run's record that its rows are removed."""
     if files.exists(out.run(expired.run_id)):
         record = files.read_json(out.run(expired.run_id))
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         record["expired"] = {"at": now, "rows": expired.kept_rows}
         files.write_json(out.run(expired.run_id), record)
+
+
+def _replace(database: duckdb.DuckDBPyConnection, expired: ExpiredTable) -> None:
+    """Replace a table by one of the rows that are kept, or remove it."""
     if expired.kept_rows:
         parquet.write(expired.table, score_table.SCHEMA, _kept_rows(database, expired.table))
     else:

@@ -25,7 +25,8 @@ def next_number(out: Out) -> int:
     """The number of a run that starts now."""
     with current_scores.opened(out) as database:
         [(highest,)] = database.sql(_HIGHEST).fetchall()
-    return 1 + max([highest, *(record["number"] for record in run_records.started(out))])
+    numbers = [int(record["number"]) for record in run_records.started(out)]
+    return 1 + max([int(highest), *numbers])
 
 
 def name_of_night(out: Out, start: datetime.datetime) -> str:

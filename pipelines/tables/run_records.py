@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -39,7 +40,7 @@ def finished(out: Out, run_id: str = "") -> dict[str, Any]:
     if not run_id:
         return latest(out, 1)[0]
     record = recorded(out, run_id)
-    if not has_table(out, record):
+    if not has_table(out, record) and not has_table(out, record := recorded(out, run_id)):
         raise UserError(
             f"the table of run {run_id} is lost or damaged ({_table(out, record)}): restore it, or "
             "start its jobs.score or jobs.nightly command again, which scores its images again"
@@ -50,15 +51,15 @@ def finished(out: Out, run_id: str = "") -> dict[str, Any]:
 def has_table(out: Out, record: Mapping[str, Any]) -> bool:
     """Whether the table of a run is there with all the rows that its record counts.
 
-    A run whose rows jobs.expire removed needs no table.
+    A run whose rows jobs.expire removed needs no table. It marks the record before the table.
     """
-    expired = record.get("expired")
-    rows = expired["rows"] if expired else record["totals"]["images"]
-    if expired and not rows:
+    most = record["totals"]["images"]
+    least = record["expired"]["rows"] if "expired" in record else most
+    if not least:
         return True
     try:
         with parquet.opened(_table(out, record)) as table:
-            return bool(table.metadata.num_rows == rows)
+            return bool(least <= table.metadata.num_rows <= most)
     except NotFound:
         return False
     except StorageError:  # says nothing about the table
@@ -144,6 +145,28 @@ def check_not_expired(record: Mapping[str, Any]) -> None:
             f"{expired['rows']} rows remain that no later night replaced. Choose a run with all "
             "its rows"
         )
+
+
+@contextlib.contextmanager
+def unexpired(out: Out, *records: Mapping[str, Any]) -> Iterator[None]:
+    """Read tables and maps of runs in this context.
+
+    Raises UserError as `check_not_expired` does, also if jobs.expire begins to remove rows.
+    """
+
+    def check_now() -> None:
+        for record in records:
+            if files.exists(out.run(record["run_id"])):
+                check_not_expired(files.read_json(out.run(record["run_id"])))
+
+    for record in records:
+        check_not_expired(record)
+    try:
+        yield
+    except Exception:
+        check_now()
+        raise
+    check_now()
 
 
 def last_night(out: Out) -> dict[str, Any]:

@@ -312,7 +312,7 @@ DAMAGES = {
     swap_columns: ("the table's columns are those of the schema", "in another order"),
     change_a_type: ("the table's columns are those of the schema", "score is float, not double"),
     drop_meanings: ("the metadata of each column has its meaning", "image_id"),
-    drop_the_schemas_name: ("the table's metadata names its schema", "None, not b'scores 1'"),
+    drop_the_schemas_name: ("the table's metadata names its schema", "None, not b'scores 2'"),
     other_totals: ("the record's total of anomalous is the table's", "3, not 8"),
     other_statuses: ("the record's total of statuses is the table's", "{'ok': 18}, not {'ok': 17"),
     other_count: ("the record's totals count all its images", "19, not 18"),

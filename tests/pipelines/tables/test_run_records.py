@@ -8,7 +8,9 @@ from ops.errors import UserError
 from ops.storage import files
 from ops.storage.paths import Out
 from pipelines.cluster.shared_model import SharedModel
+from pipelines.scoring import verify
 from pipelines.scoring.resume import finished_totals, resume_or_start
+from pipelines.scoring.violations import RunUnderCheck
 from pipelines.tables import current_scores, run_records
 from pipelines.tables.retention import expire
 from tests.runs import Part, finish, model_of
@@ -88,3 +90,31 @@ def test_a_run_whose_rows_have_all_expired_stays_finished(out):
     assert len(current_scores.published(out)) == 1
     assert finished_totals(first)["images"] == 3
     assert run_records.finished(out, first.run_id)["expired"]["rows"] == 0
+
+
+def test_readers_of_a_run_learn_that_its_rows_go_while_they_read(out):
+    first = finish(out.root, PARTS, MODEL, "2026-11-20")
+    second = finish(out.root, PARTS, MODEL, "2026-11-21")
+    records = [run_records.finished(out, run.run_id) for run in (first, second)]
+    with run_records.unexpired(out, *records):
+        pass
+    told = rf"jobs.expire removed rows of run {first.run_id} .* Choose a run with all its rows"
+
+    def read_late():
+        expire(out, 1, [], remove=True)
+        files.read_bytes(out.table(first.night, first.run_id))  # NotFound, which says less
+
+    with pytest.raises(UserError, match=told), run_records.unexpired(out, *records):
+        read_late()
+    with pytest.raises(UserError, match=told), run_records.unexpired(out, *records[1:], records[0]):
+        pass
+
+
+def test_a_check_beside_expire_has_one_finding(out):
+    first = finish(out.root, PARTS, MODEL, "2026-11-20")
+    finish(out.root, PARTS, MODEL, "2026-11-21")
+    record = run_records.finished(out, first.run_id)
+    expire(out, 1, [], remove=True)
+    subject = RunUnderCheck(out, first.run_id, record, first.inventory.location, MODEL.card)
+    findings = verify.check(subject, 1.0, lambda *_: None)
+    assert list(findings.violations) == ["the run's table is complete"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import sqlite3
 import tempfile
@@ -70,9 +71,10 @@ def remedy(uri: str, error: str) -> str:
 
 def _is_known(revision: str) -> bool:
     """Whether the MLflow that is installed knows a revision of the schema."""
-    import mlflow  # noqa: PLC0415
-
-    versions = Path(mlflow.__file__).parent / "store" / "db_migrations" / "versions"
+    found = importlib.util.find_spec("mlflow")  # without its import, which takes seconds
+    if found is None or found.origin is None:
+        return False
+    versions = Path(found.origin).parent / "store" / "db_migrations" / "versions"
     return revision.isalnum() and any(versions.glob(f"{revision}_*.py"))
 
 

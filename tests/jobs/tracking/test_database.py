@@ -82,7 +82,7 @@ database.make(sys.argv[1])
 @pytest.mark.parametrize("point", ["tables", "write", "link", ""])
 def test_a_job_killed_while_it_makes_the_database_leaves_none(tmp_path, point):
     path = tmp_path / "out" / "mlflow.db"
-    done = subprocess.run([sys.executable, "-c", DIE, str(path), point], cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", DIE, str(path), point], cwd=ROOT, check=False)
     assert done.returncode == (-signal.SIGKILL if point else 0)
     assert path.exists() == (not point)
 

@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     settings, _ = entry.parse(Settings, __doc__, argv, words=("run",))
     entry.check_access(settings)
     out = Out(settings.out)
-    record = run_records.finished(out, settings.run)
+    record = run_records.recorded(out, settings.run)
     run_id = settings.run or str(record["run_id"])
     run = RunUnderCheck(
         out,

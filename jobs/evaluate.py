@@ -73,8 +73,12 @@ def main(argv: Sequence[str]) -> int:
     with tracker.run("evaluate", asdict(settings)) as tracked:
         tracked.tags |= {"run_id": run_id, "model_id": record["model_id"]}
         labelled = Inventory(settings.inventory or record["inventory"]).read()
-        scored = parquet.read(totals["table"])
-        with Progress() as progress, connected(settings.cluster):
+        with (
+            run_records.unexpired(out, record),
+            Progress() as progress,
+            connected(settings.cluster),
+        ):
+            scored = parquet.read(totals["table"])
             metrics, separations, joined = evaluate.evaluate(
                 scored,
                 labelled,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -18,17 +18,20 @@ from jobs.cli.console import Progress, echo, shown
 from jobs.tracking.tracker import Tracker
 from ops.archives.fetch import FetchSettings
 from ops.detectors.detector import settings_from
-from ops.detectors.model_folder import Model, ModelCard, ProductCard, write_model
+from ops.detectors.model_folder import Model, ModelCard, ProductCard, read_card, write_model
 from ops.detectors.registry import DETECTORS, detector_class
 from ops.failure import max_failures
 from ops.features.backbone import BackboneSettings
 from ops.images.decode import DecodeSettings
 from ops.images.resize import InputSettings
 from ops.results.calibration import Calibration
+from ops.storage import files, paths
 from ops.storage.paths import Out
+from ops.storage.storage_errors import AlreadyExists
 from pipelines.cluster.resources import Resources, connected
 from pipelines.fitting import fit
 from pipelines.fitting.request import FitRequest, Select
+from pipelines.tables import lock
 
 
 @dataclass(frozen=True)
@@ -81,20 +84,20 @@ def main(argv: Sequence[str]) -> int:
     method_settings = methods[settings.method]
     out = Out(settings.out)
     tracker = Tracker(settings.out)
-    with tracker.run(
-        "fit", asdict(settings) | {settings.method: asdict(method_settings)}
-    ) as record:
+    with (
+        reserved(settings.model_folder) as check_lock,
+        tracker.run("fit", asdict(settings) | {settings.method: asdict(method_settings)}) as record,
+    ):
         if settings.backbone.weights == "random" and not settings.grow:
             echo("warning: the backbone's weights are random; use them for trials only")
-        with (
-            model_to_grow(settings, tracker) as grown,
-            Progress() as progress,
-            connected(settings.cluster),
-        ):
-            inventory = sources.inventory_of(settings.inventory, settings, out, progress)
+        with model_to_grow(settings, tracker) as grown, Progress() as progress:
             request = request_of(settings, method_settings, grown)
-            model = fit.fit(inventory, request, settings.resources, progress, grown)
+            check_free(settings.model_folder, request, grown)
+            with connected(settings.cluster):
+                inventory = sources.inventory_of(settings.inventory, settings, out, progress)
+                model = fit.fit(inventory, request, settings.resources, progress, grown)
         location = settings.model_folder or out.model(model.card.model_id)
+        check_lock()
         write_model(location, model)
         record.metrics |= _metrics(model)
         record.curves |= _curves(model)
@@ -109,6 +112,46 @@ def main(argv: Sequence[str]) -> int:
             if registered:
                 echo(f"registered: {registered}")
     return 0
+
+
+@contextlib.contextmanager
+def reserved(folder: str) -> Iterator[Callable[[], None]]:
+    """Hold the lock of the folder of a new model; yields a check that raises LostLock.
+
+    A folder named by the id of its model needs none: fits of equal models write equal files.
+    Raises Locked if another fit is going to write there.
+    """
+    if not folder:
+        yield lambda: None
+        return
+    with lock.locked(Out(folder)) as check:
+        yield check
+
+
+def check_free(folder: str, request: FitRequest, grown: Model | None) -> None:
+    """Refuse a folder with a model that the fit cannot give, before it computes one.
+
+    The same settings may give the same model again. Raises AlreadyExists.
+    """
+    if not folder or not files.exists(files.join(folder, paths.MODEL_CARD)):
+        return
+    card = read_card(folder)
+    same = replace(
+        request,
+        method=card.method,
+        settings=settings_from(detector_class(card.method).Settings, card.settings),
+        backbone=card.backbone,
+        input=card.input,
+        decode=card.decode,
+        joint=card.joint,
+        holdout=card.fit.get("holdout", request.holdout),
+        false_alarm_rate=card.false_alarm_rate,
+    )
+    if grown or same != request or "grown_from" in card.fit:
+        raise AlreadyExists(
+            f"model {card.model_id} lies at {folder}, and a fit replaces no other model; choose "
+            "another --model-folder"
+        )
 
 
 def request_of(settings: Settings, method_settings: Any, grown: Model | None) -> FitRequest:

@@ -30,9 +30,6 @@ from pipelines.tables import lock
 class Settings(NightSettings, score.Settings):
     """Settings of jobs.nightly."""
 
-    lease: float = 120.0
-    """On S3: seconds without a sign of life after which another night is taken for dead."""
-
 
 def main(argv: Sequence[str]) -> int:
     """Run one night."""

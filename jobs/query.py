@@ -10,10 +10,11 @@ python -m jobs.query --out out --false-alarm-rate 0.001 --output relabelled.parq
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 from pyarrow import csv
 
@@ -28,6 +29,7 @@ from ops.storage.paths import Out
 from pipelines.tables import current_scores, run_records
 from pipelines.tables.current_scores import VerdictRule
 
+_Row = dict[str, Any]
 _SCREEN = 20
 _FORMATS = (".parquet", ".csv")
 
@@ -68,16 +70,23 @@ def main(argv: Sequence[str]) -> int:
     entry.check_access(settings)
     out = Out(settings.out)
     model_id = settings.model_id or str(run_records.finished(out)["model_id"])
-    with current_scores.opened(out, "2GB", settings.inventory) as database:
+    rules = _verdict_rules(settings, out, model_id)
+
+    def read(database: duckdb.DuckDBPyConnection, check: Callable[[], None]) -> list[_Row] | int:
         rows = current_scores.query(
             database,
             model_id,
             where=_where(settings),
             limit=settings.limit or (None if settings.output else _SCREEN),
-            rules=_verdict_rules(settings, out, model_id),
+            rules=rules,
             only=settings.inventory,
         )
-        written = _write(settings.output, rows) if settings.output else _show(rows)
+        if settings.output:
+            return _write(settings.output, rows, check)
+        return list(itertools.chain.from_iterable(batch.to_pylist() for batch in rows))
+
+    answer = current_scores.read_consistently(out, read, "2GB", settings.inventory)
+    written = answer if isinstance(answer, int) else _show(answer)
     if not written:
         echo(f"no such image under model {model_id}")
     elif settings.output:
@@ -134,19 +143,24 @@ def _held_out(out: Out, model_id: str) -> dict[str, int]:
     )
 
 
-def _write(location: str, rows: Iterator[pa.RecordBatch]) -> int:
+def _write(location: str, rows: Iterator[pa.RecordBatch], check: Callable[[], None]) -> int:
+    """Write rows; `check` may raise before the file appears."""
+
+    def checked() -> Iterator[pa.RecordBatch]:
+        yield from rows
+        check()
+
     if location.endswith(".parquet"):
-        return parquet.write(location, score_table.SCHEMA, rows)
+        return parquet.write(location, score_table.SCHEMA, checked())
     written = 0
     with files.staged(location) as path, csv.CSVWriter(path, score_table.SCHEMA) as writer:
-        for batch in rows:
+        for batch in checked():
             writer.write_batch(batch)
             written += len(batch)
     return written
 
 
-def _show(rows: Iterator[pa.RecordBatch]) -> int:
-    printed = list(itertools.chain.from_iterable(batch.to_pylist() for batch in rows))
+def _show(printed: list[_Row]) -> int:
     if printed:
         echo(f"{'score':>12} {'p':>7} {'bad':>3} {'status':12} {'product':16} address")
     for row in printed:

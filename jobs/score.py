@@ -4,12 +4,14 @@ python -m jobs.score --inventory parts.parquet --model out/models/4f2a --out out
 python -m jobs.score --archive s3://bucket/parts --pattern "{product}/{name}" \
     --model models:/nightloupe@champion --out s3://bucket/out
 
-The same command continues a run that was killed, and does nothing if the run is finished.
+The same command continues a run that was killed, and does nothing if the run is finished. It exits
+with 75 while another job scores into the output folder or removes from it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import datetime
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -27,6 +29,7 @@ from pipelines.cluster.shared_model import SharedModel
 from pipelines.scoring import score
 from pipelines.scoring.resume import finished_totals, resume_or_start
 from pipelines.scoring.run import ScoreSettings, check_night
+from pipelines.tables import lock, run_order
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,9 @@ class Settings(ScoreSettings, sources.Listing):
     """Address of a Ray cluster; default: RAY_ADDRESS, else one is started for the job."""
     fetch: FetchSettings = field(default_factory=FetchSettings)
     resources: Resources = field(default_factory=Resources)
+    lease: float = 120.0
+    """On S3: seconds without a sign of life after which another job on the output folder is taken
+    for dead."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -56,27 +62,46 @@ def main(argv: Sequence[str]) -> int:
     max_failures(str(settings.max_failed), 0)
     check_night(settings.night)
     out, tracker = Out(settings.out), Tracker(settings.out)
-    policy = ScoreSettings(settings.maps, settings.overlays, settings.chunk_rows)
     if not settings.model:
         raise SettingError("name the model: --model FOLDER, s3://... or models:/name@alias")
     with tracker.located(settings.model) as folder:
         check(read_card(folder), settings)
         entry.check_access(settings)
-        with Progress() as progress, connected(settings.cluster):
-            inventory = sources.inventory_of(settings.inventory, settings, out, progress)
-            model = SharedModel.read(folder, inventory.products())
-            memory.check_scoring(model, settings.resources)
-            run = resume_or_start(inventory, model, out, policy, settings.night)
-            if totals := finished_totals(run):
-                echo(f"run {run.run_id} is finished; nothing to do")
-                print_summary(totals)
-                return 0
-            with tracker.run("score", asdict(settings)) as record:
-                record.tags |= {"run_id": run.run_id, "model_id": model.card.model_id}
-                totals = score.score(
-                    run, settings.fetch, settings.resources, str(settings.max_failed), progress
-                )
-                record.metrics |= metrics_of(totals)
+        with lock.locked(out, settings.lease) as check_lock, Progress() as progress:
+            if warning := run_order.clock_warning(out, datetime.datetime.now(datetime.UTC)):
+                echo(f"warning: {warning}")
+            return _score(settings, tracker, folder, check_lock, progress)
+
+
+def _score(
+    settings: Settings,
+    tracker: Tracker,
+    folder: str,
+    check_lock: Callable[[], None],
+    progress: Progress,
+) -> int:
+    """Score an inventory with the model of a folder; the caller holds the lock of `out`."""
+    policy = ScoreSettings(settings.maps, settings.overlays, settings.chunk_rows)
+    with connected(settings.cluster):
+        inventory = sources.inventory_of(settings.inventory, settings, tracker.out, progress)
+        model = SharedModel.read(folder, inventory.products())
+        memory.check_scoring(model, settings.resources)
+        run = resume_or_start(inventory, model, tracker.out, policy, settings.night)
+        if totals := finished_totals(run):
+            echo(f"run {run.run_id} is finished; nothing to do")
+            print_summary(totals)
+            return 0
+        with tracker.run("score", asdict(settings)) as record:
+            record.tags |= {"run_id": run.run_id, "model_id": model.card.model_id}
+            totals = score.score(
+                run,
+                settings.fetch,
+                settings.resources,
+                str(settings.max_failed),
+                progress,
+                check_lock=check_lock,
+            )
+            record.metrics |= metrics_of(totals)
     echo(f"run: {run.run_id}")
     print_summary(totals)
     return 0

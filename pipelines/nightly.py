@@ -29,7 +29,7 @@ from pipelines.scoring import deduplicate, score, verify_content
 from pipelines.scoring.resume import resume_or_start
 from pipelines.scoring.run import Run
 from pipelines.scoring.work_list import WorkList
-from pipelines.tables import lock, run_records, take_inventory
+from pipelines.tables import lock, run_order, run_records, take_inventory
 from pipelines.tables.pending import find_pending
 
 
@@ -44,7 +44,8 @@ class Night:
         self._inventory = inventory
         self._model_id = read_card(model).model_id
         started = datetime.datetime.now(datetime.UTC)
-        self._record_location = out.night(f"{started:%Y-%m-%dT%H-%M-%S.%f}")
+        self._record_location = out.night(run_order.name_of_night(out, started))
+        self._clock_warning = run_order.clock_warning(out, started)
         self._warnings: list[str] = []
         self._record: dict[str, Any] = {
             "started": started.isoformat(timespec="seconds"),
@@ -60,6 +61,9 @@ class Night:
         taken over the output folder.
         """
         self._hooks.tracked.tags["model_id"] = self._model_id
+        if self._clock_warning:
+            self._hooks.echo(f"warning: {self._clock_warning}")
+            self._warnings.append(self._clock_warning)
         last = run_records.last_night(self._out)
         interrupted = self._find_interrupted(last)
         if interrupted:
@@ -68,6 +72,7 @@ class Night:
         with contextlib.ExitStack() as cluster:
             differing = self._verify_content(inventory, last, cluster)
             self._process(self._find_pending(inventory, differing), interrupted)
+        self._record["warnings"] = self._warnings
         self._record["ended"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self._write_record()
 
@@ -210,8 +215,9 @@ class Night:
                     settings.fetch,
                     settings.resources,
                     str(limit),
-                    self._progress_under_lock,
+                    hooks.progress,
                     score_cache,
+                    hooks.check_lock,
                 )
         hooks.echo(f"run: {run.run_id}")
         hooks.print_summary(totals)

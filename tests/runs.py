@@ -101,6 +101,7 @@ def _row(run: Run, place: int, part: Part) -> dict[str, object]:
         "product": part.product,
         "model_id": run.model.card.model_id,
         "run_id": run.run_id,
+        "run_number": run.number,
         "scored_at": NOW,
     }
     if part.score is None:

@@ -6,6 +6,7 @@
 --   -- Other verdicts without scoring again: by a false-alarm rate, or by a threshold.
 --   SELECT uri, p_value <= 0.01 AS is_anomalous FROM current_scores WHERE model_id = '4f2a...';
 --
+-- Rows are ordered by run_number, not by scored_at, which is the time of some machine's clock.
 -- Only the versions of a URI that its newest run scored are current: a replaced file is not, even
 -- if the new file failed. For each version, the newest row is current; but a row with status ok
 -- stays current if later reads failed for a reason that says nothing about the file.
@@ -16,7 +17,7 @@ CREATE EXTERNAL TABLE IF NOT EXISTS scores (
     status string, reason string,
     score double, p_value double, is_anomalous boolean,
     peak_x int, peak_y int, map_uri string,
-    model_id string, run_id string, scored_at timestamp
+    model_id string, run_id string, run_number bigint, scored_at timestamp
 )
 PARTITIONED BY (night string, run string)
 STORED AS PARQUET
@@ -26,16 +27,16 @@ MSCK REPAIR TABLE scores;
 
 CREATE OR REPLACE VIEW current_scores AS
 WITH images AS (
-         SELECT model_id, image_id, product, min(uri) AS uri, max(scored_at) AS last_at,
-                max_by(run_id, scored_at) AS last_run,
-                max_by(run_id, scored_at) FILTER (WHERE was_read) AS read_run,
-                max_by(status = 'ok', scored_at) FILTER (WHERE was_read) AS is_ok
+         SELECT model_id, image_id, product, min(uri) AS uri, max(run_number) AS last_number,
+                max_by(run_id, run_number) AS last_run,
+                max_by(run_id, run_number) FILTER (WHERE was_read) AS read_run,
+                max_by(status = 'ok', run_number) FILTER (WHERE was_read) AS is_ok
          FROM (SELECT *, status NOT IN ('missing', 'forbidden', 'unavailable', 'crashed_worker')
                       AS was_read FROM scores) AS judged
          GROUP BY model_id, image_id, product
      ),
      newest AS (
-         SELECT model_id, uri, max_by(last_run, last_at) AS last_run
+         SELECT model_id, uri, max_by(last_run, last_number) AS last_run
          FROM images GROUP BY model_id, uri
      ),
      chosen AS (
@@ -47,7 +48,7 @@ WITH images AS (
      )
 SELECT scores.image_id, scores.uri, product, content_sha256, width, height, bit_depth,
        status, reason, score, p_value, is_anomalous, peak_x, peak_y, map_uri,
-       scores.model_id, scores.run_id, scored_at
+       scores.model_id, scores.run_id, run_number, scored_at
 FROM scores JOIN chosen
     ON scores.model_id = chosen.model_id AND scores.image_id = chosen.image_id
     AND scores.run_id = chosen.run_id;

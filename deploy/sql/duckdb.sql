@@ -6,6 +6,7 @@
 --   -- Other verdicts without scoring again: by a false-alarm rate, or by a threshold.
 --   SELECT * REPLACE (p_value <= 0.01 AS is_anomalous) FROM current_scores('4f2a...');
 --
+-- Rows are ordered by run_number, not by scored_at, which is the time of some machine's clock.
 -- Only the versions of a URI that its newest run scored are current: a replaced file is not, even
 -- if the new file failed. For each version, the newest row is current; but a row with status ok
 -- stays current if later reads failed for a reason that says nothing about the file. python -m jobs.query runs this file.
@@ -17,17 +18,17 @@ CREATE OR REPLACE MACRO scores_of(model) AS TABLE
 -- The run that holds the current row of each image. Few columns, for ten million images.
 CREATE OR REPLACE MACRO current_keys(model) AS TABLE
     WITH images AS (
-             SELECT image_id, product, min(uri) AS uri, max(scored_at) AS last_at,
-                    max_by(run_id, scored_at) AS last_run,
-                    max_by(status, scored_at) AS last_status,
-                    max_by(run_id, scored_at) FILTER (WHERE was_read) AS read_run,
-                    max_by(status = 'ok', scored_at) FILTER (WHERE was_read) AS is_ok
+             SELECT image_id, product, min(uri) AS uri, max(run_number) AS last_number,
+                    max_by(run_id, run_number) AS last_run,
+                    max_by(status, run_number) AS last_status,
+                    max_by(run_id, run_number) FILTER (WHERE was_read) AS read_run,
+                    max_by(status = 'ok', run_number) FILTER (WHERE was_read) AS is_ok
              FROM (SELECT *, status NOT IN ('missing', 'forbidden', 'unavailable', 'crashed_worker')
                           AS was_read FROM scores_of(model))
              GROUP BY image_id, product
          ),
          newest AS (
-             SELECT uri, max_by(last_run, last_at) AS last_run FROM images GROUP BY uri
+             SELECT uri, max_by(last_run, last_number) AS last_run FROM images GROUP BY uri
          )
     SELECT images.image_id, images.product, images.uri,
            CASE WHEN is_ok THEN read_run ELSE images.last_run END AS run_id, images.last_run,

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from jobs.tracking import pyfunc
+from jobs.tracking import database, pyfunc
 from jobs.tracking.record import Record, flat, redact
 from ops.detectors.model_folder import Model, read_model, versions, write_model
 from ops.errors import UserError
@@ -25,8 +25,8 @@ EXPERIMENT = "nightloupe"
 
 
 @contextlib.contextmanager
-def _troubles() -> Iterator[list[str]]:
-    """Suppress every exception of the block, and list its redacted message.
+def _troubles(uri: str | None) -> Iterator[list[str]]:
+    """Suppress every exception of the block, and list its redacted message, with a known remedy.
 
     Log the message after the block: a log handler that fails inside it prints the exception, which
     may hold an address with a password.
@@ -35,7 +35,8 @@ def _troubles() -> Iterator[list[str]]:
     try:
         yield troubles
     except Exception as error:
-        troubles.append(redact(str(error))[:300])
+        text = str(error)
+        troubles.append(redact(text)[:300] + database.remedy(uri or "", text))
 
 
 def tracking_uri(out: str) -> str | None:
@@ -74,14 +75,14 @@ class Tracker:
         record.params = {name: redact(str(value)) for name, value in record.params.items()}
         record.tags = {name: redact(str(value)) for name, value in record.tags.items()}
         run_id: str | None = None
-        with _troubles() as troubles:
+        with _troubles(self.uri) as troubles:
             run_id = self._log(record)
         if troubles:
             location = files.join(self.out.spool(), f"{record.delivery}.json")
             files.write_json(location, asdict(record))
             log.warning("tracking failed (%s); kept in %s", *troubles, location)
             return None
-        with _troubles() as troubles:
+        with _troubles(self.uri) as troubles:
             self._deliver_spooled()
         for trouble in troubles:
             log.warning("%s stays undelivered (%s)", self.out.spool(), trouble)
@@ -123,19 +124,20 @@ class Tracker:
         for name in ("mlflow", "mlflow.store.db.utils", "alembic"):
             logging.getLogger(name).setLevel(logging.ERROR)
 
-        if self.uri.startswith("sqlite:///"):
+        if self.uri.startswith(database.PREFIX):
             with storage_errors(self._database_folder()):
                 os.makedirs(self._database_folder(), exist_ok=True)
+            database.make(self.uri.removeprefix(database.PREFIX))
         return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
     def _database_folder(self) -> str:
-        return os.path.dirname(os.path.abspath(str(self.uri).removeprefix("sqlite:///")))
+        return os.path.dirname(os.path.abspath(str(self.uri).removeprefix(database.PREFIX)))
 
     def _experiment(self, client: Any) -> str:
         if experiment := client.get_experiment_by_name(EXPERIMENT):
             return str(experiment.experiment_id)
         # Without a server, MLflow would write artifacts to the current folder.
-        is_sqlite = str(self.uri).startswith("sqlite:///")
+        is_sqlite = str(self.uri).startswith(database.PREFIX)
         artifacts = os.path.join(self._database_folder(), "mlartifacts") if is_sqlite else None
         return str(client.create_experiment(EXPERIMENT, artifact_location=artifacts))
 
@@ -170,7 +172,10 @@ class Tracker:
 
     def _complete(self, client: Any, run_id: str, record: Record) -> None:
         """Send a run's files. A failure is logged only, as the files remain where they are."""
-        with _troubles() as troubles, tempfile.TemporaryDirectory(prefix="nightloupe-") as folder:
+        with (
+            _troubles(self.uri) as troubles,
+            tempfile.TemporaryDirectory(prefix="nightloupe-") as folder,
+        ):
             self._ended(client, record)  # where a lost answer made MLflow ask for a run again
             for name, location in record.files.items():
                 path = os.path.join(folder, name)
@@ -189,7 +194,7 @@ class Tracker:
         uri = redact(str(self.uri or "")).replace("***@", "")
         if not uri.startswith(("http://", "https://")):
             return uri
-        with _troubles() as troubles:
+        with _troubles(self.uri) as troubles:
             client = self._client()
             experiment = self._experiment(client)
             condition = f"tags.run_id = '{run_id}' AND attributes.status = 'FINISHED'"
@@ -210,7 +215,7 @@ class Tracker:
         run_id = self.deliver(record)
         if run_id is None:
             return None
-        with _troubles() as troubles:
+        with _troubles(self.uri) as troubles:
             client = self._client()
             with tempfile.TemporaryDirectory(prefix="nightloupe-") as folder:
                 write_model(folder, model)
@@ -246,18 +251,21 @@ class Tracker:
         if not match:
             raise UserError(f"{uri!r} is neither models:/name@alias nor models:/name/version")
         name, alias, number = match.groups()
-        client = self._client()
+        from alembic.util import CommandError  # noqa: PLC0415 - with MLflow, takes seconds
         from mlflow.artifacts import download_artifacts  # noqa: PLC0415
         from mlflow.exceptions import MlflowException  # noqa: PLC0415
+        from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
 
         try:
+            client = self._client()
             version = (
                 client.get_model_version_by_alias(name, alias)
                 if alias
                 else client.get_model_version(name, number)
             )
-        except MlflowException as error:
-            message = f"{uri} is not in the registry at {self.uri}: {error}"
+        except (MlflowException, SQLAlchemyError, CommandError) as error:
+            known = database.remedy(str(self.uri), str(error))
+            message = f"{uri} is not in the registry at {self.uri}: {str(error)[:300]}{known}"
             raise NotFound(redact(message)) from None
         try:
             return str(download_artifacts(version.source, dst_path=folder, tracking_uri=self.uri))

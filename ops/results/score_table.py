@@ -36,9 +36,15 @@ SCHEMA = pa.schema(
         column("map_uri", pa.string(), "16-bit PNG of the map; null if none was written"),
         column("model_id", pa.string(), "hash of the model's content", False),
         column("run_id", pa.string(), "the run that wrote this row", False),
-        column("scored_at", pa.timestamp("ms", "UTC"), "when the image was scored", False),
+        column("run_number", pa.int64(), "of two rows of an image, the higher is newer", False),
+        column(
+            "scored_at",
+            pa.timestamp("ms", "UTC"),
+            "when the image was scored, by the clock of the machine",
+            False,
+        ),
     ],
-    metadata={"nightloupe": "scores 1"},
+    metadata={"nightloupe": "scores 2"},
 )
 
 

@@ -113,6 +113,10 @@ class Out:
         """The lock that admits one night at a time: a file, or a prefix on S3."""
         return files.join(self.root, "_lock")
 
+    def leases(self) -> str:
+        """The lock on a local file system without file locks: a folder."""
+        return files.join(self.root, "_leases")
+
     def evaluation(self, run_id: str) -> str:
         """The metrics of a run, one row per product."""
         return files.join(self.root, "evaluations", f"{run_id}.parquet")

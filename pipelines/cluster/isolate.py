@@ -158,6 +158,6 @@ def _crashed(row: pa.Table, reason: str) -> pa.Table:
     values |= {"status": ["crashed_worker"], "reason": [reason]}
     blank = pa.table({k: pa.array(v) for k, v in values.items() if k not in row.schema.names})
     for name in blank.schema.names:
-        if name not in {"model_id", "run_id", "scored_at"}:
+        if name not in {"model_id", "run_id", "run_number", "scored_at"}:
             row = row.append_column(name, blank[name])
     return row

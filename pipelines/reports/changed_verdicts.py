@@ -37,7 +37,7 @@ _COMPARED = f"""
     earlier AS ({numbered_members("a SEMI JOIN b USING (uri)", "uri, run_id")}),
     newest AS (
         SELECT * FROM earlier WHERE is_anomalous IS NOT NULL
-        QUALIFY row_number() OVER (PARTITION BY uri, k ORDER BY scored_at DESC, run_id DESC) = 1
+        QUALIFY row_number() OVER (PARTITION BY uri, k ORDER BY run_number DESC, run_id DESC) = 1
     )
     SELECT now.uri, now.product, now.is_anomalous, now.score, now.p_value,
            newest.is_anomalous AS was_anomalous, newest.score AS score_before,

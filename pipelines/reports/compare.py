@@ -30,6 +30,7 @@ from pipelines.reports.drift import (
     values_of,
 )
 from pipelines.reports.labels import Joined
+from pipelines.tables import run_records
 from pipelines.tables.database import opened
 
 PRODUCTS = schema(
@@ -101,9 +102,9 @@ def compare(
     runs = str(before["run_id"]), str(after["run_id"])
     measure = measure_of(before, after)
     with opened() as database:
-        load_sides(
-            database, *(out.table(record["night"], record["run_id"]) for record in (before, after))
-        )
+        tables = (out.table(record["night"], record["run_id"]) for record in (before, after))
+        with run_records.unexpired(out, before, after):
+            load_sides(database, *tables)
         image_pairs.pair_images(database, labels, settings.join)
         rows = _compare_products(database, measure, settings)
         products = pa.Table.from_pylist(rows, PRODUCTS)

@@ -75,9 +75,9 @@ _SIDES = "CREATE VIEW sides AS SELECT 'a' AS side, * FROM a UNION ALL SELECT 'b'
 _EARLIER_MODEL = """
     SELECT model_id FROM read_parquet(getvariable('tables'), hive_partitioning = false)
     WHERE run_id NOT IN (SELECT unnest($excluded))
-    GROUP BY model_id ORDER BY model_id = $model DESC, max(scored_at) DESC LIMIT 1
+    GROUP BY model_id ORDER BY model_id = $model DESC, max(run_number) DESC LIMIT 1
 """
-_COLUMNS = ", ".join((*_READ, "run_id", "scored_at"))
+_COLUMNS = ", ".join((*_READ, "run_id", "run_number"))
 _ROWS = f"SELECT {_COLUMNS} FROM scores_of($model) WHERE"  # noqa: S608 - only names from this file
 #: Keeps the row of the last run, if several runs of a night scored an address.
 _LAST = """

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+import duckdb
 
 from ops.archives.fetch import FetchSettings
 from ops.errors import SettingError
@@ -132,12 +134,13 @@ def collect(
     `runs` are their records in order of their start. Raises UserError if jobs.expire removed rows
     of one of them.
     """
-    for record in runs:
-        run_records.check_not_expired(record)
     last = runs[-1]
     model_id = str(last["model_id"])
     names = [str(record["run_id"]) for record in runs]
-    with current_scores.opened(out) as database:
+
+    def read(
+        database: duckdb.DuckDBPyConnection, _: Callable[[], None]
+    ) -> tuple[ReportData, list[Row]]:
         measure = drift.load_runs(database, names, model_id, run_records.started_after(out, last))
         products = drift.drift_of(database, measure or "score", drift.SAMPLE).to_pylist()
         tonight = [row for row in products if row["images_b"]]
@@ -155,6 +158,10 @@ def collect(
             changed_verdicts=changed_verdicts(database, settings.parts),
             tracker=tracker,
         )
+        return data, worst
+
+    with run_records.unexpired(out, *runs):
+        data, worst = current_scores.read_consistently(out, read)
     draw = PartPictures(
         out,
         data.thresholds,

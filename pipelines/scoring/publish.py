@@ -66,7 +66,7 @@ def publish(run: Run, chunks: Chunks, maps: dict[str, str] | None) -> int:
 
     def checked() -> Iterator[pa.Table]:
         for chunk in chunks.tables():
-            rows = chunk if maps is None else _with_maps(chunk, maps)
+            rows = _with_number(chunk if maps is None else _with_maps(chunk, maps), run.number)
             _check_maps(run, rows)
             yield rows
 
@@ -77,6 +77,13 @@ def publish(run: Run, chunks: Chunks, maps: dict[str, str] | None) -> int:
     if written != len(run.inventory):
         raise InvalidRun(f"{written} rows for {len(run.inventory)} images")
     return written
+
+
+def _with_number(rows: pa.Table, number: int) -> pa.Table:
+    """Rows with the run's number: an attempt whose record was lost had another."""
+    column = rows.schema.get_field_index("run_number")
+    numbers = pa.array([number] * len(rows), pa.int64())
+    return rows.set_column(column, rows.schema.field(column), numbers)
 
 
 def _with_maps(rows: pa.Table, maps: dict[str, str]) -> pa.Table:

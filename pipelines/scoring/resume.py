@@ -12,6 +12,7 @@ from ops.storage import files
 from ops.storage.paths import Out
 from pipelines.cluster.shared_model import SharedModel
 from pipelines.scoring.run import Run, ScoreSettings, check_night, run_key
+from pipelines.tables import run_order, run_records
 
 
 def resume_or_start(
@@ -33,7 +34,9 @@ def resume_or_start(
     if night is None:
         nights = sorted(_unfinished(out, key))
         night = nights[-1] if nights else datetime.datetime.now(datetime.UTC).date().isoformat()
-    return Run(f"{night}-{key}", night, out, inventory, model, settings, tuple(after))
+    run_id = f"{night}-{key}"
+    number = _record(out, run_id).get("number") or run_order.next_number(out)
+    return Run(run_id, night, number, out, inventory, model, settings, tuple(after))
 
 
 def _unfinished(out: Out, key: str) -> list[str]:
@@ -55,13 +58,24 @@ def _unfinished(out: Out, key: str) -> list[str]:
 
 
 def finished_totals(run: Run) -> dict[str, Any] | None:
-    """The totals of a published run; None if it is not finished."""
+    """The totals of a published run; None if it is not finished, or its table was lost since."""
     return _totals(run.out, run.run_id)
 
 
+def lost_table(run: Run) -> bool:
+    """Whether a run was finished once, and its table was lost since."""
+    record = _record(run.out, run.run_id)
+    return bool(record.get("totals")) and not run_records.has_table(run.out, record)
+
+
 def _totals(out: Out, run_id: str) -> dict[str, Any] | None:
+    record = _record(out, run_id)
+    totals: dict[str, Any] | None = record.get("totals")
+    return totals if totals and run_records.has_table(out, record) else None
+
+
+def _record(out: Out, run_id: str) -> dict[str, Any]:
+    """The record of a run; empty if it has none."""
     location = out.run(run_id)
-    if not files.exists(location):
-        return None
-    totals: dict[str, Any] | None = files.read_json(location).get("totals")
-    return totals
+    record: dict[str, Any] = files.read_json(location) if files.exists(location) else {}
+    return record

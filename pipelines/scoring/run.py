@@ -57,6 +57,8 @@ class Run:
 
     run_id: str
     night: str
+    number: int
+    """Its place in the order of all runs; see `pipelines.tables.run_order`."""
     out: Out
     inventory: Inventory
     model: SharedModel
@@ -84,6 +86,7 @@ def new_record(run: Run, fetch: FetchSettings, started: datetime.datetime) -> di
     return {
         "run_id": run.run_id,
         "night": run.night,
+        "number": run.number,
         "inventory": run.inventory.location,
         "images": len(run.inventory),
         "model_id": card.model_id,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -22,9 +23,12 @@ from pipelines.scoring.chunks import ROWS, Chunks, InvalidRun
 from pipelines.scoring.deduplicate import ScoreCache
 from pipelines.scoring.publish import publish, top_maps
 from pipelines.scoring.read_stage import span_blocks
-from pipelines.scoring.resume import finished_totals
+from pipelines.scoring.resume import finished_totals, lost_table
 from pipelines.scoring.run import Run, new_record
 from pipelines.scoring.stream import ScoringStream, draw_step
+from pipelines.tables.lock import LostLock
+
+log = logging.getLogger(__name__)
 
 
 def score(
@@ -34,15 +38,20 @@ def score(
     max_failed: str,
     progress: ProgressCallback,
     score_cache: ScoreCache | None = None,
+    check_lock: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Score the missing rows of a run, verify and publish its table; returns the run's totals.
 
+    The caller holds the lock of the output folder; `check_lock` raises LostLock if it was lost, and
+    is called with the progress and before anything is published.
     Images whose content `score_cache` knows get a copy of that content's score. A finished run is
     left unchanged. Raises TooManyFailures, or Stalled, and keeps the rows scored so far. Raises
     InvalidRun and keeps none.
     """
     if totals := finished_totals(run):
         return totals
+    if lost_table(run):
+        log.warning("run %s was finished, but its table is lost; it is scored again", run.run_id)
     started = datetime.datetime.now(datetime.UTC)
     record = new_record(run, fetch, started)
     files.write_json(run.out.run(run.run_id), record)
@@ -53,7 +62,13 @@ def score(
     draw = draw_step(run.model.card, run.out, run.settings.policy, run.settings.overlays)
     stream = ScoringStream(run.model, draw, fetch, resources, run.inventory)
     limit = max_failures(max_failed, len(run.inventory))
-    counts = score_missing(run, stream, chunks, limit, progress, score_cache)
+
+    def progress_under_lock(stage: str, done: int, total: int, failed: int = 0, /) -> None:
+        check_lock()
+        progress(stage, done, total, failed)
+
+    counts = score_missing(run, stream, chunks, limit, progress_under_lock, score_cache)
+    check_lock()
     published = _publish(run, stream, chunks)
     seconds = (datetime.datetime.now(datetime.UTC) - started).total_seconds()
     totals = {
@@ -69,6 +84,7 @@ def score(
         "images_per_second": round((published - resumed) / max(seconds, 1e-9), 3),
         "table": run.out.table(run.night, run.run_id),
     }
+    check_lock()
     files.write_json(run.out.run(run.run_id), {**record, "totals": totals})
     files.remove_folder(run.out.work(run.run_id))
     return totals
@@ -118,6 +134,8 @@ def score_missing(
             "so far are kept: mend the cluster, or raise --resources.stall_timeout, and start the "
             "same command again"
         ) from None
+    except LostLock:  # another process may have the work folder now
+        raise
     except BaseException:
         chunks.save_partial()
         raise
@@ -156,5 +174,6 @@ def _score_rows(run: Run, rows: pa.Table) -> pa.Table:
     count, now = len(rows), datetime.datetime.now(datetime.UTC)
     rows = rows.append_column("model_id", pa.array([run.model.card.model_id] * count))
     rows = rows.append_column("run_id", pa.array([run.run_id] * count))
+    rows = rows.append_column("run_number", pa.array([run.number] * count, pa.int64()))
     rows = rows.append_column("scored_at", pa.array([now] * count, pa.timestamp("ms", "UTC")))
     return rows.select(ROWS.names).cast(ROWS)

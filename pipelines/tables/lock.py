@@ -1,18 +1,22 @@
-"""A lock on an output folder, so that one night runs at a time. It does not outlive its process.
+"""A lock on a folder, so that one job at a time writes there. It does not outlive its process.
 
-On a local disk it is a kernel lock (flock), which the kernel releases when the process ends. On S3
-it is a sequence of numbered objects, each of which only one process can create. The creator of the
-newest object holds the lock and rewrites the object every few seconds. If the object stays
-unchanged for a whole lease, its holder is considered dead and another process may create the next
-number. Clocks of different machines are never compared.
+On a local disk it is a kernel lock (flock), which the kernel releases when the process ends. On S3,
+and on file systems without such locks, it is a sequence of numbered objects, each of which only one
+process can create. The creator of the newest object holds the lock and rewrites the object every
+few seconds. If the object stays unchanged for a whole lease, its holder is considered dead and
+another process may create the next number. Clocks of different machines are never compared. A
+holder that was stopped, or whose machine slept, for longer than a lease has lost the lock, and
+`check` says so.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import json
+import logging
 import os
 import re
 import socket
@@ -20,7 +24,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import IO, Any
 
 from ops.errors import RunError
 from ops.storage import files, s3
@@ -29,6 +33,9 @@ from ops.storage.storage_errors import storage_errors
 
 #: How often a holder renews its object within a lease. Others look at it twice as often.
 _RENEWALS = 6
+#: What a file system says that has no file locks, such as NFS without a lock service.
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+log = logging.getLogger(__name__)
 _KEY = re.compile(r"(\d+)\.json")
 
 
@@ -48,16 +55,22 @@ class LostLock(RunError):
 def locked(out: Out, lease: float = 120.0) -> Iterator[Callable[[], None]]:
     """Hold the lock of an output folder; yields a check that raises LostLock if the lock is lost.
 
-    `lease`, in seconds, is used on S3 only: a holder that does not renew the lock for so long is
-    considered dead. Raises Locked if another process holds the lock.
+    `lease`, in seconds, is used where there are no kernel locks: a holder that does not renew the
+    lock for so long is considered dead. Raises Locked if another process holds the lock.
     """
-    if s3.is_s3(out.root):
+    file = None if s3.is_s3(out.root) else _flocked(out)
+    if file is None:
         lock = _Lease(out, lease)
         with lock.held():
             yield lock.check
-    else:
-        with _flock(out):
-            yield lambda: None
+        return
+    with file:
+        file.truncate(0)
+        file.write(json.dumps(_holder()))
+        file.flush()
+        yield lambda: None
+        # The file is not removed: two processes could then lock two files of the same name.
+        file.truncate(0)
 
 
 def _holder() -> dict[str, Any]:
@@ -65,31 +78,39 @@ def _holder() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": os.getpid(), "since": now}
 
 
-@contextlib.contextmanager
-def _flock(out: Out) -> Iterator[None]:
+def _flocked(out: Out) -> IO[str] | None:
+    """The open lock file, which is locked; None if the file system has no locks. Raises Locked."""
     with storage_errors(out.root):
         os.makedirs(out.root, exist_ok=True)
-        lock_file = open(out.lock(), "a+", encoding="utf-8")  # noqa: SIM115 - closed below
-    with lock_file as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        file = open(out.lock(), "a+", encoding="utf-8")  # noqa: SIM115 - the caller closes it
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with file:
             file.seek(0)
             text = file.read()  # empty if the holder has not written yet
-            raise Locked(out.root, json.loads(text) if text else {}) from None
-        file.truncate(0)
-        file.write(json.dumps(_holder()))
-        file.flush()
-        yield
-        # The file is not removed: two processes could then lock two files of the same name.
-        file.truncate(0)
+        raise Locked(out.root, json.loads(text) if text else {}) from None
+    except OSError as error:
+        file.close()
+        if error.errno in _NO_LOCKS:
+            log.warning("%s has no file locks (%s); a lease is used", out.root, error.strerror)
+            return None
+        with storage_errors(out.root):
+            raise
+    return file
+
+
+def _now() -> float:
+    """Seconds that pass also while the machine sleeps, where the system counts them."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 class _Lease:
-    """The lock on S3."""
+    """The lock on S3, or in a folder."""
 
     def __init__(self, out: Out, lease: float) -> None:
         self._out, self._lease = out, lease
+        self._place = out.lock() if s3.is_s3(out.root) else out.leases()
         self._holder: dict[str, Any] = _holder() | {
             "token": uuid.uuid4().hex,
             "renewals": 0,
@@ -115,7 +136,7 @@ class _Lease:
                 self._write(self._holder | {"ended": True})
 
     def check(self) -> None:
-        age = time.monotonic() - self._last_renewal
+        age = _now() - self._last_renewal
         if self._taken_over or age > self._lease:
             raise LostLock(
                 f"the lock on {self._out.root} was lost: it could not be renewed for {age:.0f} s. "
@@ -128,12 +149,13 @@ class _Lease:
         if newest and self._is_alive(newest):
             raise Locked(self._out.root, self._read(newest) or {})
         self._number = newest + 1
+        before = _now()  # others count from when they see the object, at the earliest from here
         created = files.create(self._key(self._number), json.dumps(self._holder).encode())
         holder = self._holder if created else self._read(self._number)
         # If the answer was lost and the request was repeated, the object exists but is ours.
         if holder is None or holder["token"] != self._holder["token"]:
             return False
-        self._last_renewal = time.monotonic()
+        self._last_renewal = before
         if self._newest() != self._number:  # others took newer numbers meanwhile
             files.remove_file(self._key(self._number))
             return False
@@ -163,14 +185,15 @@ class _Lease:
                     self._taken_over = True
                     return
                 self._holder["renewals"] += 1
+                before = _now()
                 self._write(self._holder)
-                self._last_renewal = time.monotonic()
+                self._last_renewal = before
 
     def _key(self, number: int) -> str:
-        return files.join(self._out.lock(), f"{number:09d}.json")
+        return files.join(self._place, f"{number:09d}.json")
 
     def _numbers(self) -> list[int]:
-        names = files.names(self._out.lock())
+        names = files.names(self._place)
         return [int(match[1]) for name in names if (match := _KEY.fullmatch(name))]
 
     def _newest(self) -> int:

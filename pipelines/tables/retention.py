@@ -31,6 +31,11 @@ _KEEP_CURRENT = """
 _KEEP_RETIRED = f"""{_KEEP_CURRENT} AS keys
     WHERE uri NOT IN (SELECT uri FROM kept WHERE status = 'ok')
 """  # noqa: S608 - no value in it
+#: A run's table has one number in all rows.
+_NUMBERS = """
+    SELECT filename, max(run_number)
+    FROM read_parquet($tables, hive_partitioning = false, filename = true) GROUP BY filename
+"""
 _COUNT = "SELECT count(*) FROM read_parquet($table, hive_partitioning = false) AS rows"
 _IF_KEPT = "SEMI JOIN kept ON rows.image_id = kept.image_id AND rows.run_id = kept.run_id"
 _UNNEEDED_MAPS = """
@@ -97,20 +102,26 @@ def expire(
         _mark_kept_rows(database, [*old, *new], retired)
         tables = [_count_rows(database, table) for table in old]
         expired = [table for table in tables if table.kept_rows < table.rows]
-        # Maps come first: once a table is replaced, nothing names its maps any more.
+        # Readers of a run see by its record that its maps and rows go. Maps come before tables:
+        # once a table is replaced, nothing names its maps any more.
         if remove:
             _check_removable(out, retired)  # again, because the queries may take minutes
-            check()
+            for table in expired:
+                check()
+                _note(out, table)
         maps = _expire_maps(database, out, [each.table for each in expired], [*new, *old], remove)
         if remove:
             for table in expired:
                 check()
-                _replace(database, out, table)
+                _replace(database, table)
     return Expired(tuple(expired), maps)
 
 
 def _split_tables(out: Out, keep_nights: int) -> tuple[list[str], list[str]]:
-    """Published tables of old nights, and of the newest `keep_nights`."""
+    """Published tables of old nights, and of the newest `keep_nights`.
+
+    The newest are those of the last runs, whatever their dates.
+    """
     tables = current_scores.published(out)
     nights = {}
     for table in tables:
@@ -118,7 +129,12 @@ def _split_tables(out: Out, keep_nights: int) -> tuple[list[str], list[str]]:
         if match is None:
             raise Refused(f"{table} is not the table of a night, so nothing is removed")
         nights[table] = match[1]
-    newest = sorted(set(nights.values()))[-keep_nights:]
+    numbers: dict[str, int] = {}
+    if tables:
+        with current_scores.opened(out) as database:
+            for table, number in database.execute(_NUMBERS, {"tables": tables}).fetchall():
+                numbers[nights[table]] = max(number, numbers.get(nights[table], 0))
+    newest = sorted(numbers, key=lambda night: (numbers[night], night))[-keep_nights:]
     return (
         [table for table in tables if nights[table] not in newest],
         [table for table in tables if nights[table] in newest],
@@ -192,13 +208,17 @@ def _expire_maps(
     return count
 
 
-def _replace(database: duckdb.DuckDBPyConnection, out: Out, expired: ExpiredTable) -> None:
-    """Note the removal in the run's record, then replace or remove its table."""
+def _note(out: Out, expired: ExpiredTable) -> None:
+    """Note in a run's record that its rows are removed."""
     if files.exists(out.run(expired.run_id)):
         record = files.read_json(out.run(expired.run_id))
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         record["expired"] = {"at": now, "rows": expired.kept_rows}
         files.write_json(out.run(expired.run_id), record)
+
+
+def _replace(database: duckdb.DuckDBPyConnection, expired: ExpiredTable) -> None:
+    """Replace a table by one of the rows that are kept, or remove it."""
     if expired.kept_rows:
         parquet.write(expired.table, score_table.SCHEMA, _kept_rows(database, expired.table))
     else:

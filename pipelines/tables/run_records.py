@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ops.errors import UserError
-from ops.storage import files
+from ops.storage import files, parquet
 from ops.storage.paths import Out
-from ops.storage.storage_errors import NotFound
+from ops.storage.storage_errors import NotFound, StorageError
+
+log = logging.getLogger(__name__)
 
 
-def finished(out: Out, run_id: str = "") -> dict[str, Any]:
-    """The record of a finished run; without an id, of the one that started last.
+def recorded(out: Out, run_id: str = "") -> dict[str, Any]:
+    """The record of a run with totals, whether or not its table is still there.
 
-    Raises NotFound if there is no such run, UserError if it is not finished.
+    Without an id, of the one that started last. Raises NotFound if there is no such run, UserError
+    if it is not finished.
     """
     if not run_id:
-        return latest(out, 1)[0]
+        return _records(out, 1, _with_totals(out))[0]
     if not files.exists(out.run(run_id)):
         raise NotFound(f"{out.root} holds no run {run_id}; its runs lie in {out.runs()}")
     record: dict[str, Any] = files.read_json(out.run(run_id))
@@ -26,12 +32,56 @@ def finished(out: Out, run_id: str = "") -> dict[str, Any]:
     return record
 
 
+def finished(out: Out, run_id: str = "") -> dict[str, Any]:
+    """The record of a finished run; without an id, of the one that started last.
+
+    Raises NotFound if there is no such run, UserError if it is not finished or lost its table.
+    """
+    if not run_id:
+        return latest(out, 1)[0]
+    record = recorded(out, run_id)
+    if not has_table(out, record) and not has_table(out, record := recorded(out, run_id)):
+        raise UserError(
+            f"the table of run {run_id} is lost or damaged ({_table(out, record)}): restore it, or "
+            "start its jobs.score or jobs.nightly command again, which scores its images again"
+        )
+    return record
+
+
+def has_table(out: Out, record: Mapping[str, Any]) -> bool:
+    """Whether the table of a run is there with all the rows that its record counts.
+
+    A run whose rows jobs.expire removed needs no table. It marks the record before the table.
+    """
+    most = record["totals"]["images"]
+    least = record["expired"]["rows"] if "expired" in record else most
+    if not least:
+        return True
+    try:
+        with parquet.opened(_table(out, record)) as table:
+            return bool(least <= table.metadata.num_rows <= most)
+    except NotFound:
+        return False
+    except StorageError:  # says nothing about the table
+        raise
+    except UserError:
+        return False
+
+
+def _table(out: Out, record: Mapping[str, Any]) -> str:
+    run_id = str(record["run_id"])
+    return out.table(run_id[:10], run_id)
+
+
 def latest(out: Out, count: int) -> list[dict[str, Any]]:
     """Records of the finished runs that started last, the latest at the end.
 
     Raises NotFound if there are fewer.
     """
-    records = _finished(out)
+    return _records(out, count, _finished(out))
+
+
+def _records(out: Out, count: int, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if len(records) < count:
         runs = f"{len(records)} finished run, but {count} are needed"
         raise NotFound(
@@ -54,14 +104,37 @@ def of_night(out: Out, night: str) -> list[dict[str, Any]]:
 
 def started_after(out: Out, record: Mapping[str, Any]) -> list[str]:
     """Ids of the finished runs that started after the given one."""
-    start = str(record["started"])
-    return [str(other["run_id"]) for other in _finished(out) if str(other["started"]) > start]
+    number = record["number"]
+    return [str(other["run_id"]) for other in _finished(out) if other["number"] > number]
 
 
 def _finished(out: Out) -> list[dict[str, Any]]:
-    """Records of all finished runs, the latest at the end."""
-    records = [files.read_json(files.join(out.runs(), name)) for name in files.names(out.runs())]
-    return sorted((r for r in records if r.get("totals")), key=lambda r: str(r["started"]))
+    """Records of all finished runs, the latest at the end; those without their table are named."""
+    held = {files.join(out.scores(), name) for name in files.names(out.scores())}
+    records = []
+    for record in _with_totals(out):
+        if _table(out, record) in held or "expired" in record:
+            records.append(record)
+        else:
+            log.warning(
+                "run %s is left out: its table %s is lost. Restore it, or start its command again",
+                record["run_id"],
+                _table(out, record),
+            )
+    return records
+
+
+def _with_totals(out: Out) -> list[dict[str, Any]]:
+    """Records of all runs with totals, the latest at the end."""
+    return [record for record in started(out) if record.get("totals")]
+
+
+def started(out: Out) -> list[dict[str, Any]]:
+    """Records of all runs, finished or not, in the order in which they started."""
+    locations = [files.join(out.runs(), name) for name in files.names(out.runs())]
+    with ThreadPoolExecutor(16) as pool:
+        records = list(pool.map(files.read_json, locations))
+    return sorted(records, key=lambda record: int(record["number"]))
 
 
 def check_not_expired(record: Mapping[str, Any]) -> None:
@@ -72,6 +145,28 @@ def check_not_expired(record: Mapping[str, Any]) -> None:
             f"{expired['rows']} rows remain that no later night replaced. Choose a run with all "
             "its rows"
         )
+
+
+@contextlib.contextmanager
+def unexpired(out: Out, *records: Mapping[str, Any]) -> Iterator[None]:
+    """Read tables and maps of runs in this context.
+
+    Raises UserError as `check_not_expired` does, also if jobs.expire begins to remove rows.
+    """
+
+    def check_now() -> None:
+        for record in records:
+            if files.exists(out.run(record["run_id"])):
+                check_not_expired(files.read_json(out.run(record["run_id"])))
+
+    for record in records:
+        check_not_expired(record)
+    try:
+        yield
+    except Exception:
+        check_now()
+        raise
+    check_now()
 
 
 def last_night(out: Out) -> dict[str, Any]:

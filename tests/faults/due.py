@@ -36,7 +36,7 @@ _SCORED = f"""
     SELECT image_id, uri, product, version || image_id AS content_sha256, 'ok' AS status,
            64 AS width, 64 AS height, 8 AS bit_depth, random() AS score, random() AS p_value,
            false AS is_anomalous, 1 AS peak_x, 1 AS peak_y, $model AS model_id, $run AS run_id,
-           $at::TIMESTAMP AS scored_at
+           $number AS run_number, $at::TIMESTAMP AS scored_at
     FROM ({_IMAGES}) ORDER BY product, uri
 """
 
@@ -48,7 +48,12 @@ def draw(folder: Path, listed: int, new: int) -> None:
         scored = listed - new
         for night in range(NIGHTS):
             date = f"2026-10-{night + 1:02d}"
-            told = {"model": MODEL, "run": f"{date}-{night:016x}", "at": f"{date} 03:00:00"}
+            told = {
+                "model": MODEL,
+                "run": f"{date}-{night:016x}",
+                "number": night + 1,
+                "at": f"{date} 03:00:00",
+            }
             span = (scored * night // NIGHTS, scored * (night + 1) // NIGHTS)
             place = Out(str(folder / "out")).table(date, told["run"])
             _write(database, Path(place), score_table.SCHEMA, _SCORED, span, told)

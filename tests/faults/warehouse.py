@@ -96,7 +96,7 @@ def published(out: str) -> pa.Table:
     where = found.schema.get_field_index("map_uri")
     names = [uri and uri.removeprefix(uris.make(out)) for uri in found["map_uri"].to_pylist()]
     found = found.set_column(where, "map_uri", pa.array(names, pa.string()))
-    return found.drop_columns(["scored_at", "run_id"])
+    return found.drop_columns(["scored_at", "run_id", "run_number"])
 
 
 def drawn(out: str) -> dict[str, str]:

@@ -312,7 +312,7 @@ DAMAGES = {
     swap_columns: ("the table's columns are those of the schema", "in another order"),
     change_a_type: ("the table's columns are those of the schema", "score is float, not double"),
     drop_meanings: ("the metadata of each column has its meaning", "image_id"),
-    drop_the_schemas_name: ("the table's metadata names its schema", "None, not b'scores 1'"),
+    drop_the_schemas_name: ("the table's metadata names its schema", "None, not b'scores 2'"),
     other_totals: ("the record's total of anomalous is the table's", "3, not 8"),
     other_statuses: ("the record's total of statuses is the table's", "{'ok': 18}, not {'ok': 17"),
     other_count: ("the record's totals count all its images", "19, not 18"),
@@ -328,7 +328,7 @@ DAMAGES = {
 @pytest.mark.parametrize("do", DAMAGES, ids=lambda do: do.__name__)
 def test_damage_is_found_with_rule_value_and_remedy(damage, do):
     do(damage)
-    run, record = damage.run, run_records.finished(damage.out, damage.run.run_id)
+    run, record = damage.run, run_records.recorded(damage.out, damage.run.run_id)
     place = str(record.get("inventory"))
     under_check = RunUnderCheck(damage.out, run.run_id, record, place, damage.card)
     findings = verify.check(under_check, 1.0, lambda *_: None)

@@ -1,7 +1,11 @@
+import os
+
 import pytest
 
+from ops.detectors.model_folder import write_model
 from ops.storage.paths import Out
 from pipelines.tables import current_scores, lock
+from tests.conftest import tiny_model
 from tests.pipelines.tables.test_current_scores import MODELS, publish, row
 
 
@@ -27,6 +31,15 @@ def test_how_many_nights_stay_must_be_said(leave, words):
     code, _, err = leave("expire", *words)
     assert code == 2
     assert err.startswith("error: ")
+
+
+def test_scoring_does_not_work_beside_it(leave):
+    write_model("model", tiny_model("bolt"))
+    with lock.locked(Out("out")):
+        code, said, _ = leave("score", "--archive", "parts", "--model", "model")
+    assert code == 75
+    assert said.endswith("nothing to do here\n")
+    assert os.listdir("out") == ["_lock"]
 
 
 def test_it_does_not_work_beside_a_night(leave):

@@ -217,7 +217,7 @@ def test_nights_score_the_pending_images_only(warehouse, monkeypatch, capsys):
     assert night.counts() == (2, 0, 0)
     assert night.records[-1]["totals"]["copied"] == 1
     copied, first = (night.current(1)[name] for name in ("copy.png", "2.png"))
-    own = ("image_id", "uri", "map_uri", "run_id", "scored_at")
+    own = ("image_id", "uri", "map_uri", "run_id", "run_number", "scored_at")
     assert {k for k in copied if copied[k] != first[k]} == set(own)
     maps = [uris.parse(each["map_uri"]).location for each in (copied, first)]
     assert files.read_bytes(maps[0]) == files.read_bytes(maps[1])
@@ -299,3 +299,12 @@ def test_a_killed_night_whose_maps_are_missing_is_scored_again(warehouse, tmp_pa
     assert len(night.current()) == 3
     assert gone.exists()
     assert not os.listdir(night.out.work())
+
+    # Its table is lost: its images are new, and the same run scores them again.
+    (table,) = current_scores.published(night.out)
+    files.remove_file(table)
+    assert night.work() == 0
+    assert night.counts() == (3, 0, 0)
+    assert current_scores.published(night.out) == [table]
+    assert night.records[-1]["totals"]["table"] == table
+    assert {row["status"] for row in night.current().values()} == {"ok"}

@@ -21,7 +21,7 @@ def nights(tmp_path):
 
     def finish(number, model, rows, **totals):
         run_id = publish(out, number, rows)
-        record = {"run_id": run_id, "started": f"2026-11-20T{number:02d}", "model_id": model}
+        record = {"run_id": run_id, "number": number + 1, "model_id": model}
         record |= {"held_out": {"bolt": 9, "nut": 9}}
         files.write_json(out.run(run_id), record | totals)
 

@@ -295,19 +295,20 @@ def test_there_is_no_latest_run_before_one_is_finished(tmp_path):
     out = Out(str(tmp_path))
     with pytest.raises(FileNotFoundError, match="holds no finished run"):
         run_records.finished(out)
-    files.write_json(out.run("a"), {"run_id": "a", "started": "2026-11-20T01:00:00+00:00"})
+    files.write_json(out.run("a"), {"run_id": "a", "number": 1})
     with pytest.raises(FileNotFoundError, match="no finished run"):
         run_records.finished(out)
 
 
 def test_the_latest_run_is_the_finished_one_that_started_last(tmp_path):
     out = Out(str(tmp_path))
-    for run_id, started, totals in (
-        ("z", "19", {"images": 1}),
-        ("a", "20", {"images": 1}),
-        ("b", "21", None),
+    for run_id, number, totals in (
+        ("z", 1, {"images": 1}),
+        ("a", 2, {"images": 1}),
+        ("b", 3, None),
     ):
-        record = {"run_id": run_id, "started": f"2026-11-{started}T01:00:00+00:00"}
+        record = {"run_id": run_id, "number": number}
+        files.write_bytes(out.table(run_id, run_id), b"table")
         files.write_json(out.run(run_id), record | ({"totals": totals} if totals else {}))
     assert run_records.finished(out)["run_id"] == "a"
     # What a writer that was killed leaves behind is no record.
@@ -322,7 +323,7 @@ def test_what_is_left_of_an_expired_run_is_no_sample_to_judge_by():
 
 
 def test_an_unfinished_run_is_not_evaluated(leave, tmp_path):
-    files.write_json(Out("out").run("a"), {"run_id": "a", "started": "2026-11-20T01:00:00+00:00"})
+    files.write_json(Out("out").run("a"), {"run_id": "a", "number": 1})
     code, _, err = leave("evaluate", "--run", "a")
     assert code == 1
     assert err == "error: run a is not finished; start its jobs.score command again\n"

@@ -20,6 +20,7 @@ OK = {
     "peak_y": 29,
     "model_id": "m",
     "run_id": "r",
+    "run_number": 1,
     "scored_at": datetime.datetime(2026, 11, 20, tzinfo=datetime.UTC),
 }
 FAILED = OK | {"status": "unreadable", "reason": "the file is empty", "score": None}

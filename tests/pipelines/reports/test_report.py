@@ -202,9 +202,9 @@ def test_runs_of_one_night_are_one_and_the_last_word_counts(tmp_path):
     first = finish(str(tmp_path), parts, model, settings=NONE)
     second = finish(str(tmp_path), changed, model, settings=NONE)
     other = finish(str(tmp_path), parts, model_of(["bolt"], seed=1), settings=NONE)
-    for hour, run in ((1, other), (2, first), (3, second)):
+    for number, run in ((1, other), (2, first), (3, second)):
         record = files.read_json(out.run(run.run_id))
-        record["started"] = f"2026-11-20T0{hour}:00:00+00:00"
+        record["number"] = number
         files.write_json(out.run(run.run_id), record)
     runs = run_records.of_night(out, "2026-11-20")
     assert [run["run_id"] for run in runs] == [first.run_id, second.run_id]

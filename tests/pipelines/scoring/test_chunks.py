@@ -45,6 +45,7 @@ def rows(inventory, places, score=1.0):
                 "score": score + place,
                 "model_id": "m",
                 "run_id": "r",
+                "run_number": 1,
                 "scored_at": NOW,
             }
             for place in places

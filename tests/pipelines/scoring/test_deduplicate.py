@@ -50,6 +50,7 @@ def met(position, content, product="bolt", status=KNOWN, **more):
         "status": status,
         "model_id": MODELS[0],
         "run_id": "run",
+        "run_number": 1,
         "scored_at": NOW,
     }
     return values | more

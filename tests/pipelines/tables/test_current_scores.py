@@ -48,12 +48,14 @@ def row(uri, version="1", status="ok", model=MODELS[0], product="bolt", score=1.
     )
 
 
-def publish(out: Out, number: int, rows: list[dict]) -> str:
-    """A run's table; runs come an hour after each other."""
+def publish(out: Out, number: int, rows: list[dict], clock: int | None = None) -> str:
+    """A run's table; runs come an hour after each other, or `clock` hours after the first."""
     run_id = f"2026-11-{20 + number // 20:02d}-{number:04d}"
-    at = START + datetime.timedelta(hours=number)
+    at = START + datetime.timedelta(hours=number if clock is None else clock)
     full = [
-        r | {"run_id": run_id, "scored_at": at + datetime.timedelta(milliseconds=i)}
+        r
+        | {"run_id": run_id, "run_number": number + 1}
+        | {"scored_at": at + datetime.timedelta(milliseconds=i)}
         for i, r in enumerate(rows)
     ]
     table = pa.Table.from_pylist(full, score_table.SCHEMA)
@@ -141,10 +143,10 @@ def random_history(out, seed):
             versions[uri] = versions.get(uri, 1) + (rng.random() < 0.3)
             status = rng.choice(["ok", "ok", "missing", "unreadable"])
             rows.append(row(uri, str(versions[uri]), status, model, score=rng.random()))
-        run_id = publish(out, number, rows)
+        run_id = publish(out, number, rows, rng.randint(-9000, 9000))  # clocks say nothing
         published += [r | {"run_id": run_id} for r in rows]
     expected = {}
-    for r in published:  # in the order of time
+    for r in published:  # in their order
         at = (r["model_id"], r["uri"])
         old = expected.get(at)
         same = old is not None and old["image_id"] == r["image_id"]
@@ -172,7 +174,13 @@ def test_the_view_for_athena_finds_the_same_rows_and_declares_the_same_columns(o
     create, _, view = (part.strip() for part in code.split(";")[:3])
     columns = create.split("(", 1)[1].split("\n)")[0].replace("\n", " ").split(",")
     declared = [tuple(column.split()) for column in columns]
-    kinds = {"string": "string", "int": "int32", "tinyint": "int8", "double": "double"}
+    kinds = {
+        "string": "string",
+        "bigint": "int64",
+        "int": "int32",
+        "tinyint": "int8",
+        "double": "double",
+    }
     kinds |= {"boolean": "bool", "timestamp": "timestamp[ms, tz=UTC]"}
     assert [(name, kinds[kind]) for name, kind in declared] == [
         (field.name, str(field.type)) for field in score_table.SCHEMA

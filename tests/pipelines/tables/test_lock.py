@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from ops.storage import files
 from ops.storage.paths import Out
+from ops.storage.storage_errors import StorageError
 from pipelines.tables import lock
 from tests.conftest import ROOT
 
@@ -72,7 +74,7 @@ def test_a_released_lease_can_be_taken_at_once(out):
         with lease(out).held():
             pass
     assert time.monotonic() - begun < LEASE
-    assert len(list(files.listing(out.lock()))) == 1  # older numbers are cleared away
+    assert len(list(files.listing(out.leases()))) == 1  # older numbers are cleared away
 
 
 def test_a_living_holder_keeps_its_lease(out):
@@ -131,6 +133,74 @@ def test_one_of_many_waiting_processes_gets_the_lock_of_a_dead_holder(out, monke
     assert (len(holders), len(refused)) == (1, 5)
     with pytest.raises(lock.LostLock):
         dead.check()
+
+
+WORK = """
+import sys, time
+from ops.storage.paths import Out
+from pipelines.tables import lock
+held = lock._Lease(Out(sys.argv[1]), float(sys.argv[2]))
+with held.held():
+    print("held", flush=True)
+    while True:
+        held.check()
+        with open(sys.argv[1] + "/written", "a") as file:
+            file.write("x")
+        time.sleep(0.02)
+"""
+
+
+def test_a_holder_that_was_stopped_for_longer_than_its_lease_writes_no_more(out):
+    words = [sys.executable, "-c", WORK, out.root, str(LEASE)]
+    process = subprocess.Popen(
+        words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "held\n"
+    time.sleep(0.2)
+    os.kill(process.pid, signal.SIGSTOP)
+    with lease(out).held():
+        written = os.path.getsize(f"{out.root}/written")
+        os.kill(process.pid, signal.SIGCONT)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "LostLock: the lock on" in told
+    # It may have been stopped between its check and its write.
+    assert os.path.getsize(f"{out.root}/written") - written <= 1
+
+
+def test_time_in_which_the_machine_slept_counts(out, monkeypatch):
+    held = lease(out)
+    now = lock._now
+    with held.held():
+        held.check()
+        with monkeypatch.context() as patch:
+            patch.setattr(lock, "_now", lambda: now() + 2 * LEASE)
+            with pytest.raises(lock.LostLock, match="start the same command again"):
+                held.check()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_without_file_locks_a_lease_is_used(out, monkeypatch, number):
+    def no_locks(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(lock.fcntl, "flock", no_locks)
+    with lock.locked(out, LEASE) as check:
+        check()
+        with pytest.raises(lock.Locked, match=f"process {os.getpid()} on"):
+            lock.locked(out, LEASE).__enter__()
+    with lock.locked(out, LEASE):
+        pass
+    assert sorted(os.listdir(out.root)) == ["_leases", "_lock"]
+
+
+def test_other_failures_of_locks_are_told(out, monkeypatch):
+    def fails(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(lock.fcntl, "flock", fails)
+    with pytest.raises(StorageError, match="Input/output error"):
+        lock.locked(out).__enter__()
 
 
 @pytest.mark.slow

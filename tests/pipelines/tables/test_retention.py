@@ -43,7 +43,7 @@ def nightly(out, day, rows):
     run_id = publish(out, 20 * day, full)
     record = {
         "run_id": run_id,
-        "started": run_id,
+        "number": 20 * day + 1,
         "totals": {"images": 1},
         "model_id": rows[0]["model_id"],
     }
@@ -182,3 +182,81 @@ def test_a_run_that_starts_during_the_queries_is_refused(out, monkeypatch):
     with pytest.raises(Refused, match=r"2026-11-22-ab under .* are unfinished"):
         expire(out, 1, [], remove=True)
     assert current_scores.published(out) == before
+
+
+def scores(database, _):
+    rows = database.sql(f"SELECT uri, score FROM current_scores('{MODELS[0]}') ORDER BY uri")
+    return rows.fetchall()
+
+
+def test_a_reader_reads_again_when_a_table_is_removed_under_it(out):
+    nightly(out, 0, [row("u/1")])
+    nightly(out, 1, [row("u/1", score=2.0)])
+    tries = []
+
+    def read(database, check):
+        if not tries:
+            expire(out, 1, [], remove=True)
+        tries.append(1)
+        return scores(database, check)
+
+    assert current_scores.read_consistently(out, read) == [("u/1", 2.0)]
+    assert len(tries) == 2
+
+
+def test_a_reader_does_not_miss_rows_that_a_later_night_superseded(out):
+    """It listed its tables before that night; then the night's end made its rows superfluous."""
+    nightly(out, 0, [row("u/1"), row("u/2")])
+    tries = []
+
+    def read(database, check):
+        if not tries:
+            nightly(out, 1, [row("u/1", score=2.0)])
+            expire(out, 1, [], remove=True)
+        tries.append(1)
+        result = scores(database, check)
+        if len(tries) == 1:
+            assert result == [("u/2", 1.0)]  # neither as it was nor as it is
+            with pytest.raises(current_scores.TablesChanged):
+                check()
+        return result
+
+    assert current_scores.read_consistently(out, read) == [("u/1", 2.0), ("u/2", 1.0)]
+    assert len(tries) == 2
+
+
+def test_a_new_table_does_not_disturb_a_reader(out):
+    nightly(out, 0, [row("u/1")])
+
+    def read(database, check):
+        nightly(out, 1, [row("u/1", score=2.0)])
+        return scores(database, check)
+
+    assert current_scores.read_consistently(out, read) == [("u/1", 1.0)]
+
+
+def test_a_reader_gives_up_with_the_remedy_if_tables_never_stay(out, monkeypatch):
+    monkeypatch.setattr(current_scores, "_PAUSES", (0.0, 0.0))
+    place = nightly(out, 0, [row("u/1")])
+
+    def read(database, check):
+        files.write_bytes(place, files.read_bytes(place))
+        return scores(database, check)
+
+    with pytest.raises(current_scores.TablesChanged, match="start the same command again when it"):
+        current_scores.read_consistently(out, read)
+
+
+def test_records_are_marked_before_maps_and_tables_go(out, monkeypatch):
+    nightly(out, 0, [row("u/1", "1")])
+    nightly(out, 1, [row("u/1", "2")])
+    marked = []
+    remove = files.remove_file
+
+    def remove_file(place):
+        marked.append(files.read_json(out.run("2026-11-20-0000")).get("expired", {}).get("rows"))
+        remove(place)
+
+    monkeypatch.setattr(files, "remove_file", remove_file)
+    expire(out, 1, [], remove=True)
+    assert marked == [0, 0, 0]  # the map, its overlay, the table

@@ -1,0 +1,89 @@
+"""One model to a folder: a second fit is refused before it computes anything."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+
+import pytest
+
+from jobs import fit as job
+from jobs.cli import sources
+from jobs.tracking.tracker import Tracker
+from ops.detectors.model_folder import read_card, write_model
+from ops.storage import files
+from ops.storage.paths import Out
+from pipelines.tables import lock
+from tests.conftest import TINY, tiny_model
+
+TINY_MODEL = tiny_model("bolt")
+MODEL = replace(TINY_MODEL, card=replace(TINY_MODEL.card, fit={"failures": []}))
+WORDS = ["--archive", "parts", "--model-folder", "model", "--name", ""]
+#: The settings of the tiny model, which reserves one of ten images as a fit does by default.
+SAME = [word for pair in TINY.items() for word in pair] + ["--false-alarm-rate", "0.1"]
+SAME += ["--backbone.layers", "features.3", "--patchcore.coreset-ratio", "0.05"]
+
+
+@pytest.fixture
+def fits(monkeypatch):
+    """Fits give the tiny model, without a cluster; lists them."""
+    done = []
+
+    def fit(*arguments):
+        done.append(arguments)
+        return MODEL
+
+    monkeypatch.setattr(job.fit, "fit", fit)
+    monkeypatch.setattr(job, "connected", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(sources, "inventory_of", lambda *_: None)
+    monkeypatch.setattr(Tracker, "deliver", lambda *_: None)
+    return done
+
+
+def test_a_second_fit_into_a_folder_is_refused_while_the_first_is_at_work(leave, fits):
+    with lock.locked(Out("model")):
+        code, said, _ = leave("fit", *WORDS)
+        assert code == 75
+        assert said.endswith("; nothing to do here\n")
+        assert fits == []
+        code, _, _ = leave("fit", "--archive", "parts", "--name", "")  # a folder of its own
+        assert code == 0
+    code, _, err = leave("fit", *WORDS)
+    assert (code, err) == (0, "")
+    assert read_card("model").model_id == MODEL.card.model_id
+
+
+def test_what_a_killed_fit_left_does_not_stop_the_next_one(leave, fits):
+    files.write_bytes("model/_backbone.safetensors", b"half")
+    files.write_bytes("model/_lock", b"")
+    assert leave("fit", *WORDS)[0] == 0
+    assert read_card("model").model_id == MODEL.card.model_id
+
+
+def test_a_folder_with_a_model_of_other_settings_is_refused_before_the_fit(leave, fits):
+    write_model("model", MODEL)
+    code, _, err = leave("fit", *WORDS)
+    assert code == 1
+    assert f"model {MODEL.card.model_id} lies at model, and a fit replaces no other" in err
+    assert fits == []
+    assert leave("fit", *WORDS, *SAME)[0] == 0  # it gives the same model
+    assert len(fits) == 1
+
+
+def test_a_model_is_not_grown_into_its_own_folder(leave, fits):
+    write_model("model", MODEL)
+    code, _, err = leave("fit", *WORDS, "--grow", "model")
+    assert code == 1
+    assert "choose another --model-folder" in err
+    assert fits == []
+
+
+def test_the_same_settings_over_other_images_are_refused_before_they_are_written(
+    leave, fits, monkeypatch
+):
+    other = replace(MODEL, card=replace(MODEL.card, fit={"failures": [], "images": 7}))
+    write_model("model", other)
+    code, _, err = leave("fit", *WORDS, *SAME)
+    assert code == 1
+    assert "another model lies at model; choose a new folder" in err
+    assert read_card("model").model_id == other.card.model_id

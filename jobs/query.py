@@ -42,7 +42,7 @@ class Settings:
     product: str = ""
     """Only images of this product."""
     where: str = ""
-    """A condition in SQL over the columns of the score table, such as "width > 1000"."""
+    """An SQL expression over the columns of the score table, such as "width > 1000"."""
     limit: int | None = None
     """The largest number of rows; default: 20 on the screen, all in a file."""
     threshold: float | dict[str, float] | None = None
@@ -70,7 +70,8 @@ def main(argv: Sequence[str]) -> int:
         rows = current_scores.query(
             database,
             model_id,
-            where=_where(settings),
+            where=settings.where,
+            product=settings.product,
             limit=settings.limit or (None if settings.output else _SCREEN),
             rules=_verdict_rules(settings, out, model_id),
             only=settings.inventory,
@@ -81,12 +82,6 @@ def main(argv: Sequence[str]) -> int:
     elif settings.output:
         echo(f"{written} images: {settings.output}")
     return 0
-
-
-def _where(settings: Settings) -> str:
-    product = settings.product.replace("'", "''")
-    conditions = [f"product = '{product}'" if product else "", settings.where]
-    return " AND ".join(f"({condition})" for condition in conditions if condition)
 
 
 def _verdict_rules(settings: Settings, out: Out, model_id: str) -> dict[str, VerdictRule]:

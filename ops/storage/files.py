@@ -287,8 +287,10 @@ def read_json(location: str) -> Any:
     """The content of a JSON file. Raises UserError if it holds anything else."""
     try:
         return json.loads(read_bytes(location))
-    except ValueError as error:
-        raise UserError(f"{location} is not valid JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{location} is not valid JSON: {error}; restore it from a backup, or move it away"
+        ) from None
 
 
 def write_json(location: str, content: Any) -> None:

@@ -65,3 +65,18 @@ def read(location: str, columns: list[str] | None = None) -> pa.Table:
     """A whole table. Raises UserError if the file is not Parquet."""
     with opened(location) as table:
         return table.read(columns=columns)
+
+
+def check_readable(location: str) -> None:
+    """Read a table batch by batch. Raises UserError that names it if it is damaged."""
+    with opened(location) as table:
+        try:
+            for _ in table.iter_batches(2**16):
+                pass
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"{location} is damaged ({error}); restore it from a backup, or move it away: its "
+                "images are then scored again"
+            ) from error

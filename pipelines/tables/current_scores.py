@@ -5,24 +5,30 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 
-from ops.errors import SettingError
 from ops.results import score_table
 from ops.results.calibration import promised_rate
 from ops.storage import files, parquet, s3
 from ops.storage.paths import Out
+from pipelines.tables import condition
+from pipelines.tables.database import QueryFailed
 from pipelines.tables.database import opened as database_opened
 
 #: Defines `current_scores(model)` and `current_keys(model)`; people may run the same file.
 MACROS = Path(__file__).parents[2] / "deploy" / "sql" / "duckdb.sql"
 #: Absorbs rounding: p-values are multiples of 1 / (1 + held-out images).
 _ROUNDING = 1e-12
+#: Errors of DuckDB at a condition whose types do not fit, or whose values do not.
+_OF_A_CONDITION = (
+    *(duckdb.BinderException, duckdb.ConversionException, duckdb.ParserException),
+    *(duckdb.OutOfRangeException, duckdb.NotImplementedException, duckdb.InvalidInputException),
+)
 
 
 @dataclass(frozen=True)
@@ -53,14 +59,15 @@ def opened(out: Out, memory: str = "2GB", *others: str) -> Iterator[duckdb.DuckD
     """A database with the macros `current_scores(model)` and `current_keys(model)`.
 
     It reads the tables that are published now, and spills to disk beyond `memory`. `others` are
-    locations of further files that queries will read.
+    locations of further files that queries will read. Raises UserError that names a table which
+    cannot be read.
     """
     with tempfile.TemporaryDirectory(prefix="nightloupe-") as folder:
         tables = published(out)
         if not tables:
             tables = [os.path.join(folder, "none.parquet")]
             parquet.write(tables[0], score_table.SCHEMA, [])
-        with database_opened(memory) as database:
+        with _naming_damage((*tables, *others)), database_opened(memory) as database:
             if any(map(s3.is_s3, (out.root, *others))):
                 database.register_filesystem(s3.file_system())
             database.execute("SET preserve_insertion_order = false")  # keeping it takes memory
@@ -70,26 +77,41 @@ def opened(out: Out, memory: str = "2GB", *others: str) -> Iterator[duckdb.DuckD
             yield database
 
 
+@contextlib.contextmanager
+def _naming_damage(tables: Sequence[str]) -> Iterator[None]:
+    """Name the table that made a query fail: DuckDB does not always say which one it is."""
+    try:
+        yield
+    except QueryFailed:
+        for place in tables:
+            parquet.check_readable(place)
+        raise
+
+
 def query(
     database: duckdb.DuckDBPyConnection,
     model_id: str,
     *,
     where: str = "",
+    product: str = "",
     limit: int | None = None,
     rules: Mapping[str, VerdictRule] | None = None,
     only: str = "",
 ) -> Iterator[pa.RecordBatch]:
     """Stream current rows with the columns of `score_table.SCHEMA`, in descending order of score.
 
-    `where` is an SQL condition over the columns of the score table. It sees the verdicts after
-    `rules` (by product) are applied. `only` is an inventory, one of `opened`'s `others`: images
-    that it does not list are left out. Raises SettingError if `where` is invalid.
+    `where` is an expression over the columns of the score table (see `condition`). It sees the
+    verdicts after `rules` (by product) are applied. With `product`, only its rows are returned.
+    `only` is an inventory, one of `opened`'s `others`: images that it does not list are left out.
+    Raises SettingError if `where` is invalid.
     """
     columns = {"product": pa.string(), "threshold": pa.float64(), "p_value": pa.float64()}
     rows = [
-        {"product": product, "threshold": rule.threshold, "p_value": rule.p_value}
-        for product, rule in (rules or {}).items()
+        {"product": name, "threshold": rule.threshold, "p_value": rule.p_value}
+        for name, rule in (rules or {}).items()
     ]
+    if where:
+        condition.check(database, where, score_table.SCHEMA.names)
     database.register("rules", pa.Table.from_pylist(rows, pa.schema(list(columns.items()))))
     listed = "SEMI JOIN read_parquet($only) USING (image_id)" if only else ""
     sql = f"""
@@ -100,19 +122,20 @@ def query(
                      ELSE current.is_anomalous END AS is_anomalous)
             FROM current_scores($model) AS current LEFT JOIN rules USING (product)
         )
-        SELECT * FROM judged {listed} WHERE ({where or "true"})
+        SELECT * FROM judged {listed} WHERE ($product IS NULL OR product = $product) AND (
+            {where or "true"}
+        )
         ORDER BY score DESC NULLS LAST, image_id {f"LIMIT {limit:d}" if limit is not None else ""}
-    """  # noqa: S608 - the caller's own condition
-    parameters = {"model": model_id} | ({"only": only} if only else {})
+    """  # noqa: S608 - `where` was checked
+    parameters = {"model": model_id, "product": product or None} | ({"only": only} if only else {})
     try:
-        batches = database.sql(sql, params=parameters).to_arrow_reader(2**16)
-    except (duckdb.ParserException, duckdb.BinderException, duckdb.ConversionException) as error:
-        raise SettingError(
-            f"where {where!r} is not a condition over the score table: {error}"
-        ) from None
-    for batch in batches:
-        table = pa.Table.from_batches([batch]).select(score_table.SCHEMA.names)
-        yield from table.cast(score_table.SCHEMA).to_batches()
+        for batch in database.sql(sql, params=parameters).to_arrow_reader(2**16):
+            table = pa.Table.from_batches([batch]).select(score_table.SCHEMA.names)
+            yield from table.cast(score_table.SCHEMA).to_batches()
+    except _OF_A_CONDITION as error:
+        if not where:
+            raise
+        raise condition.refusal(where, error) from None
 
 
 def current(out: Out, model_id: str, where: str = "") -> pa.Table:

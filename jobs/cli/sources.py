@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import tempfile
 from dataclasses import dataclass, replace
@@ -17,6 +18,9 @@ from ops.errors import SettingError
 from ops.storage import files, s3
 from ops.storage.paths import Out
 from pipelines.tables import take_inventory
+
+#: A larger list of names is another file: this holds a million names.
+_NAMES_BYTES = 2**27
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,14 @@ class Listing:
                     f"--layout {self.layout} splits by {layout.train_list}, which {place} does not "
                     "hold; name the file: --train-names FILE"
                 )
-        return train_names(files.read_bytes(file).decode()) if file else frozenset()
+        if not file:
+            return frozenset()
+        try:
+            return train_names(files.read_bytes(file, limit=_NAMES_BYTES).decode())
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise SettingError(
+                f"--train-names {file} is no list of names: {error}; write one name a line in UTF-8"
+            ) from None
 
 
 def take(listing: Listing, out: str, progress: Progress) -> Tally:

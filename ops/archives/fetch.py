@@ -19,7 +19,14 @@ from ops.archives.zip_members import ZipReader
 from ops.failure import Failure
 from ops.storage import files, uris
 from ops.storage.retry import RetryPolicy, retry_policy
-from ops.storage.storage_errors import Archived, Changed, StorageError, Unavailable
+from ops.storage.storage_errors import (
+    Archived,
+    Changed,
+    NotRegular,
+    StorageError,
+    TooLarge,
+    Unavailable,
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ def fetch(
     needs. Raises Failure (missing, changed, forbidden, unavailable, unreadable, too_large).
     """
     if size is not None and size > settings.max_bytes:
-        _too_large(size, settings.max_bytes)
+        raise _too_large(size, settings.max_bytes)
     policy = RetryPolicy(settings.attempts, settings.backoff, on_retry)
     try:
         with retry_policy(policy):
@@ -67,6 +74,10 @@ def fetch(
             )
     except Changed as error:
         raise Failure("changed", f"it is not the file that was listed: {error.message}") from None
+    except NotRegular as error:
+        raise Failure("changed", f"{error.message}, so it was not opened") from None
+    except TooLarge as error:
+        raise _too_large(error.size, settings.max_bytes) from None
     except FileNotFoundError:
         raise Failure("missing", "it was listed, but no longer exists") from None
     except Archived as error:
@@ -79,20 +90,20 @@ def fetch(
         details = f"{type(error).__name__}: {str(error)[:200]}"
         raise Failure("unavailable", f"it cannot be read ({details})") from None
     if len(data) > settings.max_bytes:
-        _too_large(len(data), settings.max_bytes)
+        raise _too_large(len(data), settings.max_bytes)
     return data
 
 
-def _too_large(size: int, limit: int) -> None:
+def _too_large(size: int, limit: int) -> Failure:
     message = f"{size} bytes are more than the limit of {limit}; --fetch.max_bytes raises it"
-    raise Failure("too_large", message)
+    return Failure("too_large", message)
 
 
 def _read(uri: str, member: int | None, size: int | None, limit: int, version: str | None) -> bytes:
     """`version` is that of the file or of the whole archive."""
     location, name = uris.parse(uri)
     if name is None:
-        data = files.read_bytes(location, version=version)
+        data = files.read_bytes(location, version=version, limit=limit)
         if size is not None and len(data) < size and files.describe(location).bytes == size:
             raise StorageError(f"{len(data)} of {size} bytes arrived", location)
         return data

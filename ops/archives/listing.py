@@ -16,6 +16,7 @@ from ops.archives.system_files import SYSTEM_FILES, is_system_file
 from ops.archives.tally import Tally
 from ops.storage import files, s3, uris
 from ops.storage.storage_errors import AccessDenied, IsFolder, NotFound, StorageError
+from ops.storage.versions import Stored
 
 IMAGE_SUFFIXES = (
     ".png .jpg .jpeg .jpe .jfif .bmp .dib .tif .tiff .webp .gif .pgm .ppm .pnm .jp2 .j2k .avif"
@@ -77,7 +78,7 @@ def path_below(location: str, place: str) -> str | None:
 
 
 def _members(
-    location: str, item: files.Stored, prefix: str, search: Search, tally: Tally
+    location: str, item: Stored, prefix: str, search: Search, tally: Tally
 ) -> Iterator[Entry]:
     """The members of one container; what ends the list becomes an entry that describes it."""
     lower = location.lower()

@@ -19,6 +19,7 @@ from ops.archives.tally import Tally
 from ops.errors import UserError
 from ops.failure import Failure
 from ops.storage import files, uris
+from ops.storage.versions import Stored
 
 #: Read at a time, and kept at least, per reader. A page is unpacked as a whole whatever its size.
 _BATCH_BYTES, _KEPT_BYTES = 2**24, 2**27
@@ -34,7 +35,7 @@ def open_table(file: IO[bytes]) -> pq.ParquetFile:
     return pq.ParquetFile(file, buffer_size=2**20, pre_buffer=False)
 
 
-def rows(location: str, item: files.Stored, tally: Tally, column: str = "") -> Iterator[Entry]:
+def rows(location: str, item: Stored, tally: Tally, column: str = "") -> Iterator[Entry]:
     """Stream the rows of a file whose images lie in `column`, or in the column that is chosen.
 
     The URI names the column where others hold bytes too, so that whoever reads it takes the same.

@@ -19,6 +19,7 @@ from ops.archives.tally import Tally
 from ops.archives.tar_stream import Header, gzip_checksum, headers, unpacked
 from ops.failure import Failure
 from ops.storage import files, uris
+from ops.storage.versions import Stored
 
 #: Links that lead to links are followed so far.
 _LINKS_DEEP = 8
@@ -90,7 +91,7 @@ class Link(NamedTuple):
         return cls(info.name, target, info.offset, info.islnk())
 
 
-def members(location: str, item: files.Stored, tally: Tally) -> Iterator[Entry]:
+def members(location: str, item: Stored, tally: Tally) -> Iterator[Entry]:
     """Stream the regular members of a tar, then its links.
 
     Raises an error for which `is_damage` holds after what can be listed.

@@ -12,12 +12,13 @@ from ops.archives.entry import Entry, plain_name
 from ops.archives.tally import Tally
 from ops.archives.tar_members import LOST_LINKS
 from ops.storage import files, uris
+from ops.storage.versions import Stored
 
 #: Longer targets of links are no paths.
 _LONGEST_PATH = 4096
 
 
-def members(location: str, item: files.Stored, tally: Tally) -> Iterator[Entry]:
+def members(location: str, item: Stored, tally: Tally) -> Iterator[Entry]:
     """Stream the members of a zip.
 
     Raises zipfile.BadZipFile for a damaged zip, and after the last member for a zip that follows

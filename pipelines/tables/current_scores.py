@@ -67,6 +67,9 @@ def opened(out: Out, memory: str = "2GB", *others: str) -> Iterator[duckdb.DuckD
         if not tables:
             tables = [os.path.join(folder, "none.parquet")]
             parquet.write(tables[0], score_table.SCHEMA, [])
+        for place in filter(None, others):
+            with parquet.opened(place):  # says what is wrong with it, and is no pipe
+                pass
         with _naming_damage((*tables, *others)), database_opened(memory) as database:
             if any(map(s3.is_s3, (out.root, *others))):
                 database.register_filesystem(s3.file_system())

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from jobs.cli import locations
 from jobs.cli.console import Progress, echo, shown
+from ops.archives import expansion
 from ops.archives.entry import Search
 from ops.archives.inventory import Inventory
 from ops.archives.layouts import GOOD, LAYOUTS, Layout, PathParser, composed, train_names
@@ -53,6 +54,9 @@ class Listing:
     column: str = ""
     """The column of Parquet files that holds the images, such as image or image.bytes; default:
     one named like an image, else the first whose values start like image files."""
+    max_unpack_ratio: float = expansion.RATIO
+    """Compressed tar and Parquet files are listed to at most this many times their size (and 64 MiB
+    in any case); the rest is a problem row. Readers have --fetch.max-unpack-ratio."""
 
     def locations(self) -> list[str]:
         """The archives. Raises SettingError if none is named."""
@@ -76,7 +80,7 @@ class Listing:
                     f"{archive} is both read as --archive and written to; choose another folder "
                     f"for the output, such as {archive.rstrip('/')}-out"
                 )
-        return Search(self.column, own)
+        return Search(self.column, own, self.max_unpack_ratio)
 
     def path_parser(self) -> PathParser:
         """The parser of paths. Raises SettingError for an unknown layout or field."""

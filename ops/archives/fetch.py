@@ -11,6 +11,7 @@ from typing import IO, Protocol
 
 import tenacity
 
+from ops.archives import expansion
 from ops.archives.damage import raise_unless_damage
 from ops.archives.entry import PARQUET, ZIP, file_version
 from ops.archives.parquet_rows import ParquetReader
@@ -35,6 +36,9 @@ class FetchSettings:
 
     max_bytes: int = 2**29
     """Files of more bytes are not read (status `too_large`)."""
+    max_unpack_ratio: float = expansion.RATIO
+    """Compressed tar and Parquet files are unpacked to at most this many times their size (and 64
+    MiB in any case)."""
     attempts: int = 5
     """Attempts at a read that fails for a transient reason."""
     backoff: float = 0.5
@@ -70,7 +74,7 @@ def fetch(
             # Requests to S3 are repeated by their client; this repeats reads from disks, and reads
             # that returned too few bytes.
             data = tenacity.Retrying(**policy.tenacity_settings())(
-                _read, uri, member, size, settings.max_bytes, file_version(version)
+                _read, uri, member, size, settings, file_version(version)
             )
     except Changed as error:
         raise Failure("changed", f"it is not the file that was listed: {error.message}") from None
@@ -99,8 +103,11 @@ def _too_large(size: int, limit: int) -> Failure:
     return Failure("too_large", message)
 
 
-def _read(uri: str, member: int | None, size: int | None, limit: int, version: str | None) -> bytes:
+def _read(
+    uri: str, member: int | None, size: int | None, settings: FetchSettings, version: str | None
+) -> bytes:
     """`version` is that of the file or of the whole archive."""
+    limit = settings.max_bytes
     location, name = uris.parse(uri)
     if name is None:
         data = files.read_bytes(location, version=version, limit=limit)
@@ -121,7 +128,7 @@ def _read(uri: str, member: int | None, size: int | None, limit: int, version: s
         # An archive that was rewritten since it was opened is opened again.
         version = version or files.describe(location).version
         with _OPEN_LOCK:  # otherwise every thread that misses the cache unpacks the archive
-            container = _container(location, uris.column(uri), version)
+            container = _container(location, uris.column(uri), version, settings.max_unpack_ratio)
         try:
             return container.read(name, member, limit)
         finally:  # what its directory points to may have been overwritten
@@ -143,11 +150,11 @@ _OPEN_LOCK = threading.Lock()
 
 
 @functools.lru_cache(maxsize=4)  # an open archive keeps its directory and a few blocks in memory
-def _container(location: str, column: str | None, version: str) -> _Container:
+def _container(location: str, column: str | None, version: str, ratio: float) -> _Container:
     lower = location.lower()
     file = files.open_read(location, version)
     if lower.endswith(ZIP):
         return ZipReader(file)
     if lower.endswith(PARQUET):
-        return ParquetReader(file, column)
-    return TarReader(file)
+        return ParquetReader(file, column, ratio)
+    return TarReader(file, ratio)

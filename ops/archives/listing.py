@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from ops.archives import parquet_rows, tar_members, zip_members
 from ops.archives.damage import raise_unless_damage
 from ops.archives.entry import PARQUET, ZIP, Entry, Search, is_container
+from ops.archives.expansion import Expands
 from ops.archives.system_files import SYSTEM_FILES, is_system_file
 from ops.archives.tally import Tally
 from ops.storage import files, s3, uris
@@ -83,10 +84,11 @@ def _members(
     """The members of one container; what ends the list becomes an entry that describes it."""
     lower = location.lower()
     if lower.endswith(PARQUET):
-        found = parquet_rows.rows(location, item, tally, search.column)
+        found = parquet_rows.rows(location, item, tally, search.column, search.unpack_ratio)
+    elif lower.endswith(ZIP):
+        found = zip_members.members(location, item, tally)
     else:
-        read = zip_members.members if lower.endswith(ZIP) else tar_members.members
-        found = read(location, item, tally)
+        found = tar_members.members(location, item, tally, search.unpack_ratio)
     try:
         for entry in found:
             yield entry._replace(name=prefix + entry.name) if prefix else entry
@@ -100,6 +102,8 @@ def _problem(location: str, error: Exception) -> str:
     denied = error if isinstance(error, StorageError) else error.__context__
     if isinstance(denied, StorageError) and _is_of_one_object(denied):
         return f"{location} cannot be opened: {denied.message}"
+    if isinstance(error, Expands):
+        return f"{error}; what was listed before that is still scored"
     raise_unless_damage(error)
     return f"the archive is damaged ({error}); what was listed before it is still scored"
 

@@ -6,6 +6,7 @@ member that it names.
 
 from __future__ import annotations
 
+import io
 import posixpath
 import tarfile
 import tempfile
@@ -13,8 +14,10 @@ import threading
 from collections.abc import Iterator, Set
 from typing import IO, Any, NamedTuple
 
+from ops.archives import expansion
 from ops.archives.damage import is_damage, raise_unless_damage
 from ops.archives.entry import Entry, plain_name
+from ops.archives.expansion import Expands
 from ops.archives.tally import Tally
 from ops.archives.tar_stream import Header, gzip_checksum, headers, unpacked
 from ops.failure import Failure
@@ -91,7 +94,9 @@ class Link(NamedTuple):
         return cls(info.name, target, info.offset, info.islnk())
 
 
-def members(location: str, item: Stored, tally: Tally) -> Iterator[Entry]:
+def members(
+    location: str, item: Stored, tally: Tally, ratio: float = expansion.RATIO
+) -> Iterator[Entry]:
     """Stream the regular members of a tar, then its links.
 
     Raises an error for which `is_damage` holds after what can be listed.
@@ -100,7 +105,7 @@ def members(location: str, item: Stored, tally: Tally) -> Iterator[Entry]:
     damage: Exception | None = None
     with files.open_read(location) as file:
         checksum = gzip_checksum(file, item.bytes)
-        stream = unpacked(file)
+        stream = unpacked(file, ratio)
         # `fetch` reads members at their offsets from a file that is called .tar.
         by_offset = stream is file or not location.lower().endswith(".tar")
 
@@ -124,7 +129,7 @@ def members(location: str, item: Stored, tally: Tally) -> Iterator[Entry]:
             raise_unless_damage(error)
             damage = error
     if links:
-        for name, place in _linked(location, links):
+        for name, place in _linked(location, links, ratio):
             if place:
                 yield entry(name, place)
             else:
@@ -133,11 +138,11 @@ def members(location: str, item: Stored, tally: Tally) -> Iterator[Entry]:
         raise damage
 
 
-def _linked(location: str, links: list[Link]) -> Iterator[tuple[str, Place | None]]:
+def _linked(location: str, links: list[Link], ratio: float) -> Iterator[tuple[str, Place | None]]:
     """The place that each link leads to."""
     with files.open_read(location) as file:
         wanted = {link.target for link in links if link.target}
-        places = _places(unpacked(file), wanted)
+        places = _places(unpacked(file, ratio), wanted)
     by_name = {plain_name(link.name): link for link in links}
     for link in links:
         yield link.name, _follow(link, places, by_name)
@@ -173,10 +178,11 @@ def _follow(
 class TarReader:
     """Reads members of a tar through its headers; a compressed tar is unpacked to disk first."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], ratio: float = expansion.RATIO) -> None:
         self.file = file
-        stream = unpacked(file)
-        self._file = file if stream is file else _unpack(stream)
+        stream = unpacked(file, ratio)
+        self._too_large: Expands | None = None
+        self._file = file if stream is file else self._unpack(stream)
         self._lock = threading.Lock()
         self._members: dict[str | int, Place] = {}  # by name and by number
 
@@ -188,8 +194,31 @@ class TarReader:
             else:
                 if not self._members:
                     self._members = self._scan()
-                place = self._members[name if member is None else member]
+                key = name if member is None else member
+                if self._too_large and key not in self._members:
+                    raise Failure("too_large", f"its archive was not unpacked: {self._too_large}")
+                place = self._members[key]
+            if self._too_large and place.end > self._file.seek(0, io.SEEK_END):
+                raise Failure("too_large", f"its archive was not unpacked: {self._too_large}")
             return place.read(self._file, limit)
+
+    def _unpack(self, stream: IO[bytes]) -> IO[bytes]:
+        """What can be unpacked of a compressed file, on disk. Zeros become holes."""
+        plain: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as its reader
+        try:
+            while chunk := stream.read1(2**12):  # type: ignore[attr-defined]
+                if chunk.count(0) < len(chunk):
+                    plain.write(chunk)
+                else:
+                    plain.seek(len(chunk), io.SEEK_CUR)
+        except Expands as error:
+            self._too_large = error
+        except Exception as error:
+            if not is_damage(error):
+                raise
+            # truncated or damaged: the members before that can still be read
+        plain.truncate()  # a hole at the end counts
+        return plain
 
     def _at(self, offset: int) -> Place:
         """The member whose header begins at an offset."""
@@ -220,19 +249,6 @@ class TarReader:
             if link.name not in members and (target := _follow(link, plain, by_name)):
                 members[link.name] = target
         return members
-
-
-def _unpack(stream: IO[bytes]) -> IO[bytes]:
-    """What can be unpacked of a compressed file, on disk."""
-    plain: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as its reader
-    try:
-        while chunk := stream.read1(2**12):  # type: ignore[attr-defined]
-            plain.write(chunk)
-    except Exception as error:
-        if not is_damage(error):
-            raise
-        # truncated or damaged: the members before that can still be read
-    return plain
 
 
 def _read_exactly(file: IO[bytes], start: int, count: int) -> bytes:

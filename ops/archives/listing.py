@@ -16,11 +16,23 @@ from ops.archives.expansion import Expands
 from ops.archives.system_files import SYSTEM_FILES, is_system_file
 from ops.archives.tally import Tally
 from ops.storage import files, s3, uris
-from ops.storage.storage_errors import AccessDenied, IsFolder, NotFound, StorageError
+from ops.storage.storage_errors import (
+    AccessDenied,
+    Changed,
+    IsFolder,
+    NotFolder,
+    NotFound,
+    NotRegular,
+    StorageError,
+)
 from ops.storage.versions import Stored
 
 IMAGE_SUFFIXES = (
     ".png .jpg .jpeg .jpe .jfif .bmp .dib .tif .tiff .webp .gif .pgm .ppm .pnm .jp2 .j2k .avif"
+)
+#: Errors that say nothing about other files. S3 answers EINVAL to a bad request.
+_OF_ONE_OBJECT = frozenset(
+    {errno.EINVAL, errno.EIO, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.ESTALE}
 )
 #: Why files of the command's own output folder give no rows.
 OWN_OUTPUT = "files of the output folder"
@@ -65,6 +77,8 @@ def _folder(location: str, search: Search, tally: Tally) -> Iterator[Entry]:
             yield from _members(inside, item, f"{name}/", search, tally)
     for error in closed:
         name = os.path.relpath(error.location, location)
+        if name in own or name.startswith(own_folders):
+            continue
         problem = f"the folder {error.location} cannot be listed ({error.message})"
         yield Entry(name, uris.make(error.location), None, "", None, problem)
 
@@ -109,5 +123,6 @@ def _problem(location: str, error: Exception) -> str:
 
 
 def _is_of_one_object(error: StorageError) -> bool:
-    """Whether other objects can be expected to be readable. S3 answers EINVAL to a bad request."""
-    return isinstance(error, (AccessDenied, NotFound, IsFolder)) or error.errno == errno.EINVAL
+    """Whether other objects can be expected to be readable."""
+    kinds = (AccessDenied, Changed, IsFolder, NotFolder, NotFound, NotRegular)
+    return isinstance(error, kinds) or error.errno in _OF_ONE_OBJECT

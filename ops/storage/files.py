@@ -116,8 +116,8 @@ def listing(
     """Stream every file below a folder or prefix; never holds more than one page of them.
 
     Links to files count as files; links to folders are not followed. What is no file is counted in
-    `left_out` by its kind. A folder within that cannot be listed joins `closed`, if it is given,
-    and raises its error otherwise.
+    `left_out` by its kind. A folder within that cannot be listed, or not wholly, adds its error to
+    `closed`, if it is given, and raises it otherwise. If the place itself is gone, that is raised.
     """
     left_out = Counter() if left_out is None else left_out
     if is_s3(location):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
@@ -12,9 +11,9 @@ from typing import IO
 
 from ops.storage import versions
 from ops.storage.storage_errors import (
-    AccessDenied,
     Changed,
     IsFolder,
+    NotFolder,
     NotFound,
     NotRegular,
     StorageError,
@@ -29,6 +28,11 @@ _SPECIAL = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+
+
+#: Why an entry of a folder gives no file.
+VANISHED = "files and folders that vanished while they were listed"
+UNKNOWN = "files whose size and time cannot be read"
 
 
 def open_read(location: str, version: str | None = None) -> IO[bytes]:
@@ -110,31 +114,50 @@ def listing(
         path = os.path.join(location, folder)
         try:
             with storage_errors(path):
-                scan = os.scandir(path)
-        except (AccessDenied, NotFound) as error:
+                yield from _folder(path, folder, folders, left_out)
+        except StorageError as error:
             if closed is None or not folder:
                 raise
-            if isinstance(error, AccessDenied):  # one that is gone since it was listed is no loss
-                closed.append(error)
-            continue
-        with storage_errors(path), scan as entries:
-            for entry in entries:
-                name = f"{folder}{entry.name}"
+            if isinstance(error, (NotFound, NotFolder)):
+                left_out[VANISHED] += 1
+                continue
+            with storage_errors(location):
+                os.stat(location)  # raises if all is gone, such as a mount
+            closed.append(error)
+
+
+def _folder(path: str, folder: str, folders: list[str], left_out: Counter[str]) -> Iterator[Stored]:
+    """The files of one folder; its folders join `folders`. Raises its first error at the end."""
+    failed: OSError | None = None
+    with os.scandir(path) as entries:
+        for entry in entries:
+            name = f"{folder}{entry.name}"
+            try:
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(f"{name}/")
-                elif _is_file(entry):
-                    with contextlib.suppress(FileNotFoundError):  # removed since it was listed
-                        status = entry.stat()
-                        yield Stored(name, status.st_size, versions.of_file(status))
-                else:
+                    continue
+                if not _is_file(entry):
                     left_out[_kind(entry)] += 1
+                    continue
+                status = entry.stat()
+            except FileNotFoundError:
+                left_out[VANISHED] += 1
+            except OSError as error:
+                left_out[UNKNOWN] += 1
+                failed = failed or error
+            else:
+                yield Stored(name, status.st_size, versions.of_file(status))
+    if failed:
+        raise failed
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
     """What an entry of a folder is that is neither a folder nor a file."""
     if not entry.is_symlink():
         return "devices, pipes and sockets"
-    return "links to folders" if os.path.isdir(entry.path) else "links to nothing"
+    if os.path.isdir(entry.path):
+        return "links to folders"
+    return "links to nothing"
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:

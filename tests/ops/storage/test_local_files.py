@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import socket
+import tracemalloc
+from collections import Counter
 
 import pytest
 
 from ops.storage import files, local_files
-from ops.storage.storage_errors import Changed, IsFolder, NotRegular, TooLarge
+from ops.storage.storage_errors import (
+    AccessDenied,
+    Changed,
+    IsFolder,
+    NotRegular,
+    StorageError,
+    TooLarge,
+)
 
 GIB = 2**30
 
@@ -115,3 +125,118 @@ def test_a_file_whose_size_the_kernel_does_not_tell_is_read():
     assert b"Max open files" in files.read_bytes("/proc/self/limits", limit=10_000)
     with pytest.raises(TooLarge, match="101 bytes are more than the limit of 100"):
         files.read_bytes("/proc/self/limits", limit=100)
+
+
+def listed(place):
+    """Names, counts of what was left out, and errors of folders, of a listing."""
+    left_out, closed = Counter(), []
+    found = files.listing(str(place), left_out, closed)
+    return sorted(item.name for item in found), dict(left_out), closed
+
+
+@pytest.fixture
+def parts(tmp_path):
+    """A folder of two pictures beside the folder `sub`, which holds another."""
+    place = tmp_path / "parts"
+    for name in ("a.png", "z/b.png", "sub/c.png"):
+        files.write_bytes(str(place / name), b"1")
+    return place
+
+
+def failing(monkeypatch, number, match, root_fails=False):
+    """Make `scandir` of one folder fail, and `stat` of the root if asked to."""
+    scan, status = os.scandir, os.stat
+
+    def scandir(path):
+        if str(path).rstrip("/").endswith(match):
+            raise OSError(number, os.strerror(number), path)
+        return scan(path)
+
+    def stat(path, *more, **options):
+        if root_fails:
+            raise OSError(number, os.strerror(number), path)
+        return status(path, *more, **options)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.setattr(os, "stat", stat)
+
+
+@pytest.mark.parametrize(
+    "number",
+    [errno.EACCES, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ELOOP, errno.ENAMETOOLONG],
+)
+def test_a_folder_that_cannot_be_listed_is_told_and_the_listing_goes_on(parts, monkeypatch, number):
+    failing(monkeypatch, number, "/sub")
+    names, left_out, (error,) = listed(parts)
+    assert (names, left_out) == (["a.png", "z/b.png"], {})
+    assert (error.location, error.message) == (f"{parts}/sub/", os.strerror(number))
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ENOTDIR])
+def test_a_folder_that_vanishes_is_counted(parts, monkeypatch, number):
+    failing(monkeypatch, number, "/sub")
+    assert listed(parts) == (["a.png", "z/b.png"], {local_files.VANISHED: 1}, [])
+
+
+@pytest.mark.parametrize("number", [errno.ENOTCONN, errno.ESTALE, errno.EIO])
+def test_a_mount_that_goes_away_ends_the_listing(parts, monkeypatch, number):
+    failing(monkeypatch, number, "/sub", root_fails=True)
+    with pytest.raises(StorageError, match=f"^{parts}: {os.strerror(number)}"):
+        listed(parts)
+
+
+def test_folders_deeper_than_a_path_can_be_are_told(tmp_path, monkeypatch):
+    (tmp_path / "a.png").touch()
+    monkeypatch.chdir(tmp_path)
+    for _ in range(20):
+        os.mkdir("d" * 250)
+        os.chdir("d" * 250)
+        open("x.png", "w").close()
+    names, _, (error,) = listed(tmp_path)
+    assert "a.png" in names
+    assert 14 <= len(names) <= 17
+    assert error.message == "File name too long"
+    monkeypatch.chdir(tmp_path)
+
+
+def test_files_whose_state_cannot_be_read_are_counted_and_their_folder_is_told(parts, monkeypatch):
+    class Entry:
+        def __init__(self, entry):
+            self._entry = entry
+
+        def __getattr__(self, name):
+            return getattr(self._entry, name)
+
+        def stat(self):
+            number = {"a.png": errno.EACCES, "c.png": errno.ENOENT}.get(self.name)
+            if number:
+                raise OSError(number, os.strerror(number), self.path)
+            return self._entry.stat()
+
+    class Scan(list):
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    scan = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: Scan(map(Entry, scan(path))))
+    with pytest.raises(AccessDenied):
+        listed(parts)  # of the root itself
+    (parts / "z" / "a.png").touch()
+    (parts / "a.png").rename(parts / "d.png")
+    names, left_out, (error,) = listed(parts)
+    assert names == ["d.png", "z/b.png"]
+    assert left_out == {local_files.UNKNOWN: 1, local_files.VANISHED: 1}
+    assert error.location == f"{parts}/z/"
+
+
+@pytest.mark.slow
+def test_a_folder_of_many_files_is_listed_as_a_stream(tmp_path):
+    for number in range(200_000):
+        os.close(os.open(tmp_path / f"{number}.png", os.O_CREAT))
+    tracemalloc.start()
+    assert sum(1 for _ in files.listing(str(tmp_path))) == 200_000
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()

@@ -18,8 +18,9 @@ import pyarrow as pa
 from pyarrow import csv
 
 from jobs.cli import entry
-from jobs.cli.console import echo, shown
+from jobs.cli.console import echo
 from ops.errors import SettingError, UserError
+from ops.plain_text import printable, spreadsheet_cell
 from ops.results import score_table
 from ops.results.calibration import promised_rate
 from ops.storage import files, parquet
@@ -54,6 +55,9 @@ class Settings:
     """Only images of this inventory file; scores may be of images that are no longer archived."""
     output: str = ""
     """The .parquet or .csv file to write, a path or s3:// URI; default: the screen."""
+    raw: bool = False
+    """Write the text of a .csv file as it is. Else what a spreadsheet would take for a formula gets
+    a leading ', and control characters are escaped."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -76,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
             rules=_verdict_rules(settings, out, model_id),
             only=settings.inventory,
         )
-        written = _write(settings.output, rows) if settings.output else _show(rows)
+        written = _write(settings.output, rows, settings.raw) if settings.output else _show(rows)
     if not written:
         echo(f"no such image under model {model_id}")
     elif settings.output:
@@ -108,8 +112,8 @@ def _warn_of_few_held_out(rate: float, held_out: dict[str, int]) -> None:
         worst = max(higher, key=lambda product: higher[product])
         echo(
             f"warning: {len(higher)} of {len(held_out)} products have too few held-out images for "
-            f"a false-alarm rate of {rate:g}, such as {shown(worst)}: its {held_out[worst]} images "
-            f"promise {higher[worst]:.3g}, which is used"
+            f"a false-alarm rate of {rate:g}, such as {printable(worst)}: its "
+            f"{held_out[worst]} images promise {higher[worst]:.3g}, which is used"
         )
 
 
@@ -126,15 +130,29 @@ def _held_out(out: Out, model_id: str) -> dict[str, int]:
     )
 
 
-def _write(location: str, rows: Iterator[pa.RecordBatch]) -> int:
+def _write(location: str, rows: Iterator[pa.RecordBatch], raw: bool) -> int:
     if location.endswith(".parquet"):
         return parquet.write(location, score_table.SCHEMA, rows)
     written = 0
     with files.staged(location) as path, csv.CSVWriter(path, score_table.SCHEMA) as writer:
         for batch in rows:
-            writer.write_batch(batch)
+            writer.write_batch(batch if raw else _with_safe_cells(batch))
             written += len(batch)
     return written
+
+
+def _with_safe_cells(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Rows whose text no spreadsheet takes for a formula."""
+    columns = map(_safe_cells, batch.columns)
+    return pa.RecordBatch.from_arrays(list(columns), schema=batch.schema)
+
+
+def _safe_cells(values: pa.Array) -> pa.Array:
+    if not pa.types.is_string(values.type):
+        return values
+    coded = values.dictionary_encode()
+    safe = [spreadsheet_cell(text) for text in coded.dictionary.to_pylist()]
+    return pa.array(safe, pa.string()).take(coded.indices)
 
 
 def _show(rows: Iterator[pa.RecordBatch]) -> int:
@@ -145,8 +163,9 @@ def _show(rows: Iterator[pa.RecordBatch]) -> int:
         score = "-" if row["score"] is None else f"{row['score']:.6g}"
         p_value = "-" if row["p_value"] is None else f"{row['p_value']:.3g}"
         bad = {True: "yes", False: "no", None: "-"}[row["is_anomalous"]]
-        product = str(row["product"] or "-")[:16]
-        echo(f"{score:>12} {p_value:>7} {bad:>3} {row['status']:12} {product:16} {row['uri']}")
+        product, uri = printable(row["product"] or "-")[:16], printable(row["uri"])
+        status = printable(row["status"])
+        echo(f"{score:>12} {p_value:>7} {bad:>3} {status:12} {product:16} {uri}")
     return len(printed)
 
 

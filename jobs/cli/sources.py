@@ -8,7 +8,7 @@ import tempfile
 from dataclasses import dataclass, replace
 
 from jobs.cli import locations
-from jobs.cli.console import Progress, echo, shown
+from jobs.cli.console import Progress, echo
 from ops.archives import expansion
 from ops.archives.entry import Search
 from ops.archives.inventory import Inventory
@@ -16,6 +16,7 @@ from ops.archives.layouts import GOOD, LAYOUTS, Layout, PathParser, composed, tr
 from ops.archives.listing import IMAGE_SUFFIXES, path_below
 from ops.archives.tally import Tally
 from ops.errors import SettingError
+from ops.plain_text import printable
 from ops.storage import files, s3
 from ops.storage.paths import Out
 from pipelines.tables import take_inventory
@@ -139,22 +140,22 @@ def take(listing: Listing, out: str, progress: Progress) -> Tally:
         echo(f"{tally.skipped_frames} frames of clips left out by the layout's frame step")
     if tally.other_files:
         endings = ", ".join(
-            f"{n} {shown(suffix)}" for suffix, n in tally.other_suffixes.most_common(20)
+            f"{n} {printable(suffix)}" for suffix, n in tally.other_suffixes.most_common(20)
         )
         echo(f"{tally.other_files} other files left out ({endings})")
     for reason, count in tally.left_out.most_common():
         echo(f"left out: {count} {reason}")
     for column, count in tally.columns.most_common(20):
-        echo(f"images are taken from column {shown(column)} of {count} Parquet files")
+        echo(f"images are taken from column {printable(column)} of {count} Parquet files")
     if tally.unmatched:
         echo(
             f"warning: {tally.unmatched} images do not match the pattern and have no product, "
-            f"such as {shown(tally.example_unmatched)}"
+            f"such as {printable(tally.example_unmatched)}"
         )
     if tally.problems:
         echo(
             f"warning: {tally.problems} archives cannot be read, or not to their end; the row of "
-            f"each has the reason, such as: {shown(tally.example_problem)}"
+            f"each has the reason, such as: {printable(tally.example_problem)}"
         )
     return tally
 

@@ -16,6 +16,7 @@ from jobs.tracking import pyfunc
 from jobs.tracking.record import Record, flat, redact
 from ops.detectors.model_folder import Model, read_model, versions, write_model
 from ops.errors import UserError
+from ops.plain_text import printable
 from ops.storage import files, s3
 from ops.storage.paths import Out
 from ops.storage.storage_errors import NotFound, storage_errors
@@ -35,7 +36,12 @@ def _troubles() -> Iterator[list[str]]:
     try:
         yield troubles
     except Exception as error:
-        troubles.append(redact(str(error))[:300])
+        troubles.append(_told(error)[:300])
+
+
+def _told(value: object) -> str:
+    """A value as the tracker or a log gets it: without secrets and control characters."""
+    return printable(redact(str(value)))
 
 
 def tracking_uri(out: str) -> str | None:
@@ -71,8 +77,8 @@ class Tracker:
     def deliver(self, record: Record) -> str | None:
         """Send a record and all spooled ones to MLflow; the run's id, or None if it was spooled."""
         record.ended_ms = record.ended_ms or int(time.time() * 1000)
-        record.params = {name: redact(str(value)) for name, value in record.params.items()}
-        record.tags = {name: redact(str(value)) for name, value in record.tags.items()}
+        record.params = {name: _told(value) for name, value in record.params.items()}
+        record.tags = {name: _told(value) for name, value in record.tags.items()}
         run_id: str | None = None
         with _troubles() as troubles:
             run_id = self._log(record)

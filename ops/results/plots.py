@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ops.plain_text import printable
 from ops.results.metrics import Curve, Floats
 
 PRO_LIMIT = 0.3
@@ -62,7 +63,7 @@ def draw_separation(separation: Separation) -> bytes:
     from matplotlib.figure import Figure  # noqa: PLC0415 - takes a second, and only plots need it
 
     figure = Figure(figsize=(13.5, 4.2), layout="constrained")
-    figure.suptitle(separation.product, parse_math=False)
+    figure.suptitle(printable(separation.product), parse_math=False)
     roc, pro, scores = figure.subplots(1, 3)
     _roc_panel(roc, separation)
     _pro_panel(pro, separation.pro)
@@ -75,7 +76,7 @@ def draw_shift(shift: Shift) -> bytes:
     from matplotlib.figure import Figure  # noqa: PLC0415 - takes a second, and only plots need it
 
     figure = Figure(figsize=(11, 4.6), layout="constrained")
-    figure.suptitle(shift.product, parse_math=False)
+    figure.suptitle(printable(shift.product), parse_math=False)
     values, images = figure.subplots(1, 2)
     _histograms(values, shift)
     _scatter(images, shift)

@@ -20,6 +20,7 @@ from markupsafe import Markup
 
 from ops.archives.fetch import FetchSettings
 from ops.failure import STATUSES
+from ops.plain_text import printable
 from ops.progress import ProgressCallback
 from ops.storage import files
 from ops.storage.paths import Out
@@ -119,7 +120,7 @@ def _hash(text: str) -> str:
 def _escape_control_characters(value: Any) -> Any:
     """Text with control characters, also those for the direction of writing, as escapes."""
     if isinstance(value, str) and not isinstance(value, Markup):
-        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in value)
+        return printable(value)
     return value
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+
 import pyarrow.parquet as pq
 import pytest
 
@@ -101,3 +103,26 @@ def test_what_cannot_be_asked_is_told(leave, nights, words, sentence, exit_code)
     assert code == exit_code
     assert sentence in err
     assert err.startswith("error: ")
+
+
+HOSTILE = "=1+1\x1b[2J\u202e\nx"
+
+
+def test_hostile_names_are_escaped_on_the_screen_and_in_csv(leave, nights):
+    hostile = [row(f"u/{HOSTILE}", product=HOSTILE, score=99.0)]
+    publish(nights, 0, hostile)
+    code, said, _ = leave("query", "--limit", "1")
+    assert code == 0
+    shown_name = "=1+1\\x1b[2J\\u202e\\nx"
+    assert said.splitlines()[1].split()[-2:] == [shown_name[:16], f"u/{shown_name}"]
+    assert leave("query", "--limit", "1", "--output", "a.csv")[0] == 0
+    (read,) = rows_of("a.csv")
+    assert (read["product"], read["uri"]) == (f"'{shown_name}", f"u/{shown_name}")
+    assert leave("query", "--limit", "1", "--output", "a.csv", "--raw", "true")[0] == 0
+    (read,) = rows_of("a.csv")
+    assert (read["product"], read["uri"]) == (HOSTILE, f"u/{HOSTILE}")
+
+
+def rows_of(name):
+    with open(name, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))

@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeVar
 
 from jobs.cli.console import echo
 from jobs.cli.parser import Parser
+from jobs.tracking.redact import redact
 from ops.errors import UserError
 from ops.plain_text import printable
 from ops.storage import s3
@@ -106,10 +107,13 @@ def _remedy(error: Exception) -> str:
 
 
 class _OneLine(logging.Formatter):
-    """Formats a log record as one line without control characters; a traceback may follow."""
+    """Formats a log record as one line without secrets and control characters.
+
+    A traceback may follow.
+    """
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - as in the base
-        return printable(super().formatMessage(record))
+        return printable(redact(super().formatMessage(record)))
 
 
 def start(job: Callable[[Sequence[str]], int]) -> NoReturn:
@@ -128,7 +132,7 @@ def start(job: Callable[[Sequence[str]], int]) -> NoReturn:
     except (UserError, OSError) as error:
         if not _is_mendable(error) or os.environ.get("NIGHTLOUPE_LOG") == "DEBUG":
             raise
-        echo(f"error: {printable(str(error))}{_remedy(error)}")
+        echo(f"error: {printable(redact(str(error)))}{_remedy(error)}")
         code = error.exit_code if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
         echo("stopped; start the same command again to continue")

@@ -13,7 +13,8 @@ from dataclasses import asdict
 from typing import Any
 
 from jobs.tracking import pyfunc
-from jobs.tracking.record import Record, flat, redact
+from jobs.tracking.record import Record, flat
+from jobs.tracking.redact import redact
 from ops.detectors.model_folder import Model, read_model, versions, write_model
 from ops.errors import UserError
 from ops.plain_text import printable

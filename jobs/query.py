@@ -12,7 +12,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 from pyarrow import csv
@@ -119,13 +118,11 @@ def _warn_of_few_held_out(rate: float, held_out: dict[str, int]) -> None:
 
 def _held_out(out: Out, model_id: str) -> dict[str, int]:
     """How many images of each product were held out for a model, from the record of a run."""
-    place = out.runs()
-    for name in reversed(files.names(place)):
-        record: dict[str, Any] = files.read_json(files.join(place, name))
+    for record in reversed(run_records.every(out)):
         if record["model_id"] == model_id and "held_out" in record:
             return dict(record["held_out"])
     raise UserError(
-        f"no run in {place} records the held-out images of model {model_id}; "
+        f"no run in {out.runs()} records the held-out images of model {model_id}; "
         """name thresholds by product: --threshold '{"PRODUCT": 1.5}'"""
     )
 

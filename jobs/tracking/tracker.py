@@ -24,6 +24,8 @@ from ops.storage.storage_errors import NotFound, storage_errors
 
 log = logging.getLogger(__name__)
 EXPERIMENT = "nightloupe"
+#: Names of spooled records; other files, of systems and editors, stay where they are.
+_SPOOLED = re.compile(r"[0-9a-f]{32}\.json")
 
 
 @contextlib.contextmanager
@@ -96,7 +98,7 @@ class Tracker:
 
     def _deliver_spooled(self) -> None:
         spool = self.out.spool()
-        for name in files.names(spool):
+        for name in filter(_SPOOLED.fullmatch, files.names(spool)):
             record = Record(**files.read_json(files.join(spool, name)))
             client = self._client()
             if run_id := self._ended(client, record):

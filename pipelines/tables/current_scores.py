@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from pipelines.tables.database import opened as database_opened
 
 #: Defines `current_scores(model)` and `current_keys(model)`; people may run the same file.
 MACROS = Path(__file__).parents[2] / "deploy" / "sql" / "duckdb.sql"
+#: Where a published table lies; other files, of systems and editors, are left alone.
+_TABLE = re.compile(r"(?:.*/)?part-\d+\.parquet", re.ASCII)
 #: Absorbs rounding: p-values are multiples of 1 / (1 + held-out images).
 _ROUNDING = 1e-12
 #: Errors of DuckDB at a condition whose types do not fit, or whose values do not.
@@ -50,8 +53,7 @@ class VerdictRule:
 def published(out: Out) -> list[str]:
     """All published tables, oldest night first."""
     names = files.names(out.scores())
-    tables = (name for name in names if name.rpartition("/")[2].startswith("part-"))
-    return [files.join(out.scores(), name) for name in tables]
+    return [files.join(out.scores(), name) for name in names if _TABLE.fullmatch(name)]
 
 
 @contextlib.contextmanager

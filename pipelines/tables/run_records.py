@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,9 @@ from ops.errors import UserError
 from ops.storage import files
 from ops.storage.paths import Out
 from ops.storage.storage_errors import NotFound
+
+#: Names of records: no hidden files, copies of editors, or files in folders.
+_RECORD = re.compile(r"[^./#~][^/]*\.json")
 
 
 def finished(out: Out, run_id: str = "") -> dict[str, Any]:
@@ -20,7 +24,7 @@ def finished(out: Out, run_id: str = "") -> dict[str, Any]:
         return latest(out, 1)[0]
     if not files.exists(out.run(run_id)):
         raise NotFound(f"{out.root} holds no run {run_id}; its runs lie in {out.runs()}")
-    record: dict[str, Any] = files.read_json(out.run(run_id))
+    record = _read(out.run(run_id))
     if not record.get("totals"):
         raise UserError(f"run {run_id} is not finished; start its jobs.score command again")
     return record
@@ -58,10 +62,37 @@ def started_after(out: Out, record: Mapping[str, Any]) -> list[str]:
     return [str(other["run_id"]) for other in _finished(out) if str(other["started"]) > start]
 
 
+def every(out: Out) -> list[dict[str, Any]]:
+    """Records of all runs in order of their ids; files of other names are left alone.
+
+    Raises UserError that names a file which is no record.
+    """
+    return [_read(files.join(out.runs(), name)) for name in _names(out.runs())]
+
+
 def _finished(out: Out) -> list[dict[str, Any]]:
     """Records of all finished runs, the latest at the end."""
-    records = [files.read_json(files.join(out.runs(), name)) for name in files.names(out.runs())]
-    return sorted((r for r in records if r.get("totals")), key=lambda r: str(r["started"]))
+    return sorted((r for r in every(out) if r.get("totals")), key=lambda r: str(r["started"]))
+
+
+def _names(place: str) -> list[str]:
+    """Files that may be records: not those of systems and editors, and not in folders."""
+    return [name for name in files.names(place) if _RECORD.fullmatch(name)]
+
+
+def _read(location: str) -> dict[str, Any]:
+    record = files.read_json(location)
+    run_id = location.rpartition("/")[2].removesuffix(".json")
+    wrong = ""
+    if not isinstance(record, dict) or not {"run_id", "model_id", "started"} <= set(record):
+        wrong = "it is not the record of a run"
+    elif record["run_id"] != run_id:
+        wrong = f"it is the record of run {record['run_id']}, under another name"
+    elif not isinstance(record.get("totals") or {}, dict):
+        wrong = "its totals are no table"
+    if wrong:
+        raise UserError(f"{location}: {wrong}; restore it from a backup, or move it away")
+    return dict(record)
 
 
 def check_not_expired(record: Mapping[str, Any]) -> None:
@@ -76,6 +107,13 @@ def check_not_expired(record: Mapping[str, Any]) -> None:
 
 def last_night(out: Out) -> dict[str, Any]:
     """The record of the night that started last; empty if there is none."""
-    names = files.names(out.nights())
-    record: dict[str, Any] = files.read_json(files.join(out.nights(), names[-1])) if names else {}
-    return record
+    names = _names(out.nights())
+    if not names:
+        return {}
+    location = files.join(out.nights(), names[-1])
+    record: Any = files.read_json(location)
+    if not isinstance(record, dict):
+        raise UserError(
+            f"{location} is not the record of a night; restore it from a backup, or move it away"
+        )
+    return dict(record)

@@ -122,4 +122,4 @@ def _line(name: str, product: ProductCard, rate: float) -> str:
     known = product.calibration
     told = (known.threshold(rate), known.promised_rate(rate))
     cells = ["-" if value is None else f"{value:.4g}" for value in told]
-    return f"| {in_markdown(name)} | {len(known.scores)} | {cells[0]} | {cells[1]} |"
+    return f"| {in_markdown(name)} | {len(known.scores):,} | {cells[0]} | {cells[1]} |"

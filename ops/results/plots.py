@@ -151,7 +151,7 @@ def _score_histogram(panel: Any, separation: Separation) -> None:
     edges = np.histogram_bin_edges(both, bins=40)
     kinds = (("good", separation.good, _GOOD), ("defective", separation.defective, _DEFECTIVE))
     for kind, values, colour in kinds:
-        panel.hist(values, edges, color=colour, alpha=0.55, label=f"{len(values)} {kind}")
+        panel.hist(values, edges, color=colour, alpha=0.55, label=f"{len(values):,} {kind}")
     if separation.threshold is not None:
         label = f"the model's threshold {separation.threshold:.4g}"
         panel.axvline(separation.threshold, color="black", linestyle="--", label=label)

@@ -125,8 +125,11 @@ def _escape_control_characters(value: Any) -> Any:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A number with some significant digits; a dash for None."""
-    return "\N{EN DASH}" if value is None else f"{value:.{digits}g}"
+    """A number with some significant digits, or all of its whole part; a dash for None."""
+    if value is None:
+        return "\N{EN DASH}"
+    whole = 10**digits <= abs(value) < 10**15
+    return f"{value:,.0f}" if whole else f"{value:.{digits}g}"
 
 
 def count(value: int) -> str:

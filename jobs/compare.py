@@ -53,7 +53,8 @@ class Settings(CompareSettings):
     out: str = "out"
     """The output folder that jobs.score wrote to."""
     labels: str = ""
-    """An inventory file with labels, to count the wrong verdicts of both runs."""
+    """An inventory file with labels, to count the wrong verdicts of both runs. An image of a
+    version that it does not list is taken with the label of its address."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -115,6 +116,13 @@ def print_summary(compared: Compared) -> None:
         echo(_line(row))
     for line in _explanations(rows):
         echo(line)
+    if compared.other_versions:
+        echo(
+            f"{compared.other_versions} images are in both runs as different versions, which are "
+            "not paired;\n--join uri pairs them"
+        )
+    for sentence in compared.joined.sentences() if compared.joined else ():
+        echo(sentence)
     for row in _most_moved(compared.movers):
         places = f"from the {_place(row['rank_a'])} in A to the {_place(row['rank_b'])} in B"
         echo(f"moved: {printable(row['uri'])}, {places}")

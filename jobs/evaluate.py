@@ -51,7 +51,8 @@ class Settings:
     run: str = ""
     """Id of the run; default: the latest finished one."""
     inventory: str = ""
-    """An inventory file with labels and masks; default: the one that was scored."""
+    """An inventory file with labels and masks; default: the one that was scored. An image of a
+    version that it does not list is taken with the label of its address."""
     published: str = ""
     """Print published results below those of the run: `data set/preset` of
     deploy/published.toml, such as mvtec/patchcore-1."""
@@ -75,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
         labelled = Inventory(settings.inventory or record["inventory"]).read()
         scored = parquet.read(totals["table"])
         with Progress() as progress, connected(settings.cluster):
-            metrics, separations = evaluate.evaluate(
+            metrics, separations, joined = evaluate.evaluate(
                 scored,
                 labelled,
                 record.get("thresholds", {}),
@@ -96,6 +97,8 @@ def main(argv: Sequence[str]) -> int:
         if theirs:
             tracked.metrics |= {f"published.{k}": v for k, v in _metrics_of(theirs).items()}
     print_summary(metrics, theirs)
+    for sentence in joined.sentences():
+        echo(sentence)
     echo(f"metrics: {out.evaluation(run_id)}")
     echo(f"plots: {files.join(out.root, 'evaluations', run_id)}")
     return 0

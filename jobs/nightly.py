@@ -65,8 +65,7 @@ def _run_night(
             progress=progress,
             check_lock=check_lock,
         )
-        inventory = settings.inventory.removeprefix("file://")
-        Night(settings, tracker.out, model, inventory, hooks).run()
+        Night(settings, tracker.out, model, settings.inventory, hooks).run()
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pyarrow import csv
 
 from jobs.cli import entry
 from jobs.cli.console import echo
+from ops.archives.layouts import composed
 from ops.errors import SettingError, UserError
 from ops.plain_text import printable, spreadsheet_cell
 from ops.results import score_table
@@ -42,7 +43,8 @@ class Settings:
     product: str = ""
     """Only images of this product."""
     where: str = ""
-    """An SQL expression over the columns of the score table, such as "width > 1000"."""
+    """An SQL expression over the columns of the score table, such as "width > 1000". Products are
+    stored in Unicode's composed form, NFC."""
     limit: int | None = None
     """The largest number of rows; default: 20 on the screen, all in a file."""
     threshold: float | dict[str, float] | None = None
@@ -74,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
             database,
             model_id,
             where=settings.where,
-            product=settings.product,
+            product=composed(settings.product),
             limit=settings.limit or (None if settings.output else _SCREEN),
             rules=_verdict_rules(settings, out, model_id),
             only=settings.inventory,
@@ -95,7 +97,8 @@ def _verdict_rules(settings: Settings, out: Out, model_id: str) -> dict[str, Ver
     if threshold is None and rate is None:
         return {}
     if isinstance(threshold, dict):
-        return {product: VerdictRule(threshold=value) for product, value in threshold.items()}
+        rules = threshold.items()
+        return {composed(product): VerdictRule(threshold=value) for product, value in rules}
     held_out = _held_out(out, model_id)
     if rate is not None:
         _warn_of_few_held_out(rate, held_out)
@@ -120,7 +123,7 @@ def _held_out(out: Out, model_id: str) -> dict[str, int]:
     """How many images of each product were held out for a model, from the record of a run."""
     for record in reversed(run_records.every(out)):
         if record["model_id"] == model_id and "held_out" in record:
-            return dict(record["held_out"])
+            return {composed(name): count for name, count in record["held_out"].items()}
     raise UserError(
         f"no run in {out.runs()} records the held-out images of model {model_id}; "
         """name thresholds by product: --threshold '{"PRODUCT": 1.5}'"""

@@ -133,7 +133,7 @@ def file(*pages: tuple[list[bytes], dict, str], order: str = "<", big: bool = Fa
             data = values if isinstance(values, bytes) else b""
             if not data:
                 data = struct.pack(f"{order}{len(values)}{_TYPES[type_][1]}", *values)
-            count = len(values)
+            count = len(data) // _TYPES[type_][0]
             if len(data) > slot:
                 out += bytes(len(out) % 2)
                 at = len(out)

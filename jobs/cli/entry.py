@@ -11,6 +11,7 @@ from dataclasses import fields, is_dataclass
 from itertools import takewhile
 from typing import Any, NoReturn, TypeVar
 
+from jobs.cli import locations
 from jobs.cli.console import echo
 from jobs.cli.parser import Parser
 from jobs.tracking.redact import redact
@@ -36,6 +37,7 @@ def parse(
 
     The values of the settings in `words` may stand first without their names.
     Returns an instance of `kind`, and one of each of `groups`, whose settings are `--group.name`.
+    Raises SettingError for a place that is neither a path nor an s3:// URI.
     """
     prog = f"python -m {doc.split('python -m ', 1)[-1].split(maxsplit=1)[0]}"
     parser = Parser(description=doc, prog=prog)
@@ -46,7 +48,7 @@ def parse(
     parsed = parser.instantiate(parser.parse_args(argv))
     values = {name: value for name, value in vars(parsed).items() if name != "config"}
     of_groups = {name: values.pop(name) for name in groups or {}}
-    return kind(**values), of_groups
+    return kind(**locations.with_checked_places(values)), of_groups
 
 
 def check_access(settings: Any) -> None:

@@ -4,18 +4,44 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from ops.errors import SettingError
 from ops.storage import files, s3
 from ops.storage.storage_errors import StorageError
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
+#: Settings that name one place, apart from --archive.
+_ONE_PLACE = (
+    "out",
+    "output",
+    "inventory",
+    "model",
+    "model_folder",
+    "grow",
+    "labels",
+    "train_names",
+)
+#: Those that may also name a model of the registry.
+_REGISTERED = ("model", "grow")
 _GLOB = re.compile(r"[*?\[]")
 #: Host of a bucket in a web address, and host with the bucket as the first folder.
 _VIRTUAL = re.compile(r"https?://([^/]+)\.s3[.-][^/]*amazonaws\.com/(.*)")
 _BY_PATH = re.compile(r"https?://s3[.-][^/]*amazonaws\.com/(.+)")
 _GOOGLE = re.compile(r"https?://storage\.(?:googleapis|cloud\.google)\.com/(.+)")
 _GS = "with AWS_ENDPOINT_URL=https://storage.googleapis.com and an HMAC key of the bucket"
+
+
+def with_checked_places(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by name, of which each that names a place is `checked`, except --archive."""
+    places = {
+        name: checked(name, place)
+        for name in _ONE_PLACE
+        if isinstance(place := values.get(name), str)
+        and not (name in _REGISTERED and place.startswith("models:/"))
+    }
+    return {**values, **places}
 
 
 def checked(setting: str, place: str) -> str:
@@ -32,9 +58,9 @@ def checked(setting: str, place: str) -> str:
         _refuse(setting, place, f"write {os.path.expanduser(path)}: only a shell replaces ~")
     if (glob := _GLOB.search(path)) and not _exists(path):
         folder = path[: glob.start()].rpartition("/")[0] or "."
-        _refuse(
-            setting, place, f"name the folder, {folder}; --pattern and --suffixes choose its files"
-        )
+        several = f"name the folder, {folder}; --pattern and --suffixes choose its files"
+        one = "name one place, without * ? ["
+        _refuse(setting, place, several if setting == "archive" else one)
     return path
 
 

@@ -71,7 +71,7 @@ class Listing:
     def search(self) -> Search:
         """What is listed. Raises SettingError if an archive is itself written to."""
         own = tuple(
-            locations.checked(name, place)
+            place
             for name in ("out", "output", "model")
             if (place := getattr(self, name, "")) and not place.startswith("models:/")
         )
@@ -172,7 +172,7 @@ def check(given: str, listing: Listing) -> None:
 def inventory_of(given: str, listing: Listing, out: Out, progress: Progress) -> Inventory:
     """The given inventory, or a new one of the archives, kept under the hash of its content."""
     if given:
-        return Inventory(locations.checked("inventory", given))
+        return Inventory(given)
     with tempfile.TemporaryDirectory(prefix="nightloupe-") as folder:
         path = os.path.join(folder, "inventory.parquet")
         take(listing, path, progress)

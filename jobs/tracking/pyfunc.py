@@ -62,7 +62,8 @@ class PyfuncModel:
 
     def __init__(self, model: Model) -> None:
         card = model.card
-        self._read = Read(card.input, card.decode, FetchSettings(), set(card.products))
+        products, depths = set(card.products), card.bit_depths
+        self._read = Read(card.input, card.decode, FetchSettings(), products, depths=depths)
         self._detect = ScoreImages(_Held(model))
 
     def predict(self, data: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:  # noqa: ARG002 - as MLflow calls it

@@ -18,15 +18,22 @@ from ops.archives.parquet_rows import ParquetReader
 from ops.archives.tar_members import TarReader
 from ops.archives.zip_members import ZipReader
 from ops.failure import Failure
-from ops.storage import files, uris
+from ops.storage import files, s3, uris, versions
 from ops.storage.retry import RetryPolicy, retry_policy
 from ops.storage.storage_errors import (
+    AccessDenied,
     Archived,
     Changed,
     NotRegular,
     StorageError,
     TooLarge,
     Unavailable,
+)
+
+#: Note in the reason of a row whose file may be another than the listed one.
+OTHER_CHANGE_TIME = (
+    "it has the size and modification time that were listed, but another change time: after the "
+    "listing it was rewritten, moved or copied, or its mode changed"
 )
 
 
@@ -62,9 +69,10 @@ def fetch(
     """All bytes of one file or member of an archive.
 
     `member`, `size` and `version` are columns of the inventory. Without `member`, a member is
-    looked up by the name in its URI. With `version`, bytes of another version of the file or its
-    archive are not returned. `on_retry` is called before each retry of any request that the read
-    needs. Raises Failure (missing, changed, forbidden, unavailable, unreadable, too_large).
+    looked up by the name in its URI, and by the number there if it has one. With `version`, bytes
+    of another version of the file or its archive are not returned. `on_retry` is called before each
+    retry of any request that the read needs. Raises Failure (missing, changed, forbidden,
+    unavailable, unreadable, too_large).
     """
     if size is not None and size > settings.max_bytes:
         raise _too_large(size, settings.max_bytes)
@@ -86,8 +94,8 @@ def fetch(
         raise Failure("missing", "it was listed, but no longer exists") from None
     except Archived as error:
         raise Failure("forbidden", error.message) from None
-    except PermissionError:
-        raise Failure("forbidden", "the store denies access to it") from None
+    except AccessDenied as error:
+        raise Failure("forbidden", _denied(error)) from None
     except Unavailable as error:
         raise Failure("unavailable", str(error)) from None
     except OSError as error:
@@ -96,6 +104,32 @@ def fetch(
     if len(data) > settings.max_bytes:
         raise _too_large(len(data), settings.max_bytes)
     return data
+
+
+def _denied(error: AccessDenied) -> str:
+    """The address, what the store or file system told, and who may mend it."""
+    right = "s3:GetObject" if s3.is_s3(error.location) else "read permission"
+    remedy = "" if ";" in error.message else f"; the user of this process needs {right} on it"
+    return f"the store denies access to {error.location}: {error.message}{remedy}"
+
+
+def doubt(uri: str, version: str | None) -> str:
+    """A sentence if the file or archive that was read may be another than the listed one.
+
+    It says so if only the change time of a local file is another; empty otherwise.
+    """
+    is_doubted = _is_doubted(uris.parse(uri).location, file_version(version))
+    return OTHER_CHANGE_TIME if is_doubted else ""
+
+
+def _is_doubted(location: str, version: str | None) -> bool:
+    """Whether a local file has another change time than the listed one, and all else the same."""
+    if version is None or s3.is_s3(location):
+        return False
+    try:
+        return versions.differ_in_change_time(version, files.describe(location).version)
+    except StorageError:
+        return False  # it was removed
 
 
 def _too_large(size: int, limit: int) -> Failure:
@@ -109,12 +143,16 @@ def _read(
     """`version` is that of the file or of the whole archive."""
     limit = settings.max_bytes
     location, name = uris.parse(uri)
+    member = uris.member_number(uri) if member is None else member
     if name is None:
         data = files.read_bytes(location, version=version, limit=limit)
         if size is not None and len(data) < size and files.describe(location).bytes == size:
             raise StorageError(f"{len(data)} of {size} bytes arrived", location)
         return data
-    if member is not None and member >= 0 and size is not None and _is_plain_tar(location):
+    is_at = member is not None and member >= 0 and size is not None and _is_plain_tar(location)
+    if is_at and not _is_doubted(location, version):
+        assert member is not None
+        assert size is not None
         try:
             data = files.read_bytes(location, member, member + size, version)
         except OSError as error:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from ops.archives import listing
 from ops.archives.entry import PARQUET, Entry, Search
 from ops.archives.layouts import PathParser, composed
+from ops.archives.other_kinds import left_out_as
 from ops.archives.system_files import SYSTEM_FILES, is_system_file
 from ops.archives.tally import Tally
 from ops.errors import UserError
@@ -52,8 +53,10 @@ SCHEMA = pa.schema(
 )
 #: Metadata of an inventory: counts of the listing that it was made from, as JSON.
 TALLY = "nightloupe.listing"
-#: The order of an inventory in SQL. The rows of a container stay together, in its own order.
-ORDER = "product NULLS LAST, split_part(uri, '#', 1), member NULLS FIRST, uri"
+#: The order in SQL in which images are read: each container at a time, in its own order.
+READING_ORDER = "split_part(uri, '#', 1), member NULLS FIRST, uri"
+#: The order of an inventory in SQL.
+ORDER = f"product NULLS LAST, {READING_ORDER}"
 #: Columns of a listing, before masks are joined to their images and rows sorted.
 LISTED = pa.schema([*SCHEMA, pa.field("is_mask", pa.bool_()), pa.field("mask_key", pa.string())])
 
@@ -88,7 +91,10 @@ def _row(
             tally.left_out[SYSTEM_FILES] += 1
             return None
         if not (entry.name.lower().endswith(suffixes) or _is_row_without_suffix(entry)):
-            tally.count_other(entry.name)
+            if reason := left_out_as(entry.name, is_member="#" in entry.uri):
+                tally.left_out[reason] += 1
+            else:
+                tally.count_other(entry.name)
             return None
     problem = printable(entry.problem) if entry.problem else None
     # URIs keep the bytes of names that are not UTF-8; products and labels must be valid text, and
@@ -159,26 +165,26 @@ class Inventory:
         return dict(json.loads(stored)) if stored else {}
 
     def rows(self, start: int, stop: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """Rows [start, stop) in the order of the file."""
+        """Rows [start, stop) in the order of the file; products are in NFC."""
         bounds = list(zip(self.starts, self.starts[1:], strict=False))
         groups = [i for i, (low, high) in enumerate(bounds) if low < stop and high > start]
         if not groups:
             return SCHEMA.empty_table().select(list(columns or SCHEMA.names))
         with parquet.opened(self.location) as table:
             rows = table.read_row_groups(groups, columns=list(columns or SCHEMA.names))
-        return rows.slice(start - self.starts[groups[0]], stop - start)
+        return _with_composed_products(rows.slice(start - self.starts[groups[0]], stop - start))
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """All rows of a small inventory, or a few columns of a large one."""
         return self.rows(0, len(self), columns)
 
     def products(self) -> frozenset[str]:
-        """The products of its images."""
+        """The products of its images, in NFC."""
         products: set[str | None] = set()
         with parquet.opened(self.location) as table:
             for batch in table.iter_batches(2**20, columns=["product"]):
                 products.update(pc.unique(batch["product"]).to_pylist())
-        return frozenset(name for name in products if name is not None)
+        return frozenset(composed(name) for name in products if name is not None)
 
     def content_hash(self) -> str:
         """A hash of ids, products and problems, equal for inventories of the same images."""
@@ -188,3 +194,13 @@ class Inventory:
                 for column in batch.columns:
                     digest.update("\n".join(map(str, column.to_pylist())).encode())
         return digest.hexdigest()
+
+
+def _with_composed_products(rows: pa.Table) -> pa.Table:
+    """Rows whose products are in NFC; inventories of other tools may have other forms."""
+    at = rows.schema.get_field_index("product")
+    if at < 0 or pc.all(pc.string_is_ascii(rows["product"])).as_py() is not False:
+        return rows
+    # Not `pc.utf8_normalize`, which returns NFD whatever form it is asked for (Arrow 25.0.1).
+    names = pa.array([name and composed(name) for name in rows["product"].to_pylist()], pa.string())
+    return rows.set_column(at, rows.schema.field(at), names)

@@ -23,6 +23,11 @@ def composed(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
+def forms(text: str) -> set[str]:
+    """The ways in which files may be named after a text: as it is, in NFC and in NFD."""
+    return {text, composed(text), unicodedata.normalize("NFD", text)}
+
+
 def compile_pattern(pattern: str) -> re.Pattern[str]:
     """Turn `{product}/{split}/**/{name}` into a regular expression for a relative path.
 

@@ -5,6 +5,7 @@ Listings are streams: none holds all entries of an archive in memory.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Iterator
@@ -13,8 +14,10 @@ from ops.archives import parquet_rows, tar_members, zip_members
 from ops.archives.damage import raise_unless_damage
 from ops.archives.entry import PARQUET, ZIP, Entry, Search, is_container
 from ops.archives.expansion import Expands
+from ops.archives.other_kinds import misnamed
 from ops.archives.system_files import SYSTEM_FILES, is_system_file
 from ops.archives.tally import Tally
+from ops.errors import UserError
 from ops.storage import files, s3, uris
 from ops.storage.storage_errors import (
     AccessDenied,
@@ -36,6 +39,7 @@ _OF_ONE_OBJECT = frozenset(
 )
 #: Why files of the command's own output folder give no rows.
 OWN_OUTPUT = "files of the output folder"
+EMPTY = "archives and tables without a member or row"
 
 
 def entries(
@@ -103,9 +107,13 @@ def _members(
         found = zip_members.members(location, item, tally)
     else:
         found = tar_members.members(location, item, tally, search.unpack_ratio)
+    is_empty, left_out = True, tally.left_out.total()
     try:
         for entry in found:
+            is_empty = False
             yield entry._replace(name=prefix + entry.name) if prefix else entry
+        if is_empty and tally.left_out.total() == left_out:
+            tally.left_out[EMPTY] += 1
     except Exception as error:
         problem = _problem(location, error)
         yield Entry(item.name, uris.make(location), item.bytes, item.version, None, problem)
@@ -119,7 +127,18 @@ def _problem(location: str, error: Exception) -> str:
     if isinstance(error, Expands):
         return f"{error}; what was listed before that is still scored"
     raise_unless_damage(error)
+    if other := misnamed(location, _start(location)):
+        return other
+    if isinstance(error, UserError):
+        return f"no image can be taken from it: {error}"
     return f"the archive is damaged ({error}); what was listed before it is still scored"
+
+
+def _start(location: str) -> bytes:
+    """The first bytes of a file; fewer or none if it is shorter or cannot be read now."""
+    with contextlib.suppress(StorageError):
+        return files.read_bytes(location, 0, 512)
+    return b""
 
 
 def _is_of_one_object(error: StorageError) -> bool:

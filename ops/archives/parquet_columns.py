@@ -57,10 +57,37 @@ def choose(table: pq.ParquetFile, column: str = "") -> Columns:
     schema = table.schema_arrow
     candidates = [path for path, kind in _leaves(schema) if is_bytes(kind)]
     if not candidates:
-        raise UserError(f"no column of bytes among {schema.names}; one must hold the image files")
+        raise UserError(_explain_no_bytes(schema))
+    if twice := sorted({path[0] for path in candidates if schema.names.count(path[0]) > 1}):
+        raise UserError(f"several columns are called {twice}; give each a name of its own")
     images = _named(column, candidates) if column else _best(table, candidates)
     others = tuple(path for path in candidates if path != images)
     return Columns(images, _name_columns(schema, images), others)
+
+
+def _explain_no_bytes(schema: pa.Schema) -> str:
+    """What the columns hold instead of image files, and what to do about it."""
+    several = [".".join(path) for path, kind in _leaves(schema) if _holds_several(kind)]
+    if several:
+        return f"{several} hold several images in each row; store one image in each row"
+    message = f"no column of bytes among {schema.names}; one must hold the image files"
+    named = {".".join(path): kind for path, kind in _leaves(schema)}
+    images = [name for name in named if _rank(tuple(name.split("."))) < len(_IMAGES)]
+    if texts := [name for name in images if any(test(named[name]) for test in _TEXT)]:
+        return f"{message}; {texts} hold text: decode it if it is base64, or list the files named"
+    return f"{message}; {images} hold numbers, not files" if images else message
+
+
+def _holds_several(kind: pa.DataType) -> bool:
+    """Whether a type is a list or map of bytes, or of structs with them."""
+    if pa.types.is_map(kind):
+        kind = pa.list_(kind.item_type)
+    if not _is_list(kind):
+        return False
+    inner = _plain(kind.value_type)
+    if pa.types.is_struct(inner):
+        return any(is_bytes(leaf) for _, leaf in _leaves(inner))
+    return is_bytes(inner) and not _is_list(inner)
 
 
 def _named(column: str, candidates: list[Field]) -> Field:
@@ -191,6 +218,8 @@ def _name_columns(schema: pa.Schema, images: Field) -> tuple[Field, ...]:
     """Columns of names in the order of the schema: of the table, and beside the image."""
     found = []
     for path, kind in _leaves(schema):
+        if schema.names.count(path[0]) > 1:
+            continue
         own = path[:-1] == images[:-1] and path[-1].lower() in _FIELD_NAMES
         top = len(path) == 1 and path[0].lower() in _NAMES
         if (top or (own and len(path) > 1)) and any(test(kind) for test in _TEXT):

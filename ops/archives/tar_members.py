@@ -187,20 +187,26 @@ class TarReader:
         self._members: dict[str | int, Place] = {}  # by name and by number
 
     def read(self, name: str, member: int | None, limit: int) -> bytes:
-        """The bytes of a member by its number or, without one, its name. Raises KeyError."""
+        """The bytes of a member by its number or, without one, its name.
+
+        Raises KeyError if there is no such member, or the one of that number has another name.
+        """
         with self._lock:
-            if member is not None and member < 0:
-                place = self._at(-1 - member)
-            else:
-                if not self._members:
-                    self._members = self._scan()
-                key = name if member is None else member
-                if self._too_large and key not in self._members:
-                    raise Failure("too_large", f"its archive was not unpacked: {self._too_large}")
-                place = self._members[key]
-            if self._too_large and place.end > self._file.seek(0, io.SEEK_END):
-                raise Failure("too_large", f"its archive was not unpacked: {self._too_large}")
-            return place.read(self._file, limit)
+            try:
+                return self._place(name, member).read(self._file, limit)
+            except (KeyError, EOFError, tarfile.TarError):
+                if self._too_large is None:
+                    raise
+                reason = f"its archive was not unpacked: {self._too_large}"
+                raise Failure("too_large", reason) from None
+
+    def _place(self, name: str, member: int | None) -> Place:
+        if member is None:
+            return self._scanned()[name]
+        place, own_name = self._at(-1 - member) if member < 0 else self._numbered(member)
+        if own_name != name and self._scanned().get(name) != place:  # or a link leads to it
+            raise KeyError(name)
+        return place
 
     def _unpack(self, stream: IO[bytes]) -> IO[bytes]:
         """What can be unpacked of a compressed file, on disk. Zeros become holes."""
@@ -220,13 +226,24 @@ class TarReader:
         plain.truncate()  # a hole at the end counts
         return plain
 
-    def _at(self, offset: int) -> Place:
-        """The member whose header begins at an offset."""
+    def _at(self, offset: int) -> tuple[Place, str]:
+        """The member whose header begins at an offset, and its name."""
         self._file.seek(offset)
         header = next(headers(self._file, offset), None)
         if header is None or not header.info.isreg():
             raise KeyError(offset)
-        return Place.of(header)
+        return Place.of(header), header.info.name
+
+    def _numbered(self, member: int) -> tuple[Place, str]:
+        """The member whose bytes begin at an offset, and its name."""
+        place = self._scanned()[member]
+        return self._at(place.header)
+
+    def _scanned(self) -> dict[str | int, Place]:
+        """All members by name and by number."""
+        if not self._members:
+            self._members = self._scan()
+        return self._members
 
     def _scan(self) -> dict[str | int, Place]:
         members: dict[str | int, Place] = {}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import posixpath
 import stat
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from typing import IO
 
@@ -16,6 +19,10 @@ from ops.failure import Failure
 from ops.storage import files, uris
 from ops.storage.versions import Stored
 
+#: Head of an extra field: kind and bytes. The kind that holds a name in Unicode, and the flag of a
+#: member whose own name is in UTF-8.
+_FIELD = struct.Struct("<HH")
+_UNICODE_PATH, _IS_UTF8 = 0x7075, 0x800
 #: Longer targets of links are no paths.
 _LONGEST_PATH = 4096
 #: Compressions that zipfile unpacks only as far as it is asked to.
@@ -30,6 +37,10 @@ def members(location: str, item: Stored, tally: Tally) -> Iterator[Entry]:
     """
     with files.open_read(location) as file, zipfile.ZipFile(file) as archive:
         infos, address = archive.infolist(), uris.make(location)
+        if any(info.volume for info in infos):
+            raise zipfile.BadZipFile(
+                "it is a part of a split zip; join the parts: zip -s 0 split.zip --out whole.zip"
+            )
         for number, info in enumerate(infos):
             if info.filename.endswith(("/", "\\")):
                 continue
@@ -40,7 +51,7 @@ def members(location: str, item: Stored, tally: Tally) -> Iterator[Entry]:
             version = f"{item.version}@{number}-{content.file_size}-{content.CRC:08x}"
             uri = uris.of_member(address, info.filename)
             # Some programs of Windows write backslashes, against APPNOTE.TXT, 4.4.17.1.
-            name = plain_name(info.filename.replace("\\", "/"))
+            name = plain_name(_unicode_name(info).replace("\\", "/"))
             yield Entry(name, uri, content.file_size, version, number)
         first = min((info.header_offset for info in infos), default=archive.start_dir)
         file.seek(0)
@@ -49,6 +60,24 @@ def members(location: str, item: Stored, tally: Tally) -> Iterator[Entry]:
                 f"the first {first} bytes hold another zip, whose directory no reader sees; "
                 "store it as a file of its own"
             )
+
+
+def _unicode_name(info: zipfile.ZipInfo) -> str:
+    """The name of a member, in Unicode where the zip has it beside that of an old code page.
+
+    APPNOTE.TXT, 4.6.9: version 1, the CRC of the other name, the name in UTF-8.
+    """
+    extra = info.extra
+    while len(extra) >= _FIELD.size:
+        kind, size = _FIELD.unpack_from(extra)
+        content, extra = extra[_FIELD.size : _FIELD.size + size], extra[_FIELD.size + size :]
+        if kind != _UNICODE_PATH or len(content) <= 5 or info.flag_bits & _IS_UTF8:
+            continue
+        crc = zlib.crc32(info.orig_filename.encode("cp437"))
+        if content[0] == 1 and int.from_bytes(content[1:5], "little") == crc:
+            with contextlib.suppress(UnicodeDecodeError):
+                return content[5:].decode()
+    return info.filename
 
 
 def _is_link(info: zipfile.ZipInfo) -> bool:

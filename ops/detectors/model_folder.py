@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from ops.archives.layouts import composed, forms
 from ops.detectors.detector import Detector, FitCounts, settings_from
 from ops.detectors.registry import detector_class
 from ops.errors import UserError
@@ -55,6 +56,8 @@ class ProductCard:
     fit_metrics: dict[str, float]
     calibration: Calibration
     curves: dict[str, list[float]] = field(default_factory=dict)
+    bit_depths: dict[str, int] = field(default_factory=dict)
+    """Number of images of the fit by their bit depth."""
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -92,6 +95,11 @@ class ModelCard:
         """Whether all products share one detector."""
         return any(product.file == paths.JOINT for product in self.products.values())
 
+    @property
+    def bit_depths(self) -> dict[str, frozenset[int]]:
+        """Bit depths of the images of the fit, by product."""
+        return {name: frozenset(map(int, card.bit_depths)) for name, card in self.products.items()}
+
     def to_json(self) -> dict[str, Any]:
         """The card as JSON values."""
         content = asdict(self) | {"map_scale": self.map_scale._asdict()}
@@ -114,17 +122,20 @@ class ModelCard:
         values["input"] = settings_from(InputSettings, values["input"])
         values["decode"] = settings_from(DecodeSettings, values["decode"])
         values["map_scale"] = Scale(**values["map_scale"])
+        # In NFC, as in inventories; of two names that differ in their form alone, that in NFC.
+        stored = sorted(values["products"].items(), key=lambda item: item[0] == composed(item[0]))
         values["products"] = {
-            name: ProductCard(
+            composed(name): ProductCard(
                 **card
                 | {
                     "counts": FitCounts(**card["counts"]),
                     "calibration": Calibration(tuple(card["calibration"]["scores"])),
                 }
             )
-            for name, card in values["products"].items()
+            for name, card in stored
         }
-        own = {paths.JOINT, *map(paths.product_file, values["products"])}
+        names = {form for name, _ in stored for form in forms(name)}
+        own = {paths.JOINT, *map(paths.product_file, names)}
         if foreign := {product.file for product in values["products"].values()} - own:
             raise UserError(f"model.json names files that belong to no product: {sorted(foreign)}")
         return cls(**values)

@@ -53,7 +53,8 @@ class DecodeSettings:
     Without it they use 16, unless a TIFF declares fewer. Files whose format declares a depth, such
     as TIFF of packed samples or JPEG 2000, use that."""
     page: int | None = None
-    """Page of TIFF files of several pages, counted from 1; without it these files are refused."""
+    """Page to read, counted from 1. Without it TIFF files of several pages are refused; with it
+    files of fewer pages, which other kinds than TIFF have one of. Animations are refused."""
     range: str | None = None
     """Black and white of floating-point files, such as `0,1`; without it these files, and with it
     values outside of it, are refused."""
@@ -133,6 +134,15 @@ def _read(data: bytes, settings: DecodeSettings, limit: PixelLimit) -> Raster:
     kind = file_kinds.kind_of(data)
     if kind == "TIFF":
         return tiff.read(data, settings.page, limit)
+    raster = _read_single(data, kind, limit)
+    if (settings.page or 1) > 1:
+        message = f"it is a {kind}, which has 1 page, so there is no --decode.page {settings.page}"
+        raise Failure("unsupported", message)
+    return raster
+
+
+def _read_single(data: bytes, kind: str | None, limit: PixelLimit) -> Raster:
+    """A file of a kind without pages; one of several frames or pictures is refused."""
     if kind in _READERS:
         return _READERS[kind](data, limit)
     try:

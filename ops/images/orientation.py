@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+
+from ops.images.formats import file_kinds, jpeg, jpeg_xl, tiff
 
 #: EXIF tag 0x0112 (CIPA DC-008, 4.6.4): 1 is upright, 2 to 8 are the other seven of a square.
 _TAG = 0x0112
@@ -15,13 +17,27 @@ UPRIGHT = 1
 
 
 def orientation(data: bytes) -> int:
-    """The EXIF orientation of an image file, 1 to 8; 1 where it names none or cannot be read."""
+    """The orientation of an image file, 1 to 8; 1 where it names none or cannot be read.
+
+    That of a TIFF is its first page's. A HEIC counts as upright, because every reader turns it.
+    """
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            value = image.getexif().get(_TAG, UPRIGHT)
+        value = _orientation(data)
     except Exception:  # decoders raise anything on damaged files
         return UPRIGHT
     return value if value in range(1, 9) else UPRIGHT
+
+
+def _orientation(data: bytes) -> int:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return int(image.getexif().get(_TAG, UPRIGHT))
+    except UnidentifiedImageError:
+        return _OWN[file_kinds.kind_of(data) or ""](data)
+
+
+#: Kinds of which Pillow does not open every file.
+_OWN = {"TIFF": tiff.orientation, "JPEG": jpeg.orientation, "JPEG XL": jpeg_xl.orientation}
 
 
 def turned(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:

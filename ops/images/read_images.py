@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
-from ops.archives.fetch import FetchSettings, fetch
+from ops.archives.fetch import FetchSettings, doubt, fetch
 from ops.failure import Failure
 from ops.images.content_index import Contents
 from ops.images.decode import DecodeSettings, decode
@@ -69,6 +69,8 @@ class Read:
     """Turns rows of an inventory into rows with pixels, or with a status and a reason.
 
     `products`: only images of these are read; others get status `unknown_product`. None reads all.
+    `depths`: bit depths of the images that the detector of each product was fitted on; images of
+    another depth are scaled by their own, and a note says so.
     `known`: images with these contents are not decoded; their rows get the hash and status `KNOWN`.
     """
 
@@ -77,6 +79,7 @@ class Read:
     fetch: FetchSettings
     products: Collection[str] | None = None
     known: Contents | None = None
+    depths: Mapping[str, Collection[int]] = field(default_factory=dict)
     threads: int = 8
 
     def __call__(self, rows: pa.Table) -> pa.Table:
@@ -110,6 +113,8 @@ class Read:
         data = fetch(*place, self.fetch, count_retry, row.get("version"))
         content = hashlib.sha256(data).hexdigest()
         out["content_sha256"] = content
+        notes = [doubt(row["uri"], row.get("version"))]
+        out["reason"] = notes[0] or None
         if self.known is not None and self.known.has(content, row["product"]):
             out["status"] = KNOWN
             return
@@ -118,4 +123,13 @@ class Read:
             pixels = resize(picture, self.input)
         out |= {"width": picture.width, "height": picture.height, "bit_depth": picture.bit_depth}
         out |= {"channels": 1 if pixels.ndim == 2 else 3, "pixels": pack(pixels)}
-        out["reason"] = picture.note or None
+        fitted = self.depths.get(row["product"], ())
+        notes += [picture.note, _other_depth(picture.bit_depth, fitted)]
+        out["reason"] = "; ".join(filter(None, notes)) or None
+
+
+def _other_depth(depth: int, fitted: Collection[int]) -> str:
+    if not fitted or depth in fitted:
+        return ""
+    depths = ", ".join(map(str, sorted(fitted)))
+    return f"it has {depth} bits, and the detector was fitted on images of {depths} bits"

@@ -12,18 +12,20 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ops.errors import UserError
-from ops.images.resize import Geometry
+from ops.images.resize import Geometry, InputSettings, geometry
 from ops.results.anomaly_map import Map, Scale
 
+#: Width and height in pixels.
+Size = tuple[int, int]
 _TEXT = ("offset", "scale", "geometry", "model_id")
 
 
-def encode(values: Map, scale: Scale, geometry: Geometry, model_id: str) -> bytes:
+def encode(values: Map, scale: Scale, where: Geometry, model_id: str) -> bytes:
     """A map (h, w) as a 16-bit grey PNG; its text chunks hold scale, geometry and model_id."""
     text = PngInfo()
     text.add_text("nightloupe:offset", repr(scale.offset))
     text.add_text("nightloupe:scale", repr(scale.scale))
-    text.add_text("nightloupe:geometry", " ".join(repr(float(value)) for value in geometry))
+    text.add_text("nightloupe:geometry", " ".join(repr(float(value)) for value in where))
     text.add_text("nightloupe:model_id", model_id)
     out = io.BytesIO()
     # Run-length encoding of differences compresses smooth maps best, and is the fastest.
@@ -57,10 +59,29 @@ def decode(data: bytes) -> Decoded:
     missing = [name for name in _TEXT if f"nightloupe:{name}" not in text]
     if missing or mode != "I;16":
         raise UserError(f"this PNG is not an anomaly map: mode {mode}, text without {missing}")
-    offset, scale, geometry, model_id = (text[f"nightloupe:{name}"] for name in _TEXT)
+    offset, scale, where, model_id = (text[f"nightloupe:{name}"] for name in _TEXT)
     return Decoded(
         levels,
         Scale(float(offset), float(scale)),
-        Geometry(*(float(value) for value in geometry.split())),
+        Geometry(*(float(value) for value in where.split())),
         model_id,
     )
+
+
+def picture_size(decoded: Decoded, settings: InputSettings, given: tuple[int, int]) -> Size:
+    """Width and height of the picture that a map was drawn for.
+
+    `given` is returned if the map fits a picture of that size. Else the size follows from the
+    map's geometry, in which a crop may leave a pixel of doubt.
+    """
+    where = decoded.geometry
+    if np.allclose(where, geometry(*given, settings), rtol=1e-9, atol=0):
+        return given
+    height, width = decoded.levels.shape
+    return _length(where.step_x, width, where.left), _length(where.step_y, height, where.top)
+
+
+def _length(step: float, side: int, cut: float) -> int:
+    """Pixels along one axis of the picture; `cut` of the resized picture lie before the map."""
+    lengths = [step * (side + 2 * cut + odd) for odd in (0, 1)]
+    return min((abs(length - round(length)), round(length)) for length in lengths)[1]

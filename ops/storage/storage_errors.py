@@ -21,8 +21,6 @@ from ops.errors import UserError
 
 #: What a disk or a file server reports whatever the code does: full, failing, read-only.
 DEVICE_ERRORS = frozenset({errno.EDQUOT, errno.EIO, errno.ENOSPC, errno.EROFS, errno.ESTALE})
-#: Answers of S3 to requests for an object that is encrypted with a key of the customer's.
-_NEEDS_KEY = frozenset({"400", "InvalidRequest"})
 
 
 class StorageError(UserError, OSError):
@@ -114,8 +112,11 @@ def storage_errors(location: str, errnos: Collection[int] | None = None) -> Iter
 
 
 def _kind(error: OSError) -> type[StorageError]:
-    if _answer(error).get("Code") == "InvalidObjectState":
+    answer = _answer(error)
+    if answer.get("Code") == "InvalidObjectState":
         return Archived
+    if _is_of_kms(answer) or (_needs_key(answer) and answer["Code"] != "400"):
+        return AccessDenied
     for kind in (NotFound, AccessDenied, AlreadyExists, IsFolder, NotFolder):
         if isinstance(error, kind.__bases__[1]):
             return kind
@@ -128,6 +129,21 @@ def _answer(error: OSError) -> dict[str, str]:
     return dict(response.get("Error", {}))
 
 
+def _is_of_kms(answer: dict[str, str]) -> bool:
+    """Whether the store could not use the key of its key service that encrypts an object."""
+    code, told = answer.get("Code", ""), answer.get("Message", "")
+    return code.startswith("KMS.") or "kms:" in told.lower()
+
+
+def _needs_key(answer: dict[str, str]) -> bool:
+    """Whether an object may be encrypted with a key of the customer's.
+
+    The answer to a request for its head has no message.
+    """
+    code, told = answer.get("Code"), answer.get("Message", "")
+    return code == "400" or (code == "InvalidRequest" and "encrypt" in told.lower())
+
+
 def _message(error: OSError, location: str) -> str:
     """The store's explanation, such as "The specified bucket does not exist", and a remedy."""
     answer = _answer(error)
@@ -138,9 +154,14 @@ def _message(error: OSError, location: str) -> str:
             f"it: aws s3api restore-object --bucket {bucket} --key {shlex.quote(key)} "
             "--restore-request Days=7"
         )
-    if answer.get("Code") in _NEEDS_KEY:  # a request for the head has no message
-        told = answer.get("Message") or answer["Code"]
-        return f"{told}; an object that is encrypted with a customer's key (SSE-C) cannot be read"
+    told = str(answer.get("Message") or answer.get("Code") or "")
+    if _is_of_kms(answer):
+        return f"{told}; the keys of this process need kms:Decrypt on the key that encrypts it"
+    if _needs_key(answer):
+        return (
+            f"{told}; an object that is encrypted with a customer's key (SSE-C) cannot be read: "
+            "store it under a key of the store's own (SSE-S3 or SSE-KMS)"
+        )
     if answer:
         return str(answer.get("Message") or answer.get("Code") or error)  # Ceph gives no message
     if isinstance(error, FileNotFoundError):  # s3fs gives only the path

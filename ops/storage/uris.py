@@ -2,9 +2,10 @@
 
 A *location* is a path as typed by people and used by file systems: `/data/a b.png`,
 `s3://bucket/a#1.png`. A *URI* is the form stored in tables: it has a scheme, the column of a table
-follows `?column=`, the name of a member of an archive follows `#`, and characters that would make
-it ambiguous (`%`, `#`, `?`, control characters, bytes that are not UTF-8) are percent-encoded. All
-other characters stay the same, so that most URIs can be pasted into other tools.
+follows `?column=`, the name of a member of an archive follows `#`, its number `?member=` where
+several masks have that name, and characters that would make it ambiguous (`%`, `#`, `?`, control
+characters, bytes that are not UTF-8) are percent-encoded. All other characters stay the same, so
+that most URIs can be pasted into other tools.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 _COLUMN = "?column="
+#: What the number of a member follows.
+MEMBER = "?member="
 _AMBIGUOUS = re.compile("[%#?\x00-\x1f\x7f\udc80-\udcff]")
 
 
@@ -65,6 +68,12 @@ def column(uri: str) -> str | None:
     return unquote(name) if separator else None
 
 
+def member_number(uri: str) -> int | None:
+    """The number of the member that a URI names, for an archive with several of its name."""
+    _, separator, number = uri.partition("#")[0].partition(MEMBER)
+    return int(number) if separator else None
+
+
 def container(uri: str) -> str:
     """The URI without the member that it names."""
     return uri.partition("#")[0]
@@ -73,5 +82,6 @@ def container(uri: str) -> str:
 def parse(uri: str) -> Parsed:
     """Split a URI into a location and a member."""
     head, separator, member = uri.partition("#")
-    location = unquote(head.partition(_COLUMN)[0].removeprefix("file://"))
+    plain = head.partition(_COLUMN)[0].partition(MEMBER)[0]
+    location = unquote(plain.removeprefix("file://"))
     return Parsed(location, unquote(member) if separator else None)

@@ -56,6 +56,11 @@ def differ(listed: str, read: str) -> bool:
     return is_etag(listed) and listed != read
 
 
+def differ_in_change_time(listed: str, read: str) -> bool:
+    """Whether two versions of a local file have one size and modification time, but differ."""
+    return _LOCAL.fullmatch(listed) is not None and listed != read and not differ(listed, read)
+
+
 def check(location: str, listed: str | None, read: str) -> None:
     """Raise Changed if a version was listed and the file that is read is another."""
     if listed is not None and differ(listed, read):

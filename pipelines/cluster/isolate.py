@@ -52,16 +52,16 @@ MissingBlocks = Callable[[], list[pa.Table]]
 
 
 def process_rows(steps: Steps, rows: pa.Table) -> Iterator[pa.Table]:
-    """Process all rows of a table with unique `uri`, in any order. Raises Stalled."""
+    """Process all rows of a table with unique `image_id`, in any order. Raises Stalled."""
     done: set[str] = set()
 
     def missing() -> list[pa.Table]:
-        is_done = pc.is_in(rows["uri"], pa.array(sorted(done), pa.string()))
+        is_done = pc.is_in(rows["image_id"], pa.array(sorted(done), pa.string()))
         rest, size = rows.filter(pc.invert(is_done)), steps.resources.batch
         return [rest.slice(start, size) for start in range(0, len(rest), size)]
 
     for processed in process_missing(steps, missing):
-        done.update(processed["uri"].to_pylist())
+        done.update(processed["image_id"].to_pylist())
         yield processed
 
 

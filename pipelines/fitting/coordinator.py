@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import pyarrow as pa
 import ray
+
+from pipelines.fitting.depths import Depths
 
 if TYPE_CHECKING:  # so that the actor starts without torch
     from ops.detectors.detector import Fitted
@@ -18,29 +21,50 @@ class DetectorResult(NamedTuple):
     map_ceiling: float
 
 
+def failures_of(rows: pa.Table) -> dict[str, str]:
+    """Image id -> address and reason. Members of one name in an archive share their address."""
+    columns = (rows[name].to_pylist() for name in ("image_id", "uri", "reason"))
+    return {id_: f"{uri}: {reason}" for id_, uri, reason in zip(*columns, strict=True)}
+
+
 @ray.remote(num_cpus=0)
 class FitCoordinator:
     """One actor per fit. A repeated report counts once, as a restarted fit reads images again."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, depths: Depths) -> None:
         self._progress: tuple[str, int, int] = ("extract", 0, total)
         self._total = total
         self._refusal = ""
+        self._depths = depths
         self._rows: set[int] = set()
         self._failures: dict[str, str] = {}
         self._results: dict[str, DetectorResult] = {}
         self._checkpoints: dict[str, Any] = {}
 
-    def add_images(self, rows: list[int], failures: dict[str, str]) -> int:
-        """Record images as read, by row, and failures by URI; returns all failures so far."""
+    def add_images(
+        self, rows: list[int], failures: dict[str, str], pictures: dict[int, tuple[str, int, str]]
+    ) -> tuple[int, str]:
+        """Record images as read, by row, and `failures_of` them.
+
+        `pictures`: product, bit depth and URI of those that were read, by row. Returns the number
+        of failures so far, and why the fit cannot succeed.
+        """
+        for row, picture in pictures.items():
+            if row not in self._rows:
+                self._depths.add(*picture)
         self._rows.update(rows)
         self._failures.update(failures)
         self._progress = ("extract", len(self._rows), self._total)
-        return len(self._failures)
+        self.set_refusal(self._depths.refusal())
+        return len(self._failures), self._refusal
+
+    def depths(self) -> Depths:
+        """The bit depths of the images so far."""
+        return self._depths
 
     def failures(self) -> list[str]:
         """A sentence for each image that could not be read."""
-        return [f"{uri}: {reason}" for uri, reason in self._failures.items()]
+        return list(self._failures.values())
 
     def set_progress(self, stage: str, done: int, total: int) -> None:
         """Record that `done` of `total` items of a stage are finished."""

@@ -33,10 +33,11 @@ from pipelines.cluster.resources import Resources
 from pipelines.fitting import plan, quarantine
 from pipelines.fitting.calibrate import calibrate
 from pipelines.fitting.coordinator import DetectorResult, FitCoordinator
+from pipelines.fitting.depths import Depths
 from pipelines.fitting.interruptible import interruptible_fit
 from pipelines.fitting.request import ALL, FitRequest, NothingToFit, Split, split
 from pipelines.fitting.whole_shards import WholeShards
-from pipelines.fitting.worker import ROW, program
+from pipelines.fitting.worker import program
 from pipelines.scoring.read_stage import ReadStage
 
 log = logging.getLogger(__name__)
@@ -65,10 +66,13 @@ def fit(
     backbone = network.state()
     coordinator = _fit_detectors(chosen, request, backbone, resources, progress, earlier)
     failures: list[str] = ray.get(coordinator.failures.remote())
+    depths: Depths = ray.get(coordinator.depths.remote())
+    for sentence in depths.warnings():
+        log.warning("%s", sentence)
     results = {name: ray.get(coordinator.result.remote(name)) for name in chosen.detectors}
     ceiling = 4 * max(result.map_ceiling for result in results.values()) or 1.0
     ceiling = max(ceiling, earlier.card.map_scale.scale * (LEVELS - 1)) if earlier else ceiling
-    cards, tensors = _cards(chosen, request.joint, results, earlier)
+    cards, tensors = _cards(chosen, request.joint, results, earlier, depths)
     card = ModelCard(
         method=request.method,
         settings=asdict(request.settings),
@@ -99,11 +103,16 @@ def fit(
 
 
 def _cards(
-    chosen: Split, joint: bool, results: dict[str, DetectorResult], earlier: Model | None
+    chosen: Split,
+    joint: bool,
+    results: dict[str, DetectorResult],
+    earlier: Model | None,
+    depths: Depths,
 ) -> tuple[dict[str, ProductCard], dict[str, dict[str, Tensor]]]:
     """Cards without calibration, and tensors, of all products, also those of a grown model."""
     cards = dict(earlier.card.products) if earlier else {}
     tensors = dict(earlier.products) if earlier else {}
+    counts = depths.counts()
     hashes = {detector: fingerprint(result.tensors) for detector, result in results.items()}
     # A joint detector changes for every product, also for those without new images.
     for product in dict.fromkeys([*(cards if joint else ()), *chosen.products]):
@@ -116,6 +125,7 @@ def _cards(
             fit_metrics=result.fitted.fit_metrics | {"map_ceiling": result.map_ceiling},
             calibration=Calibration(()),
             curves=result.fitted.curves,
+            bit_depths=counts.get(product, {}),
         )
         tensors[product] = result.tensors
     return cards, tensors
@@ -142,13 +152,14 @@ def _fit_detectors(
 
     Returns the coordinator, which holds the results. Raises NothingToFit.
     """
-    rows = chosen.fit.append_column(ROW, pa.array(range(len(chosen.fit)), pa.int64()))
+    rows = chosen.fit
     read = Read(request.input, request.decode, request.fetch)
     config = {
         "request": request,
         "detectors": chosen.detectors,
         "backbone": ray.put(backbone),
         "earlier_fits": _earlier_fits(earlier) if earlier else {},
+        "earlier_depths": _earlier_depths(earlier) if earlier else {},
         "resources": resources,
         "limit": max_failures(request.max_failed, len(rows)),
     }
@@ -161,7 +172,7 @@ def _fit_detectors(
         log.warning(
             "%d images crash every process that reads them; they are left out", len(crashing)
         )
-        rows = rows.filter(pc.invert(pc.is_in(rows["uri"], pa.array(list(crashing)))))
+        rows = rows.filter(pc.invert(pc.is_in(rows["image_id"], pa.array(list(crashing)))))
         return _attempt(rows, crashing, read, resources, config, progress)
 
 
@@ -185,8 +196,10 @@ def _attempt(
         num_cpus=resources.reader_cpus,
         max_retries=2,
     )
-    coordinator: Any = FitCoordinator.remote(len(rows))  # type: ignore[attr-defined]  # added by ray.remote
-    coordinator.add_images.remote([], failures)
+    coordinator: Any = FitCoordinator.remote(  # type: ignore[attr-defined]  # added by ray.remote
+        len(rows), Depths(read.decode.bit_depth, config["earlier_depths"])
+    )
+    coordinator.add_images.remote([], failures, {})
     with (
         tempfile.TemporaryDirectory(prefix="nightloupe-") as scratch,
         _report_progress(coordinator, progress),
@@ -222,6 +235,10 @@ def _earlier_fits(model: Model) -> dict[str, tuple[Any, FitCounts]]:
         detector: (ray.put(model.products[product]), model.card.products[product].counts)
         for detector, product in products.items()
     }
+
+
+def _earlier_depths(model: Model) -> dict[str, dict[str, int]]:
+    return {product: card.bit_depths for product, card in model.card.products.items()}
 
 
 @contextlib.contextmanager

@@ -12,20 +12,22 @@ from ops.images.read_images import Read
 from ops.progress import ProgressCallback
 from pipelines.cluster.isolate import process_rows
 from pipelines.cluster.resources import Resources
+from pipelines.fitting.coordinator import failures_of
 
 
 def find_crashing_images(
     read: Read, rows: pa.Table, resources: Resources, progress: ProgressCallback
 ) -> dict[str, str]:
-    """URI and reason of each such image among rows of an inventory; usually there is none.
+    """Id of each such image among rows of an inventory -> its address and the reason.
 
+    Usually there is none.
     All images are read again. Raises Stalled.
     """
     steps = TrialRead(read, replace(resources, cpus=resources.reader_cpus, gpus=0.0))
     done, crashing = 0, dict[str, str]()
     for result in process_rows(steps, rows):
         crashed = result.filter(pc.equal(result["status"], "crashed_worker"))
-        crashing |= zip(crashed["uri"].to_pylist(), crashed["reason"].to_pylist(), strict=True)
+        crashing |= failures_of(crashed)
         done += len(result)
         progress("quarantine", done, len(rows), len(crashing))
     return crashing
@@ -53,5 +55,5 @@ class TrialRead:
         return block
 
     def run_locally(self, rows: pa.Table) -> pa.Table:
-        """Address, status and reason of each image."""
-        return self.read(rows).select(["uri", "status", "reason"])
+        """Id, address, status and reason of each image."""
+        return self.read(rows).select(["image_id", "uri", "status", "reason"])

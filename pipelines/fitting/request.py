@@ -14,14 +14,18 @@ import pyarrow.compute as pc
 
 from ops.archives.fetch import FetchSettings
 from ops.archives.inventory import Inventory, image_id
+from ops.archives.layouts import composed
 from ops.errors import SettingError, UserError
 from ops.features.backbone import BackboneSettings
 from ops.images.decode import DecodeSettings
 from ops.images.resize import InputSettings
+from ops.storage import uris
 from pipelines.scoring.read_stage import CARRIED
 
 #: The column with the name of the detector that an image is for.
 DETECTOR = "detector"
+#: The column with an image's number in the fit, by product and address.
+ROW = "row"
 #: The name of the detector of a joint fit.
 ALL = "all products"
 
@@ -71,7 +75,10 @@ class NothingToFit(UserError):
 
 @dataclass(frozen=True)
 class Split:
-    """The good images of an inventory: to fit on, with a column `DETECTOR`, and held out."""
+    """The good images of an inventory: to fit on, with columns `DETECTOR` and `ROW`, and held out.
+
+    Both are in the order in which they are read, see `_in_reading_order`.
+    """
 
     fit: pa.Table
     held_out: pa.Table
@@ -79,12 +86,12 @@ class Split:
     @property
     def products(self) -> list[str]:
         """Products with images to fit on."""
-        return list(dict.fromkeys(self.fit["product"].to_pylist()))
+        return sorted(set(self.fit["product"].to_pylist()))
 
     @property
     def detectors(self) -> list[str]:
         """Names of the detectors, in the order in which they are fitted."""
-        return list(dict.fromkeys(self.fit[DETECTOR].to_pylist()))
+        return sorted(set(self.fit[DETECTOR].to_pylist()))
 
 
 def split(inventory: Inventory, request: FitRequest) -> Split:
@@ -103,7 +110,8 @@ def split(inventory: Inventory, request: FitRequest) -> Split:
         keep = pc.and_(keep, pc.fill_null(pc.equal(rows["split"], "train"), False))
     rows = rows.filter(keep).sort_by([("product", "ascending"), ("uri", "ascending")])
     if request.select.products:
-        rows = _with_products(rows, request.select.products, inventory.location)
+        names = [composed(name) for name in request.select.products]
+        rows = _with_products(rows, names, inventory.location)
     if not len(rows):
         raise NothingToFit(
             f"{inventory.location} has no good image of a known product in split train (or at all, "
@@ -122,7 +130,28 @@ def split(inventory: Inventory, request: FitRequest) -> Split:
     rows = rows.select(list(CARRIED))
     fitted = rows.filter(pa.array(is_shot))
     detectors = pa.array([ALL] * len(fitted)) if request.joint else fitted["product"]
-    return Split(fitted.append_column(DETECTOR, detectors), rows.filter(pa.array(is_held_out)))
+    fitted = fitted.append_column(DETECTOR, detectors)
+    fitted = fitted.append_column(ROW, pa.array(range(len(fitted)), pa.int64()))
+    held_out = rows.filter(pa.array(is_held_out))
+    return Split(
+        _in_reading_order(fitted, request.joint), _in_reading_order(held_out, request.joint)
+    )
+
+
+def _in_reading_order(rows: pa.Table, joint: bool) -> pa.Table:
+    """Rows that are sorted by product and address, with those of a container in its order.
+
+    A container stands where its first row stood, so files of their own keep their places. It is
+    read once for each product, or once for a joint detector.
+    """
+    products, places = rows["product"].to_pylist(), rows["uri"].to_pylist()
+    members = [member or 0 for member in rows["member"].to_pylist()]
+    first: dict[tuple[str, str], int] = {}
+    keys = []
+    for number, (product, uri) in enumerate(zip(products, places, strict=True)):
+        container = ("" if joint else product, uris.container(uri))
+        keys.append((first.setdefault(container, number), members[number], number))
+    return rows.take(pa.array([number for *_, number in sorted(keys)], pa.int64()))
 
 
 def _with_products(rows: pa.Table, products: Sequence[str], location: str) -> pa.Table:

@@ -21,11 +21,8 @@ from ops.errors import UserError
 from ops.features.backbone import Backbone
 from ops.images.resize import InputSettings
 from pipelines.cluster.resources import Resources
-from pipelines.fitting.coordinator import DetectorResult
-from pipelines.fitting.request import DETECTOR
-
-#: The column with an image's number in the fit's list.
-ROW = "row"
+from pipelines.fitting.coordinator import DetectorResult, failures_of
+from pipelines.fitting.request import DETECTOR, ROW
 
 
 def program(config: dict[str, Any]) -> None:
@@ -154,20 +151,27 @@ class Stream:
             batch_size=self._resources.batch, batch_format="pyarrow", prefetch_batches=1
         ):
             broken = batch.filter(pc.not_equal(batch["status"], "ok"))
-            uris, reasons = broken["uri"].to_pylist(), broken["reason"].to_pylist()
-            failures = dict(zip(uris, reasons, strict=True))
+            failures = failures_of(broken)
             rows = batch[ROW].to_pylist()
-            failed = ray.get(self._coordinator.add_images.remote(rows, failures))
+            good = batch.filter(pc.equal(batch["status"], "ok"))
+            report = self._coordinator.add_images.remote(rows, failures, _pictures(good))
+            failed, refused = ray.get(report)
+            if refused:
+                return  # `_fit` then ends the fit on all ranks
             if failed > self._limit:
                 refusal = (
                     f"{failed} images of the fit cannot be read, more than --max_failed allows "
-                    f"({self._limit}), such as {next(iter(failures.items()), '')}"
+                    f"({self._limit}), such as {next(iter(failures.values()), '')}"
                 )
                 ray.get(self._coordinator.set_refusal.remote(refusal))
-                return  # `_fit` then ends the fit on all ranks
-            good = batch.filter(pc.equal(batch["status"], "ok"))
+                return
             for detector in dict.fromkeys(good[DETECTOR].to_pylist()):
                 yield _DetectorBatch(detector, good.filter(pc.equal(good[DETECTOR], detector)))
+
+
+def _pictures(rows: pa.Table) -> dict[int, tuple[str, int, str]]:
+    columns = (rows[name].to_pylist() for name in (ROW, "product", "bit_depth", "uri"))
+    return {row: (product, depth, uri) for row, product, depth, uri in zip(*columns, strict=True)}
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from pipelines.reports.drift import (
     schema,
     values_of,
 )
+from pipelines.reports.labels import Joined
 from pipelines.tables.database import opened
 
 PRODUCTS = schema(
@@ -74,11 +75,15 @@ class CompareSettings:
 
 
 class Compared(NamedTuple):
-    """The tables `PRODUCTS` and `image_pairs.MOVERS`, and locations of pictures by product."""
+    """The tables `PRODUCTS` and `image_pairs.MOVERS`, locations of pictures by product, how labels
+    were joined (None without labels), and the addresses whose versions differ unpaired.
+    """
 
     products: pa.Table
     movers: pa.Table
     pictures: dict[str, str]
+    joined: Joined | None
+    other_versions: int
 
 
 def compare(
@@ -104,6 +109,8 @@ def compare(
         products = pa.Table.from_pylist(rows, PRODUCTS)
         movers = image_pairs.movers(database, settings.moved_by, settings.movers)
         changes = image_pairs.changes(database)
+        joined = image_pairs.count_labels(database) if labels else None
+        other_versions = image_pairs.count_other_versions(database)
         parquet.write(out.comparison(*runs, "products"), PRODUCTS, [products])
         parquet.write(out.comparison(*runs, "changes"), image_pairs.CHANGES, changes)
         parquet.write(out.comparison(*runs, "movers"), image_pairs.MOVERS, movers)
@@ -113,7 +120,8 @@ def compare(
             shift = _shift(database, row, before, after, measure)
             files.write_bytes(pictures[row["product"]], plots.draw_shift(shift))
             progress("pictures", len(pictures), min(len(rows), settings.pictures), 0)
-    return Compared(products, parquet.read(out.comparison(*runs, "movers")), pictures)
+    ranked = parquet.read(out.comparison(*runs, "movers"))
+    return Compared(products, ranked, pictures, joined, other_versions)
 
 
 def _compare_products(

@@ -18,6 +18,7 @@ from ops.results.metrics import PixelHistogram
 from ops.results.plots import PRO_LIMIT, Separation
 from ops.storage import parquet
 from pipelines.cluster.resources import Resources
+from pipelines.reports.labels import Joined, join_labels
 from pipelines.reports.pixel_comparison import ComparePixels, ProductPixels, compare_pixels
 
 SCHEMA = pa.schema(
@@ -79,10 +80,11 @@ class NothingLabelled(UserError):
 
 
 class Evaluation(NamedTuple):
-    """The table (`SCHEMA`), and the curves to draw of each product."""
+    """The table (`SCHEMA`), the curves to draw of each product, and how labels were joined."""
 
     table: pa.Table
     separations: list[Separation]
+    joined: Joined
 
 
 def evaluate(
@@ -96,16 +98,13 @@ def evaluate(
 ) -> Evaluation:
     """Metrics per product of a score table against an inventory's labels.
 
-    Rows of split `train` are left out, because the detector has seen them. `thresholds` are those
-    of the model.
+    Rows of split `train` are left out, because the detector has seen them. An image whose version
+    is not labelled is taken with the label of its address. `thresholds` are those of the model.
     Raises NothingLabelled if no labelled image was scored.
     """
-    test = labelled.filter(pc.is_valid(labelled["label"]))
-    test = test.filter(pc.fill_null(pc.not_equal(test["split"], "train"), True))
     columns = ["image_id", "uri", "product", "status", "score", "is_anomalous", "map_uri"]
-    scored = scored.select([*columns, "width", "height"])
-    of_test = test.select(["image_id", "label", "mask_uri", "member", "bytes"])
-    rows = scored.join(of_test, "image_id", join_type="inner")
+    columns += ["width", "height", "content_sha256"]
+    rows, joined = join_labels(scored.select(columns), labelled)
     if not len(rows):
         raise NothingLabelled(
             "no scored image has a label; take an inventory with --layout or --pattern"
@@ -120,7 +119,7 @@ def evaluate(
         separation = _separation(product, of_product, thresholds.get(product), pixels.get(product))
         separations.append(separation)
         table.append(_metrics(separation, of_product, pixels.get(product)))
-    return Evaluation(pa.Table.from_pylist([*table, _mean(table)], SCHEMA), separations)
+    return Evaluation(pa.Table.from_pylist([*table, _mean(table)], SCHEMA), separations, joined)
 
 
 def _separation(

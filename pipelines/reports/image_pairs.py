@@ -12,6 +12,7 @@ import pyarrow as pa
 from ops.results.metrics import Floats
 from pipelines.reports.changed_verdicts import define_verdict_change, numbered_members
 from pipelines.reports.drift import REAL, TEXT, schema
+from pipelines.reports.labels import Joined
 from pipelines.tables.database import load
 
 _PAIR = (
@@ -66,9 +67,11 @@ _CREATE_PAIRS = f"""
          numbered AS ({numbered_members("keyed", "side, key")}),
          first AS (SELECT * FROM numbered WHERE side = 'a'),
          second AS (SELECT * FROM numbered WHERE side = 'b'),
-         known AS (
-             SELECT CASE WHEN $join = 'uri' THEN uri ELSE image_id END AS key, max(label) AS label
-             FROM labels GROUP BY key
+         versions AS (SELECT image_id, label FROM labels),
+         addresses AS (
+             SELECT uri, CASE WHEN min(label) = max(label) THEN min(label) END AS label,
+                    count(label) AS labels
+             FROM labels GROUP BY uri
          ),
          joined AS (
              SELECT coalesce(second.key, first.key) AS key,
@@ -83,7 +86,12 @@ _CREATE_PAIRS = f"""
                     first.is_anomalous AS is_anomalous_a, second.is_anomalous AS is_anomalous_b
              FROM first FULL JOIN second ON first.key = second.key AND first.k = second.k
          )
-    SELECT joined.* EXCLUDE (key, product_changed), label,
+    SELECT joined.* EXCLUDE (key, product_changed),
+           -- An image of another version than the labelled one has the label of its address.
+           CASE WHEN versions.image_id IS NOT NULL THEN versions.label ELSE addresses.label END
+               AS label,
+           versions.image_id IS NULL AND addresses.labels > 0 AS is_by_address,
+           versions.image_id IS NULL AND addresses.uri IS NULL AS is_unlisted,
            CASE WHEN status_a IS NULL THEN 'only_in_b'
                 WHEN status_b IS NULL THEN 'only_in_a'
                 WHEN status_a <> status_b THEN 'status'
@@ -91,11 +99,12 @@ _CREATE_PAIRS = f"""
                 ELSE verdict_change(is_anomalous_a, is_anomalous_b)
            END AS change,
            score_a IS NOT NULL AND score_b IS NOT NULL AND NOT product_changed AS is_ranked
-    FROM joined LEFT JOIN known USING (key)
+    FROM joined LEFT JOIN versions ON joined.image_id = versions.image_id
+        LEFT JOIN addresses ON joined.uri = addresses.uri
 """  # noqa: S608 - only names from the code
 _CREATE_RANKED = """
     CREATE TABLE ranked AS
-    SELECT * EXCLUDE (change, is_ranked),
+    SELECT * EXCLUDE (change, is_ranked, is_by_address, is_unlisted),
            percent_rank() OVER (PARTITION BY product ORDER BY score_a) AS rank_a,
            percent_rank() OVER (PARTITION BY product ORDER BY score_b) AS rank_b,
            row_number() OVER (PARTITION BY product ORDER BY md5(image_id)) AS sample_order
@@ -117,6 +126,18 @@ _COUNT_CHANGES = """
                     AND is_anomalous_b IS NOT NULL AS is_judged FROM pairs)
     GROUP BY product
 """
+_COUNT_LABELS = """
+    SELECT count(*) FILTER (is_by_address AND label IS NOT NULL),
+           count(*) FILTER (is_by_address AND label IS NULL),
+           (SELECT count(*) FROM labels ANTI JOIN pairs USING (uri) WHERE label IS NOT NULL),
+           count(*) FILTER (is_unlisted)
+    FROM pairs
+"""
+_COUNT_OTHER_VERSIONS = """
+    SELECT count(DISTINCT uri) FROM pairs SEMI JOIN
+        (SELECT uri FROM pairs WHERE change = 'only_in_a') AS first USING (uri)
+    WHERE change = 'only_in_b'
+"""
 _CHANGES = "SELECT * FROM pairs WHERE change IS NOT NULL ORDER BY change, product, uri, image_id"
 _MOVERS = """
     WITH changed AS (
@@ -136,7 +157,8 @@ def pair_images(
     """Create the tables that the other functions query, from those of `drift.load_sides`.
 
     `pairs` holds every image of either run once, `ranked` those that both runs scored. `labels` is
-    an inventory, or empty.
+    an inventory, or empty; an image of a version that it does not list has the label of its
+    address.
     """
     define_verdict_change(database)
     if labels:
@@ -152,6 +174,18 @@ def count_changes(database: duckdb.DuckDBPyConnection) -> dict[str | None, dict[
     return {
         row["product"]: row for row in database.sql(_COUNT_CHANGES).to_arrow_table().to_pylist()
     }
+
+
+def count_labels(database: duckdb.DuckDBPyConnection) -> Joined:
+    """How the labels were joined to the images of both runs."""
+    [counts] = database.sql(_COUNT_LABELS).fetchall()
+    return Joined(*counts)
+
+
+def count_other_versions(database: duckdb.DuckDBPyConnection) -> int:
+    """Addresses that both runs have, but as different versions that are not paired."""
+    [(count,)] = database.sql(_COUNT_OTHER_VERSIONS).fetchall()
+    return int(count)
 
 
 def changes(database: duckdb.DuckDBPyConnection) -> Iterator[pa.RecordBatch]:

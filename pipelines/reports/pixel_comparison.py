@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -42,10 +44,16 @@ class ProductPixels:
     """Masks and maps that do not fit their pictures; their images have no usable mask."""
     example: str = ""
     """The first misfit."""
+    unreadable: int = 0
+    """Masks that cannot be read; their images have no usable mask."""
+    reason: str = ""
+    """Why the first of them cannot be read."""
 
     def notes(self) -> list[str]:
         """What people must know about the masks, a sentence each."""
         notes = []
+        if self.unreadable:
+            notes.append(f"{self.unreadable} masks cannot be read: {self.reason}")
         if self.misfits:
             notes.append(f"{self.misfits} masks or maps do not fit their pictures: {self.example}")
         if self.turned:
@@ -73,6 +81,13 @@ class ProductPixels:
         self.either_way += other.either_way
         self.misfits += other.misfits
         self.example = self.example or other.example
+        self.unreadable += other.unreadable
+        self.reason = self.reason or other.reason
+
+
+#: Masks are decoded in one way whatever the model's settings: files of one page, integers on the
+#: scale of their own file, 16 bits where that has none, floating point from 0 to 1.
+_MASK_DECODING = DecodeSettings(bit_depth=16, range="0,1")
 
 
 class Join(Enum):
@@ -94,6 +109,7 @@ class _MapAndMask(NamedTuple):
     regions_drawn: int
     join: Join = Join.AS_IS
     misfit: str = ""
+    unreadable: str = ""
 
 
 _NO_MASK = _MapAndMask(None, None, 0)
@@ -118,6 +134,8 @@ class ComparePixels:
                 pixels.either_way += pair.join is Join.EITHER_WAY
                 pixels.misfits += bool(pair.misfit)
                 pixels.example = pixels.example or pair.misfit
+                pixels.unreadable += bool(pair.unreadable)
+                pixels.reason = pixels.reason or pair.unreadable
                 if pair.levels is None or pair.mask is None:
                     pixels.no_usable_mask += 1
                 else:
@@ -137,10 +155,10 @@ class ComparePixels:
         if not row["label"]:
             return _MapAndMask(levels, np.zeros(levels.shape, dtype=bool), 0)
         try:
-            mask = decode(fetch(row["mask_uri"], None, None, self.fetch), DecodeSettings())
+            mask = decode(fetch(row["mask_uri"], None, None, self.fetch), _MASK_DECODING)
             pixels, join = self._fitted(mask.pixels, row)
-        except Failure:
-            return _NO_MASK
+        except Failure as failure:
+            return _NO_MASK._replace(unreadable=f"{row['mask_uri']}: {failure}")
         except Misfit as misfit:
             return _NO_MASK._replace(misfit=str(misfit))
         regions_drawn = metrics.count_regions(binarise(pixels))
@@ -153,10 +171,11 @@ class ComparePixels:
         Whoever drew it saw the picture upright, or as it is stored: the shapes tell which.
         """
         upright = (row["height"], row["width"])
-        try:
-            how = orientation(fetch(row["uri"], row["member"], row["bytes"], self.fetch))
-        except Failure:
-            how = UPRIGHT  # its mask still fits if it is upright
+        how = UPRIGHT  # a mask of an unreadable or replaced picture still fits if it is upright
+        with contextlib.suppress(Failure):
+            data = fetch(row["uri"], row["member"], row["bytes"], self.fetch)
+            if hashlib.sha256(data).hexdigest() == row["content_sha256"]:
+                how = orientation(data)
         as_seen = np.ascontiguousarray(turned(mask, how))
         if mask.shape[:2] == upright:
             either = how != UPRIGHT and as_seen.shape[:2] == upright

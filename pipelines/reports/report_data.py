@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ops.archives.fetch import FetchSettings, fetch
-from ops.errors import SettingError, UserError
-from ops.failure import Failure
-from ops.images.decode import DecodeSettings, decode
+from ops.archives.fetch import FetchSettings
+from ops.errors import SettingError
+from ops.images.decode import DecodeSettings
+from ops.images.resize import InputSettings
 from ops.progress import ProgressCallback
-from ops.results import map_png, overlays
-from ops.storage import uris
 from ops.storage.paths import Out
 from pipelines.reports import drift, report_queries
 from pipelines.reports.changed_verdicts import ChangedVerdicts, changed_verdicts
+from pipelines.reports.part_pictures import Part, PartPictures
 from pipelines.reports.report_queries import Histogram, Row
 from pipelines.tables import current_scores, run_records
-
-#: Limits the memory for images, which are decoded at full size before they are shrunk.
-_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -52,22 +46,6 @@ class ReportSettings:
     def bytes_each(self) -> int:
         """Maximum size of one picture in bytes."""
         return max(2048, self.thumbnail**2 // 2)
-
-
-class Pictures(NamedTuple):
-    """The pictures of one part as data URIs. An empty one is missing; `note` tells why."""
-
-    image: str = ""
-    overlay: str = ""
-    close_up: str = ""
-    note: str = ""
-
-
-class Part(NamedTuple):
-    """A row of the score table, and its pictures."""
-
-    row: Row
-    pictures: Pictures
 
 
 class ReportData(NamedTuple):
@@ -177,51 +155,19 @@ def collect(
             changed_verdicts=changed_verdicts(database, settings.parts),
             tracker=tracker,
         )
-    thresholds = data.thresholds
-
-    def add_pictures(row: Row) -> Part:
-        threshold = thresholds.get(row["product"])
-        return Part(row, _pictures(out, row, threshold, settings, fetch_settings))
-
-    parts = []
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for part in pool.map(add_pictures, worst):
-            parts.append(part)
-            missing = sum(not part.pictures.image for part in parts)
-            progress("pictures", len(parts), len(worst), missing)
+    draw = PartPictures(
+        out,
+        data.thresholds,
+        InputSettings(**last["input"]),
+        DecodeSettings(**last["decode"]),
+        fetch_settings,
+        settings.thumbnail,
+        settings.bytes_each,
+    )
+    parts = list[Part]()
+    for part in draw.parts(worst, [str(record["inventory"]) for record in runs]):
+        parts.append(part)
+        missing = sum(not part.pictures.image for part in parts)
+        progress("pictures", len(parts), len(worst), missing)
+    parts.sort(key=lambda part: report_queries.worst_first(part.row))
     return data._replace(parts=parts)
-
-
-def _pictures(
-    out: Out,
-    row: Row,
-    threshold: float | None,
-    settings: ReportSettings,
-    fetch_settings: FetchSettings,
-) -> Pictures:
-    """The image, if its file is unchanged since it was scored, and its map, if it has one."""
-    try:
-        data = fetch(row["uri"], None, None, fetch_settings)
-        if hashlib.sha256(data).hexdigest() != row["content_sha256"]:
-            return Pictures(note="No picture: the file has changed since it was scored.")
-        depth = row["bit_depth"]
-        picture = decode(data, DecodeSettings(depth if 9 <= depth <= 16 else None))
-    except Failure as failure:
-        return Pictures(note=f"No picture: {failure.reason}.")
-    side, most = settings.thumbnail, settings.bytes_each
-    small = overlays.thumbnail(picture, side)
-    image = overlays.data_uri(small, most)
-    close_up = ""
-    if max(picture.width, picture.height) > 2 * side:
-        detail = overlays.close_up(picture, row["peak_x"], row["peak_y"], side)
-        close_up = overlays.data_uri(detail, most)
-    if not row["map_uri"]:
-        return Pictures(image, "", close_up, "No anomaly map was written.")
-    try:
-        location = out.map(row["model_id"], row["image_id"])
-        map_data = fetch(uris.make(location), None, None, fetch_settings)
-        decoded_map = map_png.decode(map_data)
-    except (Failure, UserError):
-        return Pictures(image, "", close_up, "The anomaly map cannot be read.")
-    overlay = overlays.thumbnail_overlay(small, picture, decoded_map, threshold)
-    return Pictures(image, overlays.data_uri(overlay, most), close_up)

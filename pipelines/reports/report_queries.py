@@ -99,7 +99,12 @@ def worst(database: duckdb.DuckDBPyConnection, model_id: str, most: int) -> list
     Returned in descending order of score.
     """
     rows = _complete_rows(database, _WORST, model_id, most)
-    return sorted(rows, key=lambda row: (-row["score"], row["image_id"]))
+    return sorted(rows, key=worst_first)
+
+
+def worst_first(row: Row) -> tuple[float, str]:
+    """The key that sorts rows with scores in descending order of score."""
+    return -row["score"], row["image_id"]
 
 
 def failed(database: duckdb.DuckDBPyConnection, model_id: str, most: int) -> list[Row]:

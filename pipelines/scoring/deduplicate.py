@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ops.archives.fetch import OTHER_CHANGE_TIME
 from ops.images.content_index import KEY, Contents
 from ops.images.read_images import KNOWN
 from ops.storage import files, uris
@@ -34,11 +35,23 @@ _COPIED = (
 )
 _CREATE_SCORED = f"""
     CREATE TEMP TABLE scored AS
-    SELECT {KEY} AS key, content_sha256, product, {", ".join(_COPIED)}
+    SELECT {KEY} AS key, content_sha256, product, reason, {", ".join(_COPIED)}
     FROM scores_of($model) WHERE status = 'ok' AND {{has_map}} ORDER BY key
 """  # noqa: S608 - only names from this file
+#: Maps whose place was written for two contents: an image that kept its version had other bytes
+#: (see `verify_content`), so the map is of the later ones.
+_OVERWRITTEN = """
+    map_uri IN (
+        SELECT map_uri FROM scores_of($model) WHERE status = 'ok' AND map_uri IS NOT NULL
+        GROUP BY map_uri HAVING min(content_sha256) <> max(content_sha256)
+    )
+"""
+#: Notes about the file, then about its content; the note about another file does not belong here.
+_REASON = f"""nullif(concat_ws('; ', known.reason, nullif(
+    regexp_replace(scored.reason, '^{OTHER_CHANGE_TIME}(; )?', ''), '')), '')"""
 _JOIN_SCORED = f"""
-    SELECT known.* REPLACE ('ok' AS status, {", ".join(f"scored.{c} AS {c}" for c in _COPIED)})
+    SELECT known.* REPLACE ('ok' AS status, {_REASON} AS reason,
+        {", ".join(f"scored.{c} AS {c}" for c in _COPIED)})
     FROM (SELECT *, {KEY} AS key FROM known) AS known JOIN scored
         ON known.key = scored.key AND known.content_sha256 = scored.content_sha256
         AND known.product = scored.product
@@ -69,7 +82,10 @@ class ScoreCache:
         """`database` is one of `current_scores.opened`."""
         self._database, self._out, self._model_id = database, out, model_id
         self._policy = settings.policy
-        query = _CREATE_SCORED.format(has_map=_HAS_MAP[settings.policy, settings.overlays])
+        has_map = _HAS_MAP[settings.policy, settings.overlays]
+        if self._policy != "none":
+            has_map = f"{has_map} AND (map_uri IS NULL OR NOT {_OVERWRITTEN})"
+        query = _CREATE_SCORED.format(has_map=has_map)
         database.execute(query, {"model": model_id})
         self.copied = 0
         """Rows whose score was copied."""

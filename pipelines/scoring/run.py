@@ -97,6 +97,7 @@ def new_record(run: Run, fetch: FetchSettings, started: datetime.datetime) -> di
         "settings": asdict(run.settings),
         "after": list(run.after),
         "input": asdict(card.input),
+        "decode": asdict(card.decode),
         "map_scale": card.map_scale._asdict(),
         "fetch": asdict(fetch),
         "false_alarm_rate": card.false_alarm_rate,

@@ -56,7 +56,8 @@ class ScoringStream:
     def read(self) -> Read:
         """The reading step, which skips products that the model does not know."""
         card = self.model.card
-        return Read(card.input, card.decode, self.fetch, frozenset(card.products), self.known)
+        products, depths = frozenset(card.products), card.bit_depths
+        return Read(card.input, card.decode, self.fetch, products, self.known, depths)
 
     def apply(self, blocks: Dataset) -> Dataset:
         """Score the blocks' rows on the cluster.

@@ -159,7 +159,8 @@ def _check_ids(
     _report(
         database.sql(
             "SELECT rows.image_id, rows.uri, rows.product FROM rows JOIN listed USING (image_id) "
-            "WHERE rows.uri <> listed.uri OR rows.product IS DISTINCT FROM listed.product"
+            "WHERE rows.uri <> listed.uri OR "
+            "nfc_normalize(rows.product) IS DISTINCT FROM nfc_normalize(listed.product)"
         ),
         "rows have the uri and product of the inventory",
         run.remedy,

@@ -16,6 +16,7 @@ from ray.data import Dataset
 
 from ops.archives.fetch import FetchSettings
 from ops.archives.hash_images import HashImages
+from ops.archives.inventory import READING_ORDER
 from ops.progress import ProgressCallback
 from ops.storage.paths import Out
 from pipelines.cluster.isolate import process_missing
@@ -36,18 +37,18 @@ _SAMPLED = f"""
         md5_number_lower(uri || '/' || $night) / 18446744073709551616.0 < $share
         OR image_id IN (SELECT unnest($again)))
 """  # noqa: S608 - only names from this file
-_SCORED = """
+_SCORED = f"""
     WITH keys AS (
         SELECT sampled.*, known.run_id FROM current_keys($model) AS known JOIN sampled
             ON sampled.image_id = known.image_id
-            AND sampled.product IS NOT DISTINCT FROM known.product
+            AND nfc_normalize(sampled.product) IS NOT DISTINCT FROM known.product
     )
     SELECT keys.* EXCLUDE (run_id), scores.content_sha256 AS scored_sha256
     FROM scores_of($model) AS scores JOIN keys
         ON scores.image_id = keys.image_id AND scores.run_id = keys.run_id
     WHERE scores.content_sha256 IS NOT NULL
-    ORDER BY keys.uri, keys.member
-"""
+    ORDER BY {READING_ORDER.replace("uri", "keys.uri")}
+"""  # noqa: S608 - only names from this file
 
 
 class Verified(NamedTuple):

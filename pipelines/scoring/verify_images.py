@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from ops.archives.fetch import FetchSettings
 from ops.archives.hash_images import HashImages
+from ops.archives.inventory import READING_ORDER
 from ops.progress import ProgressCallback
 from ops.storage import files, uris, versions
 from ops.storage.storage_errors import NotFound, StorageError
@@ -27,15 +28,15 @@ _FILES = """
     FROM inventory WHERE version IS NOT NULL GROUP BY ALL ORDER BY file
 """
 #: Images whose file is the listed version, and whose bytes were hashed.
-_SAMPLED = """
+_SAMPLED = f"""
     SELECT inventory.*, hashes.content_sha256 AS scored_sha256
     FROM inventory JOIN hashes USING (image_id)
     SEMI JOIN unchanged ON split_part(inventory.uri, '#', 1) = unchanged.file
         AND split_part(inventory.version, '@', 1) = unchanged.version
     WHERE inventory.problem IS NULL AND hashes.content_sha256 IS NOT NULL
         AND md5_number_lower(image_id) / 18446744073709551616.0 < $share
-    ORDER BY inventory.uri, inventory.member
-"""
+    ORDER BY {READING_ORDER}
+"""  # noqa: S608 - the order is a constant
 
 
 def check_images(

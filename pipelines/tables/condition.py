@@ -21,7 +21,7 @@ _NODES = frozenset(
 )
 _OPERATORS = "+ - * / // % ** ^ & | || ~ << >> ~~ !~~ ~~* !~~* ~~~ ^@"
 _TEXT = """
-    concat contains ends_with ilike_escape instr left length like_escape lower ltrim
+    concat contains ends_with ilike_escape instr left length like_escape lower ltrim nfc_normalize
     not_ilike_escape not_like_escape prefix regexp_extract regexp_full_match regexp_matches replace
     reverse right rtrim split_part starts_with strip_accents strlen strpos substr substring suffix
     trim upper url_decode

@@ -106,7 +106,8 @@ def query(
     """Stream current rows with the columns of `score_table.SCHEMA`, in descending order of score.
 
     `where` is an expression over the columns of the score table (see `condition`). It sees the
-    verdicts after `rules` (by product) are applied. With `product`, only its rows are returned.
+    verdicts after `rules` (by product) are applied. With `product` (in NFC), only its rows are
+    returned.
     `only` is an inventory, one of `opened`'s `others`: images that it does not list are left out.
     Raises SettingError if `where` is invalid.
     """
@@ -125,9 +126,11 @@ def query(
                 CASE WHEN rules.threshold IS NOT NULL THEN current.score > rules.threshold
                      WHEN rules.p_value IS NOT NULL THEN current.p_value <= rules.p_value
                      ELSE current.is_anomalous END AS is_anomalous)
-            FROM current_scores($model) AS current LEFT JOIN rules USING (product)
+            FROM current_scores($model) AS current
+            LEFT JOIN rules ON nfc_normalize(current.product) = rules.product
         )
-        SELECT * FROM judged {listed} WHERE ($product IS NULL OR product = $product) AND (
+        SELECT * FROM judged {listed}
+        WHERE ($product IS NULL OR nfc_normalize(product) = $product) AND (
             {where or "true"}
         )
         ORDER BY score DESC NULLS LAST, image_id {f"LIMIT {limit:d}" if limit is not None else ""}

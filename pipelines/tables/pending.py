@@ -25,7 +25,7 @@ _PENDING = """
         SELECT listed.uri, known.run_id, listed.image_id IN (FROM differing) AS differs
         FROM read_parquet($listed) AS listed LEFT JOIN known
             ON listed.image_id = known.image_id
-            AND listed.product IS NOT DISTINCT FROM known.product
+            AND nfc_normalize(listed.product) IS NOT DISTINCT FROM known.product
         WHERE known.image_id IS NULL OR list_contains($retry, known.status)
             OR listed.image_id IN (FROM differing);
 """

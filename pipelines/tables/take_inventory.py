@@ -16,26 +16,43 @@ from ops.archives.layouts import PathParser, split_named
 from ops.archives.tally import Tally
 from ops.errors import UserError
 from ops.progress import ProgressCallback
-from ops.storage import files, parquet
+from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
 from pipelines.tables.database import opened
 
+#: The place of a member in its archive, see `Entry.member`.
+_PLACE = "CASE WHEN member < 0 THEN -1 - member ELSE member END"
+#: The address of a mask. Of several of one name, the last belongs to the last image of one name,
+#: the one before it to the image before it: so they lie in a tar to which both were appended.
+_MASK = f"""
+    CASE WHEN len(members) > 1 THEN regexp_replace(masks.mask_uri, '#', '{uris.MEMBER}'
+        || members[least(from_last, len(members))] || '#')
+    ELSE masks.mask_uri END
+"""
 #: Joins masks to their images by key. Joins and sorts that exceed the memory limit spill to disk.
 _SORTED = f"""
-    WITH images AS (
+    WITH once AS (
              SELECT * FROM read_parquet($listed)
              WHERE NOT is_mask AND ($split IS NULL OR split = $split OR problem IS NOT NULL)
              -- Archives may overlap: list each image once.
              QUALIFY row_number() OVER (PARTITION BY image_id ORDER BY uri) = 1
          ),
+         images AS (
+             SELECT *, row_number() OVER (PARTITION BY uri ORDER BY {_PLACE} DESC) AS from_last
+             FROM once
+         ),
+         listed_masks AS (
+             SELECT DISTINCT mask_key, uri, member FROM read_parquet($listed) WHERE is_mask
+         ),
          masks AS (
-             SELECT mask_key, min(uri) AS mask_uri FROM read_parquet($listed)
-             WHERE is_mask GROUP BY mask_key
+             SELECT mask_key, uri AS mask_uri, list(member ORDER BY {_PLACE} DESC) AS members
+             FROM listed_masks GROUP BY mask_key, uri
+             QUALIFY row_number() OVER (PARTITION BY mask_key ORDER BY uri) = 1
          )
-    SELECT images.* EXCLUDE (label, mask_uri, is_mask, mask_key),
+    SELECT images.* EXCLUDE (label, mask_uri, is_mask, mask_key, from_last),
            CASE WHEN $label_by_mask AND images.mask_key IS NOT NULL AND problem IS NULL
                 THEN (masks.mask_uri IS NOT NULL)::TINYINT ELSE images.label END AS label,
-           CASE WHEN $label_by_mask OR images.label = 1 THEN masks.mask_uri END AS mask_uri
+           CASE WHEN $label_by_mask OR images.label = 1 THEN {_MASK} END AS mask_uri
     FROM images LEFT JOIN masks ON images.mask_key = masks.mask_key
     ORDER BY {ORDER}
 """  # noqa: S608 - the order is a constant

@@ -9,6 +9,7 @@ import sys
 PARTS = {
     "kills": "tests.faults.kills",
     "mutations": "tests.faults.reading",
+    "tiffs": "tests.faults.tiffs",
     "memory": "tests.faults.memory",
     "due": "tests.faults.due",
     "rewritten": "tests.faults.rewritten",

@@ -7,9 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from jobs.compare import print_summary
 from jobs.tracking.tracker import EXPERIMENT, Tracker
 from ops.storage import files, parquet
 from ops.storage.paths import Out
+from pipelines.reports import image_pairs
+from pipelines.reports.compare import PRODUCTS, Compared
+from pipelines.reports.labels import Joined
 from pipelines.scoring.run import ScoreSettings
 from tests.runs import Part, finish, model_of
 
@@ -77,6 +81,16 @@ def test_nights_that_share_no_image_are_said_to(leave, tmp_path):
     assert code == 0, err
     assert "The runs share no image, as two nights that each score only new images" in told
     assert max(map(len, told.splitlines()[2:-1])) <= 100
+
+
+def test_other_versions_and_labels_that_did_not_join_are_counted(capsys):
+    movers = image_pairs.MOVERS.empty_table()
+    joined = Joined(by_address=3, ambiguous=0, unmatched=2, unlisted=0)
+    print_summary(Compared(PRODUCTS.empty_table(), movers, {}, joined, other_versions=7))
+    told = capsys.readouterr().out
+    assert "7 images are in both runs as different versions, which are not paired;" in told
+    assert "labels: 3 images have another version than the one that was labelled;" in told
+    assert "labels: 2 labelled images are not in the run\n" in told
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import unicodedata
 
 import pyarrow.parquet as pq
 import pytest
@@ -126,3 +128,21 @@ def test_hostile_names_are_escaped_on_the_screen_and_in_csv(leave, nights):
 def rows_of(name):
     with open(name, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("stored", ["NFC", "NFD"])
+@pytest.mark.parametrize("asked", ["NFC", "NFD"])
+def test_a_product_is_found_whatever_form_its_name_has(leave, tmp_path, stored, asked):
+    stored, asked = (unicodedata.normalize(form, "T\u00fcr") for form in (stored, asked))
+    out = Out(str(tmp_path / "out"))
+    run_id = publish(out, 0, [row("u/1", product=stored, score=3.0), row("u/2", score=4.0)])
+    record = {"run_id": run_id, "started": "2026-11-20T00", "model_id": MODELS[0]}
+    held_out = {"held_out": {stored: 9}, "totals": {"images": 2}}
+    files.write_json(out.run(run_id), record | held_out)
+    rule = json.dumps({asked: 2.5})
+    code, said, _ = leave("query", "--product", asked, "--threshold", rule)
+    assert code == 0
+    assert shown(said) == [("u/1", "yes")]
+    assert stored in said
+    _, said, _ = leave("query", "--product", asked, "--threshold", "3.5")
+    assert shown(said) == [("u/1", "no")]

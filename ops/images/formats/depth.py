@@ -93,7 +93,7 @@ def _check_integers(dtype: np.dtype[Any], low: int, high: int, setting: int | No
 def parse_range(text: str) -> tuple[float, float]:
     """Black and white of floating-point pictures, from `0,1`. Raises ValueError."""
     black, white = (float(word) for word in text.split(","))
-    if not (math.isfinite(black) and math.isfinite(white) and black < white):
+    if not (black < white and math.isfinite(white - black)):  # also if one is not finite
         raise ValueError(text)
     return black, white
 

@@ -36,8 +36,11 @@ def read_avif(data: bytes, limit: PixelLimit) -> Raster:
 
 
 def read_heic(data: bytes, limit: PixelLimit) -> Raster:
-    """Decode the primary picture of a HEIC; libheif turns it upright."""
+    """Decode a HEIC of one picture, beside thumbnails and depth maps; libheif turns it upright."""
     file = pi_heif.open_heif(data, convert_hdr_to_8bit=False, hdr_to_16bit=False)
+    if len(file) > 1:
+        message = f"it has {len(file)} pictures; a file must hold one image"
+        raise Failure("unsupported", message)
     image = file[file.primary_index]
     width, height = image.size
     limit.allow(width, height, kind="HEIC")

@@ -97,11 +97,11 @@ def _uncommon(data: bytes, frame: _Frame, limit: PixelLimit) -> Raster:
     shape = (frame.height, frame.width, 3)[: 2 if frame.channels == 1 else 3]
     if values.shape != shape:
         raise Failure("unreadable", f"damaged (it holds {values.shape}, and declares {shape})")
-    return Raster(values, None if frame.depth == 16 else frame.depth, orientation=_turn(data))
+    return Raster(values, None if frame.depth == 16 else frame.depth, orientation=orientation(data))
 
 
-def _turn(data: bytes) -> int:
-    """The orientation in the EXIF data of a file that Pillow does not open; 1 without."""
+def orientation(data: bytes) -> int:
+    """The orientation in the EXIF data of a file; 1 without."""
     for segment in _segments(data):
         content = data[segment.start + 4 : segment.stop]
         if segment.kind == 0xE1 and content.startswith(b"Exif\0\0"):

@@ -27,7 +27,7 @@ def read(data: bytes, limit: PixelLimit) -> Raster:
     components = data[start + 42 : start + 42 + 3 * channels]
     if len(components) < 3 * max(1, channels):
         raise Failure("unreadable", "damaged (its header ends early)")
-    if {component | 0x80 for component in components[::3]} == {0x87}:
+    if set(components[::3]) == {7}:  # depth - 1; the highest bit means signed
         return pillow_files.read(data, ("JPEG2000",), limit)
     if {components[at : at + 3] for at in range(0, len(components), 3)} != {components[:3]}:
         raise Failure("unsupported", "it is a JPEG 2000 whose channels differ in depth or size")

@@ -20,6 +20,12 @@ class _Header(NamedTuple):
     height: int
     depth: int
     is_float: bool
+    orientation: int = 1
+
+
+def orientation(data: bytes) -> int:
+    """How the stored picture lies, 1 to 8; libjxl turns it upright."""
+    return _header(_codestream(data)).orientation
 
 
 def read(data: bytes, limit: PixelLimit) -> Raster:
@@ -89,16 +95,18 @@ def _header(codestream: bytes) -> _Header:
         width = _side(bits, small)
     if bits.take(1):  # all other fields have their defaults
         return _Header(width, height, 8, False)
+    turn = 1
     if bits.take(1):
-        if bits.take(3) >= 4:  # lies on its side
+        turn += bits.take(3)
+        if turn >= 5:  # lies on its side
             width, height = height, width
         if bits.take(1):
             raise Failure("unsupported", "it is a JPEG XL with a size of its own for displays")
         if bits.take(1) or bits.take(1):
             raise Failure("unsupported", "it is a JPEG XL with a preview, or an animation")
     if bits.take(1):
-        return _Header(width, height, bits.choose((0, 32), (0, 16), (0, 24), (6, 1)), True)
-    return _Header(width, height, bits.choose((0, 8), (0, 10), (0, 12), (6, 1)), False)
+        return _Header(width, height, bits.choose((0, 32), (0, 16), (0, 24), (6, 1)), True, turn)
+    return _Header(width, height, bits.choose((0, 8), (0, 10), (0, 12), (6, 1)), False, turn)
 
 
 def _side(bits: _Bits, small: int) -> int:

@@ -86,7 +86,20 @@ def _read(data: bytes, limit: PixelLimit) -> Raster:
         if depth == 16 and colour in {2, 4, 6}:
             return _deep_colour(data, colour, image.info.get("transparency"))
     with Image.open(io.BytesIO(data), formats=["PNG"]) as unread:  # `verify` has read the first
+        if depth < 8 and colour == 0:
+            return _shallow_grey(unread, depth)
         return pillow_files.raster_of(unread)
+
+
+def _shallow_grey(image: Image.Image, depth: int) -> Raster:
+    """Grey of 1, 2 or 4 bits; Pillow compares the transparent value with scaled ones."""
+    image.load()
+    clear = image.info.pop("transparency", None)
+    raster = pillow_files.raster_of(image)
+    if clear is None:
+        return raster
+    scaled = int(clear) * {1: 1, 2: 85, 4: 17}[depth]  # Pillow gives 0 or 255 for that of 1 bit
+    return raster._replace(values=np.where(raster.values == scaled, 0, raster.values))
 
 
 def _deep_colour(data: bytes, colour: int, clear: tuple[int, ...] | None) -> Raster:

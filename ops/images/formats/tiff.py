@@ -14,7 +14,7 @@ import tifffile
 from PIL import Image
 
 from ops.failure import Failure
-from ops.images.formats import pillow_files, tiff_colours, tiff_samples
+from ops.images.formats import pillow_files, tiff_colours, tiff_samples, tiff_ycbcr
 from ops.images.formats.depth import Raster
 from ops.images.formats.pixel_limit import PixelLimit
 
@@ -30,9 +30,10 @@ _REDUCED, _MASK = 1, 4
 _MOST_PAGES = 1000
 #: Tags that the pixels depend on: sizes, layout, compression, colours.
 _OF_PIXELS = {254, 255, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 281, 284, 317, 320}
-_OF_PIXELS |= {322, 323, 324, 325, 332, 338, 339, 347, 530}
+_OF_PIXELS |= {322, 323, 324, 325, 332, 338, 339, 347, 529, 530, 532}
 #: JPEG, the former and the present way.
 _JPEG = {6, 7}
+_YCBCR = 6
 
 
 def read(data: bytes, number: int | None, limit: PixelLimit) -> Raster:
@@ -47,14 +48,22 @@ def read(data: bytes, number: int | None, limit: PixelLimit) -> Raster:
         place, page = _chosen(file, number)
         _check_tags(page, data)
         tiff_samples.check_layout(page, len(data), limit)
-        if _is_for_pillow(page):
+        if page.bitspersample == 8 and page.compression in _JPEG:
             return _by_pillow(data, place)
-        samples = tiff_samples.decode(page)
-        raster = tiff_colours.to_raster(page, samples)
+        if page.bitspersample == 8 and page.photometric == _YCBCR:
+            raster = tiff_ycbcr.read(page)
+        else:
+            raster = tiff_colours.to_raster(page, tiff_samples.decode(page))
     orientation = page.tags.valueof(_ORIENTATION, 1)
     return raster._replace(
         orientation=orientation if orientation in range(1, 9) else 1, largest=_largest(page)
     )
+
+
+def orientation(data: bytes) -> int:
+    """How the first page lies, as the tag of the file says; 1 without it."""
+    with tifffile.TiffFile(io.BytesIO(data), _multifile=False) as file:
+        return int(file.pages.first.tags.valueof(_ORIENTATION, 1))
 
 
 def _chosen(file: tifffile.TiffFile, number: int | None) -> tuple[int, tifffile.TiffPage]:
@@ -109,14 +118,8 @@ def _check_tags(page: tifffile.TiffPage, data: bytes) -> None:
         raise Failure("unreadable", f"damaged (its tags {lost} cannot be read)")
 
 
-def _is_for_pillow(page: tifffile.TiffPage) -> bool:
-    """JPEG, YCbCr and LAB of 8 bits: to decode them takes rounding, which stays as it was."""
-    if page.bitspersample != 8:
-        return False
-    return page.compression in _JPEG or page.photometric in tiff_colours.CONVERTED
-
-
 def _by_pillow(data: bytes, place: int) -> Raster:
+    """JPEG of 8 bits."""
     with Image.open(io.BytesIO(data), formats=["TIFF"]) as image:
         image.seek(place)
         _check_strips(image)

@@ -16,12 +16,10 @@ from ops.images.formats.depth import Raster, Values, over_black
 _WHITE_IS_ZERO, _RGB, _PALETTE, _CMYK = 0, 2, 3, 5
 #: BlackIsZero, a mask, and a colour-filter array (TIFF/EP) or linear data (DNG) as brightness.
 _GREY = {_WHITE_IS_ZERO, 1, 4, 32803, 34892}
-#: YCbCr and LAB, which Pillow converts.
-CONVERTED = {6, 8}
 _CHANNELS = {_RGB: 3, _PALETTE: 1, _CMYK: 4}
 _COLOR_MAP, _PHOTOMETRIC, _INK_SET = 320, 262, 332
 #: ExtraSamples (section 18). A missing tag means a fourth sample is alpha, as Pillow has it.
-_UNSPECIFIED, _PREMULTIPLIED = 0, 1
+_PREMULTIPLIED, _STRAIGHT = 1, 2
 #: Depths whose levels are levels of 8 bits, times a whole number.
 _SMALL = {1: 255, 2: 85, 4: 17}
 
@@ -42,7 +40,9 @@ def to_raster(page: tifffile.TiffPage, samples: Values) -> Raster:
     if meaning == _PALETTE:
         return _palette(page, colours[..., 0], alpha)._replace(note=note)
     if meaning == _CMYK:
-        return _cmyk(page, colours)._replace(note=note)
+        raster = _cmyk(page, colours)
+        full = _over_black(raster.values, alpha, page.bitspersample)
+        return raster._replace(values=full, note=note)
     if depth == 8 and alpha is not None:
         return Raster(_blended(page, colours, alpha), 8, note=note)
     values = colours[..., 0] if needed == 1 else colours
@@ -64,19 +64,20 @@ def _meaning(page: tifffile.TiffPage) -> tuple[int, str]:
 
 
 def _alpha(page: tifffile.TiffPage, samples: Values, needed: int) -> Values | None:
-    """The opacity of each pixel; None if there is none, or if it was multiplied into colours."""
-    if samples.shape[2] == needed:
-        return None
-    kinds = tuple(int(kind) for kind in page.extrasamples)
-    if kinds:
-        kind = kinds[0]
-    elif samples.shape[2] == needed + 1:
-        kind = 2
-    else:
-        kind = _UNSPECIFIED
-    if kind == _UNSPECIFIED or (kind == _PREMULTIPLIED and page.bitspersample != 8):
-        return None
-    return samples[..., needed]
+    """The opacity of each pixel; None if there is none, or if it was multiplied into colours.
+
+    Raises Failure where it is unknown which samples were multiplied.
+    """
+    kinds = _extra_kinds(page, samples.shape[2] - needed)
+    if _PREMULTIPLIED in kinds and page.photometric == _WHITE_IS_ZERO:
+        message = "it is a TIFF of WhiteIsZero with premultiplied transparency"
+        raise Failure("unsupported", f"{message}, whose transparent black is unknown")
+    return samples[..., needed + kinds.index(_STRAIGHT)] if _STRAIGHT in kinds else None
+
+
+def _extra_kinds(page: tifffile.TiffPage, count: int) -> tuple[int, ...]:
+    kinds = tuple(int(kind) for kind in page.extrasamples)[:count]
+    return kinds or ((_STRAIGHT,) if count == 1 else ())
 
 
 def _blended(page: tifffile.TiffPage, colours: Values, alpha: Values) -> Values:
@@ -89,8 +90,7 @@ def _blended(page: tifffile.TiffPage, colours: Values, alpha: Values) -> Values:
         return pillow_files.eight_bits(layers)
     packed = np.dstack([colours, alpha])
     size = (packed.shape[1], packed.shape[0])
-    layout = "RGBa" if 1 in tuple(int(k) for k in page.extrasamples)[:1] else "RGBA"
-    return pillow_files.eight_bits(Image.frombytes("RGBA", size, packed.tobytes(), "raw", layout))
+    return pillow_files.eight_bits(Image.frombytes("RGBA", size, packed.tobytes()))
 
 
 def _palette(page: tifffile.TiffPage, indices: Values, alpha: Values | None) -> Raster:
@@ -105,9 +105,9 @@ def _palette(page: tifffile.TiffPage, indices: Values, alpha: Values | None) -> 
     if int(table.max()) >= 256:  # otherwise a wrong scale that libtiff knows, too
         low = table & 255
         if ((low != 0) & (low != table >> 8)).any():
-            return Raster(_over_black(table[indices], alpha, 8), 16)
+            return Raster(_over_black(table[indices], alpha, page.bitspersample), 16)
         table //= 256
-    return Raster(_over_black(table.astype(np.uint8)[indices], alpha, 8), 8)
+    return Raster(_over_black(table.astype(np.uint8)[indices], alpha, page.bitspersample), 8)
 
 
 def _over_black(colours: Values, alpha: Values | None, depth: int) -> Values:

@@ -27,6 +27,7 @@ _UNSIGNED, _SIGNED, _FLOAT, _UNDEFINED = 1, 2, 3, 4
 #: bits is a string of at most 3,840 bytes (section 13); deflate 1032 : 1. Others have no bound.
 _EXPANSION = {_NONE: 1, _PACKBITS: 64, _LZW: 2560, **dict.fromkeys(_DEFLATE, 1032)}
 _MOST_SAMPLES = 8
+_YCBCR = 6
 
 
 def check_layout(page: tifffile.TiffPage, size: int, limit: PixelLimit) -> None:
@@ -37,6 +38,8 @@ def check_layout(page: tifffile.TiffPage, size: int, limit: PixelLimit) -> None:
     width, height, samples = page.imagewidth, page.imagelength, page.samplesperpixel
     _check_samples(page)
     bits = width * height * samples * page.bitspersample
+    if page.photometric == _YCBCR and samples == 3:
+        bits = bits * 3 // 8  # colours are those of at most 4 x 4 pixels
     stored = sum(page.databytecounts)
     if page.compression in _EXPANSION and width * height > 0:
         capacity = stored * _EXPANSION[page.compression] * 8 * width * height // max(1, bits)

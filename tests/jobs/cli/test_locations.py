@@ -1,9 +1,12 @@
+import importlib
 import os
+from dataclasses import fields
 
 import pytest
 
+from jobs import fit
 from jobs.cli import sources
-from jobs.cli.locations import checked
+from jobs.cli.locations import _ONE_PLACE, checked, with_checked_places
 from ops.errors import SettingError
 
 MEANT = {
@@ -35,6 +38,54 @@ def test_what_is_no_path_is_refused_with_the_form_that_is_meant(place):
     assert MEANT[place] in str(refused.value)
     with pytest.raises(SettingError):
         sources.Listing(place).path_parser()
+
+
+PLACES = {
+    "score": ("out", "model", "inventory", "train_names"),
+    "fit": ("out", "model_folder", "grow"),
+    "plan": ("grow",),
+    "nightly": ("out", "model"),
+    "inventory": ("output",),
+    "evaluate": ("out", "inventory"),
+    "check": ("out", "inventory", "model"),
+    "compare": ("out", "labels"),
+    "query": ("out", "output", "inventory"),
+    "report": ("out",),
+    "expire": ("out",),
+    "demo": ("out",),
+}
+
+
+@pytest.mark.parametrize("job", PLACES)
+def test_every_place_of_every_job_is_checked(job):
+    main = importlib.import_module(f"jobs.{job}").main
+    for setting in PLACES[job]:
+        name = setting.replace("_", "-")
+        for place in ("gs://b/x", "s3a://b/x", "az://b/x", "~/x", "file:/x"):
+            with pytest.raises(SettingError) as refused:
+                main([f"--{name}", place])
+            assert f"--{name} '{place}' is neither a path nor an s3:// URI; " in str(refused.value)
+            assert MEANT.get(place.replace("/x", "/parts"), "") in str(refused.value).replace(
+                "/x", "/parts"
+            )
+            assert refused.value.exit_code == 2
+        with pytest.raises(SettingError, match="name one place, without"):
+            main([f"--{name}", "/data/x*"])
+
+
+def test_every_setting_that_names_a_place_is_known():
+    for job, places in PLACES.items():
+        kind = importlib.import_module(f"jobs.{job}")
+        settings = getattr(kind, "Settings", fit.Settings)
+        named = {field.name for field in fields(settings)} & {*_ONE_PLACE}
+        assert set(places) <= named
+
+
+def test_models_of_the_registry_are_no_places():
+    found = with_checked_places({"model": "models:/a@b", "grow": "models:/a/1", "out": "file:///o"})
+    assert found == {"model": "models:/a@b", "grow": "models:/a/1", "out": "/o"}
+    with pytest.raises(SettingError):
+        with_checked_places({"out": "models:/a@b"})
 
 
 @pytest.mark.parametrize("name", ["a*.png", "what?.png", "[1].png", "~x.png"])

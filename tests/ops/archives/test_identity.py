@@ -9,7 +9,7 @@ import zlib
 import pyarrow as pa
 import pytest
 
-from ops.archives.fetch import FetchSettings, fetch
+from ops.archives.fetch import FetchSettings, doubt, fetch
 from ops.archives.inventory import image_id
 from ops.archives.listing import entries
 from ops.failure import TRANSIENT, Failure
@@ -187,12 +187,14 @@ def test_other_permissions_or_another_link_make_a_file_due_but_readable(tmp_path
 
 
 def test_bytes_of_another_file_of_the_same_size_and_time_are_due_the_next_night(tmp_path):
-    """The read cannot tell them from the listed ones; the next listing does."""
+    """The read doubts that they are the listed ones; the next listing knows."""
     file = tmp_path / "a.bmp"
     file.write_bytes(b"1234")
     (entry,) = listed(file)
+    assert doubt(entry.uri, entry.version) == ""
     in_place(file, b"4321", file.stat())
     assert read(entry) == b"4321"
+    assert "another change time" in doubt(entry.uri, entry.version)
     assert not ids(file) & {image_id(entry.uri, entry.version)}
 
 

@@ -151,3 +151,14 @@ def test_a_table_with_other_columns_is_not_an_inventory(tmp_path):
 
 def test_every_column_has_a_meaning():
     assert all(field.metadata[b"meaning"] for field in inventory.SCHEMA)
+
+
+def test_products_of_any_inventory_are_in_one_form(tmp_path):
+    other = unicodedata.normalize("NFD", "T\u00fcr")
+    rows = pa.Table.from_pylist([{"product": p} for p in (other, "T\u00fcr", "nut", None)], SCHEMA)
+    parquet.write(location := str(tmp_path / "other.parquet"), SCHEMA, [rows])
+    stored = Inventory(location)
+    assert stored.read(["product"])["product"].to_pylist() == ["T\u00fcr", "T\u00fcr", "nut", None]
+    assert stored.rows(0, 1)["product"].to_pylist() == ["T\u00fcr"]
+    assert stored.products() == {"T\u00fcr", "nut"}
+    assert stored.read(["uri"]).schema.names == ["uri"]

@@ -15,7 +15,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from botocore.exceptions import ReadTimeoutError
+from botocore.exceptions import ClientError, ReadTimeoutError
+from s3fs.errors import translate_boto_error
 
 from ops.archives import damage
 from ops.archives.entry import Entry, Search
@@ -316,7 +317,7 @@ def test_a_store_that_keeps_failing_is_unavailable_after_the_last_attempt(
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(PermissionError(), "forbidden"), (FileNotFoundError(), "missing")]
+    ("error", "status"), [(AccessDenied("no"), "forbidden"), (FileNotFoundError(), "missing")]
 )
 def test_a_permanent_error_is_not_retried(tmp_path, monkeypatch, error, status):
     (entry,) = entries(place(tmp_path, "a.png", b"12"))
@@ -624,3 +625,74 @@ def test_an_archive_that_cannot_be_opened_is_a_problem_row(tmp_path, monkeypatch
     assert len(found) == 1 + len(THREE)
     (problem,) = [entry.problem for entry in found if entry.problem]
     assert problem == f"{tmp_path}/a.tar cannot be opened: {os.strerror(number)}"
+
+
+def test_odd_keys_are_read_as_they_are(s3):
+    keys = (
+        "a//b.png",
+        "/lead.png",
+        "a/../up.png",
+        "sp .png",
+        " t/x.png",
+        "h#a?b%41+c.png",
+        "ü.png",
+    )
+    for number, key in enumerate(keys):
+        put(s3, key, b"%d" % number)
+    put(s3, "a//t.tar", tar(THREE))
+    put(s3, "../t #?.zip", zipped(THREE))
+    found = {entry.name: entry for entry in entries(s3)}
+    assert {name: read(entry) for name, entry in found.items() if name in keys} == {
+        key: b"%d" % number for number, key in enumerate(keys)
+    }
+    for archive in ("a//t.tar", "../t #?.zip"):
+        assert [read(found[f"{archive}/{name}"]) for name, _ in THREE] == [
+            data for _, data in THREE
+        ]
+
+
+@pytest.mark.parametrize(
+    ("code", "told", "sentence"),
+    [
+        ("AccessDenied", "Access Denied", "Access Denied; the user of this process needs s3:Get"),
+        ("AccessDenied", "not authorized to perform: kms:Decrypt", "need kms:Decrypt on the key"),
+        ("InvalidRequest", "stored using Server Side Encryption", "under a key of the store's own"),
+    ],
+)
+@pytest.mark.parametrize("name", ["b.png", "b.tar"])
+def test_an_object_that_is_denied_is_a_row_with_address_and_remedy(
+    s3, monkeypatch, name, code, told, sentence
+):
+    from ops.storage import s3 as store
+
+    put(s3, "a.png", b"1")
+    put(s3, name, tar(THREE))
+    call = store.RetryingS3.call_s3
+
+    def denied(self, method, *args, **kwargs):
+        if method == "get_object" and kwargs.get("Key") == name:
+            response = {
+                "Error": {"Code": code, "Message": told},
+                "ResponseMetadata": {"HTTPStatusCode": 403 if code == "AccessDenied" else 400},
+            }
+            raise translate_boto_error(ClientError(response, "GetObject"))
+        return call(self, method, *args, **kwargs)
+
+    monkeypatch.setattr(store.RetryingS3, "call_s3", denied)
+    monkeypatch.setattr(
+        store._ReadFile,
+        "_fetch_range",
+        lambda self, *_: store.read_bytes(f"s3://{self.path}", None, None, None, None),
+    )
+    good, bad = entries(s3)
+    assert read(good) == b"1"
+    if bad.problem:
+        reason = bad.problem
+    else:
+        with pytest.raises(Failure) as failure:
+            read(bad)
+        assert failure.value.status == "forbidden"
+        reason = failure.value.reason
+    assert f"{s3}/{name}" in reason
+    assert told in reason
+    assert name == "b.tar" or sentence in reason

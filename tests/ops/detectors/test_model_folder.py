@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import unicodedata
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from ops.images.resize import InputSettings
 from ops.results.anomaly_map import Scale
 from ops.results.calibration import Calibration
 from ops.storage import files, paths
+from tests.conftest import tiny_model
 from tests.ops.conftest import TINY
 
 PRODUCTS = ("nut", "../bolt #1%")
@@ -286,3 +288,14 @@ def test_a_model_written_before_a_setting_existed_is_read_with_its_default_and_i
     assert card.decode.max_pixels == DecodeSettings().max_pixels
     assert card.input.exposure == "as_is"
     assert card.model_id == content["model_id"]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_product_of_an_older_model_has_one_name_whatever_its_form(tmp_path, form):
+    name = unicodedata.normalize(form, "T\u00fcr")
+    location = str(tmp_path / form)
+    write_model(location, written := tiny_model(name))
+    found = read_model(location)
+    assert list(found.card.products) == ["T\u00fcr"] == list(found.products)
+    assert found.card.model_id == written.card.model_id
+    assert found.card.products["T\u00fcr"].file == paths.product_file(name)

@@ -421,7 +421,9 @@ def test_a_bmp_of_ten_bits_a_channel_is_unsupported_by_name():
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "GIF", "PPM", "WEBP"])
-def test_a_page_and_a_range_change_nothing_of_other_files(kind):
+def test_files_without_pages_have_one_and_no_range(kind):
     data = pictures.encoded(COLOUR, kind)
-    settings = DecodeSettings(bit_depth=12, page=2, range="0,1")
+    settings = DecodeSettings(bit_depth=12, page=1, range="0,1")
     assert np.array_equal(decode(data, settings).pixels, decode(data).pixels)
+    with pytest.raises(Failure, match=r"which has 1 page, so there is no --decode\.page 2"):
+        decode(data, DecodeSettings(page=2))

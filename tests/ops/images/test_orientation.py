@@ -1,10 +1,12 @@
 import io
 
+import imagecodecs
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
 from ops.images.orientation import orientation, turned
+from tests import tiffs
 
 
 @pytest.mark.parametrize("how", range(1, 9))
@@ -21,3 +23,13 @@ def test_arrays_are_turned_as_pillow_turns_images(how):
 
 def test_a_file_that_names_no_orientation_is_upright():
     assert orientation(b"no image") == 1
+
+
+@pytest.mark.parametrize("how", range(1, 9))
+def test_files_that_pillow_does_not_open_say_how_they_lie(how):
+    deep = np.zeros((16, 24), np.uint16)
+    assert orientation(tiffs.one(deep, 12, tags={274: (3, [how])})) == how
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0%c\0\0\0\0\0\0" % how
+    segment = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif
+    jpeg = bytes(imagecodecs.jpeg8_encode(deep, bitspersample=12))
+    assert orientation(jpeg[:2] + segment + jpeg[2:]) == how

@@ -66,3 +66,14 @@ def test_what_was_left_out_of_a_file_is_the_reason_of_its_ok_row(tmp_path):
     (found,) = Read(InputSettings(size=32), DecodeSettings(), FetchSettings())(rows).to_pylist()
     assert found["status"] == "ok"
     assert found["reason"] == "its metadata are damaged and were not used (tEXt)"
+    read = Read(InputSettings(size=32), DecodeSettings(), FetchSettings(), depths={"p": {12, 16}})
+    (found,) = read(rows).to_pylist()
+    assert found["reason"] == (
+        "its metadata are damaged and were not used (tEXt); "
+        "it has 8 bits, and the detector was fitted on images of 12, 16 bits"
+    )
+    for depths in ({"p": {8, 16}}, {"p": ()}, {"q": {16}}):
+        other = Read(InputSettings(size=32), DecodeSettings(), FetchSettings(), depths=depths)
+        assert other(rows)["reason"].to_pylist() == [
+            "its metadata are damaged and were not used (tEXt)"
+        ]

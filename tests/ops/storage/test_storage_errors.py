@@ -15,6 +15,7 @@ from ops.storage.retry import is_transient
 from ops.storage.storage_errors import (
     AccessDenied,
     AlreadyExists,
+    Archived,
     IsFolder,
     NotFolder,
     NotFound,
@@ -121,3 +122,31 @@ def test_a_file_of_another_format_is_named(tmp_path):
         files.read_json(file)
     with pytest.raises(UserError, match=r"/a is not a readable Parquet file"):
         parquet.read(file)
+
+
+DENIED = "User: arn:aws:iam::1:user/n is not authorized to perform: kms:Decrypt on resource: k"
+SSE_C = "The object was stored using a form of Server Side Encryption."
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "remedy"),
+    [
+        (answer("AccessDenied", 403, DENIED), AccessDenied, "need kms:Decrypt on the key"),
+        (answer("KMS.DisabledException", 400, "k is disabled"), AccessDenied, "need kms:Decrypt"),
+        (answer("InvalidRequest", 400, f"{SSE_C} Encrypted"), AccessDenied, "SSE-S3 or SSE-KMS"),
+        (answer("400", 400, "Bad Request"), StorageError, "SSE-S3 or SSE-KMS"),
+        (answer("InvalidObjectState", 403), Archived, "aws s3api restore-object --bucket bucket"),
+    ],
+)
+def test_an_object_that_cannot_be_read_is_named_with_a_remedy(error, kind, remedy):
+    new = converted(error)
+    assert type(new) is kind
+    assert str(new).startswith("s3://bucket/a: ")
+    assert remedy in str(new)
+    assert not is_transient(new)
+
+
+def test_a_bad_request_for_another_reason_names_no_key():
+    error = converted(answer("InvalidRequest", 400, "Missing header"))
+    assert str(error) == "s3://bucket/a: Missing header"
+    assert type(error) is StorageError

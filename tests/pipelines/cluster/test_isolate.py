@@ -11,7 +11,8 @@ import ray
 from pipelines.cluster import isolate
 from pipelines.cluster.isolate import process_rows
 
-ROWS = pa.table({"uri": [f"file:///{number}" for number in range(10)]})
+URIS = [f"file:///{number}" for number in range(10)]
+ROWS = pa.table({"uri": URIS, "image_id": URIS})
 CRASHES = "file:///7"
 
 
@@ -37,7 +38,7 @@ class FakeSteps:
         uris = [block["uri"][0].as_py() for block in stream.blocks]
         for uri in uris if whole else uris[:2]:
             if uri != CRASHES:
-                yield pa.table({"uri": [uri], "status": ["ok"]})
+                yield pa.table({"uri": [uri], "image_id": [uri], "status": ["ok"]})
         if not whole:
             raise ray.exceptions.ObjectLostError("a block", None, "")
 

@@ -34,7 +34,8 @@ def test_images_that_crash_processes_are_found_among_the_others(inventory):
     crashing = find_crashing_images(
         reader(Deadly, victims=victims), rows, SLOTS, lambda *report: reports.append(report)
     )
-    assert set(crashing) == set(victims)
+    ids = dict(zip(uris, rows["image_id"].to_pylist(), strict=True))
+    assert set(crashing) == {ids[uri] for uri in victims}
     assert all("every process that handled it died" in reason for reason in crashing.values())
     assert {stage for stage, *_ in reports} == {"quarantine"}
     assert find_crashing_images(reader(Read), rows, SLOTS, nothing) == {}

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import unicodedata
+
+import pyarrow as pa
 import pytest
 
+from ops.archives.inventory import SCHEMA, Inventory, image_id
 from ops.detectors.patchcore import PatchCoreSettings
 from ops.features.backbone import BackboneSettings
-from pipelines.fitting.request import FitRequest, split
+from ops.storage import parquet
+from pipelines.fitting.request import ROW, FitRequest, Select, split
 from tests.runs import Part, list_parts
 
 
@@ -34,3 +39,82 @@ def test_of_each_product_one_image_at_least_is_fitted_on(tmp_path, count, holdou
     assert (len(result.fit), len(result.held_out)) == (count - held_out, held_out)
     ids = result.fit["image_id"].to_pylist() + result.held_out["image_id"].to_pylist()
     assert len(set(ids)) == count
+
+
+def members_of(tmp_path, name, found):
+    """An inventory of (product, uri, member)."""
+    rows = [
+        {"image_id": image_id(uri, str(member)), "uri": uri, "version": str(member)}
+        | {"product": product, "member": member}
+        for product, uri, member in found
+    ]
+    location = str(tmp_path / f"{name}.parquet")
+    parquet.write(location, SCHEMA, [pa.Table.from_pylist(rows, SCHEMA)])
+    return Inventory(location)
+
+
+def numbered(listed, **more):
+    request = FitRequest("patchcore", PatchCoreSettings(), BackboneSettings(), **more)
+    result = split(listed, request)
+    return [
+        dict(zip(rows.schema.names, values, strict=True))
+        for rows in (result.fit, result.held_out)
+        for values in zip(*(column.to_pylist() for column in rows.columns), strict=True)
+    ], result
+
+
+TWO = [
+    (product, f"file:///a/t.parquet#{row}/x", row)
+    for row in range(24)
+    for product in [("bolt", "nut")[row % 2]]
+]
+PLAIN = [("bolt", "file:///a/s.png", None), ("nut", "file:///a/u.png", None)]
+
+
+def test_members_are_read_in_the_order_of_their_container(tmp_path):
+    _, result = numbered(members_of(tmp_path, "two", TWO + PLAIN), holdout=0.3)
+    for rows in (result.fit, result.held_out):
+        of_product = {"bolt": [], "nut": []}
+        for product, member in zip(
+            *(rows[n].to_pylist() for n in ("product", "member")), strict=True
+        ):
+            if member is not None:
+                of_product[product].append(member)
+        assert all(members == sorted(members) for members in of_product.values())
+        products = rows["product"].to_pylist()
+        assert products == sorted(products)
+
+
+def test_a_joint_fit_reads_a_container_of_several_products_once(tmp_path):
+    _, result = numbered(members_of(tmp_path, "two", TWO), joint=True, holdout=0.3)
+    assert result.fit["member"].to_pylist() == sorted(result.fit["member"].to_pylist())
+    assert set(result.fit["product"].to_pylist()) == {"bolt", "nut"}
+    assert result.products == ["bolt", "nut"]
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_numbers_and_held_out_images_follow_from_addresses_alone(tmp_path, joint):
+    listed = members_of(tmp_path, "listed", TWO + PLAIN)
+    rows, result = numbered(listed, joint=joint)
+    by_address = sorted(rows[: len(result.fit)], key=lambda row: (row["product"], row["uri"]))
+    assert [row[ROW] for row in by_address] == list(range(len(result.fit)))
+    shuffled, _ = numbered(members_of(tmp_path, "shuffled", (TWO + PLAIN)[::-1]), joint=joint)
+    assert shuffled == rows
+
+
+def test_files_of_their_own_are_read_by_product_and_address(tmp_path):
+    found = [(f"p{n % 3}", f"file:///a/{n}.png", None) for n in range(12)]
+    for joint in (False, True):
+        _, result = numbered(members_of(tmp_path, "files", found), joint=joint)
+        assert result.fit[ROW].to_pylist() == list(range(len(result.fit)))
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("chosen_form", ["NFC", "NFD"])
+def test_a_product_is_chosen_whatever_form_its_name_has(tmp_path, form, chosen_form):
+    product = unicodedata.normalize(form, "T\u00fcr")
+    found = [(product, f"file:///a/{n}.png", None) for n in range(3)] + PLAIN
+    select = Select([unicodedata.normalize(chosen_form, "T\u00fcr")])
+    _, result = numbered(members_of(tmp_path, "forms", found), select=select)
+    assert result.products == ["T\u00fcr"]
+    assert len(result.fit) + len(result.held_out) == 3

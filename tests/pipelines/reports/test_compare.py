@@ -180,6 +180,21 @@ def test_labels_say_which_run_was_wrong_more_often(nights):
     assert row["labelled"] == len(both)
 
 
+def test_labels_of_older_versions_are_joined_by_address_and_counted(nights, tmp_path):
+    out, _, before, *_, by_uri = nights
+    old = [replace(part, version="v0") for part in before[1:]]
+    labels = list_parts(f"{tmp_path}/labels.parquet", [*old, Part("x", "bolt", 1.0, 0)]).location
+    settings = CompareSettings(join="uri", pictures=0)
+    records = run_records.latest(out, 2)
+    comparison = compare.compare(out, *records, labels, settings, no_progress)
+    # The first image is labelled no more, nor was the one that only the second night has.
+    assert comparison.joined == (239, 0, 1, 2)
+    wrong = [sum(row["errors_b"] for row in c.products.to_pylist()) for c in (comparison, by_uri)]
+    assert wrong[1] - 1 <= wrong[0] <= wrong[1]
+    labelled = [sum(r["labelled"] for r in c.products.to_pylist()) for c in (comparison, by_uri)]
+    assert labelled[0] == labelled[1] - 1
+
+
 def test_pictures_are_in_the_folder_of_the_comparison_for_any_product_name(nights):
     out, runs, *_, comparison = nights
     folder = out.comparisons(runs[0].run_id, runs[1].run_id)
@@ -205,6 +220,8 @@ def test_by_image_id_other_versions_are_other_images(nights):
     assert {row["spearman"] for row in rows} == {None}
     assert len(comparison.movers) == 0
     assert comparison.pictures == {}
+    assert (comparison.other_versions, comparison.joined) == (239, None)
+    assert nights[-1].other_versions == 0
     # Distributions need no pairs.
     assert [row["ks"] for row in rows] == [row["ks"] for row in nights[-1].products.to_pylist()]
 

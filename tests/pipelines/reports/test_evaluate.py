@@ -1,5 +1,7 @@
 """Evaluating without a cluster: what needs no maps, and what one worker does with them."""
 
+import hashlib
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -14,6 +16,7 @@ from ops.results.anomaly_map import Scale
 from pipelines.cluster.resources import Resources
 from pipelines.reports import evaluate
 from pipelines.reports.pixel_comparison import ComparePixels
+from tests import tiffs
 from tests.ops.results.test_metrics import histogram
 
 
@@ -28,7 +31,9 @@ def tables(*products: tuple[str, list[tuple]]) -> tuple[pa.Table, pa.Table]:
             values = {"status": status, "score": score, "is_anomalous": called, "map_uri": None}
             values |= {"uri": own["image_id"], "width": 32, "height": 32}
             scored.append(own | values)
+            listed[-1]["uri"] = own["image_id"]
     kinds = [("image_id", pa.string()), ("product", pa.string()), ("status", pa.string())]
+    kinds += [("content_sha256", pa.string())]
     kinds += [("uri", pa.string()), ("width", pa.int32()), ("height", pa.int32())]
     kinds += [("score", pa.float64()), ("is_anomalous", pa.bool_()), ("map_uri", pa.string())]
     return pa.Table.from_pylist(scored, pa.schema(kinds)), pa.Table.from_pylist(listed, INVENTORY)
@@ -110,6 +115,7 @@ def test_a_worker_adds_up_maps_and_masks_of_any_format(tmp_path):
         own = {"product": "bolt", "label": int(kind is not None)}
         mask_uri = kind and str(tmp_path / f"mask{number}.{kind}")
         own |= {"uri": "/gone.png", "member": None, "bytes": None, "width": 32, "height": 32}
+        own |= {"content_sha256": None}
         rows.append(own | {"map_uri": str(tmp_path / f"{number}.png"), "mask_uri": mask_uri})
     compare = ComparePixels(InputSettings(16), FetchSettings(backoff=0.01))
     pixels = compare(pa.Table.from_pylist(rows))["bolt"]
@@ -118,7 +124,7 @@ def test_a_worker_adds_up_maps_and_masks_of_any_format(tmp_path):
     assert (pixels.no_usable_mask, pixels.regions_drawn) == (2, 2)
 
 
-def joined(tmp_path, picture, mask, how=1, input_side=32):
+def joined(tmp_path, picture, mask, how=1, input_side=32, **more):
     """What a worker finds for one defective image; `picture` is stored with an EXIF orientation."""
     exif = Image.Exif()
     exif[0x0112] = how
@@ -132,6 +138,7 @@ def joined(tmp_path, picture, mask, how=1, input_side=32):
     row |= {"width": upright.shape[1], "height": upright.shape[0]}
     row |= {"uri": str(tmp_path / "p.png"), "mask_uri": str(tmp_path / "m.png")}
     row |= {"map_uri": str(tmp_path / "map.png")}
+    row |= {"content_sha256": hashlib.sha256((tmp_path / "p.png").read_bytes()).hexdigest()} | more
     compare = ComparePixels(InputSettings(32), FetchSettings(attempts=1))
     return compare(pa.Table.from_pylist([row]))["bolt"], compare._read(row).mask
 
@@ -160,6 +167,11 @@ def test_a_mask_of_the_upright_picture_stays_as_it_is(tmp_path):
     assert (pixels.turned, pixels.either_way, pixels.notes()) == (0, 0, [])
 
 
+def test_the_orientation_of_a_picture_that_was_replaced_is_not_taken(tmp_path):
+    pixels, _ = joined(tmp_path, corner(64, 32), corner(64, 32), 6, content_sha256="of another")
+    assert (pixels.turned, pixels.misfits) == (0, 1)
+
+
 @pytest.mark.parametrize(("how", "side"), [(3, 64), (6, 32)])
 def test_a_mask_that_fits_both_ways_is_taken_as_upright_and_said(tmp_path, how, side):
     picture = corner(32, side)
@@ -179,3 +191,33 @@ def test_a_mask_of_another_size_is_refused_with_both_shapes(tmp_path, shape):
 def test_a_map_of_another_size_than_the_input_is_refused(tmp_path):
     pixels, _ = joined(tmp_path, corner(32, 32), corner(32, 32), input_side=16)
     assert "has 16 x 16 px, not the 32 x 32 of the model's input" in pixels.notes()[0]
+
+
+def with_mask(tmp_path, data):
+    joined(tmp_path, corner(32, 64), corner(32, 64))
+    (tmp_path / "m.png").write_bytes(data)
+    row = {"product": "bolt", "label": 1, "member": None, "bytes": None, "width": 64, "height": 32}
+    row |= {"uri": str(tmp_path / "p.png"), "mask_uri": str(tmp_path / "m.png")}
+    row |= {"map_uri": str(tmp_path / "map.png")}
+    compare = ComparePixels(InputSettings(32), FetchSettings(attempts=1))
+    return compare(pa.Table.from_pylist([row]))["bolt"], compare._read(row).mask
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int16, np.uint16, np.uint8])
+def test_masks_of_any_type_are_read_in_one_way(tmp_path, kind):
+    mask = (corner(32, 64) > 0).astype(kind)
+    _, found = with_mask(tmp_path, tiffs.one(mask, mask.itemsize * 8, sample_format=SAMPLES[kind]))
+    assert found.sum() == found[:8, :8].sum() == 64
+
+
+SAMPLES = {np.float32: 3, np.int16: 2, np.uint16: 1, np.uint8: 1}
+
+
+def test_a_mask_that_cannot_be_read_is_counted_with_its_reason(tmp_path):
+    page = tiffs.page(corner(32, 64), 8)
+    pixels, mask = with_mask(tmp_path, tiffs.file(page, page))
+    assert mask is None
+    assert (pixels.unreadable, pixels.no_usable_mask, pixels.misfits) == (1, 1, 0)
+    (note,) = pixels.notes()
+    assert note.startswith("1 masks cannot be read: ")
+    assert "unsupported: it has 2 frames or pages" in note

@@ -7,6 +7,7 @@ import datetime
 import pyarrow as pa
 import pytest
 
+from ops.archives.fetch import OTHER_CHANGE_TIME
 from ops.archives.inventory import SCHEMA, image_id
 from ops.failure import STATUSES, TRANSIENT
 from ops.images.read_images import KNOWN
@@ -19,7 +20,7 @@ from pipelines.tables import current_scores, retention
 from pipelines.tables.pending import find_pending
 from tests.pipelines.tables.test_current_scores import MODELS, publish, row
 
-A, B, C = (letter * 64 for letter in "abc")
+A, B, C, D = (letter * 64 for letter in "abcd")
 NOW = datetime.datetime(2026, 11, 22, tzinfo=datetime.UTC)
 COPIED = ("width", "height", "bit_depth", "score", "p_value", "is_anomalous", "peak_x", "peak_y")
 
@@ -30,7 +31,9 @@ def out(tmp_path):
     out = Out(str(tmp_path))
     mapped = out.map(MODELS[0], "0" * 32)
     files.write_bytes(mapped, b"a map")
-    flagged = row("/a", score=7.5, content_sha256=A, width=80, map_uri=uris.make(mapped))
+    flagged = row(
+        "/a", score=7.5, content_sha256=A, width=80, reason="a note", map_uri=uris.make(mapped)
+    )
     publish(out, 0, [flagged, row("/b", score=2.0, content_sha256=B)])
     publish(out, 1, [row("/c", status="undefined", content_sha256=C)])
     publish(out, 2, [row("/c", content_sha256=C, model=MODELS[1])])
@@ -67,10 +70,24 @@ def test_a_row_gets_what_its_bytes_were_given_and_keeps_its_own_name(out):
     assert [found[n]["score"] for n in (4, 5, 6)] == [7.5, 2.0, 7.5]
     for row_ in rows[:3]:
         whole = found[row_["inventory_row"]]
-        assert whole | dict.fromkeys(COPIED) | {"status": KNOWN} == row_
+        assert whole | dict.fromkeys([*COPIED, "reason"]) | {"status": KNOWN} == row_
         assert all(whole[name] is not None for name in COPIED)
         assert whole["status"] in STATUSES
-    assert found[4]["width"] == 80
+    assert (found[4]["width"], found[4]["reason"], found[5]["reason"]) == (80, "a note", None)
+
+
+def test_notes_about_the_content_are_copied_and_those_about_the_file_are_not(out):
+    doubted = f"{OTHER_CHANGE_TIME}; it has 8 bits"
+    publish(out, 3, [row("/d", content_sha256=C, reason=doubted)])
+    publish(out, 4, [row("/e", content_sha256=D, reason=OTHER_CHANGE_TIME)])
+    rows = [met(1, C), met(2, D), met(3, C, reason=OTHER_CHANGE_TIME), met(4, A, reason="x")]
+    found, _ = completed(out, rows, maps="none")
+    assert [found[n]["reason"] for n in range(1, 5)] == [
+        "it has 8 bits",
+        None,
+        doubted,
+        "x; a note",
+    ]
 
 
 @pytest.mark.parametrize(("maps", "with_map"), [("none", []), ("flagged", [4]), ("top:3", [])])
@@ -91,6 +108,16 @@ def test_what_lacks_its_map_is_scored_again(out):
     found, score_cache = completed(out, [met(4, A), met(5, B)], maps="flagged")
     assert sorted(found) == [5]
     assert (score_cache.copied, score_cache.lost) == (1, 1)
+
+
+def test_a_map_that_other_bytes_of_one_version_overwrote_is_not_copied(out):
+    """A disk lost bits of /a, which was scored again, and then its backup returns."""
+    place = uris.make(out.map(MODELS[0], "0" * 32))
+    publish(out, 3, [row("/a", score=8.0, content_sha256=C, map_uri=place)])
+    found, score_cache = completed(out, [met(4, A), met(5, B), met(6, C)], maps="flagged")
+    assert (sorted(found), score_cache.lost) == ([5], 2)
+    found, _ = completed(out, [met(4, A), met(6, C)], maps="none")
+    assert [found[number]["score"] for number in (4, 6)] == [7.5, 8.0]
 
 
 @pytest.mark.parametrize(

@@ -128,3 +128,16 @@ def test_a_long_warning_names_ten():
     many = [{"image_id": "i", "uri": f"u/{i}"} for i in range(12)]
     assert Verified(30, 0, many).warning.endswith("u/8, u/9 and 2 more")
     assert Verified(30, 2, []).warning == ""
+
+
+def test_rows_of_parquet_are_read_in_their_order(tmp_path):
+    place, out = str(tmp_path / "t.parquet"), Out(str(tmp_path / "out"))
+    parquet.write(
+        place, (table := pa.table({"image": [b"%d" % i for i in range(120)]})).schema, [table]
+    )
+    found = list(entries(place))
+    listed(out, found)
+    publish(out, 0, [scored(e, b"%d" % i) for i, e in enumerate(found)])
+    rows, _ = sampled(out, 1.0)
+    assert rows["member"].to_pylist() == list(range(120))
+    assert verified(rows) == Verified(120, 0, [])

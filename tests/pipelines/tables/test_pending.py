@@ -9,10 +9,14 @@ import pytest
 
 from ops.archives import inventory
 from ops.archives.inventory import Inventory, image_id
+from ops.archives.layouts import Layout, PathParser
 from ops.failure import TRANSIENT
-from ops.storage import parquet
+from ops.storage import files, parquet
 from ops.storage.paths import Out
-from pipelines.tables import pending
+from ops.storage.s3 import bucket_and_key, file_system
+from pipelines.tables import pending, take_inventory
+from tests.ops.archives.test_identity import AFTER, BEFORE, KINDS, status
+from tests.ops.archives.test_identity import listed as entries
 from tests.pipelines.tables.test_current_scores import MODELS, publish, row
 
 
@@ -120,3 +124,92 @@ def test_a_second_night_over_the_same_archive_only_retries_failures(out):
         missing = {k for k, status in last.items() if status == "missing"} - scored
         assert set(work) == missing & {(uri, version) for uri, version, _ in images}
         assert len(work) == counts.retried
+
+
+class Nights:
+    """Nights over a prefix on S3 that score all that is due."""
+
+    def __init__(self, out, place):
+        self.out, self.place, self.nights = out, place, 0
+
+    def take(self) -> tuple[int, int]:
+        """List, score what is due, and return how many images were new and changed."""
+        parser = PathParser(Layout("**/{name}"), "bolt")
+        path, to = self.out.warehouse(), f"{self.out.root}/pending.parquet"
+        take_inventory.take([self.place], path, parser, [".bmp"], lambda *_: None)
+        found = pending.find_pending(self.out, path, MODELS[0], TRANSIENT, to)
+        if found.images:
+            due = Inventory(to).read().to_pylist()
+            publish(self.out, self.nights, [row(image["uri"], image["version"]) for image in due])
+            self.nights += 1
+        return found.new, found.changed
+
+
+def upload(place: str, data: bytes, part: int) -> None:
+    """Write an object in parts, whose size its etag depends on."""
+    bucket, key = bucket_and_key(place)
+    call, to = file_system().call_s3, {"Bucket": bucket, "Key": key}
+    upload = to | {"UploadId": call("create_multipart_upload", **to)["UploadId"]}
+    parts = []
+    for number, start in enumerate(range(0, len(data), part), 1):
+        body = data[start : start + part]
+        etag = call("upload_part", **upload, PartNumber=number, Body=body)["ETag"]
+        parts.append({"PartNumber": number, "ETag": etag})
+    call("complete_multipart_upload", **upload, MultipartUpload={"Parts": parts})
+
+
+@pytest.mark.slow
+def test_on_s3_only_what_was_overwritten_with_other_bytes_is_due(s3, out):
+    nights = Nights(out, f"{s3}/parts")
+    before = {kind: make(BEFORE) for kind, make in KINDS.items()}
+    for kind, data in before.items():
+        files.write_bytes(f"{s3}/parts/{kind}", data)
+    images = 1 + 3 * (len(KINDS) - 1)
+    assert nights.take() == (images, 0)
+    assert nights.take() == (0, 0)
+    for kind, data in before.items():
+        files.write_bytes(f"{s3}/parts/{kind}", data)
+    assert nights.take() == (0, 0)
+    for kind, make in KINDS.items():
+        files.write_bytes(f"{s3}/parts/{kind}", make(AFTER))
+        assert nights.take() == (0, 1 if kind == "a.bmp" else 3), kind
+    assert nights.take() == (0, 0)
+
+
+@pytest.mark.slow
+def test_on_s3_etags_of_uploads_in_parts_are_versions(s3, out):
+    place, nights = f"{s3}/parts/a.bmp", Nights(out, f"{s3}/parts")
+    before, after = (bytes([value]) * (6 * 2**20) for value in (1, 2))
+    upload(place, before, 5 * 2**20)
+    (entry,) = entries(place)
+    assert entry.version.endswith("-2")
+    assert nights.take() == (1, 0)
+    upload(place, before, 5 * 2**20)
+    assert nights.take() == (0, 0)
+    upload(place, after, 5 * 2**20)
+    assert status(entry) == "changed"
+    assert nights.take() == (0, 1)
+    upload(place, after, 6 * 2**20)  # the same bytes with another etag: due, but not scored
+    assert nights.take() == (0, 1)
+
+
+@pytest.mark.slow
+def test_on_s3_an_earlier_version_of_an_object_that_returns_is_due(s3, out):
+    place, nights = f"{s3}/parts/a.bmp", Nights(out, f"{s3}/parts")
+    bucket, key = s3.removeprefix("s3://"), "parts/a.bmp"
+    call = file_system().call_s3
+    call("put_bucket_versioning", Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    files.write_bytes(place, b"good")
+    (first,) = entries(place)
+    assert nights.take() == (1, 0)
+    files.write_bytes(place, b"flaw")
+    (second,) = entries(place)
+    assert nights.take() == (0, 1)
+    newest = call("list_object_versions", Bucket=bucket, Prefix=key)["Versions"][0]
+    call("delete_object", Bucket=bucket, Key=key, VersionId=newest["VersionId"])
+    assert entries(place) == [first]
+    assert status(second) == "changed"
+    assert nights.take() == (0, 1)
+    assert nights.take() == (0, 0)
+    files.remove_file(place)  # leaves a marker
+    assert status(first) == "missing"

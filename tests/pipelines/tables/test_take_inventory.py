@@ -14,14 +14,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ops.archives.fetch import fetch
+from ops.archives.fetch import FetchSettings, fetch
 from ops.archives.inventory import SCHEMA, Inventory
 from ops.archives.layouts import LAYOUTS, Layout, PathParser
 from ops.archives.listing import IMAGE_SUFFIXES
 from ops.archives.system_files import SYSTEM_FILES
 from ops.errors import UserError
+from ops.failure import Failure
 from pipelines.tables import take_inventory
 from tests.conftest import DATA, ROOT
+from tests.ops.archives.test_listing import tar, zipped
+
+HASTY = FetchSettings(attempts=1)
 
 
 def take(places, out, layout: Layout, product="parts", split=None):
@@ -266,3 +270,41 @@ def test_a_million_objects_are_listed_in_bounded_memory(tmp_path):
     assert len(Inventory(str(tmp_path / "1000000.parquet"))) == 1_000_000
     # As Python objects alone a million entries would take over 500 MiB; sorting may use 512.
     assert large - small < 700
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz", "zip"])
+@pytest.mark.parametrize(
+    ("images", "masks", "pairs"),
+    [
+        (2, 2, ["m0", "m1"]),
+        (1, 2, ["m1"]),
+        (2, 1, ["m0", "m0"]),
+        (3, 2, ["m0", "m0", "m1"]),
+    ],
+)
+def test_masks_of_one_name_belong_each_to_its_image(tmp_path, suffix, images, masks, pairs):
+    members = [("bolt/test/cut/1.png", b"i%d" % i) for i in range(images)]
+    members += [("bolt/ground_truth/cut/1_mask.png", b"m%d" % i) for i in range(masks)]
+    members.append(("bolt/ground_truth/cut/2_mask.png", b"other"))
+    members.append(("bolt/test/cut/2.png", b"two"))
+    make = zipped(members) if suffix == "zip" else tar(members, "w:gz" if "." in suffix else "w")
+    (tmp_path / f"t.{suffix}").write_bytes(make)
+    out = tmp_path / "out" / "listed.parquet"
+    places = [tmp_path / f"t.{suffix}"] * 2  # they overlap
+    take(places, out, LAYOUTS["mvtec"])
+    rows = Inventory(str(out)).read().to_pylist()
+    got = [
+        tuple(
+            fetch(*place, HASTY).decode()
+            for place in ((row["uri"], row["member"], row["bytes"]), (row["mask_uri"], None, None))
+        )
+        for row in rows
+    ]
+    assert got == [*((f"i{i}", mask) for i, mask in enumerate(pairs)), ("two", "other")]
+    # A mask whose archive was rewritten is no other member.
+    if masks > 1:
+        other = [(f"new{i}.png", data) for i, (_, data) in enumerate(members)]
+        make = zipped(other) if suffix == "zip" else tar(other, "w:gz" if "." in suffix else "w")
+        (tmp_path / f"t.{suffix}").write_bytes(make)
+        with pytest.raises(Failure, match="missing"):
+            fetch(rows[0]["mask_uri"], None, None, HASTY)

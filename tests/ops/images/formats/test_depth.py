@@ -35,3 +35,9 @@ def test_orientations_one_to_eight():
         7: [[6, 4, 2], [5, 3, 1]], 8: [[2, 4, 6], [1, 3, 5]],
     }  # fmt: skip
     assert {n: upright(lying, n).tolist() for n in range(1, 9)} == expected
+
+
+def test_a_range_must_be_a_finite_number_wide():
+    for text in ("-1.7e308,1.7e308", "0,inf", "nan,1", "1,1"):
+        with pytest.raises(SettingError, match="range"):
+            DecodeSettings(range=text)

@@ -59,3 +59,13 @@ def test_a_heic_is_bounded_and_cut_off_unreadable():
         decode(data, DecodeSettings(max_pixels=100))
     with pytest.raises(Failure, match="unreadable: damaged"):
         decode(data[: len(data) // 2])
+
+
+def test_a_heic_of_several_pictures_is_refused():
+    file = pillow_heif.HeifFile()
+    for pixels in (SOFT, SOFT[::-1].copy()):
+        file.add_frombytes("RGB", (64, 64), pixels.tobytes())
+    out = io.BytesIO()
+    file.save(out, quality=-1)
+    with pytest.raises(Failure, match="unsupported: it has 2 pictures"):
+        decode(out.getvalue())

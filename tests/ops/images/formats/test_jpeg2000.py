@@ -43,3 +43,10 @@ def test_a_truncated_file_is_unreadable_and_a_large_one_is_not_decoded():
     with pytest.raises(Failure, match="too_large: 60000 x 60000"):
         decode(data[:at] + b"\0\0\xea\x60" * 2 + data[at + 8 :], admit=asked.append)
     assert not asked
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.int16])
+def test_signed_values_are_unsupported(kind):
+    values = np.arange(-60, 60, dtype=kind).reshape(10, 12)
+    with pytest.raises(Failure, match=r"unsupported: .* signed channels of"):
+        decode(bytes(imagecodecs.jpeg2k_encode(values, level=0, reversible=True)))

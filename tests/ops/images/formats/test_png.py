@@ -91,3 +91,14 @@ def test_a_transparent_value_of_deep_grey_becomes_black():
     expected = DEEP[..., 0].copy()
     expected[2, 3] = 0
     assert np.array_equal(decode(pictures.deep_png(DEEP[..., :1], clear)).pixels, expected)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_the_transparent_grey_of_a_shallow_picture_is_the_stored_one(depth):
+    values = np.arange(24).reshape(4, 6) % 2**depth
+    bits = (values[..., None] >> np.arange(depth)[::-1] & 1).reshape(4, -1).astype(np.uint8)
+    rows = b"".join(b"\0" + row.tobytes() for row in np.packbits(bits, axis=1))
+    clear = pictures.png_chunk(b"tRNS", b"\0\1")
+    data = pictures.png_by_hand(6, 4, depth, 0, rows, clear)
+    expected = np.where(values == 1, 0, values * (255 // (2**depth - 1)))
+    assert np.array_equal(decode(data).pixels, expected)

@@ -1,7 +1,6 @@
 """Every kind of TIFF gives its values, or a reason."""
 
 import io
-import random
 import threading
 
 import numpy as np
@@ -10,8 +9,9 @@ import tifffile
 from PIL import Image
 
 from ops.failure import Failure
-from ops.images.decode import DecodeSettings, Picture, decode
+from ops.images.decode import DecodeSettings, decode
 from tests import pictures, tiffs
+from tests.ops.images.formats import tiff_files
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 2**16, (19, 13), dtype=np.uint16)
@@ -241,6 +241,34 @@ def test_sixteen_bits_with_alpha(kind, blend):
     assert np.array_equal(decode(data).pixels, expected)
 
 
+def test_eight_bits_with_alpha_of_every_kind_and_place():
+    alpha = RNG.integers(0, 256, (19, 13, 2))
+    grey, colour = bits_of(8)[..., None], COLOUR >> 8
+    straight = np.floor(colour * (alpha[..., 1:] / 255) + 0.5)
+    for values, meaning, kinds, expected in (
+        (colour, 2, [1], colour),
+        (grey, 1, [1], grey[..., 0]),
+        (grey, 1, [0], grey[..., 0]),
+        (colour, 2, [0, 2], straight),
+        (colour, 2, [0, 1], colour),
+    ):
+        data = tiffs.one(
+            np.dstack([values, alpha[..., 2 - len(kinds) :]]), 8, meaning, tags={338: (3, kinds)}
+        )
+        assert np.array_equal(decode(data).pixels, expected), (meaning, kinds)
+    white = tiffs.one(np.dstack([grey, alpha[..., :1]]), 8, 0, tags={338: (3, [1])})
+    assert "transparent black is unknown" in refused(white)
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_cmyk_with_alpha_is_blended_with_black(depth):
+    inks = RNG.integers(0, 2**depth, (19, 13, 5))
+    opaque = decode(tiffs.one(inks[..., :4], depth, 5)).pixels
+    data = tiffs.one(inks, depth, 5, tags={338: (3, [2])})
+    expected = np.floor(opaque * (inks[..., 4:] / (2**depth - 1)) + 0.5)
+    assert np.array_equal(decode(data).pixels, expected)
+
+
 def test_cmyk_of_sixteen_bits():
     inks = RNG.integers(0, 2**16, (19, 13, 4))
     expected = np.floor((65535 - inks[..., :3]) * ((65535 - inks[..., 3:]) / 65535) + 0.5)
@@ -269,7 +297,7 @@ def test_jpeg_2000_in_a_tiff(depth):
     assert np.array_equal(decode(out.getvalue()).pixels, bits_of(depth))
 
 
-@pytest.mark.parametrize("photometric", [9, 10, 32844, 32845, 999])
+@pytest.mark.parametrize("photometric", [8, 9, 10, 32844, 32845, 999])
 def test_other_colours_are_unsupported_by_name(photometric):
     assert "with colours" in refused(tiffs.one(COLOUR >> 8, 8, photometric))
 
@@ -367,70 +395,31 @@ def test_many_strips_start_no_thread_and_nothing_is_logged(caplog, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-#: Kinds of the generator: photometric interpretation -> channels.
-PHOTOMETRIC = {0: 1, 1: 1, 2: 3, 3: 1}
-
-
-def generated(number: int) -> tuple[str, bytes, DecodeSettings, np.ndarray, int]:
-    """A TIFF by its number: a description, the file, settings, and the right pixels and depth."""
-    dice, rng = random.Random(number), np.random.default_rng(number)
-    photometric = dice.choice(list(PHOTOMETRIC))
-    channels, floats = PHOTOMETRIC[photometric], photometric in {1, 2} and dice.random() < 0.15
-    bits = 32 if floats else dice.randint(1, 8 if photometric == 3 else 16)
-    if not floats and dice.random() < 0.4:
-        bits = 8 if photometric == 3 else dice.choice([8, 16])
-    height, width = dice.randint(1, 60), dice.randint(1, 60)
-    compression = dice.choice(list(tiffs.COMPRESSIONS))
-    options = {
-        "order": dice.choice("<>"),
-        "compression": compression,
-        "predictor": 1 if compression in {"none", "packbits"} else dice.choice([1, 2 + floats]),
-        "planar": dice.choice([1, 2]),
-        "big": dice.random() < 0.3,
-    }
-    options |= dice.choice([{}, {"rows": dice.randint(1, height)}, {"tile": (16, 32)}])
-    settings, tags = DecodeSettings(), {}
-    shape = (height, width, channels)
-    if floats:
-        samples = rng.random(shape, dtype=np.float32)
-        settings = DecodeSettings(range="0,1")
-        right, depth = np.rint(samples.astype(np.float64) * 65535), 16
-    else:
-        smooth = np.cumsum(rng.integers(-3, 4, shape), axis=1) + 2 ** (bits - 1)
-        noise = rng.integers(0, 2**bits, shape)
-        samples = smooth.clip(0, 2**bits - 1) if dice.random() < 0.5 else noise
-        depth = 8 if bits in {1, 2, 4} else bits
-        right = samples * ((2**depth - 1) // (2**bits - 1))
-        if photometric == 0:
-            right = 2**depth - 1 - right
-    if photometric == 3:
-        colours = rng.integers(0, 256, (2**bits, 3)) * 257
-        tags, right, depth = tiffs.colour_map(colours), (colours // 257)[samples[..., 0]], 8
-    right = right[..., 0] if right.shape[2] == 1 else right
-    data = tiffs.one(samples, bits, photometric, tags=tags, **options)
-    return f"{number}: {bits} bits, {photometric}, {options}", data, settings, right, depth
-
-
-def wrong(number: int) -> str | None:
-    what, data, settings, right, depth = generated(number)
-    try:
-        picture = decode(data, settings)
-    except Failure as failure:
-        return f"{what}: {failure}"
-    assert isinstance(picture, Picture)
-    same = picture.bit_depth == depth and np.array_equal(picture.pixels, right)
-    return None if same else f"{what}: wrong values"
-
-
-@pytest.mark.parametrize("number", range(12))
+@pytest.mark.parametrize("number", range(40))
 def test_generated_files_give_the_values_that_were_written(number):
-    assert wrong(number) is None
+    one = tiff_files.made(number)
+    assert tiff_files.wrong(one) is None
+    assert tiff_files.by_tifffile(one) in {True, None}
 
 
 @pytest.mark.campaign
 @pytest.mark.slow
 def test_a_thousand_generated_files_give_the_values_that_were_written():
-    assert [found for number in range(1000) if (found := wrong(number))] == []
+    files = map(tiff_files.made, range(1000))
+    assert [found for one in files if (found := tiff_files.wrong(one))] == []
+
+
+@pytest.mark.campaign
+@pytest.mark.slow
+def test_tifffile_reads_generated_files_alike():
+    found = [tiff_files.by_tifffile(tiff_files.made(number)) for number in range(1000)]
+    assert False not in found
+    assert found.count(True) >= 500
+
+
+#: Compressions that OpenCV does not read, and gives zeros for.
+PLAIN = {"WhiteIsZero", "BlackIsZero", "RGB", "palette"}
+OTHERS = set(tiff_files.IMAGES) | {"lzma", "zstd"}
 
 
 @pytest.mark.campaign
@@ -443,8 +432,11 @@ def test_opencv_reads_generated_files_alike():
     cv2 = pytest.importorskip("cv2", exc_type=ImportError)
     compared = 0
     for number in range(1000):
-        what, data, settings, right, depth = generated(number)
-        odd = "16 bits, 0" in what or ("'planar': 2" in what and right.ndim == 3)
+        one = tiff_files.made(number)
+        what, data, settings, right, depth = one.what, one.data, one.settings, one.pixels, one.depth
+        if one.colours not in PLAIN or one.compression in OTHERS:
+            continue
+        odd = one.colours == "WhiteIsZero" or ("'planar': 2" in what and right.ndim == 3)
         found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         if found is None or settings.range or depth not in {8, 16} or (odd and depth == 16):
             continue
@@ -452,7 +444,7 @@ def test_opencv_reads_generated_files_alike():
         if found.dtype.itemsize * 8 == depth and found.shape == right.shape:
             compared += 1
             assert np.array_equal(found, decode(data).pixels), what
-    assert compared >= 200
+    assert compared >= 120
 
 
 def test_pillow_reads_plain_files_alike():

@@ -122,7 +122,7 @@ def _warn_of_few_held_out(rate: float, held_out: dict[str, int]) -> None:
 def _held_out(out: Out, model_id: str) -> dict[str, int]:
     """How many images of each product were held out for a model, from the record of a run."""
     for record in reversed(run_records.every(out)):
-        if record["model_id"] == model_id and "held_out" in record:
+        if record.get("model_id") == model_id and "held_out" in record:
             return {composed(name): count for name, count in record["held_out"].items()}
     raise UserError(
         f"no run in {out.runs()} records the held-out images of model {model_id}; "

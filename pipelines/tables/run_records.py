@@ -84,7 +84,7 @@ def _read(location: str) -> dict[str, Any]:
     record = files.read_json(location)
     run_id = location.rpartition("/")[2].removesuffix(".json")
     wrong = ""
-    if not isinstance(record, dict) or not {"run_id", "model_id", "started"} <= set(record):
+    if not isinstance(record, dict) or not {"run_id", "started"} <= set(record):
         wrong = "it is not the record of a run"
     elif record["run_id"] != run_id:
         wrong = f"it is the record of run {record['run_id']}, under another name"

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jobs.cli import entry
-from jobs.cli.console import Progress, echo, shown
+from jobs.cli.console import Progress, echo
 from ops.detectors.model_folder import ModelCard, read_card
 from ops.errors import SettingError
+from ops.plain_text import printable
 from ops.storage import files, paths
 from ops.storage.paths import Out
 from pipelines.scoring import verify
@@ -72,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
     for violation in findings.violations.values():
         echo(f"broken: {violation.rule}")
         for value in violation.examples:
-            echo(f"  found:  {shown(value)}")
+            echo(f"  found:  {printable(value)}")
         if violation.count > len(violation.examples):
             echo(f"  found:  {violation.count - len(violation.examples)} more like these")
         echo(f"  remedy: {violation.remedy}")

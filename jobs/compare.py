@@ -16,10 +16,11 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.cli import entry
-from jobs.cli.console import Progress, echo, shown
+from jobs.cli.console import Progress, echo
 from jobs.tracking.record import Record
 from jobs.tracking.tracker import Tracker
 from ops.errors import SettingError
+from ops.plain_text import printable
 from ops.storage.paths import Out
 from pipelines.reports import compare
 from pipelines.reports.compare import Compared, CompareSettings
@@ -124,7 +125,7 @@ def print_summary(compared: Compared) -> None:
         echo(sentence)
     for row in _most_moved(compared.movers):
         places = f"from the {_place(row['rank_a'])} in A to the {_place(row['rank_b'])} in B"
-        echo(f"moved: {shown(row['uri'])}, {places}")
+        echo(f"moved: {printable(row['uri'])}, {places}")
 
 
 def _explanations(rows: list[dict[str, Any]]) -> list[str]:
@@ -162,7 +163,7 @@ def _line(row: dict[str, Any]) -> str:
     failed = f"{row['failed_a']} {row['failed_b']}"
     changed = f"+{row['became_anomalous']} -{row['became_normal']}"
     return (
-        f"{shown(row['product'] or '-')[:16]:16} {row['both']:>7} {row['only_in_a']:>6} "
+        f"{printable(row['product'] or '-')[:16]:16} {row['both']:>7} {row['only_in_a']:>6} "
         f"{row['only_in_b']:>6} {failed:>9} {changed:>9} {cell(row['spearman'], 8, '.3f')} "
         f"{cell(row['kendall'], 7, '.3f')} {cell(row['ks'], 5, '.3f')} "
         f"{cell(row['ks_q'], 7, '.1g')} {cell(row['psi'], 6, '.3f')}"

@@ -17,7 +17,7 @@ from PIL import Image
 from jobs import evaluate, fit, inventory, score
 from jobs.cli import entry
 from jobs.cli.console import echo
-from jobs.tracking.record import redact
+from jobs.tracking.redact import redact
 from jobs.tracking.tracker import Tracker
 from ops.images import synthetic_parts
 from ops.results import overlays

@@ -20,6 +20,7 @@ from jobs.tracking.tracker import Tracker
 from ops.archives.fetch import FetchSettings
 from ops.archives.inventory import Inventory
 from ops.images.resize import InputSettings
+from ops.plain_text import printable
 from ops.results import plots
 from ops.storage import files, parquet
 from ops.storage.paths import Out
@@ -135,7 +136,7 @@ def print_summary(metrics: pa.Table, theirs: Published | None = None) -> None:
         )
     for row in rows:
         if row["note"]:
-            echo(f"{row['product']}: {row['note']}")
+            echo(f"{printable(row['product'])}: {printable(row['note'])}")
 
 
 def _line(row: dict[str, Any], digits: int) -> str:
@@ -145,7 +146,8 @@ def _line(row: dict[str, Any], digits: int) -> str:
     counts = f"{cell(row.get('good', ''), 6)} {cell(row.get('defective', ''), 5)}"
     rates = " ".join(cell(row.get(name), width, f".{digits}f") for _, width, name in _RATES)
     oracle, model = _errors(row, "oracle_"), _errors(row, "")
-    return f"{row['product'][:16]:16} {counts} {rates} {cell(oracle, 14)} {cell(model, 14)}"
+    product = printable(row["product"])[:16]
+    return f"{product:16} {counts} {rates} {cell(oracle, 14)} {cell(model, 14)}"
 
 
 def _errors(row: dict[str, Any], kind: str) -> str | None:

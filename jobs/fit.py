@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from jobs.cli import entry, sources
-from jobs.cli.console import Progress, echo, shown
+from jobs.cli.console import Progress, echo
 from jobs.tracking.tracker import Tracker
 from ops.archives.fetch import FetchSettings
 from ops.detectors.detector import settings_from
@@ -24,6 +24,7 @@ from ops.failure import max_failures
 from ops.features.backbone import BackboneSettings
 from ops.images.decode import DecodeSettings
 from ops.images.resize import InputSettings
+from ops.plain_text import printable
 from ops.results.calibration import Calibration
 from ops.storage import files, paths
 from ops.storage.paths import Out
@@ -216,16 +217,19 @@ def _curves(model: Model) -> dict[str, list[float]]:
 def _print_summary(model: Model, location: str) -> None:
     rate = model.card.false_alarm_rate
     for name, card in model.card.products.items():
-        echo(f"{shown(name)}: {describe_fit(card)}; {describe_calibration(card.calibration)}")
+        echo(f"{printable(name)}: {describe_fit(card)}; {describe_calibration(card.calibration)}")
         promised = card.calibration.promised_rate(rate)
         if promised is not None and promised > rate:
             needed = math.ceil(1 / rate - 1e-9) - 1
             echo(
-                f"warning: {shown(name)}: a false-alarm rate of {rate:g} needs {needed:,} held-out "
-                f"images; the threshold promises {promised:.2g}"
+                f"warning: {printable(name)}: a false-alarm rate of {rate:g} needs {needed:,} "
+                f"held-out images; the threshold promises {promised:.2g}"
             )
     if failures := model.card.fit["failures"]:
-        echo(f"warning: {model.card.fit['failed']} unreadable images, such as {failures[0]}")
+        echo(
+            f"warning: {model.card.fit['failed']} unreadable images, such as "
+            f"{printable(failures[0])}"
+        )
     echo(f"model: {location}")
 
 

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 
 from jobs import fit
 from jobs.cli import entry, sources
-from jobs.cli.console import Progress, echo, shown
+from jobs.cli.console import Progress, echo
 from jobs.tracking.tracker import Tracker
 from ops.detectors.registry import DETECTORS
 from ops.features.backbone import Backbone
+from ops.plain_text import printable
 from ops.storage.paths import Out
 from pipelines.cluster.resources import connected
 from pipelines.fitting import plan
@@ -54,8 +55,8 @@ def main(argv: Sequence[str]) -> int:
 def _print_summary(planned: Plan) -> None:
     for detector, estimate in planned.estimates.items():
         echo(
-            f"{shown(detector)}: {planned.images[detector]:,} images, {estimate.vectors:,} feature "
-            f"vectors, {estimate.kept:,} kept"
+            f"{printable(detector)}: {planned.images[detector]:,} images, {estimate.vectors:,} "
+            f"feature vectors, {estimate.kept:,} kept"
         )
     echo(f"{planned.held_out:,} images are held out for calibration")
     echo(

@@ -19,9 +19,10 @@ import pyarrow as pa
 from pyarrow import csv
 
 from jobs.cli import entry
-from jobs.cli.console import echo, shown
+from jobs.cli.console import echo
 from ops.archives.layouts import composed
 from ops.errors import SettingError, UserError
+from ops.plain_text import printable, spreadsheet_cell
 from ops.results import score_table
 from ops.results.calibration import promised_rate
 from ops.storage import files, parquet
@@ -45,7 +46,7 @@ class Settings:
     product: str = ""
     """Only images of this product."""
     where: str = ""
-    """A condition in SQL over the columns of the score table, such as "width > 1000". Products are
+    """An SQL expression over the columns of the score table, such as "width > 1000". Products are
     stored in Unicode's composed form, NFC."""
     limit: int | None = None
     """The largest number of rows; default: 20 on the screen, all in a file."""
@@ -58,6 +59,9 @@ class Settings:
     """Only images of this inventory file; scores may be of images that are no longer archived."""
     output: str = ""
     """The .parquet or .csv file to write, a path or s3:// URI; default: the screen."""
+    raw: bool = False
+    """Write the text of a .csv file as it is. Else what a spreadsheet would take for a formula gets
+    a leading ', and control characters are escaped."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -76,13 +80,14 @@ def main(argv: Sequence[str]) -> int:
         rows = current_scores.query(
             database,
             model_id,
-            where=_where(settings),
+            where=settings.where,
+            product=composed(settings.product),
             limit=settings.limit or (None if settings.output else _SCREEN),
             rules=rules,
             only=settings.inventory,
         )
         if settings.output:
-            return _write(settings.output, rows, check)
+            return _write(settings.output, rows, settings.raw, check)
         return list(itertools.chain.from_iterable(batch.to_pylist() for batch in rows))
 
     answer = current_scores.read_consistently(out, read, "2GB", settings.inventory)
@@ -92,12 +97,6 @@ def main(argv: Sequence[str]) -> int:
     elif settings.output:
         echo(f"{written} images: {settings.output}")
     return 0
-
-
-def _where(settings: Settings) -> str:
-    product = composed(settings.product).replace("'", "''")
-    conditions = [f"nfc_normalize(product) = '{product}'" if product else "", settings.where]
-    return " AND ".join(f"({condition})" for condition in conditions if condition)
 
 
 def _verdict_rules(settings: Settings, out: Out, model_id: str) -> dict[str, VerdictRule]:
@@ -125,25 +124,25 @@ def _warn_of_few_held_out(rate: float, held_out: dict[str, int]) -> None:
         worst = max(higher, key=lambda product: higher[product])
         echo(
             f"warning: {len(higher)} of {len(held_out)} products have too few held-out images for "
-            f"a false-alarm rate of {rate:g}, such as {shown(worst)}: its {held_out[worst]} images "
-            f"promise {higher[worst]:.3g}, which is used"
+            f"a false-alarm rate of {rate:g}, such as {printable(worst)}: its "
+            f"{held_out[worst]} images promise {higher[worst]:.3g}, which is used"
         )
 
 
 def _held_out(out: Out, model_id: str) -> dict[str, int]:
     """How many images of each product were held out for a model, from the record of a run."""
-    place = out.runs()
-    for name in reversed(files.names(place)):
-        record: dict[str, Any] = files.read_json(files.join(place, name))
-        if record["model_id"] == model_id and "held_out" in record:
+    for record in reversed(run_records.started(out)):
+        if record.get("model_id") == model_id and "held_out" in record:
             return {composed(name): count for name, count in record["held_out"].items()}
     raise UserError(
-        f"no run in {place} records the held-out images of model {model_id}; "
+        f"no run in {out.runs()} records the held-out images of model {model_id}; "
         """name thresholds by product: --threshold '{"PRODUCT": 1.5}'"""
     )
 
 
-def _write(location: str, rows: Iterator[pa.RecordBatch], check: Callable[[], None]) -> int:
+def _write(
+    location: str, rows: Iterator[pa.RecordBatch], raw: bool, check: Callable[[], None]
+) -> int:
     """Write rows; `check` may raise before the file appears."""
 
     def checked() -> Iterator[pa.RecordBatch]:
@@ -155,9 +154,23 @@ def _write(location: str, rows: Iterator[pa.RecordBatch], check: Callable[[], No
     written = 0
     with files.staged(location) as path, csv.CSVWriter(path, score_table.SCHEMA) as writer:
         for batch in checked():
-            writer.write_batch(batch)
+            writer.write_batch(batch if raw else _with_safe_cells(batch))
             written += len(batch)
     return written
+
+
+def _with_safe_cells(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Rows whose text no spreadsheet takes for a formula."""
+    columns = map(_safe_cells, batch.columns)
+    return pa.RecordBatch.from_arrays(list(columns), schema=batch.schema)
+
+
+def _safe_cells(values: pa.Array) -> pa.Array:
+    if not pa.types.is_string(values.type):
+        return values
+    coded = values.dictionary_encode()
+    safe = [spreadsheet_cell(text) for text in coded.dictionary.to_pylist()]
+    return pa.array(safe, pa.string()).take(coded.indices)
 
 
 def _show(printed: list[_Row]) -> int:
@@ -167,8 +180,9 @@ def _show(printed: list[_Row]) -> int:
         score = "-" if row["score"] is None else f"{row['score']:.6g}"
         p_value = "-" if row["p_value"] is None else f"{row['p_value']:.3g}"
         bad = {True: "yes", False: "no", None: "-"}[row["is_anomalous"]]
-        product = str(row["product"] or "-")[:16]
-        echo(f"{score:>12} {p_value:>7} {bad:>3} {row['status']:12} {product:16} {row['uri']}")
+        product, uri = printable(row["product"] or "-")[:16], printable(row["uri"])
+        status = printable(row["status"])
+        echo(f"{score:>12} {p_value:>7} {bad:>3} {status:12} {product:16} {uri}")
     return len(printed)
 
 

@@ -24,7 +24,15 @@ MAY_IMPORT = {
 FOLDERS = {"ops", "pipelines", "jobs", "deploy", "tests"}
 #: Rooms that may import what lies on a lower floor, and on their own as long as there is no circle.
 FLOORS = [
-    {"ops.storage", "ops.augment", "ops.distributed", "ops.errors", "ops.failure", "ops.progress"},
+    {
+        "ops.storage",
+        "ops.augment",
+        "ops.distributed",
+        "ops.errors",
+        "ops.failure",
+        "ops.plain_text",
+        "ops.progress",
+    },
     {"ops.archives"},
     {"ops.images", "ops.features", "ops.search"},
     {"ops.flows", "ops.results"},

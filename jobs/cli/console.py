@@ -8,19 +8,20 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from ops.plain_text import printable
+
 _SECONDS_BETWEEN_LINES = 15.0
 #: What a stage counts, if not images.
 _UNITS = {"coreset": "centre", "factor": "position", "list": "file"}
 
 
 def echo(text: str) -> None:
-    """Print a line: errors to stderr, everything else to stdout."""
-    tqdm.write(text, file=sys.stderr if text.startswith("error:") else sys.stdout)
+    """Print lines: errors to stderr, everything else to stdout.
 
-
-def shown(text: str) -> str:
-    """Text of files and tables, its control characters escaped: a terminal would obey them."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    Invisible characters are escaped, except line breaks: escape names that may hold one.
+    """
+    lines = "\n".join(map(printable, text.split("\n")))
+    tqdm.write(lines, file=sys.stderr if text.startswith("error:") else sys.stdout)
 
 
 class Progress:

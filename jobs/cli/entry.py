@@ -14,7 +14,9 @@ from typing import Any, NoReturn, TypeVar
 from jobs.cli import locations
 from jobs.cli.console import echo
 from jobs.cli.parser import Parser
+from jobs.tracking.redact import redact
 from ops.errors import UserError
+from ops.plain_text import printable
 from ops.storage import s3
 from ops.storage.storage_errors import DEVICE_ERRORS, AccessDenied
 from pipelines.tables.lock import Locked
@@ -106,13 +108,22 @@ def _remedy(error: Exception) -> str:
     return ""
 
 
+class _OneLine(logging.Formatter):
+    """Formats a log record as one line without secrets and control characters.
+
+    A traceback may follow.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - as in the base
+        return printable(redact(super().formatMessage(record)))
+
+
 def start(job: Callable[[Sequence[str]], int]) -> NoReturn:
     """Run a job and exit with its code."""
-    logging.basicConfig(
-        level=os.environ.get("NIGHTLOUPE_LOG", "WARNING"),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    level = os.environ.get("NIGHTLOUPE_LOG", "WARNING")
+    logging.basicConfig(level=level, handlers=[handler])
     # It warns when it builds its cache of fonts.
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     try:
@@ -123,7 +134,7 @@ def start(job: Callable[[Sequence[str]], int]) -> NoReturn:
     except (UserError, OSError) as error:
         if not _is_mendable(error) or os.environ.get("NIGHTLOUPE_LOG") == "DEBUG":
             raise
-        echo(f"error: {error}{_remedy(error)}")
+        echo(f"error: {printable(redact(str(error)))}{_remedy(error)}")
         code = error.exit_code if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
         echo("stopped; start the same command again to continue")

@@ -15,6 +15,8 @@ from typing import Any, Literal, NamedTuple, NoReturn, Union, get_args, get_orig
 
 import jsonargparse
 
+from ops.plain_text import printable
+
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 #: How people call the types of settings.
@@ -85,7 +87,7 @@ class Parser(jsonargparse.ArgumentParser):
 
     def refuse(self, message: str, known: bool = False) -> NoReturn:
         """Print a sentence, and the known settings if asked to; exit with 2."""
-        sys.stderr.write(f"error: {message}\n")
+        sys.stderr.write(f"error: {printable(message)}\n")
         if known:
             names = ", ".join(self.settings())
             listed = textwrap.fill(names, 100, initial_indent="  ", subsequent_indent="  ")

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import tempfile
 from dataclasses import dataclass, replace
 
 from jobs.cli import locations
-from jobs.cli.console import Progress, echo, shown
+from jobs.cli.console import Progress, echo
+from ops.archives import expansion
 from ops.archives.entry import Search
 from ops.archives.inventory import Inventory
 from ops.archives.layouts import GOOD, LAYOUTS, Layout, PathParser, composed, train_names
 from ops.archives.listing import IMAGE_SUFFIXES, path_below
 from ops.archives.tally import Tally
 from ops.errors import SettingError
+from ops.plain_text import printable
 from ops.storage import files, s3
 from ops.storage.paths import Out
 from pipelines.tables import take_inventory
+
+#: A larger list of names is another file: this holds a million names.
+_NAMES_BYTES = 2**27
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,9 @@ class Listing:
     column: str = ""
     """The column of Parquet files that holds the images, such as image or image.bytes; default:
     one named like an image, else the first whose values start like image files."""
+    max_unpack_ratio: float = expansion.RATIO
+    """Compressed tar and Parquet files are listed to at most this many times their size (and 64 MiB
+    in any case); the rest is a problem row. Readers have --fetch.max-unpack-ratio."""
 
     def locations(self) -> list[str]:
         """The archives. Raises SettingError if none is named."""
@@ -72,7 +81,7 @@ class Listing:
                     f"{archive} is both read as --archive and written to; choose another folder "
                     f"for the output, such as {archive.rstrip('/')}-out"
                 )
-        return Search(self.column, own)
+        return Search(self.column, own, self.max_unpack_ratio)
 
     def path_parser(self) -> PathParser:
         """The parser of paths. Raises SettingError for an unknown layout or field."""
@@ -102,7 +111,14 @@ class Listing:
                     f"--layout {self.layout} splits by {layout.train_list}, which {place} does not "
                     "hold; name the file: --train-names FILE"
                 )
-        return train_names(files.read_bytes(file).decode()) if file else frozenset()
+        if not file:
+            return frozenset()
+        try:
+            return train_names(files.read_bytes(file, limit=_NAMES_BYTES).decode())
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise SettingError(
+                f"--train-names {file} is no list of names: {error}; write one name a line in UTF-8"
+            ) from None
 
 
 def take(listing: Listing, out: str, progress: Progress) -> Tally:
@@ -124,22 +140,22 @@ def take(listing: Listing, out: str, progress: Progress) -> Tally:
         echo(f"{tally.skipped_frames} frames of clips left out by the layout's frame step")
     if tally.other_files:
         endings = ", ".join(
-            f"{n} {shown(suffix)}" for suffix, n in tally.other_suffixes.most_common(20)
+            f"{n} {printable(suffix)}" for suffix, n in tally.other_suffixes.most_common(20)
         )
         echo(f"{tally.other_files} other files left out ({endings})")
     for reason, count in tally.left_out.most_common():
         echo(f"left out: {count} {reason}")
     for column, count in tally.columns.most_common(20):
-        echo(f"images are taken from column {shown(column)} of {count} Parquet files")
+        echo(f"images are taken from column {printable(column)} of {count} Parquet files")
     if tally.unmatched:
         echo(
             f"warning: {tally.unmatched} images do not match the pattern and have no product, "
-            f"such as {shown(tally.example_unmatched)}"
+            f"such as {printable(tally.example_unmatched)}"
         )
     if tally.problems:
         echo(
             f"warning: {tally.problems} archives cannot be read, or not to their end; the row of "
-            f"each has the reason, such as: {shown(tally.example_problem)}"
+            f"each has the reason, such as: {printable(tally.example_problem)}"
         )
     return tally
 

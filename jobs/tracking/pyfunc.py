@@ -8,7 +8,6 @@ pickled code, and its tensors are safetensors.
 
 from __future__ import annotations
 
-import html
 import os
 from dataclasses import dataclass
 from itertools import accumulate
@@ -22,6 +21,7 @@ from ops.archives.inventory import SCHEMA
 from ops.detectors.model_folder import Model, ModelCard, ProductCard, read_model
 from ops.detectors.score_images import ScoreImages
 from ops.images.read_images import Read
+from ops.plain_text import in_markdown
 from ops.storage import uris
 from ops.storage.paths import HELD_OUT, SYNTHETIC, picture_kind
 
@@ -123,5 +123,4 @@ def _line(name: str, product: ProductCard, rate: float) -> str:
     known = product.calibration
     told = (known.threshold(rate), known.promised_rate(rate))
     cells = ["-" if value is None else f"{value:.4g}" for value in told]
-    shown = " ".join(html.escape(name).replace("|", "&#124;").split())
-    return f"| {shown} | {len(known.scores)} | {cells[0]} | {cells[1]} |"
+    return f"| {in_markdown(name)} | {len(known.scores):,} | {cells[0]} | {cells[1]} |"

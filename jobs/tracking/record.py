@@ -1,15 +1,12 @@
-"""What a job tells the tracker, without secrets."""
+"""What a job tells the tracker."""
 
 from __future__ import annotations
 
-import re
 import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-
-_USER_INFO = re.compile(r"(\w+://)[^/\s]+@")
 
 
 @dataclass
@@ -29,11 +26,6 @@ class Record:
     ended_ms: int = 0
     delivery: str = field(default_factory=lambda: uuid.uuid4().hex)
     """Tag of the run. It finds a run that was created although the answer was lost."""
-
-
-def redact(text: str) -> str:
-    """Replace user names and passwords in addresses by ***."""
-    return _USER_INFO.sub(r"\1***@", text)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,15 +13,19 @@ from dataclasses import asdict
 from typing import Any
 
 from jobs.tracking import database, pyfunc
-from jobs.tracking.record import Record, flat, redact
+from jobs.tracking.record import Record, flat
+from jobs.tracking.redact import redact
 from ops.detectors.model_folder import Model, read_model, versions, write_model
 from ops.errors import UserError
+from ops.plain_text import printable
 from ops.storage import files, s3
 from ops.storage.paths import Out
 from ops.storage.storage_errors import NotFound, storage_errors
 
 log = logging.getLogger(__name__)
 EXPERIMENT = "nightloupe"
+#: Names of spooled records; other files, of systems and editors, stay where they are.
+_SPOOLED = re.compile(r"[0-9a-f]{32}\.json")
 
 
 @contextlib.contextmanager
@@ -35,8 +39,12 @@ def _troubles(uri: str | None) -> Iterator[list[str]]:
     try:
         yield troubles
     except Exception as error:
-        text = str(error)
-        troubles.append(redact(text)[:300] + database.remedy(uri or "", text))
+        troubles.append(_told(error)[:300] + database.remedy(uri or "", str(error)))
+
+
+def _told(value: object) -> str:
+    """A value as the tracker or a log gets it: without secrets and control characters."""
+    return printable(redact(str(value)))
 
 
 def tracking_uri(out: str) -> str | None:
@@ -72,8 +80,8 @@ class Tracker:
     def deliver(self, record: Record) -> str | None:
         """Send a record and all spooled ones to MLflow; the run's id, or None if it was spooled."""
         record.ended_ms = record.ended_ms or int(time.time() * 1000)
-        record.params = {name: redact(str(value)) for name, value in record.params.items()}
-        record.tags = {name: redact(str(value)) for name, value in record.tags.items()}
+        record.params = {name: _told(value) for name, value in record.params.items()}
+        record.tags = {name: _told(value) for name, value in record.tags.items()}
         run_id: str | None = None
         with _troubles(self.uri) as troubles:
             run_id = self._log(record)
@@ -90,7 +98,7 @@ class Tracker:
 
     def _deliver_spooled(self) -> None:
         spool = self.out.spool()
-        for name in files.names(spool):
+        for name in filter(_SPOOLED.fullmatch, files.names(spool)):
             record = Record(**files.read_json(files.join(spool, name)))
             client = self._client()
             if run_id := self._ended(client, record):

@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ops.archives import expansion
+
 TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz")
 ZIP = (".zip",)
 PARQUET = (".parquet", ".pq")
@@ -42,6 +44,8 @@ class Search:
     """The column of Parquet files that holds the images; empty: chosen by name, then content."""
     own: tuple[str, ...] = ()
     """Files and folders that the same command writes or wrote; they are left out."""
+    unpack_ratio: float = expansion.RATIO
+    """How many times its size an archive may unpack to."""
 
 
 def file_version(version: str | None) -> str | None:

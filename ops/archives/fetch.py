@@ -11,6 +11,7 @@ from typing import IO, Protocol
 
 import tenacity
 
+from ops.archives import expansion
 from ops.archives.damage import raise_unless_damage
 from ops.archives.entry import PARQUET, ZIP, file_version
 from ops.archives.parquet_rows import ParquetReader
@@ -19,7 +20,15 @@ from ops.archives.zip_members import ZipReader
 from ops.failure import Failure
 from ops.storage import files, s3, uris, versions
 from ops.storage.retry import RetryPolicy, retry_policy
-from ops.storage.storage_errors import AccessDenied, Archived, Changed, StorageError, Unavailable
+from ops.storage.storage_errors import (
+    AccessDenied,
+    Archived,
+    Changed,
+    NotRegular,
+    StorageError,
+    TooLarge,
+    Unavailable,
+)
 
 #: Note in the reason of a row whose file may be another than the listed one.
 OTHER_CHANGE_TIME = (
@@ -34,6 +43,9 @@ class FetchSettings:
 
     max_bytes: int = 2**29
     """Files of more bytes are not read (status `too_large`)."""
+    max_unpack_ratio: float = expansion.RATIO
+    """Compressed tar and Parquet files are unpacked to at most this many times their size (and 64
+    MiB in any case)."""
     attempts: int = 5
     """Attempts at a read that fails for a transient reason."""
     backoff: float = 0.5
@@ -63,17 +75,21 @@ def fetch(
     unavailable, unreadable, too_large).
     """
     if size is not None and size > settings.max_bytes:
-        _too_large(size, settings.max_bytes)
+        raise _too_large(size, settings.max_bytes)
     policy = RetryPolicy(settings.attempts, settings.backoff, on_retry)
     try:
         with retry_policy(policy):
             # Requests to S3 are repeated by their client; this repeats reads from disks, and reads
             # that returned too few bytes.
             data = tenacity.Retrying(**policy.tenacity_settings())(
-                _read, uri, member, size, settings.max_bytes, file_version(version)
+                _read, uri, member, size, settings, file_version(version)
             )
     except Changed as error:
         raise Failure("changed", f"it is not the file that was listed: {error.message}") from None
+    except NotRegular as error:
+        raise Failure("changed", f"{error.message}, so it was not opened") from None
+    except TooLarge as error:
+        raise _too_large(error.size, settings.max_bytes) from None
     except FileNotFoundError:
         raise Failure("missing", "it was listed, but no longer exists") from None
     except Archived as error:
@@ -86,7 +102,7 @@ def fetch(
         details = f"{type(error).__name__}: {str(error)[:200]}"
         raise Failure("unavailable", f"it cannot be read ({details})") from None
     if len(data) > settings.max_bytes:
-        _too_large(len(data), settings.max_bytes)
+        raise _too_large(len(data), settings.max_bytes)
     return data
 
 
@@ -116,17 +132,20 @@ def _is_doubted(location: str, version: str | None) -> bool:
         return False  # it was removed
 
 
-def _too_large(size: int, limit: int) -> None:
+def _too_large(size: int, limit: int) -> Failure:
     message = f"{size} bytes are more than the limit of {limit}; --fetch.max_bytes raises it"
-    raise Failure("too_large", message)
+    return Failure("too_large", message)
 
 
-def _read(uri: str, member: int | None, size: int | None, limit: int, version: str | None) -> bytes:
+def _read(
+    uri: str, member: int | None, size: int | None, settings: FetchSettings, version: str | None
+) -> bytes:
     """`version` is that of the file or of the whole archive."""
+    limit = settings.max_bytes
     location, name = uris.parse(uri)
     member = uris.member_number(uri) if member is None else member
     if name is None:
-        data = files.read_bytes(location, version=version)
+        data = files.read_bytes(location, version=version, limit=limit)
         if size is not None and len(data) < size and files.describe(location).bytes == size:
             raise StorageError(f"{len(data)} of {size} bytes arrived", location)
         return data
@@ -147,7 +166,7 @@ def _read(uri: str, member: int | None, size: int | None, limit: int, version: s
         # An archive that was rewritten since it was opened is opened again.
         version = version or files.describe(location).version
         with _OPEN_LOCK:  # otherwise every thread that misses the cache unpacks the archive
-            container = _container(location, uris.column(uri), version)
+            container = _container(location, uris.column(uri), version, settings.max_unpack_ratio)
         try:
             return container.read(name, member, limit)
         finally:  # what its directory points to may have been overwritten
@@ -169,11 +188,11 @@ _OPEN_LOCK = threading.Lock()
 
 
 @functools.lru_cache(maxsize=4)  # an open archive keeps its directory and a few blocks in memory
-def _container(location: str, column: str | None, version: str) -> _Container:
+def _container(location: str, column: str | None, version: str, ratio: float) -> _Container:
     lower = location.lower()
     file = files.open_read(location, version)
     if lower.endswith(ZIP):
         return ZipReader(file)
     if lower.endswith(PARQUET):
-        return ParquetReader(file, column)
-    return TarReader(file)
+        return ParquetReader(file, column, ratio)
+    return TarReader(file, ratio)

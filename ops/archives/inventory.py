@@ -18,6 +18,7 @@ from ops.archives.other_kinds import left_out_as
 from ops.archives.system_files import SYSTEM_FILES, is_system_file
 from ops.archives.tally import Tally
 from ops.errors import UserError
+from ops.plain_text import printable
 from ops.storage import parquet, uris
 from ops.storage.parquet import column
 
@@ -95,6 +96,7 @@ def _row(
             else:
                 tally.count_other(entry.name)
             return None
+    problem = printable(entry.problem) if entry.problem else None
     # URIs keep the bytes of names that are not UTF-8; products and labels must be valid text, and
     # the same text however a file system composes its letters.
     text = entry.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
@@ -102,9 +104,9 @@ def _row(
     if named.is_skipped and not entry.problem:
         tally.skipped_frames += 1
         return None
-    if entry.problem:
+    if problem:
         tally.problems += 1
-        tally.example_problem = tally.example_problem or entry.problem
+        tally.example_problem = tally.example_problem or problem
     elif named.is_mask:
         tally.masks += 1
     else:
@@ -122,7 +124,7 @@ def _row(
         "split": named.split,
         "label": named.label,
         "defect": named.defect,
-        "problem": entry.problem,
+        "problem": problem,
         "is_mask": named.is_mask and not entry.problem,
         "mask_key": named.mask_key,
     }

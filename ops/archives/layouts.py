@@ -131,7 +131,8 @@ def train_names(text: str) -> frozenset[str]:
     lines = [line.strip() for line in composed(text).splitlines() if line.strip()]
     if lines and {"split", "image"} <= set(lines[0].split(",")):
         rows = csv.DictReader(lines)
-        return frozenset(row["image"] for row in rows if split_named(row["split"]) == "train")
+        named = (row["image"] for row in rows if split_named(row["split"] or "") == "train")
+        return frozenset(name for name in named if name)
     return frozenset(lines)
 
 

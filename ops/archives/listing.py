@@ -13,15 +13,29 @@ from collections.abc import Iterator
 from ops.archives import parquet_rows, tar_members, zip_members
 from ops.archives.damage import raise_unless_damage
 from ops.archives.entry import PARQUET, ZIP, Entry, Search, is_container
+from ops.archives.expansion import Expands
 from ops.archives.other_kinds import misnamed
 from ops.archives.system_files import SYSTEM_FILES, is_system_file
 from ops.archives.tally import Tally
 from ops.errors import UserError
 from ops.storage import files, s3, uris
-from ops.storage.storage_errors import AccessDenied, IsFolder, NotFound, StorageError
+from ops.storage.storage_errors import (
+    AccessDenied,
+    Changed,
+    IsFolder,
+    NotFolder,
+    NotFound,
+    NotRegular,
+    StorageError,
+)
+from ops.storage.versions import Stored
 
 IMAGE_SUFFIXES = (
     ".png .jpg .jpeg .jpe .jfif .bmp .dib .tif .tiff .webp .gif .pgm .ppm .pnm .jp2 .j2k .avif"
+)
+#: Errors that say nothing about other files. S3 answers EINVAL to a bad request.
+_OF_ONE_OBJECT = frozenset(
+    {errno.EINVAL, errno.EIO, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.ESTALE}
 )
 #: Why files of the command's own output folder give no rows.
 OWN_OUTPUT = "files of the output folder"
@@ -67,6 +81,8 @@ def _folder(location: str, search: Search, tally: Tally) -> Iterator[Entry]:
             yield from _members(inside, item, f"{name}/", search, tally)
     for error in closed:
         name = os.path.relpath(error.location, location)
+        if name in own or name.startswith(own_folders):
+            continue
         problem = f"the folder {error.location} cannot be listed ({error.message})"
         yield Entry(name, uris.make(error.location), None, "", None, problem)
 
@@ -81,15 +97,16 @@ def path_below(location: str, place: str) -> str | None:
 
 
 def _members(
-    location: str, item: files.Stored, prefix: str, search: Search, tally: Tally
+    location: str, item: Stored, prefix: str, search: Search, tally: Tally
 ) -> Iterator[Entry]:
     """The members of one container; what ends the list becomes an entry that describes it."""
     lower = location.lower()
     if lower.endswith(PARQUET):
-        found = parquet_rows.rows(location, item, tally, search.column)
+        found = parquet_rows.rows(location, item, tally, search.column, search.unpack_ratio)
+    elif lower.endswith(ZIP):
+        found = zip_members.members(location, item, tally)
     else:
-        read = zip_members.members if lower.endswith(ZIP) else tar_members.members
-        found = read(location, item, tally)
+        found = tar_members.members(location, item, tally, search.unpack_ratio)
     is_empty, left_out = True, tally.left_out.total()
     try:
         for entry in found:
@@ -107,6 +124,8 @@ def _problem(location: str, error: Exception) -> str:
     denied = error if isinstance(error, StorageError) else error.__context__
     if isinstance(denied, StorageError) and _is_of_one_object(denied):
         return f"{location} cannot be opened: {denied.message}"
+    if isinstance(error, Expands):
+        return f"{error}; what was listed before that is still scored"
     raise_unless_damage(error)
     if other := misnamed(location, _start(location)):
         return other
@@ -123,5 +142,6 @@ def _start(location: str) -> bytes:
 
 
 def _is_of_one_object(error: StorageError) -> bool:
-    """Whether other objects can be expected to be readable. S3 answers EINVAL to a bad request."""
-    return isinstance(error, (AccessDenied, NotFound, IsFolder)) or error.errno == errno.EINVAL
+    """Whether other objects can be expected to be readable."""
+    kinds = (AccessDenied, Changed, IsFolder, NotFolder, NotFound, NotRegular)
+    return isinstance(error, kinds) or error.errno in _OF_ONE_OBJECT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import io
 import itertools
 import threading
 from collections import deque
@@ -12,13 +13,14 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ops.archives import parquet_columns
+from ops.archives import expansion, parquet_columns
 from ops.archives.entry import Entry
 from ops.archives.parquet_columns import Columns, Field
 from ops.archives.tally import Tally
 from ops.errors import UserError
 from ops.failure import Failure
 from ops.storage import files, uris
+from ops.storage.versions import Stored
 
 #: Read at a time, and kept at least, per reader. A page is unpacked as a whole whatever its size.
 _BATCH_BYTES, _KEPT_BYTES = 2**24, 2**27
@@ -34,16 +36,23 @@ def open_table(file: IO[bytes]) -> pq.ParquetFile:
     return pq.ParquetFile(file, buffer_size=2**20, pre_buffer=False)
 
 
-def rows(location: str, item: files.Stored, tally: Tally, column: str = "") -> Iterator[Entry]:
+def rows(
+    location: str,
+    item: Stored,
+    tally: Tally,
+    column: str = "",
+    ratio: float = expansion.RATIO,
+) -> Iterator[Entry]:
     """Stream the rows of a file whose images lie in `column`, or in the column that is chosen.
 
     The URI names the column where others hold bytes too, so that whoever reads it takes the same.
-    Raises UserError if no column holds images.
+    Raises UserError if no column holds images, Expands if its pages are too large for the file.
     """
     with files.open_read(location) as file, open_table(file) as table:
         if b"nightloupe" in (table.schema_arrow.metadata or {}):
             tally.left_out[OWN_TABLES] += 1
             return
+        _check_expansion(table, item.bytes, ratio)
         columns = parquet_columns.choose(table, column)
         chosen = ".".join(columns.images)
         tally.columns[chosen] += 1
@@ -52,6 +61,12 @@ def rows(location: str, item: files.Stored, tally: Tally, column: str = "") -> I
             shown = name or f"{row:09d}"
             uri = uris.of_member(address, f"{row}/{shown}")
             yield Entry(shown, uri, None, f"{item.version}@{row}", row)
+
+
+def _check_expansion(table: pq.ParquetFile, size: int, ratio: float) -> None:
+    """Refuse a file that, by its metadata, unpacks to too much."""
+    groups = map(table.metadata.row_group, range(table.num_row_groups))
+    expansion.check(sum(group.total_byte_size for group in groups), size, ratio)
 
 
 def _names(table: pq.ParquetFile, columns: Columns) -> Iterator[str | None]:
@@ -72,9 +87,13 @@ class ParquetReader:
     neighbouring rows in almost any order. `groups_read` counts how often a row group was begun.
     """
 
-    def __init__(self, file: IO[bytes], column: str | None) -> None:
+    def __init__(self, file: IO[bytes], column: str | None, ratio: float = expansion.RATIO) -> None:
         self.file = file
         self._table = open_table(file)
+        try:
+            _check_expansion(self._table, file.seek(0, io.SEEK_END), ratio)
+        except expansion.Expands as error:
+            raise Failure("too_large", f"its archive was not unpacked: {error}") from None
         self._path: Field = parquet_columns.choose(self._table, column or "").images
         self._lock = threading.Lock()
         metadata = self._table.metadata
@@ -116,12 +135,15 @@ class ParquetReader:
         self._next, self._end = self._starts[number : number + 2]
         group = self._table.metadata.row_group(number)
         dotted = ".".join(self._path)
-        size = sum(
-            chunk.total_uncompressed_size
+        chunks = [
+            chunk
             for chunk in map(group.column, range(group.num_columns))
             if chunk.path_in_schema == dotted or chunk.path_in_schema.startswith(f"{dotted}.")
-        )
-        each = max(1, size // group.num_rows)
+        ]
+        size = sum(chunk.total_uncompressed_size for chunk in chunks)
+        # With a dictionary every row may stand for its largest value.
+        shared = any("DICTIONARY" in name for chunk in chunks for name in chunk.encodings)
+        each = max(1, size if shared else size // group.num_rows)
         count = max(1, min(_BATCH_ROWS, _BATCH_BYTES // each))
         self._batches = parquet_columns.batches(self._table, self._path, count, [number])
         self.groups_read += 1

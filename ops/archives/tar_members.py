@@ -6,6 +6,7 @@ member that it names.
 
 from __future__ import annotations
 
+import io
 import posixpath
 import tarfile
 import tempfile
@@ -13,12 +14,15 @@ import threading
 from collections.abc import Iterator, Set
 from typing import IO, Any, NamedTuple
 
+from ops.archives import expansion
 from ops.archives.damage import is_damage, raise_unless_damage
 from ops.archives.entry import Entry, plain_name
+from ops.archives.expansion import Expands
 from ops.archives.tally import Tally
 from ops.archives.tar_stream import Header, gzip_checksum, headers, unpacked
 from ops.failure import Failure
 from ops.storage import files, uris
+from ops.storage.versions import Stored
 
 #: Links that lead to links are followed so far.
 _LINKS_DEEP = 8
@@ -90,7 +94,9 @@ class Link(NamedTuple):
         return cls(info.name, target, info.offset, info.islnk())
 
 
-def members(location: str, item: files.Stored, tally: Tally) -> Iterator[Entry]:
+def members(
+    location: str, item: Stored, tally: Tally, ratio: float = expansion.RATIO
+) -> Iterator[Entry]:
     """Stream the regular members of a tar, then its links.
 
     Raises an error for which `is_damage` holds after what can be listed.
@@ -99,7 +105,7 @@ def members(location: str, item: files.Stored, tally: Tally) -> Iterator[Entry]:
     damage: Exception | None = None
     with files.open_read(location) as file:
         checksum = gzip_checksum(file, item.bytes)
-        stream = unpacked(file)
+        stream = unpacked(file, ratio)
         # `fetch` reads members at their offsets from a file that is called .tar.
         by_offset = stream is file or not location.lower().endswith(".tar")
 
@@ -123,7 +129,7 @@ def members(location: str, item: files.Stored, tally: Tally) -> Iterator[Entry]:
             raise_unless_damage(error)
             damage = error
     if links:
-        for name, place in _linked(location, links):
+        for name, place in _linked(location, links, ratio):
             if place:
                 yield entry(name, place)
             else:
@@ -132,11 +138,11 @@ def members(location: str, item: files.Stored, tally: Tally) -> Iterator[Entry]:
         raise damage
 
 
-def _linked(location: str, links: list[Link]) -> Iterator[tuple[str, Place | None]]:
+def _linked(location: str, links: list[Link], ratio: float) -> Iterator[tuple[str, Place | None]]:
     """The place that each link leads to."""
     with files.open_read(location) as file:
         wanted = {link.target for link in links if link.target}
-        places = _places(unpacked(file), wanted)
+        places = _places(unpacked(file, ratio), wanted)
     by_name = {plain_name(link.name): link for link in links}
     for link in links:
         yield link.name, _follow(link, places, by_name)
@@ -172,10 +178,11 @@ def _follow(
 class TarReader:
     """Reads members of a tar through its headers; a compressed tar is unpacked to disk first."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], ratio: float = expansion.RATIO) -> None:
         self.file = file
-        stream = unpacked(file)
-        self._file = file if stream is file else _unpack(stream)
+        stream = unpacked(file, ratio)
+        self._too_large: Expands | None = None
+        self._file = file if stream is file else self._unpack(stream)
         self._lock = threading.Lock()
         self._members: dict[str | int, Place] = {}  # by name and by number
 
@@ -185,13 +192,39 @@ class TarReader:
         Raises KeyError if there is no such member, or the one of that number has another name.
         """
         with self._lock:
-            if member is None:
-                place = self._scanned()[name]
-            else:
-                place, own_name = self._at(-1 - member) if member < 0 else self._numbered(member)
-                if own_name != name and self._scanned().get(name) != place:  # or a link leads to it
-                    raise KeyError(name)
-            return place.read(self._file, limit)
+            try:
+                return self._place(name, member).read(self._file, limit)
+            except (KeyError, EOFError, tarfile.TarError):
+                if self._too_large is None:
+                    raise
+                reason = f"its archive was not unpacked: {self._too_large}"
+                raise Failure("too_large", reason) from None
+
+    def _place(self, name: str, member: int | None) -> Place:
+        if member is None:
+            return self._scanned()[name]
+        place, own_name = self._at(-1 - member) if member < 0 else self._numbered(member)
+        if own_name != name and self._scanned().get(name) != place:  # or a link leads to it
+            raise KeyError(name)
+        return place
+
+    def _unpack(self, stream: IO[bytes]) -> IO[bytes]:
+        """What can be unpacked of a compressed file, on disk. Zeros become holes."""
+        plain: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as its reader
+        try:
+            while chunk := stream.read1(2**12):  # type: ignore[attr-defined]
+                if chunk.count(0) < len(chunk):
+                    plain.write(chunk)
+                else:
+                    plain.seek(len(chunk), io.SEEK_CUR)
+        except Expands as error:
+            self._too_large = error
+        except Exception as error:
+            if not is_damage(error):
+                raise
+            # truncated or damaged: the members before that can still be read
+        plain.truncate()  # a hole at the end counts
+        return plain
 
     def _at(self, offset: int) -> tuple[Place, str]:
         """The member whose header begins at an offset, and its name."""
@@ -233,19 +266,6 @@ class TarReader:
             if link.name not in members and (target := _follow(link, plain, by_name)):
                 members[link.name] = target
         return members
-
-
-def _unpack(stream: IO[bytes]) -> IO[bytes]:
-    """What can be unpacked of a compressed file, on disk."""
-    plain: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as its reader
-    try:
-        while chunk := stream.read1(2**12):  # type: ignore[attr-defined]
-            plain.write(chunk)
-    except Exception as error:
-        if not is_damage(error):
-            raise
-        # truncated or damaged: the members before that can still be read
-    return plain
 
 
 def _read_exactly(file: IO[bytes], start: int, count: int) -> bytes:

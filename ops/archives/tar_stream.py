@@ -11,6 +11,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any, NamedTuple
 
+from ops.archives import expansion
+
 _BLOCK = tarfile.BLOCKSIZE
 _NO_MARK = "the end mark is missing, so members may have been cut off"
 #: The first bytes of a compressed file -> a decompressor of one stream. A tar may begin with a
@@ -33,11 +35,13 @@ class _Unpacked(io.RawIOBase):
     """The content of a compressed file, of one stream or of several that follow each other.
 
     Python's own readers of bzip2 and xz end in silence at zeros between two streams.
-    Seeks forward only.
+    Seeks forward only. Raises Expands if there is too much of it.
     """
 
-    def __init__(self, file: IO[bytes], decompressor: Callable[[], Any]) -> None:
-        self._file, self._new = file, decompressor
+    def __init__(self, file: IO[bytes], decompressor: Callable[[], Any], ratio: float) -> None:
+        self._file, self._new, self._ratio = file, decompressor, ratio
+        self._size = file.seek(0, io.SEEK_END)
+        file.seek(0)
         self._current: Any = decompressor()
         self._packed, self._at = b"", 0
 
@@ -54,15 +58,20 @@ class _Unpacked(io.RawIOBase):
         """Read up to an offset from the start."""
         if whence != io.SEEK_SET or offset < self._at:
             raise io.UnsupportedOperation("a compressed file is read forwards only")
-        while self._at < offset and (data := self._next(min(offset - self._at, 2**16))):
-            self._at += len(data)
+        while self._at < offset and self._advance(min(offset - self._at, 2**16)):
+            pass
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        data = self._next(len(buffer))
+        data = self._advance(len(buffer))
         buffer[: len(data)] = data
-        self._at += len(data)
         return len(data)
+
+    def _advance(self, most: int) -> bytes:
+        data = self._next(most)
+        self._at += len(data)
+        expansion.check(self._at, self._size, self._ratio)
+        return data
 
     def _next(self, most: int) -> bytes:
         """At least one byte, and at most `most`; none at the end of the last stream."""
@@ -93,13 +102,16 @@ class _Unpacked(io.RawIOBase):
         return True
 
 
-def unpacked(file: IO[bytes]) -> IO[bytes]:
-    """The content of a tar that may be compressed, as its first bytes say: `file` if it is not."""
+def unpacked(file: IO[bytes], ratio: float = expansion.RATIO) -> IO[bytes]:
+    """The content of a tar that may be compressed, as its first bytes say: `file` if it is not.
+
+    A compressed one raises Expands where it becomes more than `ratio` times its size.
+    """
     start = file.read(10)
     file.seek(0)
     for pattern, decompressor in _COMPRESSED:
         if pattern.match(start):
-            return io.BufferedReader(_Unpacked(file, decompressor))
+            return io.BufferedReader(_Unpacked(file, decompressor, ratio))
     return file
 
 

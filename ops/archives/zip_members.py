@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import posixpath
 import stat
@@ -14,7 +15,9 @@ from typing import IO
 from ops.archives.entry import Entry, plain_name
 from ops.archives.tally import Tally
 from ops.archives.tar_members import LOST_LINKS
+from ops.failure import Failure
 from ops.storage import files, uris
+from ops.storage.versions import Stored
 
 #: Head of an extra field: kind and bytes. The kind that holds a name in Unicode, and the flag of a
 #: member whose own name is in UTF-8.
@@ -22,9 +25,11 @@ _FIELD = struct.Struct("<HH")
 _UNICODE_PATH, _IS_UTF8 = 0x7075, 0x800
 #: Longer targets of links are no paths.
 _LONGEST_PATH = 4096
+#: Compressions that zipfile unpacks only as far as it is asked to.
+_BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
-def members(location: str, item: files.Stored, tally: Tally) -> Iterator[Entry]:
+def members(location: str, item: Stored, tally: Tally) -> Iterator[Entry]:
     """Stream the members of a zip.
 
     Raises zipfile.BadZipFile for a damaged zip, and after the last member for a zip that follows
@@ -111,5 +116,34 @@ class ZipReader:
             if target is None:
                 raise KeyError(name)
             info = target
+        if info.file_size > limit:
+            message = f"its {info.file_size} bytes are more than the limit of {limit}"
+            raise Failure("too_large", f"{message}; --fetch.max_bytes raises it")
         with self._archive.open(info) as file:
-            return file.read(limit + 1)  # the size in the header of a zip bomb is wrong
+            if info.compress_type in _BOUNDED:
+                return file.read(limit + 1)  # the size in the header of a zip bomb is wrong
+            if info.compress_type == zipfile.ZIP_BZIP2:
+                file._decompressor = _BoundedBzip2(limit + 1)  # type: ignore[attr-defined]
+            return _read_in_steps(file, limit + 1)
+
+
+class _BoundedBzip2:
+    """Unpacks up to a number of bytes. zipfile's own unpacks all that it was given at once."""
+
+    def __init__(self, most: int) -> None:
+        self._bzip2, self._left, self.eof = bz2.BZ2Decompressor(), most, False
+
+    def decompress(self, data: bytes) -> bytes:
+        """What the data become, as far as the bound."""
+        out = self._bzip2.decompress(data, self._left)
+        self._left -= len(out)
+        self.eof = self._bzip2.eof or not self._left
+        return out
+
+
+def _read_in_steps(file: IO[bytes], most: int) -> bytes:
+    """Read up to `most` bytes, a little of the packed bytes at a time: LZMA has no bound."""
+    out = bytearray()
+    while len(out) < most and (data := file.read1(2**12)):  # type: ignore[attr-defined]
+        out += data
+    return bytes(out[:most])

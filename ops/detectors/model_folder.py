@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -111,8 +112,11 @@ class ModelCard:
 
         Raises UserError if it has another format, or names files outside the folder.
         """
-        if content.get("format") != FORMAT:
-            raise UserError(f"model.json has format {content.get('format')!r}, not {FORMAT!r}")
+        if content["format"] != FORMAT:
+            raise UserError(
+                f"model.json has format {content['format']!r}, not {FORMAT!r}; use the release "
+                "that wrote it, or fit the model again"
+            )
         values = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
         values["backbone"] = settings_from(BackboneSettings, values["backbone"])
         values["input"] = settings_from(InputSettings, values["input"])
@@ -207,10 +211,23 @@ def read_card(location: str) -> ModelCard:
     except FileNotFoundError:
         message = f"no complete model at {location}: there is no {paths.MODEL_CARD}"
         raise NotFound(f"{message}; make one with python -m jobs.fit") from None
-    card = ModelCard.from_json(content)
-    if content.get("model_id") != identity(content):
-        raise UserError(f"{location}: model.json was changed after it was written (id differs)")
-    return replace(card, written_id=content["model_id"])
+    with _malformed(location):
+        card = ModelCard.from_json(content)
+        if content.get("model_id") != identity(content):
+            raise UserError(f"{location}: model.json was changed after it was written (id differs)")
+        return replace(card, written_id=content["model_id"])
+
+
+@contextlib.contextmanager
+def _malformed(location: str) -> Iterator[None]:
+    """Errors of a card whose values are not of the form that jobs.fit writes."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{location}: model.json is not as jobs.fit writes it ({type(error).__name__}: "
+            f"{error}); restore it from a backup, or fit the model again"
+        ) from error
 
 
 def read_model(location: str) -> Model:
@@ -251,7 +268,10 @@ def _read_tensors(location: str, file: str) -> dict[str, Tensor]:
     try:
         return load(files.read_bytes(files.join(location, file)))
     except SafetensorError as error:
-        raise UserError(f"{location}/{file} is not a safetensors file: {error}") from error
+        raise UserError(
+            f"{location}/{file} is damaged: it is not a safetensors file ({error}); restore it "
+            "from a backup, or fit the model again"
+        ) from error
 
 
 def _check(location: str, file: str, sha256: str, expected: str) -> None:

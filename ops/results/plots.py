@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ops.plain_text import printable
 from ops.results.metrics import Curve, Floats
 
 PRO_LIMIT = 0.3
@@ -62,7 +63,7 @@ def draw_separation(separation: Separation) -> bytes:
     from matplotlib.figure import Figure  # noqa: PLC0415 - takes a second, and only plots need it
 
     figure = Figure(figsize=(13.5, 4.2), layout="constrained")
-    figure.suptitle(separation.product, parse_math=False)
+    figure.suptitle(printable(separation.product), parse_math=False)
     roc, pro, scores = figure.subplots(1, 3)
     _roc_panel(roc, separation)
     _pro_panel(pro, separation.pro)
@@ -75,7 +76,7 @@ def draw_shift(shift: Shift) -> bytes:
     from matplotlib.figure import Figure  # noqa: PLC0415 - takes a second, and only plots need it
 
     figure = Figure(figsize=(11, 4.6), layout="constrained")
-    figure.suptitle(shift.product, parse_math=False)
+    figure.suptitle(printable(shift.product), parse_math=False)
     values, images = figure.subplots(1, 2)
     _histograms(values, shift)
     _scatter(images, shift)
@@ -150,7 +151,7 @@ def _score_histogram(panel: Any, separation: Separation) -> None:
     edges = np.histogram_bin_edges(both, bins=40)
     kinds = (("good", separation.good, _GOOD), ("defective", separation.defective, _DEFECTIVE))
     for kind, values, colour in kinds:
-        panel.hist(values, edges, color=colour, alpha=0.55, label=f"{len(values)} {kind}")
+        panel.hist(values, edges, color=colour, alpha=0.55, label=f"{len(values):,} {kind}")
     if separation.threshold is not None:
         label = f"the model's threshold {separation.threshold:.4g}"
         panel.axvline(separation.threshold, color="black", linestyle="--", label=label)

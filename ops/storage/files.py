@@ -18,39 +18,29 @@ import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Iterator
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 from ops.errors import UserError
-from ops.storage import s3, versions
+from ops.storage import local_files, s3, versions
 from ops.storage.s3 import is_s3
 from ops.storage.storage_errors import (
     DEVICE_ERRORS,
-    AccessDenied,
     AlreadyExists,
-    Changed,
     NotFound,
     StorageError,
     storage_errors,
 )
+from ops.storage.versions import Stored
 
 #: Files of fewer bytes are written by one request.
 _SINGLE_REQUEST_BYTES = 2**25
 
+#: A larger JSON file is none of this project.
+_JSON_BYTES = 2**30
 #: The names that `staged` gives to files that are still being written.
 _STAGED = re.compile(r"(^|/)\.[0-9a-f]{32}\.tmp$")
 #: Errors of a local file that is being written which no code can avoid.
 _WRITE_ERRORS = DEVICE_ERRORS | {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
-
-
-class Stored(NamedTuple):
-    """One listed object: its path below the listed place, its size in bytes, its version.
-
-    See `ops.storage.versions`.
-    """
-
-    name: str
-    bytes: int
-    version: str
 
 
 def join(location: str, *parts: str) -> str:
@@ -62,10 +52,7 @@ def open_read(location: str, version: str | None = None) -> IO[bytes]:
     """Open a file for random access. Raises Changed if it is another version."""
     if is_s3(location):
         return s3.open_read(location, version)
-    with storage_errors(location):
-        file = open(location, "rb")  # noqa: SIM115 - the caller closes it
-    check_version(file, location, version)
-    return file
+    return local_files.open_read(location, version)
 
 
 def check_version(file: IO[bytes], location: str, version: str | None) -> None:
@@ -73,29 +60,24 @@ def check_version(file: IO[bytes], location: str, version: str | None) -> None:
 
     Reads from S3 check this themselves.
     """
-    if version is not None and not is_s3(location):
-        with storage_errors(location):
-            now = versions.of_file(os.fstat(file.fileno()))
-        versions.check(location, version, now)
+    if not is_s3(location):
+        local_files.check_version(file, location, version)
 
 
 def read_bytes(
-    location: str, start: int | None = None, end: int | None = None, version: str | None = None
+    location: str,
+    start: int | None = None,
+    end: int | None = None,
+    version: str | None = None,
+    limit: int | None = None,
 ) -> bytes:
     """Bytes [start, end) of a file, or all of it.
 
-    Raises Changed if it is another version than the given one, or is written to meanwhile.
+    Raises Changed if it is another version than the given one, or is written to meanwhile; TooLarge
+    if all of it, or from `start`, is more than `limit` bytes, of which no more than one is read.
     """
-    if is_s3(location):
-        return s3.read_bytes(location, start, end, version)
-    with storage_errors(location), open(location, "rb") as file:
-        opened = versions.of_file(os.fstat(file.fileno()))
-        file.seek(start or 0)
-        data = file.read() if end is None else file.read(end - (start or 0))
-        check_version(file, location, version)
-        if version is not None and versions.of_file(os.fstat(file.fileno())) != opened:
-            raise Changed("it was written to while it was read", location)
-        return data
+    read = s3.read_bytes if is_s3(location) else local_files.read_bytes
+    return read(location, start, end, version, limit)
 
 
 def exists(location: str) -> bool:
@@ -134,13 +116,13 @@ def listing(
     """Stream every file below a folder or prefix; never holds more than one page of them.
 
     Links to files count as files; links to folders are not followed. What is no file is counted in
-    `left_out` by its kind. A folder within that cannot be listed joins `closed`, if it is given,
-    and raises its error otherwise.
+    `left_out` by its kind. A folder within that cannot be listed, or not wholly, adds its error to
+    `closed`, if it is given, and raises it otherwise. If the place itself is gone, that is raised.
     """
     left_out = Counter() if left_out is None else left_out
     if is_s3(location):
         return _s3_listing(location, left_out)
-    return _local_listing(location, left_out, closed)
+    return local_files.listing(location, left_out, closed)
 
 
 def names(location: str) -> list[str]:
@@ -161,51 +143,6 @@ def _s3_listing(location: str, left_out: Counter[str]) -> Iterator[Stored]:
                 yield Stored(name, int(item["Size"]), s3.etag(item))
             elif item["Size"]:  # without content it marks a folder
                 left_out["objects whose keys end in /"] += 1
-
-
-def _local_listing(
-    location: str, left_out: Counter[str], closed: list[StorageError] | None
-) -> Iterator[Stored]:
-    folders = [""]
-    while folders:
-        folder = folders.pop()
-        path = os.path.join(location, folder)
-        try:
-            with storage_errors(path):
-                scan = os.scandir(path)
-        except (AccessDenied, NotFound) as error:
-            if closed is None or not folder:
-                raise
-            if isinstance(error, AccessDenied):  # one that is gone since it was listed is no loss
-                closed.append(error)
-            continue
-        with storage_errors(path), scan as entries:
-            for entry in entries:
-                name = f"{folder}{entry.name}"
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(f"{name}/")
-                elif _is_file(entry):
-                    with contextlib.suppress(FileNotFoundError):  # removed since it was listed
-                        status = entry.stat()
-                        yield Stored(name, status.st_size, versions.of_file(status))
-                else:
-                    left_out[_kind(entry)] += 1
-
-
-def _kind(entry: os.DirEntry[str]) -> str:
-    """What an entry of a folder is that is neither a folder nor a file."""
-    if not entry.is_symlink():
-        return "devices, pipes and sockets"
-    return "links to folders" if os.path.isdir(entry.path) else "links to nothing"
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_file()
-    except OSError as error:
-        if error.errno == errno.ELOOP:  # a link to itself has no file, like a dangling link
-            return False
-        raise
 
 
 @contextlib.contextmanager
@@ -286,9 +223,11 @@ def create(location: str, data: bytes) -> bool:
 def read_json(location: str) -> Any:
     """The content of a JSON file. Raises UserError if it holds anything else."""
     try:
-        return json.loads(read_bytes(location))
-    except ValueError as error:
-        raise UserError(f"{location} is not valid JSON: {error}") from None
+        return json.loads(read_bytes(location, limit=_JSON_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{location} is not valid JSON: {error}; restore it from a backup, or move it away"
+        ) from None
 
 
 def write_json(location: str, content: Any) -> None:

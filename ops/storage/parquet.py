@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from ops.errors import UserError
 from ops.storage import files
+from ops.storage.storage_errors import StorageError
 
 
 @contextlib.contextmanager
@@ -65,3 +66,18 @@ def read(location: str, columns: list[str] | None = None) -> pa.Table:
     """A whole table. Raises UserError if the file is not Parquet."""
     with opened(location) as table:
         return table.read(columns=columns)
+
+
+def check_readable(location: str) -> None:
+    """Read a table batch by batch. Raises UserError that names it if it is damaged."""
+    try:
+        with opened(location) as table:
+            for _ in table.iter_batches(2**16):
+                pass
+    except StorageError:
+        raise
+    except (pa.ArrowException, OSError, UserError) as error:
+        raise UserError(
+            f"{location} is damaged ({error}); restore it from a backup, or move it away: its "
+            "images are then scored again"
+        ) from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from urllib.parse import quote
 
 from ops.storage import files
@@ -12,14 +14,28 @@ TABLE = "part-00000.parquet"  # the only file of a published run
 JOINT = "_joint.safetensors"  # of a detector that all products share
 
 
+#: A longer name is shortened. File systems take 255 bytes, and suffixes follow.
+_LONGEST = 200
+_CUT_ESCAPE = re.compile(r"%[0-9A-F]?$")
+#: Names that Windows and its file servers take for devices, whatever their suffix.
+_DEVICE = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)(?:\.|$)", re.ASCII | re.IGNORECASE)
+
+
 def file_name(product: str) -> str:
     """A product's name as a file name, with the characters escaped that a path gives a meaning.
 
     A leading `_` or `.` is escaped too, so that no product's file is hidden or overwrites
-    `BACKBONE` or `JOINT`.
+    `BACKBONE` or `JOINT`; so is the first letter of a name like `CON`. A long name is its start, a
+    plus, which no other name has, and its hash.
     """
     quoted = quote(product, safe=" ")
-    return f"%{ord(quoted[0]):02X}{quoted[1:]}" if quoted[:1] in {"_", "."} else quoted
+    if quoted[:1] in {"_", "."} or _DEVICE.match(quoted):
+        quoted = f"%{ord(quoted[0]):02X}{quoted[1:]}"
+    if len(quoted) <= _LONGEST:
+        return quoted
+    digest = hashlib.blake2b(product.encode(), digest_size=16).hexdigest()
+    start = quoted[: _LONGEST - len(digest) - 1]
+    return f"{_CUT_ESCAPE.sub('', start)}+{digest}"
 
 
 def product_file(product: str) -> str:

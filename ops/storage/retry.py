@@ -30,7 +30,13 @@ from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
 from fsspec.asyn import sync_wrapper
 from s3fs import S3FileSystem
 
-from ops.storage.storage_errors import Changed, StorageError, Unavailable
+from ops.storage.storage_errors import (
+    Changed,
+    NotRegular,
+    StorageError,
+    TooLarge,
+    Unavailable,
+)
 
 #: Errors of connections and of answers that s3fs does not translate into an OSError.
 _CONNECTION_ERRORS = (
@@ -95,7 +101,7 @@ def retry_policy(policy: RetryPolicy) -> Iterator[None]:
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed in a moment."""
-    if isinstance(error, (Changed, Unavailable)):
+    if isinstance(error, (Changed, NotRegular, TooLarge, Unavailable)):
         return False
     if isinstance(error, StorageError) and error.__cause__ is not None:
         return is_transient(error.__cause__)
@@ -121,12 +127,16 @@ class RetryingS3(S3FileSystem):  # type: ignore[misc]  # untyped
 
     retries = 1
 
-    async def _call_s3(self, method: str, *args: Any, **kwargs: Any) -> Any:
+    async def _call_s3(
+        self, method: str, *args: Any, limit: int | None = None, **kwargs: Any
+    ) -> Any:
+        """Call a method of the client. Raises TooLarge if its body exceeds `limit` bytes."""
+
         async def attempt() -> Any:
             answer = await super(RetryingS3, self)._call_s3(method, *args, **kwargs)
             if (body := answer.get("Body")) is not None:
                 try:
-                    answer["Body"] = _Body(await body.read())
+                    answer["Body"] = _Body(await _read(body, answer["ContentLength"], limit))
                 finally:
                     body.close()
             return answer
@@ -135,6 +145,12 @@ class RetryingS3(S3FileSystem):  # type: ignore[misc]  # untyped
         return await tenacity.AsyncRetrying(**settings)(attempt)
 
     call_s3 = sync_wrapper(_call_s3)
+
+
+async def _read(body: Any, size: int, limit: int | None) -> bytes:
+    if limit is not None and size > limit:
+        raise TooLarge(size, limit)
+    return bytes(await body.read())
 
 
 class _Body:

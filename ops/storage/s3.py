@@ -75,10 +75,12 @@ def etag(answer: dict[str, Any]) -> str:
     return str(answer["ETag"]).strip('"')
 
 
-def read_bytes(location: str, start: int | None, end: int | None, version: str | None) -> bytes:
-    """Bytes [start, end) of an object, or all of it. Raises Changed if it is another version."""
+def read_bytes(
+    location: str, start: int | None, end: int | None, version: str | None, limit: int | None
+) -> bytes:
+    """Bytes [start, end) of an object, or all of it (see `ops.storage.files.read_bytes`)."""
     bucket, key = bucket_and_key(location)
-    more = {}
+    more: dict[str, Any] = {} if limit is None else {"limit": limit}
     if start is not None or end is not None:
         if end is not None and end <= (start or 0):
             return b""  # stores answer an empty range with the whole object

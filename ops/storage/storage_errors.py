@@ -60,6 +60,22 @@ class NotFolder(StorageError, NotADirectoryError):
     """A file is where a folder is needed."""
 
 
+class NotRegular(StorageError):
+    """A pipe, a socket or a device is where a file is needed."""
+
+
+class TooLarge(StorageError):
+    """A file has more bytes than may be read."""
+
+    def __init__(self, size: int, limit: int, location: str = "") -> None:
+        super().__init__(f"{size} bytes are more than the limit of {limit}", location)
+        self.size = size
+        self.limit = limit
+
+    def __reduce__(self) -> tuple[type[TooLarge], tuple[int, int, str]]:  # type: ignore[override]
+        return type(self), (self.size, self.limit, self.location)
+
+
 class Changed(StorageError):
     """A file is not the version that was asked for, or changed while it was read."""
 
@@ -80,6 +96,8 @@ def storage_errors(location: str, errnos: Collection[int] | None = None) -> Iter
     except StorageError as error:
         if error.location or errnos is not None:
             raise
+        if isinstance(error, TooLarge):
+            raise TooLarge(error.size, error.limit, location) from error
         raise type(error)(error.message, location, error.errno) from error
     except OSError as error:
         if errnos is not None and error.errno not in errnos:

@@ -11,12 +11,21 @@ from __future__ import annotations
 
 import os
 import re
+from typing import NamedTuple
 
 from ops.storage.storage_errors import Changed
 
 _LOCAL = re.compile(r"(\d+:-?\d+):-?\d+")
 #: A hash in hex or base64, with the number of parts of a multipart upload; no time in digits.
 _ETAG = re.compile(r"-?(?!\d+$)[\w+/=]{16,}(-\d+)?", re.ASCII)
+
+
+class Stored(NamedTuple):
+    """One listed object: its path below the listed place, its size in bytes, its version."""
+
+    name: str
+    bytes: int
+    version: str
 
 
 def of_file(status: os.stat_result) -> str:

@@ -34,9 +34,9 @@ def find_alerts(totals: Mapping[str, Any], drift: pa.Table, limits: AlertLimits)
     alerts = []
     if totals["failed"] > max_failures(limits.failed, totals["images"]):
         failures = {k: v for k, v in totals["statuses"].items() if k != "ok"}
-        counts = ", ".join(f"{count} {status}" for status, count in failures.items())
+        counts = ", ".join(f"{count:,} {status}" for status, count in failures.items())
         alerts.append(
-            f"{totals['failed']} of {totals['images']} images failed ({counts}), more than "
+            f"{totals['failed']:,} of {totals['images']:,} images failed ({counts}), more than "
             f"--warn-failed {limits.failed} allows"
         )
     drifted = [row for row in drift.to_pylist() if has_drifted(row, limits.drift)]
@@ -45,12 +45,12 @@ def find_alerts(totals: Mapping[str, Any], drift: pa.Table, limits: AlertLimits)
         alerts.append(
             f"scores of {row['product']!r} drifted: PSI {row['psi']:.2f} exceeds "
             f"--warn-drift {limits.drift:g}; the median {row['measure']} changed from "
-            f"{row['median_a']:.4g} ({row['tested_a']} images) to {row['median_b']:.4g} "
-            f"({row['tested_b']} images)"
+            f"{row['median_a']:.4g} ({row['tested_a']:,} images) to {row['median_b']:.4g} "
+            f"({row['tested_b']:,} images)"
         )
     if len(drifted) > _MOST_PRODUCTS_NAMED:
         alerts.append(
-            f"scores of {len(drifted) - _MOST_PRODUCTS_NAMED} more products drifted by more than "
+            f"scores of {len(drifted) - _MOST_PRODUCTS_NAMED:,} more products drifted by more than "
             f"--warn-drift {limits.drift:g}"
         )
     return alerts

@@ -20,6 +20,7 @@ from markupsafe import Markup
 
 from ops.archives.fetch import FetchSettings
 from ops.failure import STATUSES
+from ops.plain_text import printable
 from ops.progress import ProgressCallback
 from ops.storage import files
 from ops.storage.paths import Out
@@ -119,13 +120,16 @@ def _hash(text: str) -> str:
 def _escape_control_characters(value: Any) -> Any:
     """Text with control characters, also those for the direction of writing, as escapes."""
     if isinstance(value, str) and not isinstance(value, Markup):
-        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in value)
+        return printable(value)
     return value
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A number with some significant digits; a dash for None."""
-    return "\N{EN DASH}" if value is None else f"{value:.{digits}g}"
+    """A number with some significant digits, or all of its whole part; a dash for None."""
+    if value is None:
+        return "\N{EN DASH}"
+    whole = 10**digits <= abs(value) < 10**15
+    return f"{value:,.0f}" if whole else f"{value:.{digits}g}"
 
 
 def count(value: int) -> str:

@@ -68,8 +68,14 @@ class Run:
 
 def check_night(night: str | None) -> None:
     """Check that a night is a date. Raises SettingError."""
-    if night is not None and not re.fullmatch(r"\d{4}-\d\d-\d\d", night):
-        raise SettingError(f"night {night!r} must be a date such as 2026-11-20")
+    if night is None:
+        return
+    try:
+        if not re.fullmatch(r"\d{4}-\d\d-\d\d", night, re.ASCII):
+            raise ValueError
+        datetime.date.fromisoformat(night)
+    except ValueError:
+        raise SettingError(f"night {night!r} must be a date such as 2026-11-20") from None
 
 
 def run_key(

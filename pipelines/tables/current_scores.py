@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -14,12 +15,14 @@ from typing import TypeVar
 import duckdb
 import pyarrow as pa
 
-from ops.errors import SettingError, UserError
+from ops.errors import UserError
 from ops.results import score_table
 from ops.results.calibration import promised_rate
 from ops.storage import files, parquet, s3
 from ops.storage.paths import Out
 from ops.storage.storage_errors import StorageError
+from pipelines.tables import condition
+from pipelines.tables.database import QueryFailed
 from pipelines.tables.database import opened as database_opened
 
 #: Defines `current_scores(model)` and `current_keys(model)`; people may run the same file.
@@ -27,8 +30,15 @@ MACROS = Path(__file__).parents[2] / "deploy" / "sql" / "duckdb.sql"
 #: Seconds before each further try to read tables of which one was replaced meanwhile.
 _PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
 T = TypeVar("T")
+#: Where a published table lies; other files, of systems and editors, are left alone.
+_TABLE = re.compile(r"(?:.*/)?part-\d+\.parquet", re.ASCII)
 #: Absorbs rounding: p-values are multiples of 1 / (1 + held-out images).
 _ROUNDING = 1e-12
+#: Errors of DuckDB at a condition whose types do not fit, or whose values do not.
+_OF_A_CONDITION = (
+    *(duckdb.BinderException, duckdb.ConversionException, duckdb.ParserException),
+    *(duckdb.OutOfRangeException, duckdb.NotImplementedException, duckdb.InvalidInputException),
+)
 
 
 @dataclass(frozen=True)
@@ -50,8 +60,7 @@ class VerdictRule:
 def published(out: Out) -> list[str]:
     """All published tables, oldest night first."""
     names = files.names(out.scores())
-    tables = (name for name in names if name.rpartition("/")[2].startswith("part-"))
-    return [files.join(out.scores(), name) for name in tables]
+    return [files.join(out.scores(), name) for name in names if _TABLE.fullmatch(name)]
 
 
 class TablesChanged(UserError):
@@ -75,7 +84,7 @@ class _Snapshot:
         return {
             files.join(place, item.name): item.version
             for item in listed
-            if item.name.rpartition("/")[2].startswith("part-")
+            if _TABLE.fullmatch(item.name)
         }
 
     def check(self) -> None:
@@ -94,7 +103,8 @@ def opened(out: Out, memory: str = "2GB", *others: str) -> Iterator[duckdb.DuckD
 
     It reads the tables that are published now, and spills to disk beyond `memory`. `others` are
     locations of further files that queries will read. For holders of the lock of the output folder,
-    beside whom no table is removed; others use `read_consistently`.
+    beside whom no table is removed; others use `read_consistently`. Raises UserError that names a
+    table which cannot be read.
     """
     with _opened(out, _Snapshot(out), memory, *others) as database:
         yield database
@@ -142,37 +152,30 @@ def _opened(
         if not tables:
             tables = [os.path.join(folder, "none.parquet")]
             parquet.write(tables[0], score_table.SCHEMA, [])
-        with database_opened(memory) as database:
+        for place in filter(None, others):
+            with parquet.opened(place):  # says what is wrong with it, and is no pipe
+                pass
+        with _explaining(snapshot, (*tables, *others)), database_opened(memory) as database:
             if any(map(s3.is_s3, (out.root, *others))):
                 database.register_filesystem(s3.file_system())
             database.execute("SET preserve_insertion_order = false")  # keeping it takes memory
             database.execute("SET TimeZone = 'UTC'")
             database.execute("SET VARIABLE tables = $tables", {"tables": tables})
-            try:
-                database.execute(MACROS.read_text(encoding="utf-8"))
-                yield database
-            except duckdb.OutOfMemoryException:
-                raise
-            except (duckdb.Error, pa.ArrowException, OSError):
-                snapshot.check()
-                _check_whole(tables)
-                raise
+            database.execute(MACROS.read_text(encoding="utf-8"))
+            yield database
 
 
-def _check_whole(tables: list[str]) -> None:
-    """Raise UserError for a table that is no Parquet file, or whose rows cannot be decoded."""
-    for location in tables:
-        try:
-            with parquet.opened(location) as table:
-                for _ in table.iter_batches(2**16):
-                    pass
-        except StorageError:
-            continue  # gone, or not readable now, which is no damage
-        except (pa.ArrowException, OSError, UserError) as error:
-            raise UserError(
-                f"the published table {location} is damaged ({error}): restore it from a copy, or "
-                "remove the file; the next night then scores its images again"
-            ) from error
+@contextlib.contextmanager
+def _explaining(snapshot: _Snapshot, places: Sequence[str]) -> Iterator[None]:
+    """Say why a query failed, which DuckDB does not always: a table was replaced, or is damaged."""
+    try:
+        yield
+    except (QueryFailed, duckdb.Error, pa.ArrowException, OSError):
+        snapshot.check()
+        for place in filter(None, places):
+            with contextlib.suppress(StorageError):  # not to be read now, which is no damage
+                parquet.check_readable(place)
+        raise
 
 
 def query(
@@ -180,21 +183,26 @@ def query(
     model_id: str,
     *,
     where: str = "",
+    product: str = "",
     limit: int | None = None,
     rules: Mapping[str, VerdictRule] | None = None,
     only: str = "",
 ) -> Iterator[pa.RecordBatch]:
     """Stream current rows with the columns of `score_table.SCHEMA`, in descending order of score.
 
-    `where` is an SQL condition over the columns of the score table. It sees the verdicts after
-    `rules` (by product) are applied. `only` is an inventory, one of `opened`'s `others`: images
-    that it does not list are left out. Raises SettingError if `where` is invalid.
+    `where` is an expression over the columns of the score table (see `condition`). It sees the
+    verdicts after `rules` (by product) are applied. With `product` (in NFC), only its rows are
+    returned.
+    `only` is an inventory, one of `opened`'s `others`: images that it does not list are left out.
+    Raises SettingError if `where` is invalid.
     """
     columns = {"product": pa.string(), "threshold": pa.float64(), "p_value": pa.float64()}
     rows = [
-        {"product": product, "threshold": rule.threshold, "p_value": rule.p_value}
-        for product, rule in (rules or {}).items()
+        {"product": name, "threshold": rule.threshold, "p_value": rule.p_value}
+        for name, rule in (rules or {}).items()
     ]
+    if where:
+        condition.check(database, where, score_table.SCHEMA.names)
     database.register("rules", pa.Table.from_pylist(rows, pa.schema(list(columns.items()))))
     listed = "SEMI JOIN read_parquet($only) USING (image_id)" if only else ""
     sql = f"""
@@ -206,19 +214,21 @@ def query(
             FROM current_scores($model) AS current
             LEFT JOIN rules ON nfc_normalize(current.product) = rules.product
         )
-        SELECT * FROM judged {listed} WHERE ({where or "true"})
+        SELECT * FROM judged {listed}
+        WHERE ($product IS NULL OR nfc_normalize(product) = $product) AND (
+            {where or "true"}
+        )
         ORDER BY score DESC NULLS LAST, image_id {f"LIMIT {limit:d}" if limit is not None else ""}
-    """  # noqa: S608 - the caller's own condition
-    parameters = {"model": model_id} | ({"only": only} if only else {})
+    """  # noqa: S608 - `where` was checked
+    parameters = {"model": model_id, "product": product or None} | ({"only": only} if only else {})
     try:
-        batches = database.sql(sql, params=parameters).to_arrow_reader(2**16)
-    except (duckdb.ParserException, duckdb.BinderException, duckdb.ConversionException) as error:
-        raise SettingError(
-            f"where {where!r} is not a condition over the score table: {error}"
-        ) from None
-    for batch in batches:
-        table = pa.Table.from_batches([batch]).select(score_table.SCHEMA.names)
-        yield from table.cast(score_table.SCHEMA).to_batches()
+        for batch in database.sql(sql, params=parameters).to_arrow_reader(2**16):
+            table = pa.Table.from_batches([batch]).select(score_table.SCHEMA.names)
+            yield from table.cast(score_table.SCHEMA).to_batches()
+    except _OF_A_CONDITION as error:
+        if not where:
+            raise
+        raise condition.refusal(where, error) from None
 
 
 def current(out: Out, model_id: str, where: str = "") -> pa.Table:

@@ -17,14 +17,26 @@ from ops.storage import parquet
 MEMORY = "1GB"
 
 
+class QueryFailed(UserError):
+    """A query met a table that cannot be read, or a disk that cannot be written to."""
+
+
 @contextlib.contextmanager
 def opened(memory: str = MEMORY) -> Iterator[duckdb.DuckDBPyConnection]:
-    """An empty database. Raises UserError if memory or the temporary disk is exhausted."""
+    """An empty database, which fetches no extensions.
+
+    Raises UserError if memory is exhausted, QueryFailed if a table or the temporary disk fails.
+    """
     with (
         tempfile.TemporaryDirectory(prefix="nightloupe-") as folder,
         duckdb.connect(
             os.path.join(folder, "rows.duckdb"),
-            config={"memory_limit": memory, "temp_directory": folder},
+            config={
+                "memory_limit": memory,
+                "temp_directory": folder,
+                "autoinstall_known_extensions": False,
+                "autoload_known_extensions": False,
+            },
         ) as database,
     ):
         database.execute("SET enable_progress_bar = false")
@@ -34,11 +46,19 @@ def opened(memory: str = MEMORY) -> Iterator[duckdb.DuckDBPyConnection]:
             raise UserError(
                 f"a query needs more memory than its limit of {memory}: {error}"
             ) from error
-        except duckdb.IOException as error:
-            raise UserError(
+        except duckdb.Error as error:
+            if not _is_of_files(error):
+                raise
+            raise QueryFailed(
                 f"a query cannot read a table or cannot write to {folder}, which TMPDIR "
                 f"sets: {error}"
             ) from error
+
+
+def _is_of_files(error: duckdb.Error) -> bool:
+    """Whether DuckDB could not read or write a file; a damaged page is an error of no class."""
+    files = (duckdb.IOException, duckdb.InvalidInputException, duckdb.SerializationException)
+    return isinstance(error, files) or type(error) is duckdb.Error
 
 
 def load(

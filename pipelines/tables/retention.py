@@ -17,7 +17,7 @@ from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
 from pipelines.tables import current_scores, run_records
 
-_TABLE = re.compile(r"night=(\d{4}-\d\d-\d\d)/run=([^/]+)/part-\d+\.parquet")
+_TABLE = re.compile(r"night=(\d{4}-\d\d-\d\d)/run=([^/]+)/part-\d+\.parquet", re.ASCII)
 #: Rows that are kept: the current ones of each model. Of a retired model, only those whose URI has
 #: no score under another model.
 _CREATE_KEPT = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,6 +15,9 @@ from ops.storage.paths import Out
 from ops.storage.storage_errors import NotFound, StorageError
 
 log = logging.getLogger(__name__)
+
+#: Names of records: no hidden files, copies of editors, or files in folders.
+_RECORD = re.compile(r"[^./#~][^/]*\.json")
 
 
 def recorded(out: Out, run_id: str = "") -> dict[str, Any]:
@@ -26,7 +30,7 @@ def recorded(out: Out, run_id: str = "") -> dict[str, Any]:
         return _records(out, 1, _with_totals(out))[0]
     if not files.exists(out.run(run_id)):
         raise NotFound(f"{out.root} holds no run {run_id}; its runs lie in {out.runs()}")
-    record: dict[str, Any] = files.read_json(out.run(run_id))
+    record = _read(out.run(run_id))
     if not record.get("totals"):
         raise UserError(f"run {run_id} is not finished; start its jobs.score command again")
     return record
@@ -130,11 +134,34 @@ def _with_totals(out: Out) -> list[dict[str, Any]]:
 
 
 def started(out: Out) -> list[dict[str, Any]]:
-    """Records of all runs, finished or not, in the order in which they started."""
-    locations = [files.join(out.runs(), name) for name in files.names(out.runs())]
+    """Records of all runs, finished or not, in the order in which they started.
+
+    Files of other names are left alone. Raises UserError that names a file which is no record.
+    """
+    locations = [files.join(out.runs(), name) for name in _names(out.runs())]
     with ThreadPoolExecutor(16) as pool:
-        records = list(pool.map(files.read_json, locations))
+        records = list(pool.map(_read, locations))
     return sorted(records, key=lambda record: int(record["number"]))
+
+
+def _names(place: str) -> list[str]:
+    """Files that may be records: not those of systems and editors, and not in folders."""
+    return [name for name in files.names(place) if _RECORD.fullmatch(name)]
+
+
+def _read(location: str) -> dict[str, Any]:
+    record = files.read_json(location)
+    run_id = location.rpartition("/")[2].removesuffix(".json")
+    wrong = ""
+    if not isinstance(record, dict) or not {"run_id", "number", "started"} <= set(record):
+        wrong = "it is not the record of a run"
+    elif record["run_id"] != run_id:
+        wrong = f"it is the record of run {record['run_id']}, under another name"
+    elif not isinstance(record.get("totals") or {}, dict):
+        wrong = "its totals are no table"
+    if wrong:
+        raise UserError(f"{location}: {wrong}; restore it from a backup, or move it away")
+    return dict(record)
 
 
 def check_not_expired(record: Mapping[str, Any]) -> None:
@@ -157,7 +184,7 @@ def unexpired(out: Out, *records: Mapping[str, Any]) -> Iterator[None]:
     def check_now() -> None:
         for record in records:
             if files.exists(out.run(record["run_id"])):
-                check_not_expired(files.read_json(out.run(record["run_id"])))
+                check_not_expired(_read(out.run(record["run_id"])))
 
     for record in records:
         check_not_expired(record)
@@ -171,6 +198,13 @@ def unexpired(out: Out, *records: Mapping[str, Any]) -> Iterator[None]:
 
 def last_night(out: Out) -> dict[str, Any]:
     """The record of the night that started last; empty if there is none."""
-    names = files.names(out.nights())
-    record: dict[str, Any] = files.read_json(files.join(out.nights(), names[-1])) if names else {}
-    return record
+    names = _names(out.nights())
+    if not names:
+        return {}
+    location = files.join(out.nights(), names[-1])
+    record: Any = files.read_json(location)
+    if not isinstance(record, dict):
+        raise UserError(
+            f"{location} is not the record of a night; restore it from a backup, or move it away"
+        )
+    return dict(record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import unicodedata
 
@@ -21,8 +22,8 @@ def nights(tmp_path):
 
     def finish(number, model, rows, **totals):
         run_id = publish(out, number, rows)
-        record = {"run_id": run_id, "number": number + 1, "model_id": model}
-        record |= {"held_out": {"bolt": 9, "nut": 9}}
+        record = {"run_id": run_id, "number": number + 1, "started": "2026-11-20T00"}
+        record |= {"model_id": model, "held_out": {"bolt": 9, "nut": 9}}
         files.write_json(out.run(run_id), record | totals)
 
     done = {"totals": {"images": 1}}
@@ -91,7 +92,10 @@ def test_files_hold_all_columns_and_rows(leave, nights):
         (["--limit", "0"], "limit 0 must be at least 1", 2),
         (["--threshold", "1", "--false-alarm-rate", "0.1"], "exclude each other", 2),
         (["--false-alarm-rate", "1.5"], "false_alarm_rate 1.5 must lie between 0 and 1", 2),
-        (["--where", "scre > 1"], "where '(scre > 1)' is not a condition", 2),
+        (["--where", "scre > 1"], "where 'scre > 1' is not a condition", 2),
+        (["--where", "true) or (true", "--product", "nut"], "is not a condition", 2),
+        (["--where", "exists(from read_text('/etc/passwd'))"], "subquery is not allowed", 2),
+        (["--where", "product::int > 1"], "Could not convert string", 2),
         (["--model-id", "c" * 32, "--threshold", "1"], "held-out images of model cccc", 1),
         (["--out", "empty"], "empty holds no finished run", 1),
     ],
@@ -103,13 +107,36 @@ def test_what_cannot_be_asked_is_told(leave, nights, words, sentence, exit_code)
     assert err.startswith("error: ")
 
 
+HOSTILE = "=1+1\x1b[2J\u202e\nx"
+
+
+def test_hostile_names_are_escaped_on_the_screen_and_in_csv(leave, nights):
+    hostile = [row(f"u/{HOSTILE}", product=HOSTILE, score=99.0)]
+    publish(nights, 0, hostile)
+    code, said, _ = leave("query", "--limit", "1")
+    assert code == 0
+    shown_name = "=1+1\\x1b[2J\\u202e\\nx"
+    assert said.splitlines()[1].split()[-2:] == [shown_name[:16], f"u/{shown_name}"]
+    assert leave("query", "--limit", "1", "--output", "a.csv")[0] == 0
+    (read,) = rows_of("a.csv")
+    assert (read["product"], read["uri"]) == (f"'{shown_name}", f"u/{shown_name}")
+    assert leave("query", "--limit", "1", "--output", "a.csv", "--raw", "true")[0] == 0
+    (read,) = rows_of("a.csv")
+    assert (read["product"], read["uri"]) == (HOSTILE, f"u/{HOSTILE}")
+
+
+def rows_of(name):
+    with open(name, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 @pytest.mark.parametrize("stored", ["NFC", "NFD"])
 @pytest.mark.parametrize("asked", ["NFC", "NFD"])
 def test_a_product_is_found_whatever_form_its_name_has(leave, tmp_path, stored, asked):
     stored, asked = (unicodedata.normalize(form, "T\u00fcr") for form in (stored, asked))
     out = Out(str(tmp_path / "out"))
     run_id = publish(out, 0, [row("u/1", product=stored, score=3.0), row("u/2", score=4.0)])
-    record = {"run_id": run_id, "started": "2026-11-20T00", "model_id": MODELS[0]}
+    record = {"run_id": run_id, "number": 1, "started": "2026-11-20T00", "model_id": MODELS[0]}
     held_out = {"held_out": {stored: 9}, "totals": {"images": 2}}
     files.write_json(out.run(run_id), record | held_out)
     rule = json.dumps({asked: 2.5})

@@ -89,3 +89,9 @@ def test_errors_go_to_stderr_and_all_else_to_stdout(capsys):
     echo("error: no")
     echo("yes")
     assert capsys.readouterr() == ("yes\n", "error: no\n")
+
+
+def test_what_a_terminal_would_obey_is_escaped(capsys):
+    echo("a\x1b[2J\n\u202eb\r")
+    echo("error: \x9b2J")
+    assert tuple(capsys.readouterr()) == ("a\\x1b[2J\n\\u202eb\\r\n", "error: \\x9b2J\n")

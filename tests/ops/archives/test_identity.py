@@ -13,7 +13,7 @@ from ops.archives.fetch import FetchSettings, doubt, fetch
 from ops.archives.inventory import image_id
 from ops.archives.listing import entries
 from ops.failure import TRANSIENT, Failure
-from ops.storage import files, uris
+from ops.storage import files, local_files, uris
 from tests.ops.archives.test_listing import TARS, parquet, tar, zipped
 
 HASTY = FetchSettings(attempts=2, backoff=0)
@@ -205,8 +205,8 @@ def test_a_file_that_is_written_to_while_it_is_read_is_not_read(tmp_path, monkey
     times = file.stat()
 
     class Slow:
-        def __init__(self, *arguments):
-            self._file = open(*arguments)  # noqa: SIM115 - closed on exit
+        def __init__(self, *arguments, **more):
+            self._file = open(*arguments, **more)  # noqa: SIM115 - closed on exit
 
         def __enter__(self):
             return self
@@ -217,12 +217,12 @@ def test_a_file_that_is_written_to_while_it_is_read_is_not_read(tmp_path, monkey
         def __getattr__(self, name):
             return getattr(self._file, name)
 
-        def read(self):
+        def read(self, _size):
             head = self._file.read(50)
             in_place(file, b"1" * 100, times)
             return head + self._file.read()
 
-    monkeypatch.setattr(files, "open", Slow, raising=False)
+    monkeypatch.setattr(local_files, "open", Slow, raising=False)
     assert status(entry) == "changed"
 
 

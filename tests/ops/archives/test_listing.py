@@ -28,7 +28,7 @@ from ops.archives.system_files import SYSTEM_FILES
 from ops.archives.tally import Tally
 from ops.failure import Failure
 from ops.storage import files, uris
-from ops.storage.storage_errors import AccessDenied, NotFound
+from ops.storage.storage_errors import AccessDenied, NotFound, StorageError
 
 HASTY = FetchSettings(attempts=2, backoff=0)
 FILES = {
@@ -590,6 +590,43 @@ def test_the_output_below_a_prefix_is_left_out_and_counted(s3):
     assert tally.left_out == {OWN_OUTPUT: 1}
 
 
+def test_a_closed_folder_whose_name_is_not_utf8_is_a_problem_row(tmp_path, monkeypatch):
+    place(tmp_path, "a.png", b"1")
+    os.mkdir(os.fsencode(tmp_path) + b"/shut\xff\x1b")
+    scan = os.scandir
+
+    def scandir(path):
+        if "shut" in path:
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    (batch,) = listed([str(tmp_path)], PathParser(Layout("{name}"), "p"), [".png"], Tally())
+    _, closed = batch.to_pylist()
+    assert closed["problem"] == (
+        f"the folder {tmp_path}/shut\\udcff\\x1b/ cannot be listed (Permission denied)"
+    )
+    assert closed["uri"] == f"file://{tmp_path}/shut%FF%1B"
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENAMETOOLONG, errno.ESTALE, errno.ELOOP])
+def test_an_archive_that_cannot_be_opened_is_a_problem_row(tmp_path, monkeypatch, number):
+    for name in ("a.tar", "b.tar"):
+        place(tmp_path, name, tar(THREE))
+    real = files.open_read
+
+    def open_read(location, *more):
+        if location.endswith("a.tar"):
+            raise StorageError(os.strerror(number), location, number)
+        return real(location, *more)
+
+    monkeypatch.setattr(files, "open_read", open_read)
+    found = list(entries(str(tmp_path)))
+    assert len(found) == 1 + len(THREE)
+    (problem,) = [entry.problem for entry in found if entry.problem]
+    assert problem == f"{tmp_path}/a.tar cannot be opened: {os.strerror(number)}"
+
+
 def test_odd_keys_are_read_as_they_are(s3):
     keys = (
         "a//b.png",
@@ -645,7 +682,7 @@ def test_an_object_that_is_denied_is_a_row_with_address_and_remedy(
     monkeypatch.setattr(
         store._ReadFile,
         "_fetch_range",
-        lambda self, *_: store.read_bytes(f"s3://{self.path}", None, None, None),
+        lambda self, *_: store.read_bytes(f"s3://{self.path}", None, None, None, None),
     )
     good, bad = entries(s3)
     assert read(good) == b"1"

@@ -221,11 +221,48 @@ def test_tensors_that_were_changed_are_refused(folder, name):
         read_model(folder)
 
 
-def test_a_truncated_file_of_tensors_is_refused(folder):
+def test_a_damaged_file_of_tensors_is_refused(folder):
     file = files.join(folder, paths.BACKBONE)
-    files.write_bytes(file, files.read_bytes(file)[:100])
-    with pytest.raises(UserError, match="is not a safetensors file"):
-        read_model(folder)
+    whole = files.read_bytes(file)
+    header = int.from_bytes(whole[:8], "little")
+    damaged = [
+        *(b"", whole[:100], whole[:-1], b"\xff" * 100, b"\xff" * 8 + whole[8:]),
+        *(whole[:8] + b"[" * header + whole[8 + header :], whole + b"x"),
+    ]
+    for data in damaged:
+        files.write_bytes(file, data)
+        with pytest.raises(UserError, match="is damaged: it is not a safetensors file"):
+            read_model(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "{", "\x00" * 100, "[" * 100_000, "\udcff", "null", "[]", "5", '"x"', "{}"),
+        *('{"format": 7}', '{"format": "nightloupe model 1"}'),
+        '{"format": "nightloupe model 1", "products": []}',
+        '{"format": "nightloupe model 1", "products": {"nut": 5}}',
+    ],
+)
+def test_a_card_of_no_form_that_is_known_is_refused_with_a_remedy(folder, content):
+    file = files.join(folder, paths.MODEL_CARD)
+    files.write_bytes(file, content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match=r"model\.json.*(restore it from a backup|fit the model)"):
+        read_card(folder)
+
+
+def test_a_card_without_a_value_is_refused(folder):
+    file = files.join(folder, paths.MODEL_CARD)
+    whole = files.read_json(file)
+    needed = [name for name in whole if name not in {"versions"}]
+    for name in needed:
+        files.write_json(file, {key: value for key, value in whole.items() if key != name})
+        with pytest.raises(UserError, match=r"model\.json"):
+            read_card(folder)
+        for value in (None, 5, [], [1], "x", {"x": 1}):
+            files.write_json(file, whole | {name: value})
+            with pytest.raises(UserError, match=r"model\.json|unknown settings"):
+                read_card(folder)
 
 
 def test_tensors_of_another_product_are_refused(folder):

@@ -27,6 +27,25 @@ PRODUCTS = [
     "e\u0301",
     ".hidden",
     "x.safetensors",
+    "X.safetensors",
+    "CON",
+    "con.png",
+    "Nul",
+    "com1",
+    "console",
+    "nut+1",
+    "nut ",
+    "nut.",
+    "螺" * 28,
+    "螺" * 22,
+    "螺" * 5000,
+    "n" * 200,
+    "n" * 201,
+    "n" * 202,
+    "N" * 201,
+    "a" * 165 + "螺" * 20,
+    "a" * 166 + "螺" * 20,
+    "a" * 167 + "螺" * 20,
 ]
 
 
@@ -80,3 +99,28 @@ def test_a_picture_of_a_comparison_lies_in_its_own_folder(product):
     folder, _, name = paths.Out("out").compared("r1", "r2", product).rpartition("/")
     assert folder == "out/comparisons/r1--r2/pictures"
     assert name.endswith(".png")
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_no_file_name_is_too_long_for_a_file_system(product):
+    for kind in (paths.HELD_OUT, paths.SYNTHETIC):
+        name = paths.picture_file(paths.product_file(product), kind)
+        assert name.isascii()
+        assert len(name) <= 214
+    assert len(paths.Out("").map("m", product)) <= 230
+
+
+def test_long_names_begin_alike_and_end_in_their_hash_and_short_ones_stay():
+    assert paths.file_name("n" * 200) == "n" * 200
+    long, longer = paths.file_name("n" * 201), paths.file_name("n" * 202)
+    assert long[:168] == longer[:168] == "n" * 167 + "+"
+    assert long != longer
+    assert paths.file_name(long) != long  # a product of that very name has another file
+    cut = [paths.file_name("a" * count + "螺" * 20) for count in (165, 166, 167)]
+    assert [name.partition("+")[0] for name in cut] == ["a" * 165, "a" * 166, "a" * 167]
+
+
+def test_names_of_devices_are_escaped():
+    assert paths.file_name("CON") == "%43ON"
+    assert paths.file_name("com1.x") == "%63om1.x"
+    assert paths.file_name("console") == "console"

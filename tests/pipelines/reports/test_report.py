@@ -352,6 +352,10 @@ def test_large_numbers_have_commas_between_thousands(nights, data):
     assert "Failed 2,223" in text
     assert "\\u" not in text.replace("\\u202e", "").replace("\\u2066", "")
     assert [report.count(value) for value in (0, 999, 1000)] == ["0", "999", "1,000"]
+    shown = {0: "0", 0.00012345: "0.0001234", 9999.4: "9999", 12345.6: "12,346", -2e6: "-2,000,000"}
+    assert {value: report.number(value) for value in shown} == shown
+    assert report.number(2223.4, 3) == "2,223"
+    assert (report.number(1e15), report.number(float("inf"))) == ("1e+15", "inf")
 
 
 def test_links_lead_to_the_table_and_the_tracker_alone(nights, page, data):

@@ -44,6 +44,7 @@ def nightly(out, day, rows):
     record = {
         "run_id": run_id,
         "number": 20 * day + 1,
+        "started": "2026-11-20T00",
         "totals": {"images": 1},
         "model_id": rows[0]["model_id"],
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from ops.errors import UserError
@@ -17,6 +19,11 @@ from tests.runs import Part, finish, model_of
 
 PARTS = [Part(f"{i}.png", "bolt", float(i)) for i in range(3)]
 MODEL = model_of(["bolt"])
+STRAY = (
+    *(".DS_Store", "Thumbs.db", "desktop.ini", "._2026-11-20-a.json", ".2026-11-20-a.json.swp"),
+    *("2026-11-20-a.json~", "#2026-11-20-a.json#", "2026-11-20-a.json.bak", "notes.txt"),
+    *("folder.json/2026-11-20-a.json", ".2026.json"),
+)
 
 
 @pytest.fixture
@@ -79,7 +86,9 @@ def test_a_damaged_table_is_named_with_its_remedy(out, damage):
     run = finish(out.root, PARTS, MODEL)
     table = out.table(run.night, run.run_id)
     damage(table)
-    with pytest.raises(UserError, match=rf"the published table {table} is damaged .* remove the"):
+    with pytest.raises(
+        UserError, match=rf"{table} is damaged .*restore it from a backup, or move it away"
+    ):
         current_scores.current(out, MODEL.card.model_id)
 
 
@@ -118,3 +127,52 @@ def test_a_check_beside_expire_has_one_finding(out):
     subject = RunUnderCheck(out, first.run_id, record, first.inventory.location, MODEL.card)
     findings = verify.check(subject, 1.0, lambda *_: None)
     assert list(findings.violations) == ["the run's table is complete"]
+
+
+def test_stray_files_among_records_are_left_alone(out):
+    run = finish(out.root, PARTS, MODEL, "2026-11-20")
+    files.write_json(out.night("00000001-2026-11-20T01-00-00"), {"night": "2026-11-20"})
+    for place in (out.runs(), out.nights()):
+        for name in STRAY:
+            files.write_bytes(files.join(place, name), b"\x00\xff")
+    assert [record["run_id"] for record in run_records.started(out)] == [run.run_id]
+    assert run_records.finished(out)["run_id"] == run.run_id
+    assert run_records.last_night(out) == {"night": "2026-11-20"}
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "is not valid JSON"),
+        (b'{"run_id": "x', "is not valid JSON"),
+        (b"\xff\xfe{}", "is not valid JSON"),
+        (b"\x00" * 4096, "is not valid JSON"),
+        (b"[]", "it is not the record of a run"),
+        (b"{}", "it is not the record of a run"),
+        (b'{"run_id": "2026-11-20-a", "number": 1, "started": "s"}', "it is the record of run "),
+    ],
+)
+def test_a_file_that_is_no_record_is_named_with_a_remedy(out, content, why):
+    finish(out.root, PARTS, MODEL, "2026-11-20")
+    place = out.run("2026-11-22-c")
+    files.write_bytes(place, content)
+    told = f"^{re.escape(place)}.*{why}.*restore it from a backup, or move it away"
+    with pytest.raises(UserError, match=told):
+        run_records.finished(out)
+    with pytest.raises(UserError, match=told):
+        run_records.finished(out, "2026-11-22-c")
+
+
+def test_a_night_that_is_no_record_is_named(out):
+    files.write_bytes(out.night("00000001-2026-11-21T01-00-00"), b"5")
+    with pytest.raises(UserError, match=r"T01-00-00\.json is not the record of a night"):
+        run_records.last_night(out)
+
+
+def test_stray_files_among_tables_are_left_alone(out):
+    run = finish(out.root, PARTS, MODEL, "2026-11-20")
+    folder = out.table(run.night, run.run_id).rpartition("/")[0]
+    for name in ("._part-00000.parquet", "part-00000.parquet~", "part-1 (1).parquet", ".DS_Store"):
+        files.write_bytes(files.join(folder, name), b"x")
+    files.write_bytes(files.join(out.scores(), ".DS_Store"), b"x")
+    assert len(current_scores.current(out, MODEL.card.model_id)) == 3

@@ -238,7 +238,7 @@ def test_the_magnetic_tiles_are_listed_as_their_authors_split_them(tmp_path):
 
 LISTING = """
 import resource, sys
-from ops.storage import files
+from ops.storage import files, versions
 from ops.archives.listing import IMAGE_SUFFIXES
 from ops.archives.layouts import Layout, PathParser
 from ops.archives.system_files import SYSTEM_FILES
@@ -246,7 +246,7 @@ from pipelines.tables import take_inventory
 
 def listing(location):
     for i in range(int(sys.argv[2])):
-        yield files.Stored(f"line-{i % 40:02d}/2026/{i:09d}.png", 100_000, f"etag{i:032d}")
+        yield versions.Stored(f"line-{i % 40:02d}/2026/{i:09d}.png", 100_000, f"etag{i:032d}")
 
 files.listing, files.is_folder, files.exists = listing, lambda _: True, lambda _: False
 path_parser = PathParser(Layout("{product}/**/{name}"), "p")

@@ -26,7 +26,8 @@ from ops.images.decode import DecodeSettings
 from ops.images.resize import InputSettings
 from ops.results.calibration import Calibration
 from ops.storage.paths import Out
-from pipelines.cluster.resources import Resources, connected
+from pipelines.cluster.connection import connected
+from pipelines.cluster.resources import Resources
 from pipelines.fitting import fit
 from pipelines.fitting.request import FitRequest, Select
 

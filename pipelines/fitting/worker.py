@@ -22,12 +22,14 @@ from ops.features.backbone import Backbone
 from ops.images.resize import InputSettings
 from pipelines.cluster.resources import Resources
 from pipelines.fitting.coordinator import DetectorResult, failures_of
+from pipelines.fitting.heartbeat import send_signs
 from pipelines.fitting.request import DETECTOR, ROW
 
 
 def program(config: dict[str, Any]) -> None:
     """Fit the detectors one after the other; all workers fit the same ones in the same order."""
     coordinator, resources, request = config["coordinator"], config["resources"], config["request"]
+    send_signs(coordinator, ray.train.get_context().get_world_rank())
     if ray.get(coordinator.refusal.remote()):
         return  # Ray Train restarted the workers of a fit that cannot succeed
     torch.set_num_threads(resources.threads)

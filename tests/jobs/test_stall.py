@@ -23,15 +23,15 @@ class Squatter:
 def test_a_run_without_room_says_what_is_missing_and_goes_on_later(cluster, leave, tmp_path):
     warehouse, out = build(str(tmp_path), 24), str(tmp_path / "out")
     words = warehouse.words(
-        out, "--maps", "none", "--resources.workers", "1", "--resources.stall_timeout", "5"
+        out, "--maps", "none", "--resources.workers", "1", "--resources.wait_for_room", "5"
     )
     squatter = Squatter.options(num_cpus=3.9).remote()
     assert ray.get(squatter.there.remote())
     code, _, told = leave("score", *words)
     assert code == 1
     assert told.splitlines()[-1].startswith(
-        "error: 24 of 24 images have no row yet: no image was finished for 5 seconds; "
-        "the cluster has 1 node alive, and 0.1 of 4 CPUs free"
+        "error: 1 workers and two readers found no room within 5 seconds; "
+        "the cluster has 1 node alive, and 0.1 of 4 CPUs free. Start the same command again"
     )
     assert files.names(Out(out).scores()) == []
     ray.kill(squatter)

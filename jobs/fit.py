@@ -31,6 +31,8 @@ from pipelines.cluster.resources import Resources
 from pipelines.fitting import fit
 from pipelines.fitting.request import FitRequest, Select
 
+_SHOWN = 100  # products of a new model that are printed
+
 
 @dataclass(frozen=True)
 class Settings(sources.Listing):
@@ -173,7 +175,8 @@ def _curves(model: Model) -> dict[str, list[float]]:
 
 def _print_summary(model: Model, location: str) -> None:
     rate = model.card.false_alarm_rate
-    for name, card in model.card.products.items():
+    products = model.card.products
+    for name, card in list(products.items())[:_SHOWN]:
         echo(f"{shown(name)}: {describe_fit(card)}; {describe_calibration(card.calibration)}")
         promised = card.calibration.promised_rate(rate)
         if promised is not None and promised > rate:
@@ -182,6 +185,8 @@ def _print_summary(model: Model, location: str) -> None:
                 f"warning: {shown(name)}: a false-alarm rate of {rate:g} needs {needed:,} held-out "
                 f"images; the threshold promises {promised:.2g}"
             )
+    if len(products) > _SHOWN:
+        echo(f"{len(products) - _SHOWN:,} more products; model.json names all of them")
     if failures := model.card.fit["failures"]:
         echo(f"warning: {model.card.fit['failed']} unreadable images, such as {failures[0]}")
     echo(f"model: {location}")

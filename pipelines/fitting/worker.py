@@ -122,7 +122,8 @@ class Stream:
         """Skips images for other than these `detectors`."""
         self._resources, self._coordinator, self._limit = resources, coordinator, limit
         self._input = input_settings
-        self._batches = (batch for batch in self._read() if batch.detector in detectors)
+        wanted = set(detectors)
+        self._batches = (batch for batch in self._read() if batch.detector in wanted)
         self._next = next(self._batches, None)
 
     @property

@@ -17,7 +17,7 @@ import ray
 from ray._private import worker
 from ray.data import DataContext
 
-from ops.errors import UserError
+from ops.errors import RunError, UserError
 from pipelines.cluster import answers
 from pipelines.cluster.answers import GRACE, try_for
 
@@ -54,6 +54,13 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
             )
         except ConnectionError as error:
             raise UserError(f"there is no Ray cluster at {where}: {error}") from error
+        except Exception as error:  # Ray raises it where a process of a node does not start in time
+            if type(error) is not Exception:
+                raise
+            raise RunError(
+                f"Ray did not start: {error} The machine may be too busy; start the same command "
+                "again, or raise RAY_raylet_start_wait_time_s"
+            ) from error
     silence_ray()
     _connected.set()
     yield

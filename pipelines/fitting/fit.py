@@ -79,6 +79,7 @@ def fit(
     for sentence in depths.warnings():
         log.warning("%s", sentence)
     results = {name: _ask(coordinator.result, name) for name in chosen.detectors}
+    del coordinator  # its actor ends, and with it another copy of all tensors
     ceiling = 4 * max(result.map_ceiling for result in results.values()) or 1.0
     ceiling = max(ceiling, earlier.card.map_scale.scale * (LEVELS - 1)) if earlier else ceiling
     cards, tensors = _cards(chosen, request.joint, results, earlier, depths)

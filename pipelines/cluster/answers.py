@@ -19,6 +19,7 @@ T = TypeVar("T")
 STATE = 60.0
 #: Seconds that a command takes at most to leave a cluster that does not answer.
 GRACE = 10.0
+_EXTENSIONS = 3
 _TICK = 0.5
 _silent = threading.Event()
 
@@ -28,10 +29,16 @@ def is_silent() -> bool:
     return _silent.is_set()
 
 
-def answered(call: Callable[[], T], seconds: float, what: str) -> T:
+def answered(
+    call: Callable[[], T],
+    seconds: float,
+    what: str,
+    lives: Callable[[], bool] = lambda: False,
+) -> T:
     """What a call returns or raises. Raises Stalled after so many seconds; 0 sets no limit.
 
-    Seconds during which this process was stopped do not count.
+    Seconds during which this process was stopped do not count. As long as `lives` says that the
+    cluster answers other questions, the call has the same time again, a few times.
     """
     if is_silent():
         raise Stalled(f"the Ray cluster does not answer any more ({what})")
@@ -46,7 +53,7 @@ def answered(call: Callable[[], T], seconds: float, what: str) -> T:
             answers.put((False, error))
 
     threading.Thread(target=run, name=f"ray: {what}", daemon=True).start()
-    good, value = _get(answers, seconds, what)
+    good, value = _get(answers, seconds, what, lives)
     if good:
         answer: T = value
         return answer
@@ -54,9 +61,12 @@ def answered(call: Callable[[], T], seconds: float, what: str) -> T:
 
 
 def _get(
-    answers: queue.SimpleQueue[tuple[bool, Any]], seconds: float, what: str
+    answers: queue.SimpleQueue[tuple[bool, Any]],
+    seconds: float,
+    what: str,
+    lives: Callable[[], bool],
 ) -> tuple[bool, Any]:
-    waited, looked = 0.0, time.monotonic()
+    waited, looked, extensions = 0.0, time.monotonic(), _EXTENSIONS
     while True:
         try:
             return answers.get(timeout=min(_TICK, seconds))
@@ -65,6 +75,9 @@ def _get(
             waited += min(now - looked, 2 * _TICK)
             looked = now
         if waited >= seconds:
+            if extensions and lives():
+                waited, looked, extensions = 0.0, time.monotonic(), extensions - 1
+                continue
             _silent.set()
             raise Stalled(f"the Ray cluster did not answer for {seconds:g} seconds ({what})")
 

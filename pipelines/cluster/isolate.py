@@ -24,7 +24,7 @@ from ops.errors import RunError
 from ops.results import score_table
 from ops.storage.storage_errors import DEVICE_ERRORS
 from pipelines.cluster.answers import GRACE, AwakeClock, answered, try_for
-from pipelines.cluster.resources import Resources, describe_cluster
+from pipelines.cluster.resources import Resources, describe_cluster, lives
 from pipelines.cluster.timeouts import Stalled, step_timeout, time_limit
 
 log = logging.getLogger(__name__)
@@ -107,9 +107,9 @@ def _batches(stream: Dataset) -> Iterator[pa.Table]:
     batches = iter(stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
     waited, clock = max(0.0, stream.context.execution_no_progress_timeout_s), AwakeClock()
     try:
-        # Ray Data looks at the time itself, if Ray answers it.
+        # Ray Data looks at the time itself and knows the progress of each stage, if Ray answers it.
         limit = waited and waited + GRACE
-        while (batch := answered(lambda: next(batches, None), limit, "images")) is not None:
+        while (batch := answered(lambda: next(batches, None), limit, "images", lives)) is not None:
             yield cast("pa.Table", batch)
     except ExecutionTimeoutError:
         if clock.asleep() > waited / 2:

@@ -12,7 +12,7 @@ from ray.data import DataContext
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from ops.errors import UserError
-from pipelines.cluster.answers import GRACE, STATE, answered
+from pipelines.cluster.answers import GRACE, STATE, answered, try_for
 from pipelines.cluster.timeouts import Stalled
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,16 @@ def describe_cluster() -> str:
         return answered(_description, GRACE, "its state")
     except Stalled:
         return "the cluster does not answer"
+
+
+def lives() -> bool:
+    """Whether the cluster's store of its state and this node's object store answer."""
+
+    def ask() -> None:
+        _description()
+        ray.put(bytes(2**20))  # objects of this size lie in the raylet
+
+    return try_for(ask, 2 * GRACE, "a sign of life")
 
 
 def _description() -> str:

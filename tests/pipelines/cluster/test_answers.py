@@ -58,3 +58,20 @@ def test_a_clock_tells_how_long_this_process_was_stopped(monkeypatch):
     time.sleep(0.1)
     assert 490 < clock.asleep() <= 501
     clock.end()
+
+
+def test_a_cluster_that_lives_has_more_time_but_not_for_ever():
+    asked, answer = [], threading.Event()
+
+    def lives():
+        asked.append(1)
+        if len(asked) == 2:
+            answer.set()
+        return True
+
+    assert answered(lambda: answer.wait(5), 0.1, "images", lives) is True
+    assert len(asked) == 2
+    answer.clear()
+    with pytest.raises(Stalled, match=r"did not answer for 0\.1 seconds"):
+        answered(wait_for_ever, 0.1, "images", lambda: bool(asked.append(1)) or True)
+    assert len(asked) == 5

@@ -18,7 +18,7 @@ from pipelines.cluster.answers import GRACE
 from tests.faults.processes import tree
 from tests.faults.warehouse import build, start
 
-STALL = 30
+STALL = 60
 #: What the command lines of each victim hold.
 VICTIMS = {"raylet": "/raylet ", "gcs": "gcs_server", "worker": "ray::MapWorker"}
 
@@ -82,7 +82,7 @@ def test_a_run_whose_cluster_is_stopped_ends_within_its_limit_with_a_sentence(tm
         stopped = found(job.pid, VICTIMS[victim])
         for process in stopped:
             os.kill(process, signal.SIGSTOP)
-        assert job.wait(STALL + 6 * GRACE) == 1, log.read_text()
+        assert job.wait(STALL + 8 * GRACE) == 1, log.read_text()
     finally:
         job.kill()
         for process in stopped:

@@ -67,9 +67,8 @@ def found(pid: int, name: str) -> list[int]:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.alone
-@pytest.mark.parametrize(
-    "victim", ["raylet", *(pytest.param(v, marks=pytest.mark.campaign) for v in ("gcs", "worker"))]
-)
+@pytest.mark.campaign
+@pytest.mark.parametrize("victim", list(VICTIMS))
 def test_a_run_whose_cluster_is_stopped_ends_within_its_limit_with_a_sentence(tmp_path, victim):
     warehouse, log, out = build(str(tmp_path), 2000), tmp_path / "log", str(tmp_path / "out")
     words = warehouse.words(out, "--maps", "none", "--resources.stall_timeout", str(STALL))

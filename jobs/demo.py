@@ -24,7 +24,7 @@ from ops.results import overlays
 from ops.storage import parquet, uris
 from ops.storage.paths import Out
 from ops.storage.storage_errors import storage_errors
-from pipelines.cluster.resources import connected
+from pipelines.cluster.connection import connected
 from pipelines.tables import run_records
 
 

@@ -24,7 +24,8 @@ from ops.plain_text import printable
 from ops.results import plots
 from ops.storage import files, parquet
 from ops.storage.paths import Out
-from pipelines.cluster.resources import Resources, connected
+from pipelines.cluster.connection import connected
+from pipelines.cluster.resources import Resources
 from pipelines.reports import evaluate
 from pipelines.tables import run_records
 

@@ -29,10 +29,13 @@ from ops.results.calibration import Calibration
 from ops.storage import files, paths
 from ops.storage.paths import Out
 from ops.storage.storage_errors import AlreadyExists
-from pipelines.cluster.resources import Resources, connected
+from pipelines.cluster.connection import connected
+from pipelines.cluster.resources import Resources
 from pipelines.fitting import fit
 from pipelines.fitting.request import FitRequest, Select
 from pipelines.tables import lock
+
+_SHOWN = 100  # products of a new model that are printed
 
 
 @dataclass(frozen=True)
@@ -216,7 +219,8 @@ def _curves(model: Model) -> dict[str, list[float]]:
 
 def _print_summary(model: Model, location: str) -> None:
     rate = model.card.false_alarm_rate
-    for name, card in model.card.products.items():
+    products = model.card.products
+    for name, card in list(products.items())[:_SHOWN]:
         echo(f"{printable(name)}: {describe_fit(card)}; {describe_calibration(card.calibration)}")
         promised = card.calibration.promised_rate(rate)
         if promised is not None and promised > rate:
@@ -225,6 +229,8 @@ def _print_summary(model: Model, location: str) -> None:
                 f"warning: {printable(name)}: a false-alarm rate of {rate:g} needs {needed:,} "
                 f"held-out images; the threshold promises {promised:.2g}"
             )
+    if len(products) > _SHOWN:
+        echo(f"{len(products) - _SHOWN:,} more products; model.json names all of them")
     if failures := model.card.fit["failures"]:
         echo(
             f"warning: {model.card.fit['failed']} unreadable images, such as "

@@ -19,7 +19,7 @@ from ops.detectors.registry import DETECTORS
 from ops.features.backbone import Backbone
 from ops.plain_text import printable
 from ops.storage.paths import Out
-from pipelines.cluster.resources import connected
+from pipelines.cluster.connection import connected
 from pipelines.fitting import plan
 from pipelines.fitting.plan import Plan
 from pipelines.fitting.request import split

@@ -24,7 +24,8 @@ from ops.errors import SettingError, UserError
 from ops.failure import max_failures
 from ops.storage.paths import Out
 from pipelines.cluster import memory
-from pipelines.cluster.resources import Resources, connected
+from pipelines.cluster.connection import connected
+from pipelines.cluster.resources import Resources
 from pipelines.cluster.shared_model import SharedModel
 from pipelines.scoring import score
 from pipelines.scoring.resume import finished_totals, resume_or_start

@@ -18,7 +18,7 @@ from ops.failure import max_failures
 from ops.storage import files, parquet
 from ops.storage.paths import Out
 from pipelines.cluster import memory
-from pipelines.cluster.resources import connected
+from pipelines.cluster.connection import connected
 from pipelines.cluster.shared_model import SharedModel
 from pipelines.night_hooks import NightHooks
 from pipelines.night_settings import NightSettings

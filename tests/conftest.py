@@ -52,7 +52,7 @@ def cluster(s3_server):
     """
     import ray
 
-    from pipelines.cluster.resources import silence_ray
+    from pipelines.cluster.connection import silence_ray
 
     os.environ["RAY_AUTH_MODE"] = "disabled"
     ray.init(

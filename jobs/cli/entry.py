@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import takewhile
@@ -131,14 +132,33 @@ def start(job: Callable[[Sequence[str]], int]) -> NoReturn:
     except Locked as busy:
         echo(f"{busy}; nothing to do here")
         code = BUSY
-    except (UserError, OSError) as error:
-        if not _is_mendable(error) or os.environ.get("NIGHTLOUPE_LOG") == "DEBUG":
-            raise
-        echo(f"error: {printable(redact(str(error)))}{_remedy(error)}")
-        code = error.exit_code if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
         echo("stopped; start the same command again to continue")
         code = 130
+    except Exception as error:
+        if _is_mendable(error) and os.environ.get("NIGHTLOUPE_LOG") != "DEBUG":
+            echo(f"error: {printable(redact(str(error)))}{_remedy(error)}")
+            _end(error.exit_code if isinstance(error, UserError) else 1)
+        if not _leave_cluster():
+            traceback.print_exc()
+            os._exit(1)
+        raise
+    _end(code)
+
+
+def _end(code: int) -> NoReturn:
+    """Leave the cluster and exit, also if the cluster does not answer."""
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
+    if not _leave_cluster():
+        echo("warning: the Ray cluster did not answer when it was left")
+        sys.stdout.flush()
+        os._exit(code)
     sys.exit(code)
+
+
+def _leave_cluster() -> bool:
+    """Leave the cluster, if there is one; False if it does not answer. See `connection.leave`."""
+    # Commands that read results import no Ray.
+    connection = sys.modules.get("pipelines.cluster.connection")
+    return connection is None or bool(connection.leave())

@@ -22,6 +22,8 @@ from ops.storage import files, s3
 from ops.storage.paths import Out
 from ops.storage.storage_errors import NotFound, storage_errors
 
+#: MLflow refuses batches of more than 1000 entities, or of more than 100 parameters or tags.
+_METRICS, _TEXTS = 800, 100
 log = logging.getLogger(__name__)
 EXPERIMENT = "nightloupe"
 #: Names of spooled records; other files, of systems and editors, stay where they are.
@@ -161,19 +163,22 @@ class Tracker:
         )
         run_id = str(run.info.run_id)
         now = record.ended_ms
-        client.log_batch(
-            run_id,
-            metrics=[Metric(k, float(v), now, 0) for k, v in record.metrics.items()],
-            params=[Param(k, v[:500]) for k, v in record.params.items()],
-            tags=[RunTag(k, v[:500]) for k, v in record.tags.items()],
-        )
-        points = [
+        points = [Metric(k, float(v), now, 0) for k, v in record.metrics.items()]
+        points += [
             Metric(name, float(value), now, epoch)
             for name, curve in record.curves.items()
             for epoch, value in enumerate(curve, start=1)
         ]
-        for start in range(0, len(points), 1000):  # more are refused
-            client.log_batch(run_id, metrics=points[start : start + 1000])
+        params = [Param(k, v[:500]) for k, v in record.params.items()]
+        tags = [RunTag(k, v[:500]) for k, v in record.tags.items()]
+        batches = max(-(-len(points) // _METRICS), -(-max(len(params), len(tags)) // _TEXTS))
+        for n in range(batches):
+            client.log_batch(
+                run_id,
+                metrics=points[n * _METRICS : (n + 1) * _METRICS],
+                params=params[n * _TEXTS : (n + 1) * _TEXTS],
+                tags=tags[n * _TEXTS : (n + 1) * _TEXTS],
+            )
         client.set_terminated(run_id, record.status, end_time=record.ended_ms)
         self._complete(client, run_id, record)
         return run_id

@@ -65,6 +65,7 @@ class ScoreImages:
         self._backbone = self._card.new_backbone(tensors.of_backbone(), device)
         self._memory = memory
         self._detectors: OrderedDict[str, _Cached] = OrderedDict()
+        self._cached_bytes = 0
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """The rows in the same order, with `SCORE_COLUMNS`."""
@@ -112,14 +113,12 @@ class ScoreImages:
             state = self._tensors.of_product(product)
             size = sum(t.numel() * t.element_size() for t in state.values())
             while self._detectors and size + self._cached_bytes > self._memory:
-                self._detectors.popitem(last=False)
+                _, evicted = self._detectors.popitem(last=False)
+                self._cached_bytes -= evicted.bytes
+            self._cached_bytes += size
             self._detectors[file] = _Cached(self._card.new_detector(state, self._backbone), size)
         self._detectors.move_to_end(file)
         return self._detectors[file].detector
-
-    @property
-    def _cached_bytes(self) -> int:
-        return sum(cached.bytes for cached in self._detectors.values())
 
 
 class _Cached(NamedTuple):

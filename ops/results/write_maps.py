@@ -15,24 +15,43 @@ from ops.results.anomaly_map import Map, Scale
 from ops.results.overlays import Pixels8
 from ops.storage import files, uris
 from ops.storage.paths import Out
+from ops.storage.storage_errors import StorageError
 
 #: Which images of a run get a PNG of their map.
 Policy = Literal["none", "flagged", "all"]
-#: The columns that `DrawMaps` adds.
+#: The columns that `DrawMaps` adds. `map_error` says why a map that should exist was not written.
 MAP_COLUMNS = pa.schema(
     [
         ("peak_x", pa.int32()),
         ("peak_y", pa.int32()),
         ("map_uri", pa.string()),
         ("saturated", pa.bool_()),
+        ("map_error", pa.string()),
     ]
 )
+
+
+class _Target:
+    """Where the maps of a batch are written, until that fails."""
+
+    def __init__(self) -> None:
+        self.error = ""
+
+    def write(self, location: str, data: bytes) -> None:
+        if self.error:
+            return
+        try:
+            files.write_bytes(location, data)
+        except StorageError as error:
+            self.error = str(error)
 
 
 @dataclass(frozen=True)
 class DrawMaps:
     """Finds the peaks of maps, and writes the maps that `policy` selects.
 
+    A map that cannot be written does not cost the score: its row says why. After the first such
+    map of a batch, no other map of the batch is tried, because a store may take long to fail.
     The address of a map depends on the model and the image alone, so repeating a batch overwrites
     each file with the same content.
     """
@@ -49,7 +68,10 @@ class DrawMaps:
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """One row out for every row in, in the same order, without patch scores and pixels."""
-        added = [self._added(row) if row["status"] == "ok" else {} for row in rows.to_pylist()]
+        target = _Target()
+        added = [
+            self._added(row, target) if row["status"] == "ok" else {} for row in rows.to_pylist()
+        ]
         rows = rows.drop_columns(
             [c for c in ("patch_scores", "grid_width", "pixels") if c in rows.schema.names]
         )
@@ -58,13 +80,13 @@ class DrawMaps:
             rows = rows.append_column(name, table[name])
         return rows
 
-    def _added(self, row: dict[str, Any]) -> dict[str, object]:
+    def _added(self, row: dict[str, Any], target: _Target) -> dict[str, object]:
         """The added columns of an ok row."""
         patch_scores = np.frombuffer(row["patch_scores"], "<f4").reshape(-1, row["grid_width"])
         values = anomaly_map.upsample(patch_scores, self.input.size, self.sigma)
-        return self._draw(row, values)
+        return self._draw(row, values, target)
 
-    def _draw(self, row: dict[str, Any], values: Map) -> dict[str, object]:
+    def _draw(self, row: dict[str, Any], values: Map, target: _Target) -> dict[str, object]:
         """The added columns of a row with this map; writes its files."""
         where = geometry(row["width"], row["height"], self.input)
         x, y = anomaly_map.peak(values, where)
@@ -76,13 +98,15 @@ class DrawMaps:
         }
         if self.policy == "all" or (self.policy == "flagged" and row["is_anomalous"]):
             location = self.out.map(self.model_id, row["image_id"])
-            png = map_png.encode(values, self.scale, where, self.model_id)
-            files.write_bytes(location, png)
-            added["map_uri"] = uris.make(location)
+            target.write(location, map_png.encode(values, self.scale, where, self.model_id))
             if self.overlays:
-                location = self.out.overlay(self.model_id, row["image_id"])
                 _, overlay = self._picture_and_overlay(row, values)
-                files.write_bytes(location, overlays.to_png(overlay))
+                place = self.out.overlay(self.model_id, row["image_id"])
+                target.write(place, overlays.to_png(overlay))
+            if target.error:
+                added["map_error"] = target.error
+            else:
+                added["map_uri"] = uris.make(location)
         return added
 
     def _picture_and_overlay(self, row: dict[str, Any], values: Map) -> tuple[Pixels8, Pixels8]:
@@ -100,6 +124,6 @@ class DrawSketches(DrawMaps):
 
     columns = MAP_COLUMNS.append(pa.field("sketch", pa.binary()))
 
-    def _draw(self, row: dict[str, Any], values: Map) -> dict[str, object]:
+    def _draw(self, row: dict[str, Any], values: Map, target: _Target) -> dict[str, object]:
         sketch = overlays.sheet_column(self._picture_and_overlay(row, values))
-        return super()._draw(row, values) | {"sketch": overlays.to_png(sketch)}
+        return super()._draw(row, values, target) | {"sketch": overlays.to_png(sketch)}

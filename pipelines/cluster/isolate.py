@@ -8,6 +8,7 @@ is alone. That image becomes a row with status `crashed_worker`.
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -19,14 +20,25 @@ import ray
 from ray.data import Dataset
 from ray.data.exceptions import ExecutionTimeoutError
 
+from ops.errors import RunError
 from ops.results import score_table
-from pipelines.cluster.resources import Resources, describe_cluster
+from ops.storage.storage_errors import DEVICE_ERRORS
+from pipelines.cluster.answers import GRACE, AwakeClock, answered, try_for
+from pipelines.cluster.resources import Resources, describe_cluster, lives
 from pipelines.cluster.timeouts import Stalled, step_timeout, time_limit
 
 log = logging.getLogger(__name__)
 _MAX_STREAMS = 3  # how often a stream is started before the missing rows are isolated
 _SLOW = "a step took longer than {:g} seconds (--resources.stall_timeout / 6)"
 _CRASH = "every process that handled it died or failed; last error: "
+
+
+#: What Ray raises if its object store cannot spill any more.
+_FULL = (ray.exceptions.OutOfDiskError, ray.exceptions.ObjectStoreFullError)
+
+
+class FullDisk(RunError):
+    """A node has no room on its disk; no image is at fault."""
 
 
 class Steps(Protocol):
@@ -92,14 +104,22 @@ def stream_missing(steps: Steps, missing: MissingBlocks) -> Iterator[pa.Table]:
 
 
 def _batches(stream: Dataset) -> Iterator[pa.Table]:
-    batches = stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    batches = iter(stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+    waited, clock = max(0.0, stream.context.execution_no_progress_timeout_s), AwakeClock()
     try:
-        for batch in batches:
+        # Ray Data looks at the time itself and knows the progress of each stage, if Ray answers it.
+        limit = waited and waited + GRACE
+        while (batch := answered(lambda: next(batches, None), limit, "images", lives)) is not None:
             yield cast("pa.Table", batch)
     except ExecutionTimeoutError:
-        waited = stream.context.execution_no_progress_timeout_s
+        if clock.asleep() > waited / 2:
+            raise ray.exceptions.RayError(
+                "this process was stopped, or its machine slept"
+            ) from None
         what = f"no image was finished for {waited:g} seconds; {describe_cluster()}"
         raise Stalled(what) from None
+    finally:
+        clock.end()
 
 
 def isolate_missing(steps: Steps, missing: MissingBlocks) -> Iterator[pa.Table]:
@@ -121,23 +141,27 @@ def process_isolated(steps: Steps, rows: pa.Table) -> Iterator[pa.Table]:
     """Process rows in a process of their own, and halve groups that fail down to single rows.
 
     A single row that crashes or hangs comes out with status `crashed_worker`. Raises Stalled if the
-    cluster cannot start a process.
+    cluster cannot start a process, and FullDisk.
     """
-    task = _run_isolated.options(num_cpus=steps.resources.cpus, num_gpus=steps.resources.gpus)
-    stall_timeout = steps.resources.stall_timeout
+    resources, stall_timeout = steps.resources, steps.resources.stall_timeout
+    where = resources.isolated_options()
+    task = _run_isolated.options(num_cpus=resources.cpus, num_gpus=resources.gpus, **where)
     groups = [rows]
     while groups:
         group = groups.pop()
         began = time.monotonic()
         result = task.remote(steps, group)
         try:
-            processed = ray.get(result, timeout=stall_timeout or None)
+            limit = stall_timeout and stall_timeout + GRACE
+            get = functools.partial(ray.get, result, timeout=stall_timeout or None)
+            processed = answered(get, limit, "images")
         except ray.exceptions.GetTimeoutError:
-            ray.cancel(result, force=True)
+            try_for(functools.partial(ray.cancel, result, force=True), GRACE, "an end of a task")
             raise Stalled(
                 f"no process could be started for {stall_timeout:g} seconds; {describe_cluster()}"
             ) from None
         except ray.exceptions.RayError as error:
+            _check_disk(error)
             if len(group) > 1:
                 half = len(group) // 2
                 groups += [group.slice(half), group.slice(0, half)]
@@ -149,11 +173,24 @@ def process_isolated(steps: Steps, rows: pa.Table) -> Iterator[pa.Table]:
         yield processed
 
 
+def _check_disk(error: ray.exceptions.RayError) -> None:
+    """Raise FullDisk if the disk of a node, and no image, is why a process failed."""
+    cause = getattr(error, "cause", error)
+    if isinstance(cause, _FULL) or (isinstance(cause, OSError) and cause.errno in DEVICE_ERRORS):
+        told = (str(cause).strip().splitlines() or [""])[0]
+        raise FullDisk(
+            f"a node of the cluster has no room for what it works on, or its disk fails: {told}. "
+            "The rows scored so far are kept: make room on its disk (see --temp-dir of ray start) "
+            "and start the same command again"
+        ) from None
+
+
 def _crashed(row: pa.Table, reason: str) -> pa.Table:
     """A row as the steps would return it, with status `crashed_worker`."""
     values: dict[str, list[Any]] = {name: [None] for name in score_table.SCHEMA.names} | {
         "saturated": [False],
         "retries": [0],
+        "map_error": [None],
     }
     values |= {"status": ["crashed_worker"], "reason": [reason]}
     blank = pa.table({k: pa.array(v) for k, v in values.items() if k not in row.schema.names})

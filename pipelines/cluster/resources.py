@@ -1,37 +1,55 @@
-"""Connecting to a Ray cluster, and the resources that each stage reserves."""
+"""The CPUs and GPUs of a cluster, and how many workers and readers fit into them."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-import os
-import sys
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray._private import worker
 from ray.data import DataContext
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from ops.errors import UserError
+from pipelines.cluster.answers import GRACE, STATE, answered, try_for
+from pipelines.cluster.timeouts import Stalled
 
 log = logging.getLogger(__name__)
 
 
 def _resources() -> dict[str, float]:
-    return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]  # it has no types
+    return answered(lambda: dict(ray.cluster_resources()), STATE, "its resources")  # type: ignore[no-untyped-call]
+
+
+def _free_resources() -> dict[str, float]:
+    return answered(lambda: dict(ray.available_resources()), STATE, "its resources")  # type: ignore[no-untyped-call]
 
 
 def describe_cluster() -> str:
     """A clause with the nodes that are alive and the CPUs and GPUs that are free."""
+    try:
+        return answered(_description, GRACE, "its state")
+    except Stalled:
+        return "the cluster does not answer"
+
+
+def lives() -> bool:
+    """Whether the cluster's store of its state and this node's object store answer."""
+
+    def ask() -> None:
+        _description()
+        ray.put(bytes(2**20))  # objects of this size lie in the raylet
+
+    return try_for(ask, 2 * GRACE, "a sign of life")
+
+
+def _description() -> str:
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     alive = sum(bool(node["Alive"]) for node in nodes)
     free = dict(ray.available_resources())  # type: ignore[no-untyped-call]
-    total = {kind: count for kind, count in _resources().items() if kind in {"CPU", "GPU"}}
+    everything = dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
+    total = {kind: count for kind, count in everything.items() if kind in {"CPU", "GPU"}}
     counts = [f"{free.get(kind, 0.0):g} of {count:g} {kind}s" for kind, count in total.items()]
     return (
         f"the cluster has {alive} node{'s' * (alive != 1)} alive, and {' and '.join(counts)} free"
@@ -62,6 +80,10 @@ class Resources:
     wait_for_nodes: float = 0.0
     """Seconds to wait for nodes that `workers` needs and that have not joined yet. An autoscaler
     is asked for them."""
+    wait_for_room: float = 14400.0
+    """Seconds to wait for CPUs and GPUs that other jobs on the cluster hold. A job reserves what it
+    uses as a whole, before it starts. With `workers` 0 it takes what is free, if that is enough
+    for one worker and two readers."""
     stall_timeout: float = 900.0
     """Seconds without a finished image after which a run fails. A step that takes longer than
     `stall_timeout / 6` is killed and retried; an image that keeps hanging is recorded with status
@@ -82,11 +104,11 @@ class Resources:
 
         Workers that reserved every CPU would wait for ever for the tasks that read their images.
         """
-        cpus, gpus, room = self._room()
+        cpus, gpus, room = self._room(_resources())
         if self.workers > room and self.wait_for_nodes:
             self._await_nodes()
-            cpus, gpus, room = self._room()
-        workers = self.workers or max(1, min(room, math.floor(room * 0.75) or 1))
+            cpus, gpus, room = self._room(_resources())
+        workers = self.workers or _share(room)
         if workers > room:
             raise UserError(
                 f"{workers} workers of {self.cpus:g} CPUs and {self.gpus:g} GPUs do not fit beside "
@@ -97,11 +119,17 @@ class Resources:
 
     def max_count(self) -> int:
         """The largest number of workers that scoring may autoscale to on the present nodes."""
-        return max(self.count(), min(self.max_workers, self._room()[2]))
+        return max(self.count(), min(self.max_workers, self._room(_resources())[2]))
 
-    def _room(self) -> tuple[float, float, int]:
-        """CPUs and GPUs of the cluster at present, and the number of workers that fit into them."""
-        total = _resources()
+    def count_free(self) -> int:
+        """The number of workers that fit beside two readers into what is free now; 0 if none do."""
+        room = self._room(_free_resources())[2]
+        if self.workers:
+            return self.workers if self.workers <= room else 0
+        return _share(room) if room >= 1 else 0
+
+    def _room(self, total: dict[str, float]) -> tuple[float, float, int]:
+        """CPUs and GPUs of `total`, and the number of workers that fit into them."""
         cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
         if self.cpus:
             workers = math.floor((cpus - 2 * self.reader_cpus) / self.cpus)
@@ -119,90 +147,51 @@ class Resources:
         log.warning(
             "waiting up to %g s for nodes that hold %d workers", self.wait_for_nodes, self.workers
         )
-        worker = {"CPU": self.cpus, "GPU": self.gpus}
-        bundles = [worker] * self.workers + [{"CPU": self.reader_cpus}] * 2
-        nonzero = [{name: n for name, n in bundle.items() if n} for bundle in bundles]
-        group = placement_group([bundle for bundle in nonzero if bundle])
+        group = self.request(self.workers, 2)
         group.wait(math.ceil(self.wait_for_nodes))  # it takes whole seconds
         remove_placement_group(group)
+
+    def request(self, workers: int, readers: int) -> PlacementGroup:
+        """Ask the cluster for room for workers and readers, all of it or none."""
+        worker = {"CPU": self.cpus, "GPU": self.gpus}
+        bundles = [worker] * workers + [{"CPU": self.reader_cpus}] * readers
+        nonzero = [{name: n for name, n in bundle.items() if n} for bundle in bundles]
+        group: PlacementGroup = placement_group([bundle for bundle in nonzero if bundle])
+        return group
 
     def max_readers(self, workers: int) -> int:
         """The most reading tasks at once, such that one task that writes maps has a CPU share.
 
         It grows with `max_workers`; Ray Data's own budgets then keep that share.
         """
-        free = _resources().get("CPU", 0.0) - workers * self.cpus
-        readers = max(1, math.floor(free / self.reader_cpus) - 1)
+        readers = max(1, self.reader_shares(workers, _resources()) - 1)
         return readers * math.ceil(max(self.max_workers, workers) / workers)
 
+    def free_reader_shares(self, workers: int) -> int:
+        """How many readers fit into what is free now beside workers that are yet to start."""
+        return self.reader_shares(workers, _free_resources())
 
-@contextlib.contextmanager
-def connected(address: str | None = None, cpus: int | None = None) -> Iterator[None]:
-    """Connect to the cluster at `address`, or at RAY_ADDRESS (set for submitted jobs).
+    def reader_shares(self, workers: int, total: dict[str, float]) -> int:
+        """How many readers fit into `total` beside workers."""
+        free = total.get("CPU", 0.0) - workers * self.cpus
+        return math.floor(free / self.reader_cpus + 1e-6)
 
-    Without either, starts a local cluster, which ends with the context. Ray's own messages are
-    silenced.
-    """
-    if ray.is_initialized():
-        yield
-        return
-    where = address or os.environ.get("RAY_ADDRESS") or "local"
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    # The core worker, which is native code, prints messages of its own.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    own: dict[str, Any] = {}
-    if where == "local":
-        own = {"num_cpus": cpus, "include_dashboard": False}
-    with _stderr_discarded():  # Ray prints a note about that variable
-        try:
-            ray.init(
-                address=where,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                runtime_env={"env_vars": {"PYTHONWARNINGS": "ignore"}},
-                **own,
-            )
-        except ConnectionError as error:
-            raise UserError(f"there is no Ray cluster at {where}: {error}") from error
-    silence_ray()
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    def worker_options(self) -> dict[str, Any]:
+        """Options of Ray for processes that run the network: where they run."""
+        return {}
+
+    def reader_options(self) -> dict[str, Any]:
+        """Options of Ray for tasks that read or write: where they run."""
+        return {}
+
+    def isolated_options(self) -> dict[str, Any]:
+        """Options of Ray for single tasks, after a stream: where they run."""
+        return {}
+
+    def limit(self, context: DataContext) -> None:
+        """Tell Ray Data what a stream may use, if that is not the whole cluster."""
 
 
-@contextlib.contextmanager
-def _stderr_discarded() -> Iterator[None]:
-    """Discard what is written to stderr, by native code too; exceptions still propagate."""
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as devnull:
-            os.dup2(devnull.fileno(), 2)
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-
-
-def silence_ray() -> None:
-    """Silence Ray's messages; jobs print their own progress and errors.
-
-    Ray's log files in its session folder keep them, except those of Ray Data and Ray Train.
-    """
-    # Ray prints a message, partly with a traceback, for each worker that died and for each task or
-    # actor that it starts again. `log_to_driver=False` does not stop these, and no public setting
-    # does. Failures that outlast the retries are raised.
-    worker._worker_logs_enabled = False
-    # Bounds on retries have no named parameter yet; pyproject.toml stops before they change.
-    warnings.filterwarnings("ignore", message=".*ray_remote_args")
-    # A short inventory has fewer blocks than there are workers, which is harmless.
-    warnings.filterwarnings(
-        "ignore", message="The (min|max)imum number of concurrent (task|actor)s"
-    )
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    # Ray Data logs each block that failed, with a traceback, before its images are isolated.
-    for name in ("ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+def _share(room: int) -> int:
+    """How many workers are started where `room` fit: the rest is for readers."""
+    return max(1, min(room, math.floor(room * 0.75) or 1))

@@ -10,6 +10,9 @@ import ray
 from torch import Tensor
 
 from ops.detectors.model_folder import Model, ModelCard, read_backbone, read_card, read_detectors
+from pipelines.cluster.answers import answered
+
+_PUT = 600.0  # seconds for the tensors of one detector, also if the store must spill others
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,9 @@ class SharedModel:
     ) -> SharedModel:
         references, sizes = {}, []
         for file, tensors in detectors:
-            references[file] = ray.put(tensors)
+            references[file] = put(tensors)
             sizes.append(_bytes(tensors))
-        return cls(card, ray.put(backbone), references, _bytes(backbone), tuple(sizes))
+        return cls(card, put(backbone), references, _bytes(backbone), tuple(sizes))
 
     def of_backbone(self) -> dict[str, Tensor]:
         """The backbone's tensors."""
@@ -57,6 +60,11 @@ class SharedModel:
     def of_product(self, product: str) -> dict[str, Tensor]:
         """One detector's tensors."""
         return _fetch(self.detectors[self.card.products[product].file])
+
+
+def put(tensors: dict[str, Tensor]) -> Any:
+    """Put tensors into the object store; a reference. Raises Stalled if it does not take them."""
+    return answered(lambda: ray.put(tensors), _PUT, "room in its object store")
 
 
 def _bytes(tensors: dict[str, Tensor]) -> int:

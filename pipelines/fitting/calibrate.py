@@ -15,6 +15,7 @@ from ops.results.calibration import Calibration
 from ops.results.write_maps import DrawSketches
 from ops.storage.paths import HELD_OUT, Out, picture_file, product_file
 from pipelines.cluster.isolate import process_rows
+from pipelines.cluster.reservation import reserved
 from pipelines.cluster.resources import Resources
 from pipelines.cluster.shared_model import SharedModel
 from pipelines.scoring.stream import ScoringStream, draw_step
@@ -38,18 +39,19 @@ def calibrate(
     if not len(held_out):
         return model
     draw = draw_step(model.card, Out(""), "none", overlays=True, kind=DrawSketches)
-    stream = ScoringStream(SharedModel.put(model), draw, fetch, resources)
+    shared = SharedModel.put(model)
     products = sorted(set(held_out["product"].to_pylist()))
     results = {name: HeldOutScores() for name in products}
     with_sheet = set(products[:_SHEETS])
     done = failed = 0
-    for rows in process_rows(stream, held_out):
-        for row in rows.to_pylist():
-            done += 1
-            failed += row["score"] is None
-            if row["score"] is not None:
-                results[row["product"]].add(row, row["product"] in with_sheet)
-        progress("calibrate", done, len(held_out), failed)
+    with reserved(resources) as held:
+        for rows in process_rows(ScoringStream(shared, draw, fetch, held), held_out):
+            for row in rows.to_pylist():
+                done += 1
+                failed += row["score"] is None
+                if row["score"] is not None:
+                    results[row["product"]].add(row, row["product"] in with_sheet)
+            progress("calibrate", done, len(held_out), failed)
     cards = {
         name: replace(card, calibration=Calibration.of(results[name].scores))
         if name in results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
@@ -39,7 +40,17 @@ class FitCoordinator:
         self._rows: set[int] = set()
         self._failures: dict[str, str] = {}
         self._results: dict[str, DetectorResult] = {}
+        self._signs: dict[int, float] = {}
         self._checkpoints: dict[str, Any] = {}
+
+    def sign_of_life(self, rank: int) -> None:
+        """Record that a worker lives."""
+        self._signs[rank] = time.monotonic()
+
+    def seconds_of_silence(self) -> dict[int, float]:
+        """Seconds since the last sign of life of each worker that has started."""
+        now = time.monotonic()
+        return {rank: now - sign for rank, sign in self._signs.items()}
 
     def add_images(
         self, rows: list[int], failures: dict[str, str], pictures: dict[int, tuple[str, int, str]]

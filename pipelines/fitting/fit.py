@@ -6,7 +6,7 @@ import contextlib
 import logging
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import ray.train
+from ray.data import TaskPoolStrategy
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import Tensor
@@ -29,11 +30,16 @@ from ops.progress import ProgressCallback
 from ops.results.anomaly_map import LEVELS, Scale
 from ops.results.calibration import Calibration
 from ops.storage.paths import JOINT, picture_file, product_file
+from pipelines.cluster.answers import answered, is_silent
+from pipelines.cluster.reservation import Reserved, reserved_for_fit
 from pipelines.cluster.resources import Resources
+from pipelines.cluster.shared_model import put
+from pipelines.cluster.timeouts import Stalled
 from pipelines.fitting import plan, quarantine
 from pipelines.fitting.calibrate import calibrate
 from pipelines.fitting.coordinator import DetectorResult, FitCoordinator
 from pipelines.fitting.depths import Depths
+from pipelines.fitting.heartbeat import Watch
 from pipelines.fitting.interruptible import interruptible_fit
 from pipelines.fitting.request import ALL, FitRequest, NothingToFit, Split, split
 from pipelines.fitting.whole_shards import WholeShards
@@ -41,6 +47,7 @@ from pipelines.fitting.worker import program
 from pipelines.scoring.read_stage import ReadStage
 
 log = logging.getLogger(__name__)
+_ANSWER = 600.0  # seconds in which the coordinator hands out the tensors of one detector
 _RESTARTS = 2  # of the workers of a fit, before images that crash them are looked for
 
 
@@ -56,20 +63,23 @@ def fit(
     To grow a model, pass it as `earlier`: it gives the backbone and the states that detectors start
     from. A detector without new images stays as it is. All others are calibrated on newly held-out
     images, because scores of another bank cannot be compared.
-    Raises NothingToFit; raises NotEnoughMemory before any image is read, if the nodes cannot hold
-    the fit.
+    Raises NothingToFit, Stalled, and NoRoom; raises NotEnoughMemory before any image is read, if
+    the nodes cannot hold the fit.
     """
     chosen = split(inventory, request)
     # Pretrained weights are downloaded here, once, and not by every worker.
     network = Backbone(request.backbone, earlier.backbone if earlier else None)
     plan.check(plan.of_fit(chosen, request, network, resources))
     backbone = network.state()
-    coordinator = _fit_detectors(chosen, request, backbone, resources, progress, earlier)
-    failures: list[str] = ray.get(coordinator.failures.remote())
-    depths: Depths = ray.get(coordinator.depths.remote())
+    with reserved_for_fit(resources) as (held, turn):
+        plan.check(plan.of_fit(chosen, request, network, held))  # it may have fewer workers
+        coordinator = _fit_detectors(chosen, request, backbone, held, turn.close, progress, earlier)
+    failures: list[str] = _ask(coordinator.failures)
+    depths: Depths = _ask(coordinator.depths)
     for sentence in depths.warnings():
         log.warning("%s", sentence)
-    results = {name: ray.get(coordinator.result.remote(name)) for name in chosen.detectors}
+    results = {name: _ask(coordinator.result, name) for name in chosen.detectors}
+    del coordinator  # its actor ends, and with it another copy of all tensors
     ceiling = 4 * max(result.map_ceiling for result in results.values()) or 1.0
     ceiling = max(ceiling, earlier.card.map_scale.scale * (LEVELS - 1)) if earlier else ceiling
     cards, tensors = _cards(chosen, request.joint, results, earlier, depths)
@@ -144,7 +154,8 @@ def _fit_detectors(
     chosen: Split,
     request: FitRequest,
     backbone: dict[str, Tensor],
-    resources: Resources,
+    resources: Reserved,
+    on_start: Callable[[], object],
     progress: ProgressCallback,
     earlier: Model | None,
 ) -> Any:
@@ -157,14 +168,14 @@ def _fit_detectors(
     config = {
         "request": request,
         "detectors": chosen.detectors,
-        "backbone": ray.put(backbone),
+        "backbone": put(backbone),
         "earlier_fits": _earlier_fits(earlier) if earlier else {},
         "earlier_depths": _earlier_depths(earlier) if earlier else {},
         "resources": resources,
         "limit": max_failures(request.max_failed, len(rows)),
     }
     try:
-        return _attempt(rows, {}, read, resources, config, progress)
+        return _attempt(rows, {}, read, resources, on_start, config, progress)
     except ray.train.TrainingFailedError:
         crashing = quarantine.find_crashing_images(read, rows, resources, progress)
         if not crashing:
@@ -173,20 +184,21 @@ def _fit_detectors(
             "%d images crash every process that reads them; they are left out", len(crashing)
         )
         rows = rows.filter(pc.invert(pc.is_in(rows["image_id"], pa.array(list(crashing)))))
-        return _attempt(rows, crashing, read, resources, config, progress)
+        return _attempt(rows, crashing, read, resources, on_start, config, progress)
 
 
 def _attempt(
     rows: pa.Table,
     failures: dict[str, str],
     read: Read,
-    resources: Resources,
+    resources: Reserved,
+    on_start: Callable[[], object],
     config: dict[str, Any],
     progress: ProgressCallback,
 ) -> Any:
     """Fit on rows; returns the coordinator. `failures` gives the reasons of images left out before.
 
-    Raises NothingToFit.
+    `on_start` is called once all workers have started. Raises NothingToFit, and Stalled.
     """
     blocks = [rows.slice(i, resources.batch) for i in range(0, len(rows), resources.batch)]
     images = ray.data.from_blocks(blocks or [rows]).map_batches(
@@ -194,7 +206,9 @@ def _attempt(
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=resources.reader_cpus,
+        compute=TaskPoolStrategy(size=resources.readers),
         max_retries=2,
+        **resources.reader_options(),
     )
     coordinator: Any = FitCoordinator.remote(  # type: ignore[attr-defined]  # added by ray.remote
         len(rows), Depths(read.decode.bit_depth, config["earlier_depths"])
@@ -222,8 +236,8 @@ def _attempt(
                 failure_config=FailureConfig(max_failures=_RESTARTS),
             ),
         )
-        interruptible_fit(trainer)
-    if refusal := ray.get(coordinator.refusal.remote()):
+        interruptible_fit(trainer, Watch(coordinator, resources, on_start))
+    if refusal := _ask(coordinator.refusal):
         raise NothingToFit(refusal)
     return coordinator
 
@@ -232,7 +246,7 @@ def _earlier_fits(model: Model) -> dict[str, tuple[Any, FitCounts]]:
     """State (an object reference) and counts of each detector of a model, by its name in a fit."""
     products = {ALL if model.card.joint else product: product for product in model.products}
     return {
-        detector: (ray.put(model.products[product]), model.card.products[product].counts)
+        detector: (put(model.products[product]), model.card.products[product].counts)
         for detector, product in products.items()
     }
 
@@ -241,17 +255,25 @@ def _earlier_depths(model: Model) -> dict[str, dict[str, int]]:
     return {product: card.bit_depths for product, card in model.card.products.items()}
 
 
+def _ask(method: Any, *arguments: Any) -> Any:
+    """What a method of the coordinator returns. Raises Stalled if it does not answer."""
+    return answered(lambda: ray.get(method.remote(*arguments)), _ANSWER, "the results of a fit")
+
+
 @contextlib.contextmanager
 def _report_progress(coordinator: Any, progress: ProgressCallback) -> Iterator[None]:
     """Report progress twice a second, in a thread, because the trainer blocks this one."""
     ended = threading.Event()
 
     def report() -> None:
-        progress(*ray.get(coordinator.progress.remote()))
+        progress(*_ask(coordinator.progress))
 
     def report_until_ended() -> None:
         while not ended.wait(0.5):
-            report()
+            try:
+                report()
+            except Stalled:  # whoever waits for the fit finds it out, too
+                return
 
     thread = threading.Thread(target=report_until_ended, daemon=True)
     thread.start()
@@ -260,4 +282,5 @@ def _report_progress(coordinator: Any, progress: ProgressCallback) -> Iterator[N
     finally:
         ended.set()
         thread.join()
-        report()
+        if not is_silent():
+            report()

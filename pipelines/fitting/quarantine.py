@@ -48,6 +48,7 @@ class TrialRead:
             batch_format="pyarrow",
             num_cpus=self.resources.reader_cpus,
             max_retries=0,
+            **self.resources.reader_options(),
         )
 
     def load(self, block: pa.Table) -> pa.Table:

@@ -118,11 +118,12 @@ def split(inventory: Inventory, request: FitRequest) -> Split:
             "if it has no splits); check the path pattern of the inventory"
         )
     is_held_out, is_shot = np.zeros((2, len(rows)), dtype=bool)
+    # The rows are sorted by product, so each product is a run of them.
     products = rows["product"].to_numpy(zero_copy_only=False)
+    starts = np.flatnonzero(np.append(True, products[1:] != products[:-1]))
     ids = np.array([image_id(uri, "") for uri in rows["uri"].to_pylist()])
-    for product in np.unique(products):
-        mine = np.flatnonzero(products == product)
-        mine = mine[np.argsort(ids[mine], kind="stable")]
+    for run in np.split(np.arange(len(rows)), starts[1:]):
+        mine = run[np.argsort(ids[run], kind="stable")]
         least = 1 if request.holdout else 0
         count = min(max(least, round(len(mine) * request.holdout)), len(mine) - 1)
         is_held_out[mine[:count]] = True

@@ -22,12 +22,14 @@ from ops.features.backbone import Backbone
 from ops.images.resize import InputSettings
 from pipelines.cluster.resources import Resources
 from pipelines.fitting.coordinator import DetectorResult, failures_of
+from pipelines.fitting.heartbeat import send_signs
 from pipelines.fitting.request import DETECTOR, ROW
 
 
 def program(config: dict[str, Any]) -> None:
     """Fit the detectors one after the other; all workers fit the same ones in the same order."""
     coordinator, resources, request = config["coordinator"], config["resources"], config["request"]
+    send_signs(coordinator, ray.train.get_context().get_world_rank())
     if ray.get(coordinator.refusal.remote()):
         return  # Ray Train restarted the workers of a fit that cannot succeed
     torch.set_num_threads(resources.threads)
@@ -120,7 +122,8 @@ class Stream:
         """Skips images for other than these `detectors`."""
         self._resources, self._coordinator, self._limit = resources, coordinator, limit
         self._input = input_settings
-        self._batches = (batch for batch in self._read() if batch.detector in detectors)
+        wanted = set(detectors)
+        self._batches = (batch for batch in self._read() if batch.detector in wanted)
         self._next = next(self._batches, None)
 
     @property

@@ -18,8 +18,15 @@ from ops.storage import files, parquet
 from ops.storage.paths import Out
 from pipelines.scoring.read_stage import INVENTORY_ROW
 
-#: Rows that are collected: their number in the inventory, then the columns of the score table.
-ROWS = pa.schema([pa.field(INVENTORY_ROW, pa.int64()), *score_table.SCHEMA])
+#: Rows that are collected: their number in the inventory, the columns of the score table, and why
+#: the map of a row is missing.
+ROWS = pa.schema(
+    [
+        pa.field(INVENTORY_ROW, pa.int64()),
+        *score_table.SCHEMA,
+        pa.field("map_error", pa.string()),
+    ]
+)
 _CHUNK_FILE = re.compile(r"part-(\d+)\.parquet")
 #: Rows of an unfinished chunk.
 _PARTIAL_FILE = re.compile(r"kept-\d+\.parquet")
@@ -42,6 +49,10 @@ class Chunks:
     statuses: dict[str, int] = field(default_factory=dict)
     anomalous: int = 0
     done: int = 0
+    without_map: int = 0
+    """Rows so far whose map should exist and could not be written."""
+    map_error: str = ""
+    """Why the first of these was not written."""
 
     def __post_init__(self) -> None:
         """Load what an earlier attempt left: finished chunks, and rows of unfinished ones."""
@@ -56,6 +67,7 @@ class Chunks:
             if _PARTIAL_FILE.fullmatch(name):
                 rows = parquet.read(files.join(work, name))
                 rows = rows.filter(pc.invert(pc.is_in(rows["status"], _TRANSIENT)))
+                rows = rows.filter(pc.is_null(rows["map_error"]))  # their maps are drawn now
                 self.add(rows.filter(pa.array(~self._finished[self._chunks_of(rows)])))
 
     def _load_chunk(self, number: int, location: str) -> None:
@@ -67,6 +79,7 @@ class Chunks:
             self._count(rows)
             return
         rows = rows.append_column(INVENTORY_ROW, pa.array(range(*self._span(number)), pa.int64()))
+        rows = rows.append_column("map_error", pa.nulls(len(rows), pa.string()))
         self.add(rows.filter(pc.invert(transient)))
 
     @property
@@ -76,6 +89,10 @@ class Chunks:
 
     def _count(self, rows: pa.Table) -> None:
         self.done += len(rows)
+        if "map_error" in rows.schema.names:
+            errors = rows["map_error"].drop_null()
+            self.without_map += len(errors)
+            self.map_error = self.map_error or (errors[0].as_py() if len(errors) else "")
         self.anomalous += pc.sum(rows["is_anomalous"]).as_py() or 0
         for entry in pc.value_counts(rows["status"]).to_pylist():
             status = entry["values"]
@@ -103,7 +120,7 @@ class Chunks:
                 yield start + begin, start + end
 
     def add(self, rows: pa.Table) -> None:
-        """Collect rows of `ROWS`, and write the chunks that they complete.
+        """Collect rows of `ROWS`, and write the chunks that they complete, with all maps.
 
         Inventory rows that have a score row already are ignored: a stage that is retried may
         return a block twice, with the same rows.
@@ -127,7 +144,9 @@ class Chunks:
         self._count(rows)
         start, stop = self._span(number)
         if sum(map(len, collected)) == stop - start:
-            self._write(number, pa.concat_tables(collected).sort_by(INVENTORY_ROW))
+            whole = pa.concat_tables(collected).sort_by(INVENTORY_ROW)
+            if whole["map_error"].null_count == len(whole):
+                self._write(number, whole)
 
     def _write(self, number: int, rows: pa.Table) -> None:
         parquet.write(self.out.chunk(self.run_id, number), score_table.SCHEMA, [rows])

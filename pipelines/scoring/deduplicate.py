@@ -17,6 +17,7 @@ from ops.images.content_index import KEY, Contents
 from ops.images.read_images import KNOWN
 from ops.storage import files, uris
 from ops.storage.paths import Out
+from ops.storage.storage_errors import StorageError
 from pipelines.scoring.chunks import ROWS
 from pipelines.scoring.read_stage import INVENTORY_ROW
 from pipelines.scoring.run import ScoreSettings
@@ -128,7 +129,10 @@ class ScoreCache:
             png = files.read_bytes(uris.parse(row["map_uri"]).location)
         except FileNotFoundError:
             return None
-        files.write_bytes(location, png)
+        try:
+            files.write_bytes(location, png)
+        except StorageError as error:
+            return row | {"map_uri": None, "map_error": str(error)}
         return row | {"map_uri": uris.make(location)}
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ops.errors import RunError
 from ops.results import score_table
 from ops.storage import files, parquet
 from pipelines.cluster.isolate import process_missing
@@ -19,8 +20,22 @@ from pipelines.scoring.run import Run
 from pipelines.scoring.stream import ScoringStream, draw_step
 
 
+class MapsMissing(RunError):
+    """Maps could not be written, so the run is not finished."""
+
+    def __init__(self, count: int, error: str) -> None:
+        super().__init__(
+            f"{count} maps could not be written, the first because of: {error}. The rows scored so "
+            "far are kept, and no table is published: mend the place of the maps and start the "
+            "same command again, which scores the images without a map once more"
+        )
+
+
 def top_maps(run: Run, stream: ScoringStream, chunks: Chunks) -> dict[str, str]:
-    """Draw the maps of the K highest scores, by scoring these images again; image_id -> map URI."""
+    """Draw the maps of the K highest scores, by scoring these images again; image_id -> map URI.
+
+    Raises MapsMissing.
+    """
     missing = set(_top_rows(run, chunks))
     draw = draw_step(run.model.card, run.out, "all", run.settings.overlays)
 
@@ -28,10 +43,14 @@ def top_maps(run: Run, stream: ScoringStream, chunks: Chunks) -> dict[str, str]:
         return span_blocks([(row, row + 1) for row in sorted(missing)], 1)
 
     maps: dict[str, str] = {}
+    errors: list[str] = []
     for rows in process_missing(replace(stream, draw=draw), missing_blocks):
         missing.difference_update(rows[INVENTORY_ROW].to_pylist())
         uris = zip(rows["image_id"].to_pylist(), rows["map_uri"].to_pylist(), strict=True)
         maps.update((image_id, uri) for image_id, uri in uris if uri)
+        errors += rows["map_error"].drop_null().to_pylist()
+    if errors:
+        raise MapsMissing(len(errors), errors[0])
     return maps
 
 

@@ -17,11 +17,12 @@ from ops.failure import TooManyFailures, max_failures
 from ops.progress import ProgressCallback
 from ops.storage import files
 from pipelines.cluster.isolate import isolate_missing, stream_missing
+from pipelines.cluster.reservation import reserved
 from pipelines.cluster.resources import Resources
 from pipelines.cluster.timeouts import Stalled
 from pipelines.scoring.chunks import ROWS, Chunks, InvalidRun
 from pipelines.scoring.deduplicate import ScoreCache
-from pipelines.scoring.publish import publish, top_maps
+from pipelines.scoring.publish import MapsMissing, publish, top_maps
 from pipelines.scoring.read_stage import span_blocks
 from pipelines.scoring.resume import finished_totals, lost_table
 from pipelines.scoring.run import Run, new_record
@@ -45,8 +46,8 @@ def score(
     The caller holds the lock of the output folder; `check_lock` raises LostLock if it was lost, and
     is called with the progress and before anything is published.
     Images whose content `score_cache` knows get a copy of that content's score. A finished run is
-    left unchanged. Raises TooManyFailures, or Stalled, and keeps the rows scored so far. Raises
-    InvalidRun and keeps none.
+    left unchanged. Raises TooManyFailures, MapsMissing, Stalled, NoRoom, or FullDisk, and keeps
+    the rows scored so far. Raises InvalidRun and keeps none.
     """
     if totals := finished_totals(run):
         return totals
@@ -60,16 +61,17 @@ def score(
     chunks = Chunks(run.out, run.run_id, run.inventory, run.settings.chunk_rows)
     resumed = chunks.done
     draw = draw_step(run.model.card, run.out, run.settings.policy, run.settings.overlays)
-    stream = ScoringStream(run.model, draw, fetch, resources, run.inventory)
     limit = max_failures(max_failed, len(run.inventory))
 
     def progress_under_lock(stage: str, done: int, total: int, failed: int = 0, /) -> None:
         check_lock()
         progress(stage, done, total, failed)
 
-    counts = score_missing(run, stream, chunks, limit, progress_under_lock, score_cache)
-    check_lock()
-    published = _publish(run, stream, chunks)
+    with reserved(resources) as held:
+        stream = ScoringStream(run.model, draw, fetch, held, run.inventory)
+        counts = score_missing(run, stream, chunks, limit, progress_under_lock, score_cache)
+        check_lock()
+        published = _publish(run, stream, chunks)
     seconds = (datetime.datetime.now(datetime.UTC) - started).total_seconds()
     totals = {
         "images": published,
@@ -115,7 +117,8 @@ def score_missing(
     """Score every row that is missing from `chunks`.
 
     Returns the number of maps that exceed the scale (`saturated`) and of repeated reads
-    (`retries`). Raises TooManyFailures, or Stalled; rows of unfinished chunks are saved then.
+    (`retries`). Raises TooManyFailures, MapsMissing, or Stalled; rows of unfinished chunks are
+    saved then.
     """
     total, counts = len(run.inventory), Counter[str]()
     progress("score", chunks.done, total, chunks.failed)
@@ -127,6 +130,8 @@ def score_missing(
             progress("score", chunks.done, total, chunks.failed)
             _check_failures(chunks, max_failed)
         _check_failures(chunks, max_failed)  # an earlier attempt may have left nothing to score
+        if chunks.without_map:
+            raise MapsMissing(chunks.without_map, chunks.map_error)
     except Stalled as stalled:
         chunks.save_partial()
         raise Stalled(

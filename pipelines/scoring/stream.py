@@ -75,6 +75,7 @@ class ScoringStream:
                 num_cpus=resources.reader_cpus,
                 compute=TaskPoolStrategy(size=resources.max_readers(workers)),
                 max_retries=2,
+                **resources.reader_options(),
             )
             .map_batches(
                 _TimedScoreImages,
@@ -92,6 +93,7 @@ class ScoringStream:
                 # all are gone. `max_task_retries` bounds how often a crashing batch restarts one.
                 max_restarts=-1,
                 max_task_retries=2,
+                **resources.worker_options(),
             )
             .map_batches(
                 TimedStep(self.draw, limit),
@@ -99,8 +101,10 @@ class ScoringStream:
                 batch_format="pyarrow",
                 num_cpus=resources.reader_cpus,
                 max_retries=2,
+                **resources.reader_options(),
             )
         )
+        resources.limit(stream.context)
         stream.context.execution_no_progress_timeout_s = resources.stall_timeout or -1
         return stream
 

@@ -7,7 +7,7 @@ such as damage of a disk, shows in a sample of the bytes, night for night anothe
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -20,6 +20,7 @@ from ops.archives.inventory import READING_ORDER
 from ops.progress import ProgressCallback
 from ops.storage.paths import Out
 from pipelines.cluster.isolate import process_missing
+from pipelines.cluster.reservation import reserved_readers
 from pipelines.cluster.resources import Resources
 from pipelines.cluster.timeouts import TimedStep, step_timeout
 from pipelines.scoring.read_stage import CARRIED
@@ -92,20 +93,23 @@ def sample(
 def verify(
     rows: pa.Table, fetch: FetchSettings, resources: Resources, progress: ProgressCallback
 ) -> Verified:
-    """Read the images that `sample` chose on the cluster, and compare hashes. Raises Stalled."""
-    steps = HashStep(HashImages(fetch), replace(resources, cpus=resources.reader_cpus, gpus=0.0))
+    """Read the images that `sample` chose on the cluster, and compare hashes.
+
+    Raises Stalled, and NoRoom.
+    """
     missing = set(range(len(rows)))
 
     def missing_blocks() -> list[pa.Table]:
         rest = rows.take(pa.array(sorted(missing), pa.int64()))
         return [rest.slice(at, resources.batch) for at in range(0, len(rest), resources.batch)]
 
-    def results() -> Iterator[pa.Table]:
+    def results(steps: HashStep) -> Iterator[pa.Table]:
         for result in process_missing(steps, missing_blocks):
             missing.difference_update(result[_NUMBER].to_pylist())
             yield result
 
-    return compare(results(), len(rows), progress)
+    with reserved_readers(resources) as held:
+        return compare(results(HashStep(HashImages(fetch), held)), len(rows), progress)
 
 
 def compare(results: Iterator[pa.Table], total: int, progress: ProgressCallback) -> Verified:
@@ -138,7 +142,9 @@ class HashStep:
             batch_format="pyarrow",
             num_cpus=self.resources.reader_cpus,
             max_retries=2,
+            **self.resources.reader_options(),
         )
+        self.resources.limit(stream.context)
         stream.context.execution_no_progress_timeout_s = stall_timeout or -1
         return stream
 

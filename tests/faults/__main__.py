@@ -13,6 +13,7 @@ PARTS = {
     "memory": "tests.faults.memory",
     "due": "tests.faults.due",
     "rewritten": "tests.faults.rewritten",
+    "world": "tests.faults.world",
 }
 
 

@@ -95,6 +95,17 @@ def test_curves_arrive_epoch_by_epoch_however_long_they_are(out):
     assert {point.step for point in points} == set(range(1, 1203))
 
 
+def test_a_model_of_hundreds_of_products_arrives_in_parts(out):
+    tracker = Tracker(out)
+    with tracker.run("many", {"fetch": {"attempts": 5}}) as record:
+        record.metrics |= {f"product_{n}.images": n for n in range(2100)}
+        record.tags |= {f"product_{n}": f"bolt {n}" for n in range(350)}
+    (run,) = runs(out, "many")
+    assert run.data.metrics == {f"product_{n}.images": n for n in range(2100)}
+    assert [run.data.tags[f"product_{n}"] for n in range(350)] == [f"bolt {n}" for n in range(350)]
+    assert run.data.params == {"fetch.attempts": "5"}
+
+
 def test_files_of_a_job_arrive_as_artifacts_and_lost_ones_fail_nothing(out, tmp_path, heard):
     (tmp_path / "a.png").write_bytes(b"a picture")
     with Tracker(out).run("draws", {}) as record:

@@ -274,3 +274,15 @@ def test_an_image_with_features_that_are_not_finite_changes_neither_fit_nor_othe
 def test_an_unknown_method_is_refused_with_the_known():
     with pytest.raises(UserError, match="unknown method 'patchcroe'; known: patchcore, spade"):
         detector_class("patchcroe")
+
+
+@every_detector
+def test_a_product_with_one_good_image_gets_a_detector(name, backbone):
+    kind = kind_of(name)
+    detector = kind(settings_from(kind.Settings, SMALL.get(name, {})), backbone)
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    detector.add_images(image, torch.tensor([0]))
+    assert detector.fit(Alone(), lambda *_: None, Checkpoint()).counts.images == 1
+    scores = detector.score(image.flip(3))
+    assert torch.isfinite(scores.image).all()
+    assert torch.isfinite(scores.map).all()

@@ -1,8 +1,10 @@
 """Rows through reading, detecting and drawing: one out for every row in, bad ones with a reason."""
 
 import dataclasses
+import errno
 import hashlib
 import io
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +28,7 @@ from ops.results.calibration import Calibration
 from ops.results.write_maps import DrawMaps, DrawSketches
 from ops.storage import files, uris
 from ops.storage.paths import Out
+from ops.storage.storage_errors import StorageError
 from tests import pictures
 from tests.ops.conftest import TINY
 
@@ -241,6 +244,29 @@ def test_maps_are_drawn_as_asked_for_and_point_at_the_blob(rows, tensors, tmp_pa
             assert decoded.levels.shape == (64, 64)
             assert files.exists(out.overlay("m1", row["image_id"]))
     assert not {"pixels", "patch_scores"} & drawn[0].keys()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
+def test_maps_that_cannot_be_written_cost_no_score_and_are_tried_once(
+    rows, tensors, tmp_path, monkeypatch, number
+):
+    tried = []
+
+    def write(location, data):
+        tried.append(location)
+        raise StorageError(os.strerror(number), location, number)
+
+    monkeypatch.setattr(files, "write_bytes", write)
+    detected = ScoreImages(tensors, keep=True)(read(rows))
+    scale, out = tensors.card.map_scale, Out(str(tmp_path / "out"))
+    draw = DrawMaps("m1", INPUT, scale, 2.0, {"nut": 1.0}, out, "all", overlays=True)
+    drawn = draw(detected)
+    assert drawn["score"].equals(detected["score"])
+    assert drawn["status"].to_pylist() == list(STATUSES)
+    assert drawn["map_uri"].null_count == len(STATUSES)
+    assert len(tried) == 1
+    sentence = f"{tried[0]}: {os.strerror(number)}"
+    assert drawn["map_error"].to_pylist() == [sentence if s == "ok" else None for s in STATUSES]
 
 
 def test_sketches_show_each_picture_above_and_its_map_below(rows, tensors, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -10,6 +11,7 @@ import ray
 
 from pipelines.cluster import isolate
 from pipelines.cluster.isolate import process_rows
+from pipelines.cluster.resources import Resources
 
 URIS = [f"file:///{number}" for number in range(10)]
 ROWS = pa.table({"uri": URIS, "image_id": URIS})
@@ -79,3 +81,26 @@ def test_no_stream_starts_for_no_rows():
     steps = FakeSteps(1)
     assert list(process_rows(steps, ROWS.slice(0, 0))) == []
     assert steps.streams == []
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        OSError(errno.EROFS, "Read-only file system"),
+        ray.exceptions.OutOfDiskError("No space left for spilling"),
+    ],
+)
+def test_a_full_disk_of_a_node_ends_the_run_and_blames_no_image(monkeypatch, cause):
+    error = ray.exceptions.RayTaskError("run", "trace", cause)
+
+    def get(*_, **__):
+        raise error
+
+    remote = SimpleNamespace(remote=lambda *_: None)
+    monkeypatch.setattr(isolate, "_run_isolated", SimpleNamespace(options=lambda **_: remote))
+    monkeypatch.setattr(ray, "get", get)
+    resources = Resources(stall_timeout=5)
+    with pytest.raises(isolate.FullDisk, match=r"make room on its disk"):
+        list(isolate.process_isolated(SimpleNamespace(resources=resources), ROWS))

@@ -140,3 +140,22 @@ def test_a_chunk_with_foreign_missing_or_invalid_rows_is_not_published(inventory
     parquet.write(place, score_table.SCHEMA, [good.set_column(where, "score", column)])
     with pytest.raises(InvalidRun, match="ok rows without a finite score"):
         published(chunks)
+
+
+def test_rows_without_their_map_are_counted_kept_and_drawn_by_the_next_attempt(inventory, tmp_path):
+    table = rows(inventory, range(10)).to_pylist()
+    for place, error in ((3, "no space"), (5, "still none")):
+        table[place] |= {"map_error": error}
+    first = chunks_of(inventory, tmp_path)
+    first.add(pa.Table.from_pylist(table, ROWS))
+    assert (first.done, first.failed) == (10, 0)
+    assert (first.without_map, first.map_error) == (2, "no space")
+    assert list(first.missing()) == [(10, 20), (20, 25)]  # this attempt tries no map twice
+    first.save_partial()
+    kept = parquet.read(str(tmp_path / "out" / "_work" / "r" / "kept-00000.parquet"))
+    assert kept["score"].to_pylist() == [1.0 + i for i in range(10)]
+    second = chunks_of(inventory, tmp_path)
+    assert (second.done, second.without_map) == (8, 0)
+    assert list(second.missing()) == [(3, 4), (5, 6), (10, 20), (20, 25)]
+    second.add(rows(inventory, range(25)))
+    assert published(second)["score"].to_pylist() == [1.0 + i for i in range(25)]

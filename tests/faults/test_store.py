@@ -17,6 +17,7 @@ import pytest
 from ops.archives import fetch as fetching
 from ops.archives.fetch import FetchSettings, fetch
 from ops.archives.listing import entries
+from ops.archives.tar_members import TarReader
 from ops.failure import Failure
 from ops.storage import files, parquet, retry, s3, uris
 from ops.storage.paths import Out
@@ -263,16 +264,16 @@ def test_an_archive_whose_store_stays_down_is_unavailable(proxy, bucket, archive
 def test_a_tar_whose_directory_could_not_be_read_is_read_again(bucket, monkeypatch):
     """Half a directory must not make the members behind it missing."""
     files.write_bytes(f"{bucket}/parts.tar", packed("tar"))
-    tar = fetching._Tar(f"{bucket}/parts.tar")
-    following = tarfile.TarFile.next
+    tar = TarReader(files.open_read(f"{bucket}/parts.tar"))
+    following = tarfile.TarInfo.fromtarfile
 
-    def fail_at_the_second(self):
-        if self.offset > 0:
+    def fail_at_the_second(opened):
+        if opened.offset > 0:
             raise OSError(errno.EIO, "gone for a while")
-        return following(self)
+        return following(opened)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tarfile.TarFile, "next", fail_at_the_second)
+        patch.setattr(tarfile.TarInfo, "fromtarfile", fail_at_the_second)
         with pytest.raises(OSError, match="gone for a while"):
             tar.read("2.png", None, 2**20)
     assert tar.read("2.png", None, 2**20) == DATA

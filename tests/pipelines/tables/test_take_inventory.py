@@ -244,7 +244,7 @@ from ops.archives.layouts import Layout, PathParser
 from ops.archives.system_files import SYSTEM_FILES
 from pipelines.tables import take_inventory
 
-def listing(location):
+def listing(location, *_):
     for i in range(int(sys.argv[2])):
         yield versions.Stored(f"line-{i % 40:02d}/2026/{i:09d}.png", 100_000, f"etag{i:032d}")
 

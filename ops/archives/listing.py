@@ -20,8 +20,10 @@ from ops.errors import UserError
 from ops.storage import files, s3, uris
 from ops.storage.storage_errors import AccessDenied, IsFolder, NotFound, StorageError
 
+#: Suffixes of the kinds that `ops.images.decode` reads.
 IMAGE_SUFFIXES = (
-    ".png .jpg .jpeg .jpe .jfif .bmp .dib .tif .tiff .webp .gif .pgm .ppm .pnm .jp2 .j2k .avif"
+    ".png .jpg .jpeg .jpe .jfif .jls .bmp .dib .tif .tiff .btf .tf8 .webp .gif .pbm .pgm .ppm .pnm "
+    ".pam .pfm .jp2 .j2k .j2c .jpx .jpf .jxl .avif .heic .heif .hif"
 )
 #: Why files of the command's own output folder give no rows.
 OWN_OUTPUT = "files of the output folder"

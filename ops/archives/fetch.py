@@ -113,16 +113,16 @@ def _denied(error: AccessDenied) -> str:
     return f"the store denies access to {error.location}: {error.message}{remedy}"
 
 
-def doubt(uri: str, version: str | None) -> str:
+def change_time_note(uri: str, version: str | None) -> str:
     """A sentence if the file or archive that was read may be another than the listed one.
 
     It says so if only the change time of a local file is another; empty otherwise.
     """
-    is_doubted = _is_doubted(uris.parse(uri).location, file_version(version))
-    return OTHER_CHANGE_TIME if is_doubted else ""
+    location = uris.parse(uri).location
+    return OTHER_CHANGE_TIME if _has_other_change_time(location, file_version(version)) else ""
 
 
-def _is_doubted(location: str, version: str | None) -> bool:
+def _has_other_change_time(location: str, version: str | None) -> bool:
     """Whether a local file has another change time than the listed one, and all else the same."""
     if version is None or s3.is_s3(location):
         return False
@@ -149,10 +149,8 @@ def _read(
         if size is not None and len(data) < size and files.describe(location).bytes == size:
             raise StorageError(f"{len(data)} of {size} bytes arrived", location)
         return data
-    is_at = member is not None and member >= 0 and size is not None and _is_plain_tar(location)
-    if is_at and not _is_doubted(location, version):
-        assert member is not None
-        assert size is not None
+    is_by_offset = _is_plain_tar(location) and not _has_other_change_time(location, version)
+    if is_by_offset and member is not None and member >= 0 and size is not None:
         try:
             data = files.read_bytes(location, member, member + size, version)
         except OSError as error:

@@ -30,8 +30,10 @@ from ops.storage.storage_errors import (
 )
 from ops.storage.versions import Stored
 
+#: Suffixes of the kinds that `ops.images.decode` reads.
 IMAGE_SUFFIXES = (
-    ".png .jpg .jpeg .jpe .jfif .bmp .dib .tif .tiff .webp .gif .pgm .ppm .pnm .jp2 .j2k .avif"
+    ".png .jpg .jpeg .jpe .jfif .jls .bmp .dib .tif .tiff .btf .tf8 .webp .gif .pbm .pgm .ppm .pnm "
+    ".pam .pfm .jp2 .j2k .j2c .jpx .jpf .jxl .avif .heic .heif .hif"
 )
 #: Errors that say nothing about other files. S3 answers EINVAL to a bad request.
 _OF_ONE_OBJECT = frozenset(

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ops.archives.file_kinds import kind_of
 from ops.errors import UserError
 
 Field = tuple[str, ...]
@@ -20,19 +21,13 @@ Field = tuple[str, ...]
 #: Names of columns and fields of images, best first.
 _IMAGES = (
     *("image", "img", "picture", "photo", "frame", "image_bytes", "img_bytes", "image_data"),
-    *("jpg", "jpeg", "png", "bmp", "tif", "tiff", "webp", "jp2", "avif"),
+    *("jpg", "jpeg", "png", "bmp", "tif", "tiff", "webp", "jp2", "jxl", "avif", "heic"),
 )
 #: Names that columns of anything have.
 _ANYTHING = ("bytes", "data", "content", "binary", "blob", "value")
 #: Names of columns and fields that hold names of images.
 _NAMES = frozenset({"path", "name", "uri", "filename", "file_name", "key", "__key__"})
 _FIELD_NAMES = _NAMES | {"file", "filepath", "file_path"}
-#: How image files start: PNG, JPEG, BMP, TIFF, BigTIFF, GIF, JPEG 2000, JPEG XL, and PNM.
-_STARTS = (
-    *(b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+", b"GIF8"),
-    *(b"\x00\x00\x00\x0cjP  ", b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cJXL "),
-    *(f"P{n}{space}".encode() for n in range(1, 7) for space in "\n \t\r"),
-)
 #: Values that are looked at to find out what a column holds, and rows searched for them.
 _LOOKED_AT, _SEARCHED = 3, 10_000
 
@@ -119,18 +114,11 @@ def _holds_images(table: pq.ParquetFile, path: Field) -> bool:
             searched += 1
             if value.is_valid:
                 looked += 1
-                if starts_like_an_image(to_bytes(value)):
+                if kind_of(to_bytes(value)):
                     return True
         if looked >= _LOOKED_AT or searched >= _SEARCHED:
             break
     return False
-
-
-def starts_like_an_image(data: bytes) -> bool:
-    """Whether data begin as an image file does."""
-    if data[:4] == b"RIFF":
-        return data[8:12] == b"WEBP"
-    return data.startswith(_STARTS) or data[4:8] == b"ftyp"  # the latter: AVIF and HEIC
 
 
 def batches(

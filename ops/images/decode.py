@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import UnidentifiedImageError
 
+from ops.archives import file_kinds
 from ops.errors import SettingError
 from ops.failure import Failure
+from ops.images import orientation
 from ops.images.formats import (
     depth,
-    file_kinds,
     heif,
     jpeg,
     jpeg2000,
@@ -32,7 +33,7 @@ Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 _Reader = Callable[[bytes, PixelLimit], Raster]
 #: Formats that Pillow alone reads.
 _PILLOW = {"BMP": ("BMP", "DIB"), "GIF": ("GIF",), "WebP": ("WEBP",)}
-#: Kinds of `ops.images.formats.file_kinds` but TIFF, which takes a page.
+#: Kinds of `ops.archives.file_kinds` but TIFF, which takes a page.
 _READERS: dict[str, _Reader] = {
     "PNG": png.read,
     "JPEG": jpeg.read,
@@ -180,5 +181,5 @@ def _picture(raster: Raster, settings: DecodeSettings) -> Picture:
         # Alpha of 16-bit files has 16 bits, but for those whose samples all have fewer.
         full = 65535 if raster.depth is None and int(alpha.max()) > white else white
         values = depth.over_black(values, alpha, full)
-    pixels = np.ascontiguousarray(depth.upright(values, raster.orientation))
+    pixels = np.ascontiguousarray(orientation.upright(values, raster.orientation))
     return Picture(pixels, bits, raster.note)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from ops.images.formats import file_kinds, jpeg, jpeg_xl, tiff
+from ops.archives import file_kinds
+from ops.images.formats import jpeg, jpeg_xl, tiff
 
 #: EXIF tag 0x0112 (CIPA DC-008, 4.6.4): 1 is upright, 2 to 8 are the other seven of a square.
 _TAG = 0x0112
@@ -40,14 +40,12 @@ def _orientation(data: bytes) -> int:
 _OWN = {"TIFF": tiff.orientation, "JPEG": jpeg.orientation, "JPEG XL": jpeg_xl.orientation}
 
 
-def turned(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
+def upright(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
     """Stored pixels (H, W, ...) as they are seen upright."""
     if orientation >= 5:  # rows and columns are exchanged
-        pixels = np.swapaxes(pixels, 0, 1)
-    rows, columns = {
-        **dict.fromkeys((1, 5), (1, 1)),
-        **dict.fromkeys((2, 6), (1, -1)),
-        **dict.fromkeys((3, 7), (-1, -1)),
-        **dict.fromkeys((4, 8), (-1, 1)),
-    }[orientation]
-    return pixels[::rows, ::columns]
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in {3, 4, 7, 8}:
+        pixels = pixels[::-1]
+    if orientation in {2, 3, 6, 7}:
+        pixels = pixels[:, ::-1]
+    return pixels

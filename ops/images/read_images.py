@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ops.archives.fetch import FetchSettings, doubt, fetch
+from ops.archives.fetch import FetchSettings, change_time_note, fetch
 from ops.failure import Failure
 from ops.images.content_index import Contents
 from ops.images.decode import DecodeSettings, decode
@@ -113,7 +113,7 @@ class Read:
         data = fetch(*place, self.fetch, count_retry, row.get("version"))
         content = hashlib.sha256(data).hexdigest()
         out["content_sha256"] = content
-        notes = [doubt(row["uri"], row.get("version"))]
+        notes = [change_time_note(row["uri"], row.get("version"))]
         out["reason"] = notes[0] or None
         if self.known is not None and self.known.has(content, row["product"]):
             out["status"] = KNOWN

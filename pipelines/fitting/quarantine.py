@@ -20,7 +20,6 @@ def find_crashing_images(
 ) -> dict[str, str]:
     """Id of each such image among rows of an inventory -> its address and the reason.
 
-    Usually there is none.
     All images are read again. Raises Stalled.
     """
     steps = TrialRead(read, replace(resources, cpus=resources.reader_cpus, gpus=0.0))

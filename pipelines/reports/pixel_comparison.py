@@ -19,7 +19,7 @@ import ray
 from ops.archives.fetch import FetchSettings, fetch
 from ops.failure import Failure
 from ops.images.decode import DecodeSettings, Pixels, decode
-from ops.images.orientation import UPRIGHT, orientation, turned
+from ops.images.orientation import UPRIGHT, orientation, upright
 from ops.images.resize import InputSettings, binarise, resize_mask
 from ops.progress import ProgressCallback
 from ops.results import map_png, metrics
@@ -170,17 +170,17 @@ class ComparePixels:
 
         Whoever drew it saw the picture upright, or as it is stored: the shapes tell which.
         """
-        upright = (row["height"], row["width"])
+        shape = (row["height"], row["width"])
         how = UPRIGHT  # a mask of an unreadable or replaced picture still fits if it is upright
         with contextlib.suppress(Failure):
             data = fetch(row["uri"], row["member"], row["bytes"], self.fetch)
             if hashlib.sha256(data).hexdigest() == row["content_sha256"]:
                 how = orientation(data)
-        as_seen = np.ascontiguousarray(turned(mask, how))
-        if mask.shape[:2] == upright:
-            either = how != UPRIGHT and as_seen.shape[:2] == upright
+        as_seen = np.ascontiguousarray(upright(mask, how))
+        if mask.shape[:2] == shape:
+            either = how != UPRIGHT and as_seen.shape[:2] == shape
             return mask, Join.EITHER_WAY if either else Join.AS_IS
-        if as_seen.shape[:2] == upright:
+        if as_seen.shape[:2] == shape:
             return as_seen, Join.TURNED
         height, width = mask.shape[:2]
         raise Misfit(

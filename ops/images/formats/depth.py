@@ -128,17 +128,6 @@ def over_black(values: Values, alpha: Values, full: int) -> Values:
     return out
 
 
-def upright(values: Values, orientation: int) -> Values:
-    """Turn an array (H, W, ...) by an orientation of EXIF (2.32, tag Orientation)."""
-    if orientation in {5, 6, 7, 8}:
-        values = values.swapaxes(0, 1)
-    if orientation in {3, 4, 7, 8}:
-        values = values[::-1]
-    if orientation in {2, 3, 6, 7}:
-        values = values[:, ::-1]
-    return values
-
-
 def with_alpha(values: Values, depth: int | None) -> Raster:
     """Decoded samples (H, W) or (H, W, channels); an even number of channels ends with alpha.
 

@@ -9,7 +9,7 @@ import zlib
 import pyarrow as pa
 import pytest
 
-from ops.archives.fetch import FetchSettings, doubt, fetch
+from ops.archives.fetch import FetchSettings, change_time_note, fetch
 from ops.archives.inventory import image_id
 from ops.archives.listing import entries
 from ops.failure import TRANSIENT, Failure
@@ -191,10 +191,10 @@ def test_bytes_of_another_file_of_the_same_size_and_time_are_due_the_next_night(
     file = tmp_path / "a.bmp"
     file.write_bytes(b"1234")
     (entry,) = listed(file)
-    assert doubt(entry.uri, entry.version) == ""
+    assert change_time_note(entry.uri, entry.version) == ""
     in_place(file, b"4321", file.stat())
     assert read(entry) == b"4321"
-    assert "another change time" in doubt(entry.uri, entry.version)
+    assert "another change time" in change_time_note(entry.uri, entry.version)
     assert not ids(file) & {image_id(entry.uri, entry.version)}
 
 

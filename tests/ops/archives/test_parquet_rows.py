@@ -14,7 +14,7 @@ from ops.archives.tally import Tally
 from ops.failure import Failure
 
 HASTY = FetchSettings(attempts=1)
-PNG = [b"\x89PNG" + bytes([n]) * (20 + n) for n in range(4)]
+PNG = [b"\x89PNG\r\n\x1a\n" + bytes([n]) * (16 + n) for n in range(4)]
 NAMES = [f"washer/p{n}.png" for n in range(4)]
 
 

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ops.archives.listing import IMAGE_SUFFIXES
 from ops.errors import UserError
 from ops.failure import Failure
+from ops.images import decode as decode_module
 from ops.images.decode import DecodeSettings, Picture, decode
 from ops.images.formats import pillow_files
 from tests import pictures
@@ -427,3 +429,13 @@ def test_files_without_pages_have_one_and_no_range(kind):
     assert np.array_equal(decode(data, settings).pixels, decode(data).pixels)
     with pytest.raises(Failure, match=r"which has 1 page, so there is no --decode\.page 2"):
         decode(data, DecodeSettings(page=2))
+
+
+def test_files_of_every_kind_that_is_read_are_listed():
+    usual = {
+        **{"PNG": ".png", "JPEG": ".jpg .jls", "JPEG 2000": ".jp2 .j2k", "JPEG XL": ".jxl"},
+        **{"HEIC": ".heic .heif", "AVIF": ".avif", "PNM": ".pbm .pgm .ppm .pam .pfm"},
+        **{"TIFF": ".tif .tiff", "BMP": ".bmp", "GIF": ".gif", "WebP": ".webp"},
+    }
+    assert set(usual) == {*decode_module._READERS, *decode_module._PILLOW, "TIFF"}
+    assert set(" ".join(usual.values()).split()) <= set(IMAGE_SUFFIXES.split())

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from ops.images.orientation import orientation, turned
+from ops.images.orientation import orientation, upright
 from tests import tiffs
 
 
@@ -18,7 +18,17 @@ def test_arrays_are_turned_as_pillow_turns_images(how):
     Image.fromarray(pixels).save(out, "PNG", exif=exif)
     assert orientation(out.getvalue()) == how
     with Image.open(out) as image:
-        assert np.array_equal(turned(pixels, how), np.asarray(ImageOps.exif_transpose(image)))
+        assert np.array_equal(upright(pixels, how), np.asarray(ImageOps.exif_transpose(image)))
+
+
+def test_orientations_one_to_eight():
+    lying = np.array([[1, 2], [3, 4], [5, 6]])
+    expected = {
+        1: [[1, 2], [3, 4], [5, 6]], 2: [[2, 1], [4, 3], [6, 5]], 3: [[6, 5], [4, 3], [2, 1]],
+        4: [[5, 6], [3, 4], [1, 2]], 5: [[1, 3, 5], [2, 4, 6]], 6: [[5, 3, 1], [6, 4, 2]],
+        7: [[6, 4, 2], [5, 3, 1]], 8: [[2, 4, 6], [1, 3, 5]],
+    }  # fmt: skip
+    assert {n: upright(lying, n).tolist() for n in range(1, 9)} == expected
 
 
 def test_a_file_that_names_no_orientation_is_upright():

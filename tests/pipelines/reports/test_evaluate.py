@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from ops.archives.fetch import FetchSettings
 from ops.archives.inventory import SCHEMA as INVENTORY
-from ops.images.orientation import turned
+from ops.images.orientation import upright
 from ops.images.resize import InputSettings, geometry
 from ops.results import map_png
 from ops.results.anomaly_map import Scale
@@ -130,12 +130,12 @@ def joined(tmp_path, picture, mask, how=1, input_side=32, **more):
     exif[0x0112] = how
     Image.fromarray(picture).save(tmp_path / "p.png", exif=exif)
     Image.fromarray(mask).save(tmp_path / "m.png")
-    upright = turned(picture, how)
+    as_seen = upright(picture, how)
     values = np.zeros((input_side, input_side), np.float32)
-    where = geometry(upright.shape[1], upright.shape[0], InputSettings(32))
+    where = geometry(as_seen.shape[1], as_seen.shape[0], InputSettings(32))
     (tmp_path / "map.png").write_bytes(map_png.encode(values, Scale(0.0, 1.0), where, "m"))
     row = {"product": "bolt", "label": 1, "member": None, "bytes": None}
-    row |= {"width": upright.shape[1], "height": upright.shape[0]}
+    row |= {"width": as_seen.shape[1], "height": as_seen.shape[0]}
     row |= {"uri": str(tmp_path / "p.png"), "mask_uri": str(tmp_path / "m.png")}
     row |= {"map_uri": str(tmp_path / "map.png")}
     row |= {"content_sha256": hashlib.sha256((tmp_path / "p.png").read_bytes()).hexdigest()} | more
@@ -154,8 +154,8 @@ def test_a_mask_of_the_stored_picture_is_turned_like_it(tmp_path, how):
     stored = corner(64, 32)
     pixels, mask = joined(tmp_path, stored, stored, how)
     with Image.open(tmp_path / "p.png") as picture:
-        upright = np.asarray(ImageOps.exif_transpose(picture))
-    assert np.array_equal(mask, upright[::1, ::2][:32, :32] > 0)
+        as_seen = np.asarray(ImageOps.exif_transpose(picture))
+    assert np.array_equal(mask, as_seen[::1, ::2][:32, :32] > 0)
     assert (pixels.turned, pixels.misfits, pixels.histogram.images) == (1, 0, 1)
     assert pixels.notes() == ["1 masks were turned by the EXIF orientation of their pictures"]
 

@@ -201,7 +201,7 @@ def test_bytes_that_changed_after_the_listing_are_right_the_next_night(folder, n
     after = truth(folder)
     assert {row["status"] for row in rows} <= {"ok", *TRANSIENT}
     for image in rows:
-        if ".parquet#" in image["uri"]:  # rows are read by number; `fetch.doubt` says so
+        if ".parquet#" in image["uri"]:  # rows are read by number; `fetch.change_time_note` says so
             continue
         known = before[image["uri"]] + after.get(image["uri"], [])
         assert image["status"] != "ok" or image["content_sha256"] in known

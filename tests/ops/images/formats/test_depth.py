@@ -5,7 +5,7 @@ import pytest
 
 from ops.errors import SettingError
 from ops.images.decode import DecodeSettings
-from ops.images.formats.depth import over_black, upright
+from ops.images.formats.depth import over_black
 
 
 @pytest.mark.parametrize("text", ["", "1", "0,0", "1,0", "0,nan", "0,inf", "a,b", "0,1,2"])
@@ -25,16 +25,6 @@ def test_blending_rounds_and_neither_overflows():
     for alpha, expected in ((65535, [0, 1, 65535]), (0, [0, 0, 0]), (32768, [0, 1, 32768])):
         blended = over_black(values, np.full((1, 3), alpha, np.uint16), 65535)
         assert blended.tolist() == [expected]
-
-
-def test_orientations_one_to_eight():
-    lying = np.array([[1, 2], [3, 4], [5, 6]])
-    expected = {
-        1: [[1, 2], [3, 4], [5, 6]], 2: [[2, 1], [4, 3], [6, 5]], 3: [[6, 5], [4, 3], [2, 1]],
-        4: [[5, 6], [3, 4], [1, 2]], 5: [[1, 3, 5], [2, 4, 6]], 6: [[5, 3, 1], [6, 4, 2]],
-        7: [[6, 4, 2], [5, 3, 1]], 8: [[2, 4, 6], [1, 3, 5]],
-    }  # fmt: skip
-    assert {n: upright(lying, n).tolist() for n in range(1, 9)} == expected
 
 
 def test_a_range_must_be_a_finite_number_wide():

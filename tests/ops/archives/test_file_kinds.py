@@ -2,9 +2,9 @@
 
 import pytest
 
+from ops.archives import file_kinds
 from ops.failure import Failure
 from ops.images.decode import decode
-from ops.images.formats import file_kinds
 
 BOX = b"\0\0\0\x18ftyp"
 #: What a file begins with -> a word of its name.

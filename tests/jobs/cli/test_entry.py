@@ -295,7 +295,7 @@ def test_there_is_no_latest_run_before_one_is_finished(tmp_path):
     out = Out(str(tmp_path))
     with pytest.raises(FileNotFoundError, match="holds no finished run"):
         run_records.finished(out)
-    files.write_json(out.run("a"), {"run_id": "a", "number": 1})
+    files.write_json(out.run("a"), {"run_id": "a", "number": 1, "started": "2026-11-21"})
     with pytest.raises(FileNotFoundError, match="no finished run"):
         run_records.finished(out)
 
@@ -307,7 +307,7 @@ def test_the_latest_run_is_the_finished_one_that_started_last(tmp_path):
         ("a", 2, {"images": 1}),
         ("b", 3, None),
     ):
-        record = {"run_id": run_id, "number": number}
+        record = {"run_id": run_id, "number": number, "started": "2026-11-21"}
         files.write_bytes(out.table(run_id, run_id), b"table")
         files.write_json(out.run(run_id), record | ({"totals": totals} if totals else {}))
     assert run_records.finished(out)["run_id"] == "a"
@@ -323,7 +323,7 @@ def test_what_is_left_of_an_expired_run_is_no_sample_to_judge_by():
 
 
 def test_an_unfinished_run_is_not_evaluated(leave, tmp_path):
-    files.write_json(Out("out").run("a"), {"run_id": "a", "number": 1})
+    files.write_json(Out("out").run("a"), {"run_id": "a", "number": 1, "started": "2026-11-21"})
     code, _, err = leave("evaluate", "--run", "a")
     assert code == 1
     assert err == "error: run a is not finished; start its jobs.score command again\n"

@@ -14,6 +14,8 @@ PARTS = {
     "due": "tests.faults.due",
     "rewritten": "tests.faults.rewritten",
     "world": "tests.faults.world",
+    "nights": "tests.faults.nights",
+    "products": "tests.faults.products",
 }
 
 

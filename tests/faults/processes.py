@@ -15,7 +15,7 @@ _KINDS = (
     (re.compile(r"^ray::"), "other workers"),
     (re.compile(r"/raylet "), "raylet, object store"),
     (re.compile(r"gcs_server"), "gcs"),
-    (re.compile(r"jobs\.score"), "driver"),
+    (re.compile(r" jobs\."), "driver"),
     (re.compile(r""), "agents"),
 )
 

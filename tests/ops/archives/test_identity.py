@@ -14,7 +14,7 @@ from ops.archives.inventory import image_id
 from ops.archives.listing import entries
 from ops.failure import TRANSIENT, Failure
 from ops.storage import files, local_files, uris
-from tests.ops.archives.test_listing import TARS, parquet, tar, zipped
+from tests.archives import TARS, parquet, tar, zipped
 
 HASTY = FetchSettings(attempts=2, backoff=0)
 #: Three images of one size, before and after the archive is rewritten; the second one changes.

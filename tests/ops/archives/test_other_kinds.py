@@ -19,7 +19,7 @@ from ops.archives.layouts import Layout, PathParser
 from ops.archives.listing import EMPTY, IMAGE_SUFFIXES, entries
 from ops.archives.other_kinds import kind_of, left_out_as
 from ops.archives.tally import Tally
-from tests.ops.archives.test_listing import parquet, place, read, statuses, tar, zipped
+from tests.archives import parquet, place, read, statuses, tar, zipped
 
 PNG = b"\x89PNG\r\n\x1a\n"
 TWO = [("a.png", PNG + b"a"), ("b.png", PNG + b"b")]

@@ -18,7 +18,7 @@ from ops.storage.paths import Out
 from pipelines.cluster.resources import Resources
 from pipelines.scoring import verify_content
 from pipelines.scoring.verify_content import HashStep, Verified
-from tests.ops.archives.test_listing import zipped
+from tests.archives import zipped
 from tests.pipelines.tables.test_current_scores import MODELS, publish, row
 
 NIGHT = "2026-11-22"

@@ -26,8 +26,8 @@ from ops.failure import TRANSIENT
 from ops.storage import uris
 from ops.storage.paths import Out
 from pipelines.tables import current_scores, pending, take_inventory
+from tests.archives import TARS, parquet, tar, zipped
 from tests.ops.archives.test_identity import keep_times
-from tests.ops.archives.test_listing import TARS, parquet, tar, zipped
 from tests.pipelines.tables.test_current_scores import MODELS, publish, row
 
 #: Three pictures of one size; then the second is another.

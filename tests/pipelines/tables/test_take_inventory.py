@@ -22,8 +22,8 @@ from ops.archives.system_files import SYSTEM_FILES
 from ops.errors import UserError
 from ops.failure import Failure
 from pipelines.tables import take_inventory
+from tests.archives import tar, zipped
 from tests.conftest import DATA, ROOT
-from tests.ops.archives.test_listing import tar, zipped
 
 HASTY = FetchSettings(attempts=1)
 

@@ -14,6 +14,7 @@ PARTS = {
     "due": "tests.faults.due",
     "rewritten": "tests.faults.rewritten",
     "world": "tests.faults.world",
+    "fits": "tests.faults.fits",
     "nights": "tests.faults.nights",
     "products": "tests.faults.products",
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -68,10 +68,15 @@ def read(location: str, columns: list[str] | None = None) -> pa.Table:
         return table.read(columns=columns)
 
 
-def check_readable(location: str) -> None:
-    """Read a table batch by batch. Raises UserError that names it if it is damaged."""
+def check_readable(location: str, columns: Collection[str] = ()) -> None:
+    """Read a table batch by batch.
+
+    Raises UserError that names it if it is damaged, or lacks one of the `columns`.
+    """
     try:
         with opened(location) as table:
+            if missing := sorted(set(columns) - set(table.schema_arrow.names)):
+                raise UserError(f"it has no column {missing[0]}")
             for _ in table.iter_batches(2**16):
                 pass
     except StorageError:

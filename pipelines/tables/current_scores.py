@@ -155,7 +155,7 @@ def _opened(
         for place in filter(None, others):
             with parquet.opened(place):  # says what is wrong with it, and is no pipe
                 pass
-        with _explaining(snapshot, (*tables, *others)), database_opened(memory) as database:
+        with _explaining(snapshot, others), database_opened(memory) as database:
             if any(map(s3.is_s3, (out.root, *others))):
                 database.register_filesystem(s3.file_system())
             database.execute("SET preserve_insertion_order = false")  # keeping it takes memory
@@ -166,15 +166,16 @@ def _opened(
 
 
 @contextlib.contextmanager
-def _explaining(snapshot: _Snapshot, places: Sequence[str]) -> Iterator[None]:
+def _explaining(snapshot: _Snapshot, others: Sequence[str]) -> Iterator[None]:
     """Say why a query failed, which DuckDB does not always: a table was replaced, or is damaged."""
     try:
         yield
     except (QueryFailed, duckdb.Error, pa.ArrowException, OSError):
         snapshot.check()
-        for place in filter(None, places):
+        tables = [(table, score_table.SCHEMA.names) for table in snapshot.tables]
+        for place, columns in [*tables, *((other, []) for other in others if other)]:
             with contextlib.suppress(StorageError):  # not to be read now, which is no damage
-                parquet.check_readable(place)
+                parquet.check_readable(place, columns)
         raise
 
 

@@ -106,7 +106,7 @@ def test_its_page_escapes_names_and_is_no_longer_than_a_database_takes():
     told = pyfunc.page(many)
     assert 4700 < len(told) <= 4900
     rows = [line for line in told.splitlines() if line.startswith("| ")][1:]
-    assert rows[0].startswith("| &lt;b&gt;&#124; row | 2 | ")
+    assert rows[0].startswith("| &lt;b&gt;&#124;&#92;nrow | 2 | ")
     assert told.endswith(f"... and {501 - len(rows)} more products, whose cards are in model.json")
 
 

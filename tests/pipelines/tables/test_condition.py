@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ops.errors import SettingError, UserError
@@ -134,3 +136,15 @@ def test_a_damaged_table_is_named(tmp_path):
         files.write_bytes(places[1], data)
         with pytest.raises(UserError, match=re.escape(places[1])):
             current_scores.current(out, MODELS[0])
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_parquet_file_that_is_no_score_table_is_named(tmp_path, number):
+    out = Out(str(tmp_path / "out"))
+    places = [
+        out.table(run[:10], run) for run in (publish(out, n, [row(f"u/{n}")]) for n in (0, 1))
+    ]
+    pq.write_table(pa.table({"uri": ["u/0"]}), places[number])
+    message = rf"{re.escape(places[number])} is damaged \(it has no column bit_depth\)"
+    with pytest.raises(UserError, match=message):
+        current_scores.current(out, MODELS[0])

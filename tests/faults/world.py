@@ -103,12 +103,13 @@ class World:
         shutil.copytree(f"{self.warehouse.root}/parts", place)
         return place
 
-    def begin(self, archive: Path, out: Path) -> subprocess.Popen:
-        """Start a night."""
+    def begin(self, archive: Path, out: Path, workers: int = 2) -> subprocess.Popen:
+        """Start a night of so many workers; with 0 it takes the whole cluster."""
         words = ["--archive", str(archive), "--pattern", "{product}/{name}", "--out", str(out)]
         words += ["--model", self.warehouse.model, "--maps", "all", "--chunk-rows", "20"]
         words += ["--resources.batch", "10", "--resources.stall_timeout", str(STALL)]
         words += ["--resources.wait_for_room", str(ROOM), "--report", "false"]
+        words += ["--resources.workers", str(workers)]
         return start("nightly", words, f"{out}.log", {"RAY_ADDRESS": self.cluster.address})
 
 
@@ -202,7 +203,7 @@ def _go_on(pid: int) -> None:
 
 
 def _neighbour(night: Night) -> str:
-    night.neighbour = night.world.begin(night.archive, Path(f"{night.out}-neighbour"))
+    night.neighbour = night.world.begin(night.archive, Path(f"{night.out}-neighbour"), 0)
     return "another night on the cluster"
 
 
@@ -223,7 +224,8 @@ def attempt(world: World, case: Case, name: str) -> Ending:
     began = time.monotonic()
     try:
         ending.fault = FAULTS[case.kind](night)
-        ending.did = _end(world.begin(night.archive, night.out), night.out, ending, "the night")
+        job = world.begin(night.archive, night.out, 0 if night.neighbour else 2)
+        ending.did = _end(job, night.out, ending, "the night")
         ending.seconds = time.monotonic() - began
         if night.neighbour:
             _end(night.neighbour, Path(f"{night.out}-neighbour"), ending, "the neighbour")

@@ -1,8 +1,9 @@
 """What a job uses of a cluster is reserved as a whole, so jobs never wait for each other's parts.
 
 A job that took its CPUs one by one could take some, wait for those of another job, and be waited
-for by that one. A placement group is reserved whole or not at all. Ray removes it when the job's
-driver dies.
+for by that one. A placement group is reserved whole or not at all. A job has two, one of workers
+and one of readers, and gives one back if the other is not placed within seconds. Ray removes them
+when the job's driver dies.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ray.data import DataContext, ExecutionResources
@@ -38,13 +39,14 @@ class NoRoom(RunError):
 
 @dataclass(frozen=True)
 class Reserved(Resources):
-    """Resources that are reserved: `workers` and `readers` run within the group.
+    """Resources that are reserved: `workers` and `readers` run within their groups.
 
     Of a pool that autoscales, further workers and readers run on what else is free.
     """
 
     readers: int = 2
-    group: PlacementGroup | None = None
+    groups: Mapping[str, PlacementGroup] = field(default_factory=dict)
+    """Of "workers", unless they need neither CPU nor GPU, and of "readers"."""
 
     def count(self) -> int:
         """The number of workers."""
@@ -63,20 +65,20 @@ class Reserved(Resources):
     def worker_options(self) -> dict[str, Any]:
         """Options of Ray for processes that run the network: where they run."""
         if not self._autoscales:
-            return self._within()
+            return self._within("workers")
         started = 0
 
         def where() -> dict[str, Any]:
             nonlocal started
             started += 1
-            return self._within() if started <= self.workers else {}
+            return self._within("workers") if started <= self.workers else {}
 
         return {"ray_remote_args_fn": where}
 
     def reader_options(self) -> dict[str, Any]:
         """Options of Ray for tasks that read or write: where they run."""
         if not self._autoscales:
-            return self._within()
+            return self._within("readers")
         looked, free = 0.0, 0.0
 
         def where() -> dict[str, Any]:
@@ -85,17 +87,17 @@ class Reserved(Resources):
             if time.monotonic() - looked > 1:
                 looked, free = time.monotonic(), float(self.free_reader_shares(0))
             free -= 1
-            return {} if free >= 0 else self._within()
+            return {} if free >= 0 else self._within("readers")
 
         return {"ray_remote_args_fn": where}
 
     def isolated_options(self) -> dict[str, Any]:
         """Options of Ray for single tasks, after a stream: where they run."""
-        return self._within()
+        return self._within("workers")
 
-    def _within(self) -> dict[str, Any]:
-        assert self.group
-        return {"scheduling_strategy": PlacementGroupSchedulingStrategy(self.group)}
+    def _within(self, name: str) -> dict[str, Any]:
+        group = self.groups.get(name)
+        return {"scheduling_strategy": PlacementGroupSchedulingStrategy(group)} if group else {}
 
     def limit(self, context: DataContext) -> None:
         """Tell Ray Data what a stream may use: more tasks would only wait for their turn."""
@@ -173,8 +175,8 @@ def _held(found: Reserved) -> Iterator[Reserved]:
     try:
         yield found
     finally:
-        assert found.group
-        _remove(found.group)
+        for group in found.groups.values():
+            _remove(group)
 
 
 def _remove(group: PlacementGroup) -> None:
@@ -183,18 +185,20 @@ def _remove(group: PlacementGroup) -> None:
 
 
 def _placed(
-    resources: Resources, group: PlacementGroup, workers: int, readers: int
+    resources: Resources, groups: Mapping[str, PlacementGroup], workers: int, readers: int
 ) -> Reserved | None:
-    """The resources with their group, once Ray has placed it; None if that fails."""
+    """The resources with their groups, once Ray has placed them; None if that fails."""
+    placed = False
     try:
-        if not group.wait(int(_PLACING)):
-            remove_placement_group(group)
-            return None
-    except BaseException:
-        remove_placement_group(group)
-        raise
+        placed = all(group.wait(int(_PLACING)) for group in groups.values())
+    finally:
+        if not placed:
+            for group in groups.values():
+                remove_placement_group(group)
+    if not placed:
+        return None
     settings = asdict(resources) | {"workers": workers}
-    return Reserved(**settings, readers=readers, group=group)
+    return Reserved(**settings, readers=readers, groups=groups)
 
 
 def _acquire(resources: Resources, attempt: Callable[[int], Reserved | None]) -> Reserved:

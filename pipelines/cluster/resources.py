@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,24 +141,36 @@ class Resources:
         return cpus, gpus, workers
 
     def _await_nodes(self) -> None:
-        """Ask an autoscaler for nodes with a placement group, which is removed again.
+        """Ask an autoscaler for nodes with placement groups, which are removed again.
 
-        Ray removes it also if this process dies meanwhile.
+        Ray removes them also if this process dies meanwhile.
         """
         log.warning(
             "waiting up to %g s for nodes that hold %d workers", self.wait_for_nodes, self.workers
         )
-        group = self.request(self.workers, 2)
-        group.wait(math.ceil(self.wait_for_nodes))  # it takes whole seconds
-        remove_placement_group(group)
+        groups = self.request(self.workers, 2)
+        deadline = time.monotonic() + self.wait_for_nodes
+        for group in groups.values():
+            group.wait(max(0, math.ceil(deadline - time.monotonic())))  # it takes whole seconds
+        for group in groups.values():
+            remove_placement_group(group)
 
-    def request(self, workers: int, readers: int) -> PlacementGroup:
-        """Ask the cluster for room for workers and readers, all of it or none."""
-        worker = {"CPU": self.cpus, "GPU": self.gpus}
-        bundles = [worker] * workers + [{"CPU": self.reader_cpus}] * readers
-        nonzero = [{name: n for name, n in bundle.items() if n} for bundle in bundles]
-        group: PlacementGroup = placement_group([bundle for bundle in nonzero if bundle])
-        return group
+    def request(self, workers: int, readers: int) -> dict[str, PlacementGroup]:
+        """Ask the cluster for room for "workers" and for "readers": all of each, or none.
+
+        In a group of bundles of several sizes, Ray may assign a worker to a node whose bundles hold
+        it in sum but not one by one, and the worker then waits for ever.
+        """
+        sizes = {
+            "workers": ({"CPU": self.cpus, "GPU": self.gpus}, workers),
+            "readers": ({"CPU": self.reader_cpus}, readers),
+        }
+        bundles = {
+            name: [{kind: n for kind, n in size.items() if n}] * count
+            for name, (size, count) in sizes.items()
+            if any(size.values()) and count
+        }
+        return {name: placement_group(each) for name, each in bundles.items()}
 
     def max_readers(self, workers: int) -> int:
         """The most reading tasks at once, such that one task that writes maps has a CPU share.

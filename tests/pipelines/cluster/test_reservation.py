@@ -37,8 +37,11 @@ class FakeCluster:
         self.pauses, self.then = 0, lambda: None
 
     def request(self, resources, workers, readers):
-        cpus = workers * resources.cpus + readers * resources.reader_cpus
-        return Group(self, cpus, resources.cpus * workers)
+        cpus = workers * resources.cpus
+        return {
+            "workers": Group(self, cpus, cpus),
+            "readers": Group(self, readers * resources.reader_cpus, 0),
+        }
 
     def pause(self, _):
         self.pauses += 1
@@ -132,6 +135,31 @@ def test_free_cpus_in_pieces_that_are_too_small_make_a_smaller_job(six):
     six.piece = 2.0
     with reserved(Resources()) as held:
         assert held.count() == 2
+
+
+def test_a_job_whose_readers_find_no_room_holds_no_workers(six, monkeypatch):
+    request = Resources.request
+
+    def and_another_job_is_faster(resources, workers, readers):
+        six.free -= 1
+        groups = request(resources, workers, readers)
+        six.free += 1
+        return groups
+
+    monkeypatch.setattr(Resources, "request", and_another_job_is_faster)
+    with pytest.raises(NoRoom), reserved(Resources(workers=3, wait_for_room=30)):
+        pass
+    assert six.free == 6
+
+
+def test_all_bundles_of_a_group_have_one_size(monkeypatch):
+    monkeypatch.setattr(cluster_resources, "placement_group", lambda bundles: bundles)
+    assert Resources(gpus=0.5).request(2, 3) == {
+        "workers": [{"CPU": 1.0, "GPU": 0.5}] * 2,
+        "readers": [{"CPU": 0.5}] * 3,
+    }
+    assert Resources(cpus=0).request(2, 3) == {"readers": [{"CPU": 0.5}] * 3}
+    assert Resources().request(0, 1) == {"readers": [{"CPU": 0.5}]}
 
 
 def test_an_error_gives_the_reservation_back(six):

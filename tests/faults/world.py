@@ -139,10 +139,10 @@ class Night:
 def _space(night: Night) -> str:
     place = night.out / ("maps", "_work", "scores", "drift")[night.case.variant % 4]
     place.mkdir(parents=True)
-    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "none", str(place)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4k", "none", str(place)]
     if subprocess.run(mount, capture_output=True, check=False).returncode == 0:
         night.undo.append(lambda: subprocess.run(["umount", "-l", place], check=True))
-        return f"16 kB for {place.name}"
+        return f"4 kB for {place.name}"
     place.rmdir()
     place.write_text("in the way")
     night.undo.append(place.unlink)
@@ -260,7 +260,7 @@ def _end(job: subprocess.Popen, out: Path, ending: Ending, which: str) -> str:
     sentences = [line for line in said if line.startswith("error: ")]
     if not sentences:
         ending.wrong.append(f"{which} ended with {code} and no sentence")
-    return f"exit {code} ({sentences[-1][7:100] if sentences else 'silent'})"
+    return f"exit {code} ({sentences[-1][7:200] if sentences else 'silent'})"
 
 
 def _judge_view(world: World, night: Night, ending: Ending) -> None:

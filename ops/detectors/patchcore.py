@@ -85,6 +85,10 @@ class PatchCore(Detector):
 
     Scores are Euclidean distances (the authors' code reports squared ones). With metric whitened,
     features are first whitened by the covariance of a sample of the good patches.
+
+    Features, projections and the whitening are computed on the backbone's device, whose rounding
+    they follow: fits on a CPU and on a GPU may choose other patches. The greedy itself makes the
+    same choice of the same projections on any device.
     """
 
     name = "patchcore"

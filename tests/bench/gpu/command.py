@@ -1,7 +1,8 @@
 """The command line of the check of a GPU.
 
-python -m tests.bench gpu --prepare FOLDER          makes the bundle, on a machine with everything
-python -m tests.bench gpu --bundle FOLDER           runs the check, within eight minutes
+python -m tests.bench gpu --prepare FOLDER       makes the bundle, on a machine with everything
+python -m tests.bench gpu --bundle FOLDER        runs the check, within eight minutes
+python -m tests.bench gpu --bundle FOLDER --ray auto                  on a node of a Ray cluster
 python -m tests.bench gpu --bundle FOLDER --device cpu --budget 900   tries it without a GPU
 
 The machine that runs it needs torch, torchvision, pyarrow, scipy, Pillow, safetensors and this
@@ -28,6 +29,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--prepare", type=Path, metavar="FOLDER")
     parser.add_argument("--bundle", type=Path, default=Path(".gpu-check"), metavar="FOLDER")
+    parser.add_argument("--ray", metavar="ADDRESS", help="run on a node of this cluster")
     parser.add_argument("--out", type=Path, default=Path("out/gpu-check"), metavar="FOLDER")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--budget", type=float, default=470, help="seconds for all parts")
@@ -46,5 +48,11 @@ def main(argv: Sequence[str]) -> int:
         runner.run_part(chosen.part, chosen.bundle, chosen.out, chosen.device, chosen.seconds)
         return 0
     parts = chosen.parts.split(",")
+    if chosen.ray:
+        from tests.bench.gpu.cluster import run_on_cluster
+
+        run_on_cluster(chosen.ray, chosen.bundle, chosen.out, chosen.budget, parts)
+        print((chosen.out / runner.TABLE).read_text())
+        return 0
     figures = runner.run_all(chosen.bundle, chosen.out, chosen.device, chosen.budget, parts)
     return int(any(figure["right"] is False for figure in figures))

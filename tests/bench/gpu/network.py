@@ -59,6 +59,8 @@ def run(check: Check) -> Iterator[Figure]:
     """Images a second of each network, precision and batch."""
     for name, network in networks(check):
         for precision, (kind, tf32) in PRECISIONS.items():
+            if not check.cuda and precision not in {"float32", "bfloat16"}:
+                continue
             for batch in check.size((64, 32, 128, 256), (2,)):
                 what = f"{name}, {precision}, batch {batch}"
                 if not check.left(4):

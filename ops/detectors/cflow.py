@@ -94,8 +94,9 @@ class CFlow(TrainedOnFeatures):
             kept=0,
             fit_bytes=6 * trained
             + 2 * fixed
-            + fit_size.images_per_worker * 2 * 3 * fit_size.size**2
+            + fit_size.pixel_bytes
             + 4 * int(step + 2 * batch * maps + largest),
+            fit_host_bytes=fit_size.pixel_bytes,
             score_bytes=2 * (trained + fixed) + 4 * int(maps + largest),
             model_bytes=trained + fixed,
             remedy="lower --cflow.blocks or --cflow.batch, or name layers with fewer channels",
@@ -104,11 +105,15 @@ class CFlow(TrainedOnFeatures):
     @classmethod
     def timing_probe(cls, settings: CFlowSettings, fit_size: FitSize) -> TimingProbe:
         """A training step of one worker on features; both kinds of mixing take equally long."""
-        network = _network(settings, fit_size.layers, "hard")
+        network, device = _network(settings, fit_size.layers, "hard"), fit_size.device
+        network.to(device)
         batch = min(settings.batch, fit_size.images)
         steps, mine = _steps(fit_size.layers, settings, batch), -(-batch // fit_size.workers)
         part = [
-            Positions(torch.zeros(mine, k, c), torch.zeros(mine, k, dtype=torch.int64))
+            Positions(
+                torch.zeros(mine, k, c, device=device),
+                torch.zeros(mine, k, dtype=torch.int64, device=device),
+            )
             for c, k in ((c, -(-h * w // steps)) for c, h, w in fit_size.layers)
         ]
         optimiser = torch.optim.Adam(p for p in network.parameters() if p.requires_grad)

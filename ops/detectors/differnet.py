@@ -99,6 +99,7 @@ class DifferNet(Trained):
             vectors=fit_size.images * (settings.views if cached else settings.transforms),
             kept=0,
             fit_bytes=6 * weights + fit_size.images_per_worker * sample,
+            fit_host_bytes=fit_size.images_per_worker * sample,
             score_bytes=2 * weights,
             model_bytes=weights,
             remedy="lower --differnet.hidden, --differnet.blocks or --differnet.views",
@@ -108,8 +109,10 @@ class DifferNet(Trained):
     def timing_probe(cls, settings: DifferNetSettings, fit_size: FitSize) -> TimingProbe:
         """A training step on features."""
         width = fit_size.channels * settings.scales
-        vectors = torch.zeros(settings.batch * settings.transforms, width)
+        count, device = settings.batch * settings.transforms, fit_size.device
+        vectors = torch.zeros(count, width, device=device)
         network = NegativeLogLikelihood(VectorFlow(width, settings.blocks, settings.hidden, 0))
+        network.to(device)
         steps = settings.epochs * math.ceil(fit_size.images / settings.batch)
         return TimingProbe(lambda: network(vectors).mean().backward(), steps / fit_size.workers)
 

@@ -94,8 +94,8 @@ class FlowCost:
 
     def fit_bytes(self, fit_size: FitSize, step_images: int) -> int:
         """Memory of a worker: weights, gradients, Adam's moments, a checkpoint, images, a step."""
-        pixels = fit_size.images_per_worker * 2 * 3 * fit_size.size**2
-        return 6 * self.trained + 2 * self.fixed + pixels + step_images * self.image
+        own = 6 * self.trained + 2 * self.fixed + step_images * self.image
+        return own + fit_size.pixel_bytes
 
     @property
     def score_bytes(self) -> int:
@@ -113,6 +113,7 @@ def timing_probe(
 ) -> TimingProbe:
     """A training step on the features of one image; an epoch has `views` views of each image."""
     network = MapFlows(fit_size.layers, subnets, settings.clamp, settings.norm, 0)
-    maps = [torch.zeros(1, *shape) for shape in fit_size.layers]
+    network.to(fit_size.device)
+    maps = [torch.zeros(1, *shape, device=fit_size.device) for shape in fit_size.layers]
     steps = settings.epochs * views * fit_size.images / fit_size.workers
     return TimingProbe(lambda: network(maps).sum().backward(), steps)

@@ -64,7 +64,7 @@ class PaDiM(Detector):
         self.mean = torch.empty(0, 0, 0)
         self.factor = torch.empty(0, 0)
         self.ceiling = 0.0
-        self._gaussians = GaussianFit()
+        self._gaussians = GaussianFit(backbone.device)
         self._images = self._dropped = 0
 
     @classmethod
@@ -82,6 +82,7 @@ class PaDiM(Detector):
             vectors=fit_size.images * positions,
             kept=positions,
             fit_bytes=own * numbers * 8 + round_of_images + sample + factoring + 2 * model,
+            fit_host_bytes=model,
             score_bytes=model + 4 * _BLOCK * positions * width * 4,
             model_bytes=model,
             remedy="lower --padim.dim or --input.size",
@@ -91,9 +92,10 @@ class PaDiM(Detector):
     def timing_probe(cls, settings: PaDiMSettings, fit_size: FitSize) -> TimingProbe:
         """Add images at a few of the positions, then factor their covariances."""
         positions, few = _grid_size(fit_size.layers), 8
-        moments = Moments(few, _width(settings, fit_size.channels))
+        moments = Moments(few, _width(settings, fit_size.channels), fit_size.device)
         generator = torch.Generator().manual_seed(0)
         vectors = torch.randn(_ROUND, *moments.mean.shape, generator=generator)
+        vectors = vectors.to(fit_size.device)
         rounds = -(-fit_size.images // _ROUND)
 
         def work() -> object:
@@ -129,11 +131,12 @@ class PaDiM(Detector):
 
     def add_images(self, images: Tensor, rows: Tensor) -> None:
         """Keep the images' embeddings until the next exchange, except those that are not finite."""
-        vectors = self.embed(images).cpu()
-        keep = finite_rows(vectors.flatten(1))
+        vectors = self.embed(images)
+        finite = finite_rows(vectors.flatten(1))
+        keep = finite.cpu()
         self._images += len(vectors)
         self._dropped += int((~keep).sum())
-        self._gaussians.add(vectors[keep], rows[keep])
+        self._gaussians.add(vectors[finite], rows[keep])
 
     def exchange(self, group: Group) -> None:
         """Send every embedding to the owners of its positions, who add it to their moments."""
@@ -149,7 +152,7 @@ class PaDiM(Detector):
         # A worker without an image has not chosen channels yet.
         self.channels = max(group.all_gather(self.channels), key=len)
         gaussians = self._gaussians.finish(self.settings.ridge, group, progress)
-        self._gaussians = GaussianFit()
+        self._gaussians = GaussianFit(self.backbone.device)
         self.mean = gaussians.mean.to(self.backbone.device)
         self.factor = gaussians.factor.to(self.backbone.device)
         height, width, dim = self.mean.shape

@@ -85,6 +85,10 @@ class PatchCore(Detector):
 
     Scores are Euclidean distances (the authors' code reports squared ones). With metric whitened,
     features are first whitened by the covariance of a sample of the good patches.
+
+    Features, projections and the whitening are computed on the backbone's device, whose rounding
+    they follow: fits on a CPU and on a GPU may choose other patches. The greedy itself makes the
+    same choice of the same projections on any device.
     """
 
     name = "patchcore"
@@ -100,7 +104,9 @@ class PatchCore(Detector):
         self._search: Bank | None = None
         self._matrix: Tensor | None = None
         self._store = (
-            BoundedPatchStore(settings.fit_memory) if settings.fit_memory else PatchStore()
+            BoundedPatchStore(settings.fit_memory, backbone.device)
+            if settings.fit_memory
+            else PatchStore()
         )
         self._images = self._patches = self._dropped = 0
         self._grown_radius = 0.0
@@ -127,6 +133,8 @@ class PatchCore(Detector):
             + square * 8 * 6,
             score_bytes=2 * bank + 2 * SCRATCH + 4 * square,
             model_bytes=bank + 4 * square,
+            # Patches stay in the node; where a GPU has too little memory, so does the greedy.
+            fit_host_bytes=min(share, settings.fit_memory) if settings.fit_memory else share,
             remedy=f"{bounded}lower --patchcore.max_bank_size or --input.size",
         )
 
@@ -137,6 +145,7 @@ class PatchCore(Detector):
         # Like features, points vary along few directions; else all distances would be similar.
         fall = torch.arange(1, width + 1) ** -0.5
         points = torch.randn(n, width, generator=torch.Generator().manual_seed(0)) * fall
+        points = points.to(fit_size.device)
         estimate = cls.estimate(settings, fit_size)
         times = estimate.vectors * estimate.kept / (n * k) / fit_size.workers
         return TimingProbe(lambda: greedy(points, torch.arange(n), k, Alone()), times)
@@ -148,15 +157,19 @@ class PatchCore(Detector):
 
     def add_images(self, images: Tensor, rows: Tensor) -> None:
         """Keep the images' patches; the id of a patch is row * patches per image + its position."""
-        for vectors, row in zip(self.embed(images).cpu(), rows.tolist(), strict=True):
-            flat = vectors.flatten(0, 1)
+        vectors = self.embed(images).flatten(1, 2)
+        # One matrix product per image, so that rounding does not depend on the batch. All are
+        # computed on the device before the first is waited for.
+        computed = [(self._projection(flat), finite_rows(flat)) for flat in vectors]
+        for flat, (projected, finite), row in zip(
+            vectors.cpu(), computed, rows.tolist(), strict=True
+        ):
             ids = row * len(flat) + torch.arange(len(flat))
-            keep = finite_rows(flat)
+            keep = finite.cpu()
             self._images += 1
             self._dropped += int((~keep).sum())
             self._patches += int(keep.sum())
-            # One matrix product per image, so that rounding does not depend on the batch.
-            self._store.add(flat[keep], self._projection(flat)[keep], ids[keep])
+            self._store.add(flat[keep], projected.cpu()[keep], ids[keep])
 
     @property
     def _whitens(self) -> bool:
@@ -173,6 +186,7 @@ class PatchCore(Detector):
         if self._matrix is None:
             generator = torch.Generator().manual_seed(self.settings.seed)
             self._matrix = torch.randn(width, dim, generator=generator) / dim**0.5
+        self._matrix = self._matrix.to(vectors.device)
         return vectors @ self._matrix
 
     def grow(self, state: Mapping[str, Tensor], counts: FitCounts) -> None:
@@ -205,10 +219,18 @@ class PatchCore(Detector):
         self._store.close()
         if self._whitens:
             self._whitening = whiten(
-                self._store, self._whitening, self.settings.shrinkage, self._project, group
-            )
+                self._store,
+                self._whitening,
+                self.settings.shrinkage,
+                self._project,
+                group,
+                self.backbone.device,
+            ).to(self.backbone.device)
         size = max(1, min(int(self.settings.coreset_ratio * patches), self.settings.max_bank_size))
-        self.bank, coreset = choose_bank(self._store, size, group, progress, checkpoint)
+        bank, coreset = choose_bank(
+            self._store, size, group, progress, checkpoint, self.backbone.device
+        )
+        self.bank = bank.to(self.backbone.device)
         local = torch.tensor([max(self._store.covering_radius, self._grown_radius)])
         local_r = float(group.all_reduce(local.double(), "max"))
         self.radius = local_r + coreset.radius

@@ -90,6 +90,7 @@ class Spade(Detector):
             kept=fit_size.images * vectors,
             # Twice, as one worker copies the gallery to return it.
             fit_bytes=fit_size.images_per_worker * each + rounds + 2 * gallery,
+            fit_host_bytes=fit_size.images_per_worker * each + rounds + gallery,
             score_bytes=2 * gallery + SCRATCH + block,
             model_bytes=gallery,
             remedy="halve it with --spade.float16 true, or choose fewer images (--select.shots), "

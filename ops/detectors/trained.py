@@ -212,7 +212,7 @@ class Trained(Detector):
         group: Group,
     ) -> float:
         """Train one epoch; its mean loss, which is equal on every rank."""
-        total = torch.zeros(1, dtype=torch.float64)
+        epoch_losses: list[list[Tensor]] = []  # read at the end: a GPU need not be waited for
         for parameters in optimiser.param_groups:
             parameters["lr"] = self.learning_rate(epoch)
         batches = list(self.batches(rows, epoch))
@@ -227,8 +227,11 @@ class Trained(Detector):
                 optimiser.zero_grad(set_to_none=True)
                 (loss * group.size).backward()  # gradients are averaged over ranks: losses add up
                 self.update(optimiser)
-                step_losses.append(float(loss.detach()))
-            total += sum(step_losses) / len(step_losses) * len(batch)
+                step_losses.append(loss.detach())
+            epoch_losses.append(step_losses)
+        total = torch.zeros(1, dtype=torch.float64)
+        for batch, step_losses in zip(batches, epoch_losses, strict=True):
+            total += sum(torch.stack(step_losses).tolist()) / len(step_losses) * len(batch)
         mean = float(group.all_reduce(total)) / len(rows)
         if not math.isfinite(mean):
             raise UserError(

@@ -22,6 +22,7 @@ from torch import Tensor
 from ops.archives.inventory import Inventory
 from ops.detectors.detector import FitCounts
 from ops.detectors.model_folder import Model, ModelCard, ProductCard
+from ops.distributed import backend
 from ops.failure import max_failures
 from ops.features.backbone import Backbone
 from ops.features.weights import fingerprint
@@ -221,7 +222,7 @@ def _attempt(
         trainer = TorchTrainer(
             program,
             train_loop_config=config | {"coordinator": coordinator},
-            torch_config=TorchConfig(backend="gloo"),
+            torch_config=TorchConfig(backend=backend(resources.gpus)),
             scaling_config=ScalingConfig(
                 num_workers=resources.count(),
                 use_gpu=bool(resources.gpus),

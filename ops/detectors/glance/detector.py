@@ -130,7 +130,8 @@ class Glance(Trained):
         return ResourceEstimate(
             vectors=fit_size.images * windows,
             kept=0,
-            fit_bytes=6 * weights + fit_size.images_per_worker * 2 * 3 * fit_size.size**2 + step,
+            fit_bytes=6 * weights + fit_size.pixel_bytes + step,
+            fit_host_bytes=fit_size.pixel_bytes,
             score_bytes=2 * weights + _SCORE_FACTOR * _BYTES_PER_PIXEL * fit_size.size**2,
             model_bytes=weights,
             remedy="lower --glance.batch, --glance.patches or --input.size",

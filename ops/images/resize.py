@@ -134,7 +134,7 @@ def pack(pixels: Pixels) -> bytes:
     return pixels.astype(pixels.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
-def unpack(data: bytes, channels: int, bit_depth: int, size: int) -> Pixels:
+def unpack(data: bytes | npt.NDArray[np.uint8], channels: int, bit_depth: int, size: int) -> Pixels:
     """The inverse of `pack`: a new array (channels, size, size)."""
     values = np.frombuffer(data, "<u1" if bit_depth <= 8 else "<u2").copy()
     if channels == 1:

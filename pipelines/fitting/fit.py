@@ -200,9 +200,12 @@ def _attempt(
 
     `on_start` is called once all workers have started. Raises NothingToFit, and Stalled.
     """
-    blocks = [rows.slice(i, resources.batch) for i in range(0, len(rows), resources.batch)]
+    blocks = [
+        rows.slice(i, resources.images_per_batch)
+        for i in range(0, len(rows), resources.images_per_batch)
+    ]
     images = ray.data.from_blocks(blocks or [rows]).map_batches(
-        ReadStage(read, resources.batch),
+        ReadStage(read, resources.images_per_batch),
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=resources.reader_cpus,

@@ -1,7 +1,7 @@
 """Runs benchmarks and prints their results as one Markdown table.
 
 `make bench` or `python -m tests.bench` runs those of `DEFAULT`; `python -m tests.bench coreset
-chain` runs some of them. `glance` and `shots` run only by name.
+chain` runs some of them. `glance`, `shots` and `rows`, which starts Ray, run only by name.
 """
 
 from __future__ import annotations

@@ -57,6 +57,11 @@ class TrainedOnFeatures(Trained):
         """Feature maps of samples; they are the same in each epoch."""
         return self.features(self.images([sample for _, sample in samples]))
 
+    @property
+    def block(self) -> int:
+        """As many images as the backbone takes in a pass."""
+        return self.backbone.block
+
     def map_ceiling(self) -> float:
         """A multiple of the largest map value of a few good images."""
         return _CEILING_FACTOR * super().map_ceiling()

@@ -68,7 +68,7 @@ def fit(
     """
     chosen = split(inventory, request)
     # Pretrained weights are downloaded here, once, and not by every worker.
-    network = Backbone(request.backbone, earlier.backbone if earlier else None)
+    network = Backbone(request.backbone.emulated, earlier.backbone if earlier else None)
     plan.check(plan.of_fit(chosen, request, network, resources))
     backbone = network.state()
     with reserved_for_fit(resources) as (held, turn):

@@ -95,6 +95,8 @@ def _resample(
     pixels: Pixels, w: int, h: int, kernel: Image.Resampling, box: _Box | None = None
 ) -> Pixels:
     """Resize the box, or all; pixels around the box take part as they do in the whole."""
+    if box is None and pixels.shape[:2] == (h, w):
+        return pixels
     if pixels.dtype == np.uint8:
         return np.asarray(Image.fromarray(pixels).resize((w, h), kernel, box), dtype=np.uint8)
     if pixels.ndim == 3:

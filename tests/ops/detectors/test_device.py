@@ -28,15 +28,15 @@ SHORTER: dict[str, dict[str, object]] = {
 #: The copy of the scores to the CPU comes after them.
 LIMITS = {
     "patchcore": (1200, 80),
-    "patchcore whitened": (1300, 80),
+    "patchcore whitened": (1200, 80),
     "spade": (600, 40),
-    "padim": (200, 2),
-    "differnet": (1500, 0),
-    "fastflow": (300, 0),
-    "cflow": (200, 0),
-    "csflow": (250, 0),
-    "ssnf": (400, 0),
-    "glance": (5000, 120),
+    "padim": (80, 1),
+    "differnet": (2100, 0),
+    "fastflow": (280, 0),
+    "cflow": (220, 0),
+    "csflow": (300, 0),
+    "ssnf": (360, 0),
+    "glance": (4800, 24),
 }
 GROWING = {"patchcore", "spade"}
 BLOCK = 4

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor
 
+from ops.detectors import score_images
 from ops.detectors.detector import Checkpoint, Detector, FitCounts, Scores, settings_from
 from ops.distributed import Alone
 from ops.errors import UserError
 from ops.features.backbone import Backbone
+from ops.images.resize import InputSettings
 from tests import pictures
 from tests.ops.conftest import TINY
 from tests.ops.detectors.test_contract import NAMES, SMALL, kind_of, to_images
@@ -81,6 +85,37 @@ def fit(detector: Detector, images: Tensor, first: int = 0) -> tuple[dict[str, T
 
 def on_cpu(scores: Scores) -> Scores:
     return Scores(*(values.detach().cpu() for values in scores))
+
+
+@pytest.mark.parametrize("exposure", ["as_is", "standard"])
+def test_pixels_go_to_the_device_from_pinned_memory_without_waiting(exposure):
+    """Grey and colour, 8 and 16 bits in one batch; each kind is copied and normalised at once."""
+    rng = np.random.default_rng(0)
+    kinds = [(1, 8), (3, 8), (1, 8), (3, 16)]
+    pixels = [
+        rng.integers(0, 2**depth, (16, 16, channels)).astype(f"<u{depth // 8}")
+        for channels, depth in kinds
+    ]
+    rows = pa.table(
+        {
+            "pixels": pa.array([image.tobytes() for image in pixels], pa.large_binary()),
+            "channels": [channels for channels, _ in kinds],
+            "bit_depth": [depth for _, depth in kinds],
+        }
+    )
+    settings = InputSettings(size=16, exposure=exposure)
+    expected = score_images.to_images(rows, settings, "cpu")
+    with PretendDevice() as device:
+        same_kind = score_images.to_images(rows, settings, str(CUDA), [0, 2])
+        assert device.syncs.total() == 0, device.syncs
+        assert device.launches.total() <= 22, device.launches
+        mixed = score_images.to_images(rows, settings, str(CUDA))
+        assert torch.equal(same_kind.cpu(), expected[[0, 2]])
+        assert torch.equal(mixed.cpu(), expected)
+    for image, (_, depth), found in zip(pixels, kinds, expected, strict=True):
+        if exposure == "as_is":
+            upright = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1) / (2**depth - 1)
+            assert torch.equal(found, upright.expand(3, -1, -1))
 
 
 @pytest.mark.slow

@@ -26,58 +26,22 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 CUDA = torch.device("cuda:0")
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+# fmt: off
 #: Operations that start no kernel: views, and memory that nothing is written to.
 _NO_LAUNCH = {
-    "view",
-    "_unsafe_view",
-    "slice",
-    "select",
-    "expand",
-    "permute",
-    "transpose",
-    "t",
-    "unsqueeze",
-    "squeeze",
-    "detach",
-    "alias",
-    "split",
-    "split_with_sizes",
-    "unbind",
-    "as_strided",
-    "diagonal",
-    "_reshape_alias",
-    "lift_fresh",
-    "unfold",
-    "view_as_real",
-    "narrow",
-    "chunk",
-    "tensor_split",
-    "empty",
-    "empty_like",
-    "new_empty",
-    "empty_strided",
-    "new_empty_strided",
-    "resize_",
-    "is_pinned",
-    "sym_size",
-    "sym_stride",
-    "_local_scalar_dense",
-    "item",
+    "view", "_unsafe_view", "slice", "select", "expand", "permute", "transpose", "t",
+    "unsqueeze", "squeeze", "detach", "alias", "split", "split_with_sizes", "unbind",
+    "as_strided", "diagonal", "_reshape_alias", "lift_fresh", "unfold", "view_as_real",
+    "narrow", "chunk", "tensor_split", "empty", "empty_like", "new_empty", "empty_strided",
+    "new_empty_strided", "resize_", "is_pinned", "sym_size", "sym_stride",
+    "_local_scalar_dense", "item",
 }
 #: Operations whose result the CPU needs, or whose shape depends on values.
 _WAITS = {
-    "_local_scalar_dense",
-    "item",
-    "equal",
-    "is_nonzero",
-    "nonzero",
-    "masked_select",
-    "unique2",
-    "_unique2",
-    "unique_dim",
-    "unique_consecutive",
-    "repeat_interleave",
+    "_local_scalar_dense", "item", "equal", "is_nonzero", "nonzero", "masked_select",
+    "unique2", "_unique2", "unique_dim", "unique_consecutive", "repeat_interleave",
 }
+# fmt: on
 _COPIES = {"copy_", "_to_copy", "_copy_from"}
 _INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 #: Operations that take no CPU tensor beside those of the device, not even one without dimensions.

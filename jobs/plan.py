@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
         out = Out(settings.out)
         inventory = sources.inventory_of(settings.inventory, settings, out, progress)
         chosen = split(inventory, request)
-        backbone = Backbone(request.backbone, grown.backbone if grown else None)
+        backbone = Backbone(request.backbone.emulated, grown.backbone if grown else None)
         planned = plan.of_fit(chosen, request, backbone, settings.resources)
         _print_summary(planned)
         plan.check(planned)

@@ -193,23 +193,23 @@ class CFlow(TrainedOnFeatures):
         super().finish(group)
 
     @torch.inference_mode()
-    def score_one(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """The maximum of the anomaly map, and the map (H, W)."""
+    def score_block(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The maxima (n,) of the anomaly maps, and the maps (n, H, W)."""
         assert self.network is not None
-        logs = self._likelihoods(self.backbone(image[None]))
+        logs = self._likelihoods(self.backbone(images))
         relative = [log - peak for log, peak in zip(logs, self.network.peaks, strict=True)]
-        anomaly_map = negative_log_density([log.exp() for log in relative], image.shape[1:]).float()
-        return anomaly_map.max(), anomaly_map
+        maps = negative_log_density([log.exp() for log in relative], images.shape[2:]).float()
+        return maps.amax(dim=(1, 2)), maps
 
     def _likelihoods(self, maps: list[Tensor]) -> list[Tensor]:
-        """Feature maps (1, C, h, w) -> log p / C of each position (h, w)."""
+        """Feature maps (n, C, h, w) -> log p / C of each position (n, h, w)."""
         assert self.network is not None
         likelihoods = []
         for number, layer in enumerate(maps):
-            height, width = layer.shape[2:]
-            places = torch.arange(height * width, device=layer.device)[None]
+            count, _, height, width = layer.shape
+            places = torch.arange(height * width, device=layer.device).expand(count, -1)
             logs = self.network.likelihoods(number, Positions(_vectors(layer), places))
-            likelihoods.append(logs.view(height, width))
+            likelihoods.append(logs.view(count, height, width))
         return likelihoods
 
 

@@ -115,12 +115,13 @@ class CsFlow(TrainedOnFeatures):
         return scales
 
     @torch.inference_mode()
-    def score_one(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Section 3.4; the map (h, w) is as large as the finest scale."""
+    def score_block(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Section 3.4; the maps (n, h, w) are as large as the finest scale."""
         assert self.network is not None
-        latents, _ = self.network.latents(self.features(image[None]))
-        squares = [latent[0].square() / 2 for latent in latents]
-        return torch.cat([s.flatten() for s in squares]).mean(), squares[0].mean(dim=0)
+        latents, _ = self.network.latents(self.features(images))
+        squares = [latent.square() / 2 for latent in latents]
+        scores = torch.cat([s.flatten(1) for s in squares], dim=1).mean(dim=1)
+        return scores, squares[0].mean(dim=1)
 
 
 def _shapes(settings: CsFlowSettings, fit_size: FitSize) -> list[LayerShape]:

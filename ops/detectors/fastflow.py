@@ -73,7 +73,7 @@ class FastFlow(FlowDetector):
 
     def density(self, latent: Tensor) -> Tensor:
         """exp(-mean over channels of z^2 / 2)."""
-        return (-latent.square().mean(dim=0) / 2).exp()
+        return (-latent.square().mean(dim=1) / 2).exp()
 
 
 def _subnets(settings: FastFlowSettings) -> list[Subnet]:

@@ -50,7 +50,7 @@ class FlowDetector(TrainedOnFeatures):
 
     @abstractmethod
     def density(self, latent: Tensor) -> Tensor:
-        """Latent map (C, h, w) -> density of each position (h, w), relative to its maximum of 1."""
+        """Latent maps (n, C, h, w) -> density of each position (n, h, w), at most 1."""
 
     def network_for(self, shapes: list[LayerShape]) -> MapFlows:
         """One flow for each feature map."""
@@ -58,14 +58,13 @@ class FlowDetector(TrainedOnFeatures):
         return MapFlows(shapes, self.subnets(), s.clamp, s.norm, s.seed)
 
     @torch.inference_mode()
-    def score_one(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """The maximum of the anomaly map, and the map (H, W)."""
+    def score_block(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The maxima (n,) of the anomaly maps, and the maps (n, H, W)."""
         assert self.network is not None
-        latents = self.network.latents(self.backbone(image[None]))
-        anomaly_map = negative_log_density(
-            [self.density(z[0].double()) for z, _ in latents], image.shape[1:]
-        ).float()
-        return anomaly_map.max(), anomaly_map
+        latents = self.network.latents(self.backbone(images))
+        densities = [self.density(z.double()) for z, _ in latents]
+        maps = negative_log_density(densities, images.shape[2:]).float()
+        return maps.amax(dim=(1, 2)), maps
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ class PaDiM(Detector):
         """A detector that is not fitted."""
         super().__init__(settings, backbone)
         self.channels = torch.empty(0, dtype=torch.int64)
+        self._chosen: list[Tensor] = []
         self.mean = torch.empty(0, 0, 0)
         self.factor = torch.empty(0, 0)
         self.ceiling = 0.0
@@ -115,13 +116,22 @@ class PaDiM(Detector):
         if not len(self.channels):
             self.channels = self._choose_channels(sum(layer.shape[1] for layer in layers))
         grid = max(layer.shape[-2:] for layer in layers)
-        parts, first = [], 0
-        for layer in layers:
-            end = first + layer.shape[1]
-            inside = self.channels[(self.channels >= first) & (self.channels < end)] - first
-            parts.append(F.interpolate(layer[:, inside.to(layer.device)], grid, mode="nearest"))
-            first = end
+        if not self._chosen:
+            self._chosen = self._chosen_of([layer.shape[1] for layer in layers])
+        parts = [
+            F.interpolate(layer.index_select(1, chosen), grid, mode="nearest")
+            for layer, chosen in zip(layers, self._chosen, strict=True)
+        ]
         return torch.cat(parts, dim=1).permute(0, 2, 3, 1).contiguous()
+
+    def _chosen_of(self, widths: list[int]) -> list[Tensor]:
+        """The chosen channels of each layer, counted from its first, on the backbone's device."""
+        chosen, first = [], 0
+        for width in widths:
+            inside = (self.channels >= first) & (self.channels < first + width)
+            chosen.append((self.channels[inside] - first).to(self.backbone.device))
+            first += width
+        return chosen
 
     def _choose_channels(self, total: int) -> Tensor:
         """Numbers of the chosen channels, ascending."""
@@ -176,7 +186,7 @@ class PaDiM(Detector):
         distances = torch.cat([self._distances(part) for part in torch.split(vectors, _BLOCK)])
         size, sigma = images.shape[-1], self.settings.sigma
         scores = [anomaly_map.upsample(grid.numpy(), size, sigma).max() for grid in distances.cpu()]
-        return Scores(torch.tensor(scores, device=images.device), distances)
+        return Scores(torch.tensor(scores), distances)
 
     def _distances(self, vectors: Tensor) -> Tensor:
         """|L^-1 (x - mean)| of at most `_BLOCK` images (B, h, w, d): (B, h, w)."""
@@ -205,7 +215,7 @@ class PaDiM(Detector):
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore channels, means, factors and the map ceiling."""
-        self.channels = state["channels"]
+        self.channels, self._chosen = state["channels"].cpu(), []
         self.mean = state["mean"].to(self.backbone.device)
         self.factor = state["factor"].to(self.backbone.device)
         self.ceiling = float(state["ceiling"])

@@ -246,7 +246,7 @@ class Ssnf(FlowDetector):
 
     def density(self, latent: Tensor) -> Tensor:
         """The mean over channels of exp(-z^2 / 2): normal densities relative to their maximum."""
-        return (-latent.square() / 2).exp().mean(dim=0)
+        return (-latent.square() / 2).exp().mean(dim=1)
 
 
 def _subnets(settings: SsnfSettings, generators: DropoutGenerators) -> list[Subnet]:

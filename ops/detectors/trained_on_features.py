@@ -89,6 +89,11 @@ class TrainedOnFeatures(Trained):
         self._kept.clear()
         super().finish(group)
 
+    @property
+    def block(self) -> int:
+        """As many images as the backbone takes in a pass."""
+        return self.backbone.block
+
     def map_ceiling(self) -> float:
         """A multiple of the largest map value of a few good images."""
         return _CEILING_FACTOR * super().map_ceiling()

@@ -282,10 +282,10 @@ class Glance(Trained):
         return self.backbone.normalised(image[None]).contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
-    def score_one(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """The map's maximum, and the map of cells of `stride` pixels."""
-        anomaly_map = self._map(image)
-        return anomaly_map.max(), anomaly_map
+    def score_block(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The map's maximum, and the map of cells of `stride` pixels, of one image."""
+        anomaly_map = self._map(images[0])
+        return anomaly_map.max()[None], anomaly_map[None]
 
     def _map(self, image: Tensor) -> Tensor:
         s = self.settings

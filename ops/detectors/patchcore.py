@@ -128,7 +128,7 @@ class PatchCore(Detector):
             + 2 * bank
             # The covariance, its eigenvectors and the workspace of the solver, in float64.
             + square * 8 * 6,
-            score_bytes=2 * bank + 2 * SCRATCH + 4 * square,
+            score_bytes=3 * bank + SCRATCH + 4 * square,
             model_bytes=bank + 4 * square,
             remedy=f"{bounded}lower --patchcore.max_bank_size or --input.size",
         )

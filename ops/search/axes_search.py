@@ -27,25 +27,30 @@ _AXES = 255  # one more dimension is for the length of the remainder
 _PRODUCTS, _QUERIES = 2**22, 96
 _CROWD = 300  # groups to look at that cost about as much as a search in all dimensions
 _BLOCK = 128  # components that are rotated together
-SCRATCH = 4 * _PRODUCTS  # bytes of products that each of a bank's two searches holds
+SCRATCH = 12 * _PRODUCTS  # bytes of products that a bank's searches, three at most, hold
 _MEASURED = 2**16  # components of pairs whose distances are computed at a time
 
 
 class AxesSearch:
     """A search index over finite vectors (n, d), n at least 1. Wide vectors get principal axes.
 
-    For a query far from all vectors, all distances are similar, so the principal axes exclude too
-    few pairs. Such queries are searched again in all dimensions.
+    For a query far from all vectors, all distances are similar, so that bytes, or few axes, exclude
+    too few pairs. Such queries are searched again: after bytes with float32, which is more precise,
+    in the leading axes, and after these in all dimensions.
     """
 
     @float32_products()
-    def __init__(self, vectors: Tensor, axes: int = _AXES) -> None:
-        """`axes` is the number of principal axes, if there are enough vectors for it; 0 = none."""
+    def __init__(self, vectors: Tensor, axes: int = _AXES, in_bytes: bool | None = None) -> None:
+        """`axes` is the number of principal axes, if there are enough vectors for it; 0 = none.
+
+        `in_bytes` is whether products are of 8-bit integers; None: if that is fast.
+        """
+        in_bytes = multiplies_bytes() if in_bytes is None else in_bytes
         self.vectors = vectors
         n, d = vectors.shape
         self._centre = vectors.mean(dim=0)
         self._rotation: Tensor | None = None
-        self._without_axes: AxesSearch | None = None
+        self._precise: AxesSearch | None = None  # for queries that this search excludes little for
         # Relative rounding error of the squared length of a split vector, in float32.
         self._error = 0.0
         self._axes = 0
@@ -54,13 +59,13 @@ class AxesSearch:
             axes = fitting
             sample = (vectors[:: max(1, n // 8192)] - self._centre).double()
             principal = torch.linalg.eigh(sample.T @ sample)[1][:, -axes:].flip(1)
-            if multiplies_bytes():  # so that no component is much larger than others
+            if in_bytes:  # so that no component is much larger than others
                 principal = principal @ _random_rotation(axes)
             self._rotation = principal.to(vectors.dtype).contiguous()
             self._error = 8 * slack(d)
             self._axes = axes
-            self._without_axes = AxesSearch(vectors, 0)
-        elif d >= 2 * _BLOCK and multiplies_bytes():
+            self._precise = AxesSearch(vectors, axes if in_bytes else 0, in_bytes=False)
+        elif d >= 2 * _BLOCK and in_bytes:
             self._rotation = _random_rotation(_BLOCK).to(vectors.dtype)
             self._error = 8 * slack(_BLOCK)
         self._narrow, lengths = self._split(vectors)
@@ -68,7 +73,7 @@ class AxesSearch:
         self._above = 1 + 2 * slack(d)  # times a computed squared distance: an upper bound
         leading = LEADING if self._axes else d  # only axes are sorted by their variance
         self._quantiser: Quantiser | LeadingAxes = (
-            Quantiser.of(self._narrow) if multiplies_bytes() else LeadingAxes(self._narrow, leading)
+            Quantiser.of(self._narrow) if in_bytes else LeadingAxes(self._narrow, leading)
         )
         codes = self._quantiser.codes(self._narrow)
         self._residual = float(codes.residual.max())
@@ -134,7 +139,7 @@ class AxesSearch:
         bound = measured[0] * self._above
         least = self._quantiser.least_product(bound + rounding, codes, self._residual)
         crowded = queries[:0]
-        if self._without_axes is not None:
+        if self._precise is not None:
             crowded = torch.nonzero(products.groups_at_least(least) > _CROWD).flatten()
             least[crowded] = 2**30
         query, column = products.at_least(least)
@@ -160,8 +165,8 @@ class AxesSearch:
         near = distance <= (bound * self._above).index_select(0, query)
         value, row = nearest_of_pairs(x, self.vectors, query[near], column[near], 1)
         nearest = Nearest(value.flatten(), row.flatten())
-        if len(crowded) and self._without_axes is not None:
-            again = self._without_axes.nearest(x.index_select(0, crowded))
+        if len(crowded) and self._precise is not None:
+            again = self._precise.nearest(x.index_select(0, crowded))
             nearest.value[crowded], nearest.row[crowded] = again
         return nearest
 
@@ -200,4 +205,5 @@ class AxesSearch:
 def _random_rotation(size: int) -> Tensor:
     """A random rotation (size, size), float64, always the same."""
     generator = torch.Generator().manual_seed(0)
-    return torch.linalg.qr(torch.randn(size, size, generator=generator).double())[0]
+    rotation: Tensor = torch.linalg.qr(torch.randn(size, size, generator=generator).double())[0]
+    return rotation

@@ -94,7 +94,8 @@ class HalfQuantiser:
         length = (codes.square - 2 * product + error).clamp_min_(0).sqrt_()
         tiny = self.scale * (2 * self.dim * _LEAST) ** 0.5
         length = (length + reach) * (1 + 4 * self._error + _MARGIN) + tiny + reach
-        return (codes.square - length.square() * (1 + _MARGIN) - error) / 2
+        least: Tensor = (codes.square - length.square() * (1 + _MARGIN) - error) / 2
+        return least
 
 
 def products(rows: Tensor, columns: Tensor, out: Tensor) -> Tensor:

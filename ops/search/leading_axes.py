@@ -15,7 +15,7 @@ from ops.search.distance import slack
 from ops.search.quantised import Codes
 
 #: Components that are multiplied; one more is for the length of the others.
-LEADING = 95
+LEADING = 127
 _FAR = 1e37  # half a squared length, beyond that of any vector
 _TINY = 1e-40  # above the errors of squares below the normal range
 

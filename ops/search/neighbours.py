@@ -43,7 +43,7 @@ class Bank:
             return self._table.index_select(0, rows)
         if self._table.shape[1] != count:
             self._table = torch.full((n, count), -1)
-        missing = rows[self._table[rows, 0] < 0].unique()
+        missing = torch.unique(rows[self._table[rows, 0] < 0])
         if len(missing):
             self._table[missing] = self._search.neighbours(missing, count)
         return self._table[rows]

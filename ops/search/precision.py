@@ -15,7 +15,7 @@ import torch
 @contextmanager
 def float32_products() -> Iterator[None]:
     """Within this context, products of float32 matrices are not rounded further, on any device."""
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]  # set at run time
     before = [backend.fp32_precision for backend in backends]
     try:
         for backend in backends:

@@ -26,7 +26,7 @@ def decaying(n, d, generator):
 
 @pytest.mark.parametrize("axes", [4, 15, 255])
 @pytest.mark.parametrize("shift", [0.0, 30.0])
-def test_neighbours_are_exact_with_and_without_axes(axes, shift):
+def test_neighbours_are_exact_with_and_precise(axes, shift):
     generator = torch.Generator().manual_seed(axes)
     vectors = decaying(400, 48, generator) + shift
     x = decaying(150, 48, generator) + shift
@@ -99,19 +99,18 @@ def test_a_bank_of_one_vector_has_one_nearest():
 
 
 @pytest.mark.parametrize("dim", [48, 300, 512])
-def test_queries_far_from_all_vectors_are_exact_too(dim, monkeypatch):
+@pytest.mark.parametrize("in_bytes", [False, True])
+def test_queries_far_from_all_vectors_are_exact_too(dim, in_bytes, monkeypatch):
     """All their distances are alike, so that principal axes rule out next to nothing."""
     generator = torch.Generator().manual_seed(4)
     vectors = decaying(300, dim, generator)
     far = torch.randn(40, dim, generator=generator) * 20
     x = torch.cat([vectors[:40] + 1e-3, far])
-    bank = AxesSearch(vectors, 12)
+    bank = AxesSearch(vectors, 12, in_bytes)
     monkeypatch.setattr(axes_search, "_CROWD", 16)
     searched = []
-    plain_search = bank._without_axes.nearest
-    bank._without_axes.nearest = lambda queries: (
-        searched.append(len(queries)) or plain_search(queries)
-    )
+    plain_search = bank._precise.nearest
+    bank._precise.nearest = lambda queries: searched.append(len(queries)) or plain_search(queries)
     nearest = bank.nearest(x)
     values, rows = plain(x, vectors)
     assert torch.equal(nearest.value, values)

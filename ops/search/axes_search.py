@@ -2,11 +2,11 @@
 
 First, a centred vector x is split into its projection Px on the bank's principal axes and the
 length |rx| of the remainder. By Cauchy-Schwarz |x - c|^2 >= |x|^2 + |c|^2 - 2 (Px.Pc + |rx||rc|),
-which is a squared distance in 256 dimensions instead of all. Second, that distance is bounded by
-products of 8-bit integers (`quantised`) where the processor multiplies them fast, else of float32
-in the first axes (`leading_axes`). Distances of pairs that neither bound excludes are computed in
-float32. Those that could be the nearest are computed by `distance.squared`, so that the result
-does not depend on the filters.
+which is a squared distance in fewer dimensions. Where the processor multiplies 8-bit integers fast,
+there are 256, and that distance is first bounded by products of such integers (`quantised`). Else
+there are 96, and products are of float32 (`leading_axes`). Distances of pairs that the bounds do
+not exclude are computed in float32. Those that could be the nearest are computed by
+`distance.squared`, so that the result does not depend on the filters.
 """
 
 from __future__ import annotations
@@ -40,12 +40,16 @@ class AxesSearch:
     """
 
     @float32_products()
-    def __init__(self, vectors: Tensor, axes: int = _AXES, in_bytes: bool | None = None) -> None:
-        """`axes` is the number of principal axes, if there are enough vectors for it; 0 = none.
+    def __init__(
+        self, vectors: Tensor, axes: int | None = None, in_bytes: bool | None = None
+    ) -> None:
+        """`axes` is the number of principal axes, if there are enough vectors; 0 = none.
 
         `in_bytes` is whether products are of 8-bit integers; None: if that is fast.
         """
         in_bytes = multiplies_bytes() if in_bytes is None else in_bytes
+        if axes is None:
+            axes = _AXES if in_bytes else LEADING
         self.vectors = vectors
         n, d = vectors.shape
         self._centre = vectors.mean(dim=0)
@@ -53,27 +57,29 @@ class AxesSearch:
         self._precise: AxesSearch | None = None  # for queries that this search excludes little for
         # Relative rounding error of the squared length of a split vector, in float32.
         self._error = 0.0
+        self._rounds = in_bytes
         self._axes = 0
         fitting = min(axes, n // 4, d // 2)
         if 0 < min(axes, _MIN_AXES) <= fitting:
             axes = fitting
             sample = (vectors[:: max(1, n // 8192)] - self._centre).double()
-            principal = torch.linalg.eigh(sample.T @ sample)[1][:, -axes:].flip(1)
+            principal = torch.linalg.eigh(sample.T @ sample)[1][:, -axes:]
             if in_bytes:  # so that no component is much larger than others
                 principal = principal @ _random_rotation(axes)
             self._rotation = principal.to(vectors.dtype).contiguous()
             self._error = 8 * slack(d)
             self._axes = axes
-            self._precise = AxesSearch(vectors, axes if in_bytes else 0, in_bytes=False)
+            self._precise = AxesSearch(
+                vectors, min(axes, LEADING) if in_bytes else 0, in_bytes=False
+            )
         elif d >= 2 * _BLOCK and in_bytes:
             self._rotation = _random_rotation(_BLOCK).to(vectors.dtype)
             self._error = 8 * slack(_BLOCK)
         self._narrow, lengths = self._split(vectors)
         self._largest = float(lengths.max())
         self._above = 1 + 2 * slack(d)  # times a computed squared distance: an upper bound
-        leading = LEADING if self._axes else d  # only axes are sorted by their variance
         self._quantiser: Quantiser | LeadingAxes = (
-            Quantiser.of(self._narrow) if in_bytes else LeadingAxes(self._narrow, leading)
+            Quantiser.of(self._narrow) if in_bytes else LeadingAxes(self._narrow)
         )
         codes = self._quantiser.codes(self._narrow)
         self._residual = float(codes.residual.max())
@@ -146,7 +152,7 @@ class AxesSearch:
         real = (column < len(self.vectors)) & (column != guess.index_select(0, query))
         query, column = query[real], column[real]
         pairs = [(queries, guess)]
-        if self._axes:
+        if self._rounds and self._axes:  # the products were of rounded vectors
             lower = self._distances(narrow, self._narrow, query, column)
             # The pair with the lowest bound of each query comes first: it excludes most others.
             lowest = torch.full_like(bound, torch.inf).scatter_reduce_(0, query, lower, "amin")

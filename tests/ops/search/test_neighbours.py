@@ -18,11 +18,6 @@ def bank_with(search, vectors) -> Bank:
     return bank
 
 
-def test_the_device_decides_on_the_search():
-    assert isinstance(Bank(torch.ones(3, 2))._search, AxesSearch)
-    assert isinstance(Bank(torch.ones(3, 2, device="meta"))._search, DeviceSearch)
-
-
 @pytest.mark.parametrize("search", [AxesSearch, DeviceSearch])
 @pytest.mark.parametrize("scale", [1, 50])
 def test_both_searches_find_the_same_bits(search, scale):

@@ -30,9 +30,9 @@ from ops.progress import ProgressCallback
 from ops.search.axes_search import SCRATCH
 from ops.search.coreset import greedy
 from ops.search.distance import squared
+from ops.search.float32_products import float32_products
 from ops.search.neighbours import Bank
 from ops.search.patch_store import BoundedPatchStore, PatchStore, bytes_per_vector
-from ops.search.float32_products import float32_products
 
 #: Points, picks and dimensions of the coreset that is timed before a fit.
 _PROBE = 100_000, 1_000, 128

@@ -76,5 +76,6 @@ def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
 
 
 def _set_float32(how: str) -> None:
-    for kind in (torch.backends.cudnn.conv, torch.backends.cuda.matmul):
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # set at run time
+    for kind in (convolutions, torch.backends.cuda.matmul):
         kind.fp32_precision = how

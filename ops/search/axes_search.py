@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ops.search.distance import Nearest, slack, squared
+from ops.search.float32_products import float32_products
 from ops.search.leading_axes import LEADING, LeadingAxes
 from ops.search.pairs import nearest_of_pairs
-from ops.search.float32_products import float32_products
 from ops.search.quantised import COLUMNS, Codes, Products, Quantiser, multiplies_bytes
 
 _MIN_AXES = 31  # with fewer axes, the pairs that are not excluded cost more than the axes save

@@ -54,18 +54,18 @@ def _held(pid: int) -> tuple[str, int]:
 
 
 class Sampler(threading.Thread):
-    """Looks at a process and its descendants every second, until it is stopped."""
+    """Looks at a process and its descendants every so many seconds, until it is stopped."""
 
-    def __init__(self, pid: int, done: Callable[[], int]) -> None:
+    def __init__(self, pid: int, done: Callable[[], int], every: float = 1.0) -> None:
         super().__init__(daemon=True)
-        self._pid, self._done = pid, done
+        self._pid, self._done, self._every = pid, done, every
         self._over = threading.Event()
         self.samples: list[Sample] = []
 
     def run(self) -> None:
         """Sample."""
         begun, done = time.monotonic(), 0
-        while not self._over.wait(1):
+        while not self._over.wait(self._every):
             held: dict[str, int] = defaultdict(int)
             largest: dict[str, int] = defaultdict(int)
             for pid in tree(self._pid):

@@ -57,7 +57,7 @@ def run(job: str, words: list[str]) -> None:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    sampler = Sampler(process.pid, lambda: 0)
+    sampler = Sampler(process.pid, lambda: 0, 5.0)  # each look takes a fifth of a second
     sampler.start()
     said = process.communicate()[0]
     seconds = time.monotonic() - began

@@ -155,6 +155,7 @@ class PretendDevice(TorchDispatchMode):
             mock.patch.object(torch.cuda, "_lazy_init", _nothing),
             mock.patch.object(torch.cuda, "get_device_capability", _capability),
             mock.patch.object(torch.cuda, "is_available", _yes),
+            mock.patch.object(torch.cuda, "mem_get_info", _memory),
             mock.patch.object(torch, "Generator", _CpuGenerator),
             mock.patch.object(torch, "tensor", _tensor),
             # Tensors of inference mode have no version, which a subclass needs.
@@ -212,7 +213,7 @@ class PretendDevice(TorchDispatchMode):
             kwargs = {**kwargs, "pin_memory": False}
         if asked is not None:
             kwargs = {**kwargs, "device": torch.device("cpu")}
-        out = func(*tree_map(_held, args), **tree_map(_held, kwargs))
+        out = _computed(func, tree_map(_held, args), tree_map(_held, kwargs))
         if pins:
             self._pinned.add(out.untyped_storage().data_ptr())
         known = {id(tensor.held): tensor for tensor in tensors if isinstance(tensor, _OnDevice)}
@@ -256,6 +257,11 @@ def _capability(*_: Any) -> tuple[int, int]:
     return 9, 0
 
 
+def _memory(*_: Any) -> tuple[int, int]:
+    """Free and total bytes of an H100."""
+    return 80 * 2**30, 80 * 2**30
+
+
 def _tensor(values: Any, *, device: Any = None, **options: Any) -> Tensor:
     """`torch.tensor`, which copies to a device below the level of dispatch."""
     out = _TENSOR(values, **options)
@@ -264,6 +270,14 @@ def _tensor(values: Any, *, device: Any = None, **options: Any) -> Tensor:
 
 def _no_grad(active: bool) -> contextlib.AbstractContextManager[None]:
     return torch.no_grad() if active else contextlib.nullcontext()
+
+
+def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """What an operation gives on a CPU, which has no products of float16 in float32."""
+    if func._overloadname not in {"dtype", "dtype_out"} or func._schema.name != "aten::mm":
+        return func(*args, **kwargs)
+    product = args[0].float() @ args[1].float()
+    return kwargs["out"].copy_(product) if "out" in kwargs else product
 
 
 def _held(leaf: Any) -> Any:

@@ -291,6 +291,7 @@ class PatchCore(Detector):
         Scores that are not finite, whose row is -1, are left as they are.
         """
         neighbours = self._index().neighbours(row.clamp_min(0), self.settings.neighbours)
+        neighbours = neighbours.clamp_min(0)  # -1 where no distance is finite
         near = self.bank.index_select(0, neighbours.flatten()).view(*neighbours.shape, -1)
         distances = squared(near, patch.unsqueeze(1)).sqrt()
         if score.device.type == "cpu":  # one by one: kernels could round by the batch's shape

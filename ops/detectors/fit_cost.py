@@ -68,6 +68,8 @@ class ResourceEstimate:
     """The settings that lower the memory, as a clause for an error message."""
     fit_host_bytes: int = 0
     """The part of `fit_bytes` that a fit on a GPU leaves in the memory of its node."""
+    gpu_scratch: int = 0
+    """Memory of a GPU that each search takes while it runs, for all detectors that are loaded."""
 
     @property
     def fit_gpu_bytes(self) -> int:

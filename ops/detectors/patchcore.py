@@ -24,10 +24,11 @@ from ops.detectors.fit_cost import FitSize, ResourceEstimate, TimingProbe
 from ops.distributed import Alone, Group
 from ops.errors import SettingError, UserError
 from ops.features.backbone import Backbone
+from ops.features.blocks import in_blocks
 from ops.features.patch_features import Embedding, embed
 from ops.features.whitening import Whitening
 from ops.progress import ProgressCallback
-from ops.search.axes_search import SCRATCH
+from ops.search import axes_search, device_search
 from ops.search.coreset import greedy
 from ops.search.distance import squared
 from ops.search.float32_products import float32_products
@@ -134,10 +135,11 @@ class PatchCore(Detector):
             + 2 * bank
             # The covariance, its eigenvectors and the workspace of the solver, in float64.
             + square * 8 * 6,
-            score_bytes=3 * bank + SCRATCH + 4 * square,
+            score_bytes=3 * bank + axes_search.SCRATCH + 4 * square,
             model_bytes=bank + 4 * square,
             # Patches stay in the node; where a GPU has too little memory, so does the greedy.
             fit_host_bytes=min(share, settings.fit_memory) if settings.fit_memory else share,
+            gpu_scratch=device_search.SCRATCH,
             remedy=f"{bounded}lower --patchcore.max_bank_size or --input.size",
         )
 
@@ -270,15 +272,15 @@ class PatchCore(Detector):
         return Scores(score, distance.view(count, height, width))
 
     def _whitened(self, patches: Tensor) -> Tensor:
-        """Patches (B, n, d), whitened if that is set.
-
-        One product of matrices for each image, so that rounding does not depend on the batch.
-        """
+        """Patches (B, n, d), whitened if that is set, in the passes of the backbone."""
         whitening = self._whitening
         if not whitening:
             return patches
         with float32_products():
-            return torch.stack([whitening(image) for image in patches])
+            (whitened,) = in_blocks(
+                lambda part: [whitening(part[0])], [patches], self.backbone.block
+            )
+        return whitened
 
     def _index(self) -> Bank:
         if self._search is None or self._search.vectors is not self.bank:

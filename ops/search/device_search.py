@@ -20,6 +20,8 @@ _GROUP = 16
 _SPARE = 15  # groups of candidates of a query, beside one for each neighbour
 #: Products at a time, 1 GB: a batch of 64 images with a bank of 5,000 in one piece.
 _PRODUCTS = 2**28
+#: Bytes of a search: the products, and the maxima of their groups.
+SCRATCH = 5 * _PRODUCTS
 _CROWDED = 2**22  # products at a time of queries that are searched again
 
 

@@ -54,9 +54,10 @@ class Plan:
     @property
     def score_gpu_bytes(self) -> int:
         """What a worker of a run holds on its GPU, beside network and images."""
-        return cached_bytes(
+        own = cached_bytes(
             [estimate.score_bytes for estimate in self.estimates.values()], 2 * self.detector_cache
         )
+        return own + max(estimate.gpu_scratch for estimate in self.estimates.values())
 
     @property
     def model_bytes(self) -> int:

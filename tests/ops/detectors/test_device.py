@@ -61,10 +61,10 @@ def weights() -> dict[str, Tensor]:
     return Backbone(TINY).state()
 
 
-def new(name: str, weights: dict[str, Tensor], device: str) -> Detector:
+def new(name: str, weights: dict[str, Tensor], device: str, block: int = BLOCK) -> Detector:
     kind = kind_of(name)
     values = SMALL.get(name, {}) | SHORTER.get(name, {})
-    backbone = Backbone(replace(TINY, block=BLOCK), weights, device)
+    backbone = Backbone(replace(TINY, block=block), weights, device)
     return kind(settings_from(kind.Settings, values), backbone)
 
 
@@ -157,3 +157,23 @@ def test_a_detector_scores_on_the_device_after_its_fit_and_grows_there(name, goo
         _, counts = fit(grown, unseen, first=len(good))
         assert counts.images == len(good) + len(unseen)
         assert torch.isfinite(on_cpu(grown.score(images)).image).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "most"), [("patchcore", 200), ("patchcore whitened", 270)])
+def test_launches_and_syncs_of_a_large_batch_and_a_large_bank(name, most, good, weights):
+    """A batch of 64 and a bank of 5,000: at most 300 launches and 3 syncs were wanted."""
+    generator = torch.Generator().manual_seed(0)
+    with PretendDevice() as device:
+        state, _ = fit(new(name, weights, str(CUDA), block=32), good)
+        rows = torch.randint(len(state["bank"]), (5000,), generator=generator)
+        bank = state["bank"][rows]
+        state["bank"] = bank + 0.01 * torch.randn(bank.shape, generator=generator)
+        loaded = new(name, weights, str(CUDA), block=32)
+        loaded.load_state(state)
+        images = good.repeat(16, 1, 1, 1).to(CUDA)
+        loaded.score(images[:1])  # tables that are made once
+        device.reset()
+        loaded.score(images)
+    assert device.launches.total() <= most, device.launches.most_common(8)
+    assert device.syncs.total() <= 3, device.syncs.most_common(8)

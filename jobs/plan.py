@@ -3,8 +3,9 @@
 python -m jobs.plan --inventory mvtec.parquet --method patchcore --patchcore.coreset_ratio 0.1
 python -m jobs.plan --archive s3://bucket/parts --pattern "{product}/{name}" --resources.workers 8
 
-It takes the settings of jobs.fit. If the nodes have too little memory for the fit, it names the
-settings to change and exits with 1.
+It takes the settings of jobs.fit. With GPUs (--resources.gpus) it measures where a worker would
+run. If nodes or GPUs have too little memory for the fit, it names the settings to change and exits
+with 1.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ops.storage.paths import Out
 from pipelines.cluster.connection import connected
 from pipelines.fitting import plan
 from pipelines.fitting.plan import Plan
+from pipelines.fitting.rehearsal import Rehearsal, rehearse_on_worker
 from pipelines.fitting.request import split
 
 
@@ -40,11 +42,16 @@ def main(argv: Sequence[str]) -> int:
         out = Out(settings.out)
         inventory = sources.inventory_of(settings.inventory, settings, out, progress)
         chosen = split(inventory, request)
-        backbone = Backbone(request.backbone, grown.backbone if grown else None)
+        backbone = Backbone(request.backbone.emulated, grown.backbone if grown else None)
         planned = plan.of_fit(chosen, request, backbone, settings.resources)
         _print_summary(planned)
         plan.check(planned)
-        minutes = plan.minutes(planned, chosen, request, backbone, settings.resources)
+        measured = rehearse_on_worker(
+            chosen.fit, request, planned.sizes, backbone, settings.resources
+        )
+        _print_gpu(planned, measured)
+        plan.check_on_gpu(planned, measured, settings.resources.gpus)
+        minutes = plan.minutes(planned, measured)
     echo(
         f"estimated minutes: {minutes.extract:.1f} to extract features, {minutes.fit:.1f} to fit, "
         f"{minutes.calibrate:.1f} to calibrate"
@@ -64,6 +71,15 @@ def _print_summary(planned: Plan) -> None:
         f"{_size(planned.score_bytes)} to score"
     )
     echo(f"size of the model: {_size(planned.model_bytes)}")
+
+
+def _print_gpu(planned: Plan, measured: Rehearsal) -> None:
+    if measured.gpu_bytes:
+        echo(
+            f"memory of a GPU of {_size(measured.gpu_bytes)} that each worker takes: "
+            f"{_size(measured.gpu_used + planned.fit_gpu_bytes)} to fit, "
+            f"{_size(measured.gpu_used + planned.score_gpu_bytes)} to score"
+        )
 
 
 def _size(count: int) -> str:

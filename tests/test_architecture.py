@@ -76,6 +76,7 @@ ABOUT_NO_MODULE = {
     "tests/jobs/test_store.py",
     "tests/jobs/test_submit.py",
     "tests/ops/detectors/test_contract.py",
+    "tests/ops/detectors/test_device.py",
     "tests/ops/archives/test_identity.py",
     "tests/pipelines/cluster/test_silence.py",
     "tests/pipelines/fitting/test_trained.py",

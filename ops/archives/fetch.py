@@ -9,8 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, Protocol
 
-import tenacity
-
 from ops.archives import expansion
 from ops.archives.damage import raise_unless_damage
 from ops.archives.entry import PARQUET, ZIP, file_version
@@ -81,9 +79,7 @@ def fetch(
         with retry_policy(policy):
             # Requests to S3 are repeated by their client; this repeats reads from disks, and reads
             # that returned too few bytes.
-            data = tenacity.Retrying(**policy.tenacity_settings())(
-                _read, uri, member, size, settings, file_version(version)
-            )
+            data = policy.call(_read, uri, member, size, settings, file_version(version))
     except Changed as error:
         raise Failure("changed", f"it is not the file that was listed: {error.message}") from None
     except NotRegular as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from ops.archives.system_files import SYSTEM_FILES, is_system_file
 from ops.archives.tally import Tally
 from ops.errors import UserError
 from ops.plain_text import printable
-from ops.storage import parquet, uris
+from ops.storage import files, parquet, uris
 from ops.storage.parquet import column
 
 SCHEMA = pa.schema(
@@ -170,8 +171,12 @@ class Inventory:
         groups = [i for i, (low, high) in enumerate(bounds) if low < stop and high > start]
         if not groups:
             return SCHEMA.empty_table().select(list(columns or SCHEMA.names))
-        with parquet.opened(self.location) as table:
-            rows = table.read_row_groups(groups, columns=list(columns or SCHEMA.names))
+        names = tuple(columns or SCHEMA.names)
+        if len(groups) == 1:
+            rows = _group(self.location, files.describe(self.location).version, groups[0], names)
+        else:
+            with parquet.opened(self.location) as table:
+                rows = table.read_row_groups(groups, columns=list(names))
         return _with_composed_products(rows.slice(start - self.starts[groups[0]], stop - start))
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
@@ -194,6 +199,16 @@ class Inventory:
                 for column in batch.columns:
                     digest.update("\n".join(map(str, column.to_pylist())).encode())
         return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=2)
+def _group(location: str, version: str, group: int, columns: tuple[str, ...]) -> pa.Table:  # noqa: ARG001 - a rewritten file is read again
+    """A row group of an inventory, of which a process that reads images needs few rows at a time.
+
+    Parquet gives no part of a group, and decoding the whole takes as long as reading some images.
+    """
+    with parquet.opened(location) as table:
+        return table.read_row_group(group, columns=list(columns))
 
 
 def _with_composed_products(rows: pa.Table) -> pa.Table:

@@ -94,8 +94,9 @@ class CFlow(TrainedOnFeatures):
             kept=0,
             fit_bytes=6 * trained
             + 2 * fixed
-            + fit_size.images_per_worker * 2 * 3 * fit_size.size**2
+            + fit_size.pixel_bytes
             + 4 * int(step + 2 * batch * maps + largest),
+            fit_host_bytes=fit_size.pixel_bytes,
             score_bytes=2 * (trained + fixed) + 4 * int(maps + largest),
             model_bytes=trained + fixed,
             remedy="lower --cflow.blocks or --cflow.batch, or name layers with fewer channels",
@@ -104,11 +105,15 @@ class CFlow(TrainedOnFeatures):
     @classmethod
     def timing_probe(cls, settings: CFlowSettings, fit_size: FitSize) -> TimingProbe:
         """A training step of one worker on features; both kinds of mixing take equally long."""
-        network = _network(settings, fit_size.layers, "hard")
+        network, device = _network(settings, fit_size.layers, "hard"), fit_size.device
+        network.to(device)
         batch = min(settings.batch, fit_size.images)
         steps, mine = _steps(fit_size.layers, settings, batch), -(-batch // fit_size.workers)
         part = [
-            Positions(torch.zeros(mine, k, c), torch.zeros(mine, k, dtype=torch.int64))
+            Positions(
+                torch.zeros(mine, k, c, device=device),
+                torch.zeros(mine, k, dtype=torch.int64, device=device),
+            )
             for c, k in ((c, -(-h * w // steps)) for c, h, w in fit_size.layers)
         ]
         optimiser = torch.optim.Adam(p for p in network.parameters() if p.requires_grad)
@@ -188,23 +193,23 @@ class CFlow(TrainedOnFeatures):
         super().finish(group)
 
     @torch.inference_mode()
-    def score_one(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """The maximum of the anomaly map, and the map (H, W)."""
+    def score_block(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The maxima (n,) of the anomaly maps, and the maps (n, H, W)."""
         assert self.network is not None
-        logs = self._likelihoods(self.backbone(image[None]))
+        logs = self._likelihoods(self.backbone(images))
         relative = [log - peak for log, peak in zip(logs, self.network.peaks, strict=True)]
-        anomaly_map = negative_log_density([log.exp() for log in relative], image.shape[1:]).float()
-        return anomaly_map.max(), anomaly_map
+        maps = negative_log_density([log.exp() for log in relative], images.shape[2:]).float()
+        return maps.amax(dim=(1, 2)), maps
 
     def _likelihoods(self, maps: list[Tensor]) -> list[Tensor]:
-        """Feature maps (1, C, h, w) -> log p / C of each position (h, w)."""
+        """Feature maps (n, C, h, w) -> log p / C of each position (n, h, w)."""
         assert self.network is not None
         likelihoods = []
         for number, layer in enumerate(maps):
-            height, width = layer.shape[2:]
-            places = torch.arange(height * width, device=layer.device)[None]
+            count, _, height, width = layer.shape
+            places = torch.arange(height * width, device=layer.device).expand(count, -1)
             logs = self.network.likelihoods(number, Positions(_vectors(layer), places))
-            likelihoods.append(logs.view(height, width))
+            likelihoods.append(logs.view(count, height, width))
         return likelihoods
 
 

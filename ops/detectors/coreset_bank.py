@@ -5,6 +5,7 @@ Every function is collective: all workers of the group must call it together.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import torch
@@ -15,18 +16,27 @@ from ops.distributed import Group
 from ops.features.whitening import Whitening, broadcast_whitening, sample_ids
 from ops.progress import ProgressCallback
 from ops.search.coreset import Coreset, greedy
+from ops.search.lazy_distances import SCRATCH_ON_GPU, bytes_per_point
 from ops.search.patch_store import PatchStore
+
+log = logging.getLogger(__name__)
 
 #: Patches whose vectors are gathered at a time for the covariance.
 _CHUNK = 4096
 
 
 def choose_bank(
-    store: PatchStore, size: int, group: Group, progress: ProgressCallback, checkpoint: Checkpoint
+    store: PatchStore,
+    size: int,
+    group: Group,
+    progress: ProgressCallback,
+    checkpoint: Checkpoint,
+    device: torch.device,
 ) -> tuple[Tensor, Coreset]:
     """Choose `size` patches by the exact greedy over the projections of all workers.
 
-    Returns the bank (k, d), unprojected, in the order of picks, and the coreset. After each round
+    The greedy runs on `device` if it has the memory; its picks are the same on any. Returns the
+    bank (k, d), unprojected, in the order of picks, on the CPU, and the coreset. After each round
     rank 0 saves the picks to the checkpoint, from which a restarted fit resumes.
     """
     width, projected_width = _widths(store, group)
@@ -38,9 +48,27 @@ def choose_bank(
             checkpoint.write((coreset.ids, coreset.squared, coreset.rounds))
 
     resume_from = _saved_picks(group, checkpoint)
-    coreset = greedy(projected, ids, size, group, on_round=save, resume_from=resume_from)
+    points = projected.to(device) if _fits(projected, device) else projected
+    coreset = greedy(points, ids, size, group, on_round=save, resume_from=resume_from)
     bank = _gather_vectors(store, ids, torch.tensor(coreset.ids), width, group)
     return bank, coreset
+
+
+def _fits(points: Tensor, device: torch.device) -> bool:
+    """Whether a GPU has the memory for the greedy over points (n, p)."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return True
+    needed = len(points) * bytes_per_point(points.shape[1]) + SCRATCH_ON_GPU
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = torch.cuda.mem_get_info(device)[0] + cached
+    if needed > free:
+        log.warning(
+            "the coreset of %d patches is chosen on the CPU: the GPU has %.1f of %.1f GiB free",
+            len(points),
+            free / 2**30,
+            needed / 2**30,
+        )
+    return needed <= free
 
 
 def whiten(
@@ -49,8 +77,11 @@ def whiten(
     shrinkage: float,
     project: Callable[[Tensor], Tensor],
     group: Group,
+    device: torch.device,
 ) -> Whitening:
-    """Whiten, then project, all vectors of the store in place; returns the whitening.
+    """Whiten, then project, all vectors of the store in place; returns the whitening, on the CPU.
+
+    Products are computed on `device`; the store's vectors stay on the CPU.
 
     A grown model passes the whitening that it was `fitted` with, on one of the workers. Otherwise
     the whitening is estimated from a sample of the patches of all workers.
@@ -61,21 +92,22 @@ def whiten(
     if whitening is None:
         ids, _ = store.points(0)
         chunks = (
-            _gather_vectors(store, ids, chunk, width, group)
+            _gather_vectors(store, ids, chunk, width, group).to(device)
             for chunk in torch.split(sample_ids(ids, group), _CHUNK)
         )
         # Computed on rank 0 only: another processor could round differently.
-        own = Whitening.of(chunks, shrinkage) if group.rank == 0 else None
+        own = Whitening.of(chunks, shrinkage).to("cpu") if group.rank == 0 else None
         for _ in chunks:
             pass  # the other ranks take part in gathering the vectors
         whitening = broadcast_whitening(own, width, group)
     assert whitening
-    whitens = whitening
+    on_device = whitening.to(device)
 
     def transform(vectors: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        vectors = vectors.to(device)
         # Vectors with negative ids are the bank of a grown model, which is whitened already.
-        vectors = whitens(vectors) if ids[0] >= 0 else vectors
-        return vectors, project(vectors)
+        vectors = on_device(vectors) if ids[0] >= 0 else vectors
+        return vectors.cpu(), project(vectors).cpu()
 
     store.transform(transform)
     return whitening

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ops.detectors.fit_cost import FitSize, ResourceEstimate, TimingProbe
 from ops.detectors.trained import TrainingSettings
-from ops.detectors.trained_on_features import TrainedOnFeatures
+from ops.detectors.trained_on_features import TrainedOnFeatures, kept_bytes
 from ops.features.backbone import LayerShape
 from ops.flows.cross_scale_flow import ScaleFlow
 
@@ -66,8 +66,10 @@ class CsFlow(TrainedOnFeatures):
             vectors=fit_size.images * sum(h * w for _, h, w in shapes),
             kept=0,
             fit_bytes=6 * weights
-            + fit_size.images_per_worker * 2 * 3 * fit_size.size**2
+            + fit_size.pixel_bytes
+            + kept_bytes(fit_size, elements)
             + min(settings.batch, fit_size.images_per_worker) * step,
+            fit_host_bytes=fit_size.pixel_bytes,
             score_bytes=2 * weights + step,
             model_bytes=weights,
             remedy="lower --csflow.batch, --csflow.hidden or --csflow.blocks",
@@ -77,8 +79,8 @@ class CsFlow(TrainedOnFeatures):
     def timing_probe(cls, settings: CsFlowSettings, fit_size: FitSize) -> TimingProbe:
         """A training step on the features of one image."""
         shapes = _shapes(settings, fit_size)
-        network = ScaleFlow(shapes, settings.blocks, settings.hidden, 0)
-        maps = [torch.zeros(1, *shape) for shape in shapes]
+        network = ScaleFlow(shapes, settings.blocks, settings.hidden, 0).to(fit_size.device)
+        maps = [torch.zeros(1, *shape, device=fit_size.device) for shape in shapes]
         steps = settings.epochs * fit_size.images / fit_size.workers
         return TimingProbe(lambda: network(maps).sum().backward(), steps)
 
@@ -113,12 +115,13 @@ class CsFlow(TrainedOnFeatures):
         return scales
 
     @torch.inference_mode()
-    def score_one(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Section 3.4; the map (h, w) is as large as the finest scale."""
+    def score_block(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Section 3.4; the maps (n, h, w) are as large as the finest scale."""
         assert self.network is not None
-        latents, _ = self.network.latents(self.features(image[None]))
-        squares = [latent[0].square() / 2 for latent in latents]
-        return torch.cat([s.flatten() for s in squares]).mean(), squares[0].mean(dim=0)
+        latents, _ = self.network.latents(self.features(images))
+        squares = [latent.square() / 2 for latent in latents]
+        scores = torch.cat([s.flatten(1) for s in squares], dim=1).mean(dim=1)
+        return scores, squares[0].mean(dim=1)
 
 
 def _shapes(settings: CsFlowSettings, fit_size: FitSize) -> list[LayerShape]:

@@ -34,7 +34,10 @@ class Checkpoint:
 
 
 class Scores(NamedTuple):
-    """Scores of a batch: image (B,), and map (B, h, w) at the detector's resolution, float32."""
+    """Scores of a batch: image (B,), and map (B, h, w) at the detector's resolution, float32.
+
+    Each is on the CPU or on the backbone's device.
+    """
 
     image: Tensor
     map: Tensor

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ops.augment.rotation import rotate_images
+from ops.augment.rotation import rotate_images, rotations
 from ops.detectors.fit_cost import FitSize, ResourceEstimate, TimingProbe
 from ops.detectors.trained import Trained, TrainingSettings
 from ops.detectors.uint16_images import from_uint16, to_uint16
@@ -18,7 +18,7 @@ from ops.distributed import Group
 from ops.errors import SettingError
 from ops.flows.vector_flow import NegativeLogLikelihood, VectorFlow
 
-#: Views in one pass of scoring, which keeps activations for gradients.
+#: Views in one pass of scoring, or the backbone's block; it keeps activations for gradients.
 _VIEWS_PER_PASS = 8
 #: Maps are smooth, so they are averaged over squares of this many pixels a side.
 _STRIDE = 4
@@ -99,6 +99,7 @@ class DifferNet(Trained):
             vectors=fit_size.images * (settings.views if cached else settings.transforms),
             kept=0,
             fit_bytes=6 * weights + fit_size.images_per_worker * sample,
+            fit_host_bytes=fit_size.images_per_worker * sample,
             score_bytes=2 * weights,
             model_bytes=weights,
             remedy="lower --differnet.hidden, --differnet.blocks or --differnet.views",
@@ -108,8 +109,10 @@ class DifferNet(Trained):
     def timing_probe(cls, settings: DifferNetSettings, fit_size: FitSize) -> TimingProbe:
         """A training step on features."""
         width = fit_size.channels * settings.scales
-        vectors = torch.zeros(settings.batch * settings.transforms, width)
+        count, device = settings.batch * settings.transforms, fit_size.device
+        vectors = torch.zeros(count, width, device=device)
         network = NegativeLogLikelihood(VectorFlow(width, settings.blocks, settings.hidden, 0))
+        network.to(device)
         steps = settings.epochs * math.ceil(fit_size.images / settings.batch)
         return TimingProbe(lambda: network(vectors).mean().backward(), steps / fit_size.workers)
 
@@ -197,28 +200,31 @@ class DifferNet(Trained):
             views = views * (1 + s.brightness * brightness[:, None, None, None])
         return self._features(views.clamp(0, 1), s.scales)
 
-    def score_one(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def score_block(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Score (section 3.3) and map of one image."""
         assert self.network is not None
+        image = images[0].detach()
         count, with_map = self.settings.score_transforms, self.settings.maps == "gradient"
-        angles = torch.arange(count, device=image.device) * (2 * math.pi / count)
+        angles = torch.arange(count) * (2 * math.pi / count)
         squares = torch.zeros((), device=image.device)
         saliency = torch.zeros(image.shape[1:], device=image.device)
-        for batch in torch.split(angles, _VIEWS_PER_PASS):
+        height, width = image.shape[1:]
+        for batch in torch.split(angles, max(_VIEWS_PER_PASS, self.backbone.block)):
+            table = rotations(height, width, tuple(batch.tolist()), image.device)
             with torch.set_grad_enabled(with_map):
-                upright = image.expand(len(batch), -1, -1, -1).clone().requires_grad_(with_map)
-                vectors = self._features(rotate_images(upright, batch), self.settings.scales)
-                latent, log_det = self.network.flow(vectors)
+                views = table.views(image).detach().requires_grad_(with_map)
+                latent, log_det = self.network.flow(self._features(views, self.settings.scales))
                 loss = (latent.square().sum(dim=1) / 2 - log_det) / latent.shape[1]
             squares = squares + latent.detach().square().mean(dim=1).sum()
             if with_map:
-                # By the pixels before rotation, so that no gradient need be rotated back.
-                (gradient,) = torch.autograd.grad(loss.sum(), upright)
-                saliency += self._blur(gradient).abs().mean(dim=1).sum(dim=0)
+                # By the pixels before rotation, so that no map need be rotated back.
+                (gradient,) = torch.autograd.grad(loss.sum(), views)
+                blurred = self._blur(table.gradients(gradient))
+                saliency += blurred.abs().mean(dim=1).sum(dim=0)
         score = squares / count
         if not with_map:
-            return score, score.expand(1, 1)
-        return score, F.avg_pool2d(saliency[None] / count, _STRIDE)[0]
+            return score[None], score.expand(1, 1, 1)
+        return score[None], F.avg_pool2d(saliency[None] / count, _STRIDE)
 
     def _blur(self, gradient: Tensor) -> Tensor:
         sigma = self.settings.blur

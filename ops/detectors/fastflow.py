@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from ops.detectors.fit_cost import FitSize, ResourceEstimate, TimingProbe
 from ops.detectors.flow_detector import FlowCost, FlowDetector, FlowSettings, timing_probe
+from ops.detectors.trained_on_features import kept_bytes
 from ops.flows.subnets import Subnet, convolutions
 
 #: Activations that a coupling block keeps per input number, besides those of its subnet.
@@ -52,7 +54,9 @@ class FastFlow(FlowDetector):
         return ResourceEstimate(
             vectors=fit_size.images * sum(h * w for _, h, w in fit_size.layers),
             kept=0,
-            fit_bytes=cost.fit_bytes(fit_size, min(settings.batch, fit_size.images_per_worker)),
+            fit_bytes=cost.fit_bytes(fit_size, min(settings.batch, fit_size.images_per_worker))
+            + kept_bytes(fit_size, sum(math.prod(shape) for shape in fit_size.layers)),
+            fit_host_bytes=fit_size.pixel_bytes,
             score_bytes=cost.score_bytes,
             model_bytes=cost.model_bytes,
             remedy="lower --fastflow.batch, --fastflow.hidden or --fastflow.blocks",
@@ -69,7 +73,7 @@ class FastFlow(FlowDetector):
 
     def density(self, latent: Tensor) -> Tensor:
         """exp(-mean over channels of z^2 / 2)."""
-        return (-latent.square().mean(dim=0) / 2).exp()
+        return (-latent.square().mean(dim=1) / 2).exp()
 
 
 def _subnets(settings: FastFlowSettings) -> list[Subnet]:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
+
 from ops.features.backbone import Backbone, LayerShape
 
 
@@ -21,6 +23,16 @@ class FitSize:
     workers: int
     backbone: Backbone | None = None
     """The network itself, for a detector that trains a copy of it."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the fit computes: where the network is."""
+        return self.backbone.device if self.backbone else torch.device("cpu")
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of a worker's images, in 16 bits, which a trained detector keeps in the node."""
+        return self.images_per_worker * 2 * 3 * self.size**2
 
     @property
     def channels(self) -> int:
@@ -54,6 +66,15 @@ class ResourceEstimate:
     """What the detector adds to the size of the model folder."""
     remedy: str
     """The settings that lower the memory, as a clause for an error message."""
+    fit_host_bytes: int = 0
+    """The part of `fit_bytes` that a fit on a GPU leaves in the memory of its node."""
+    gpu_scratch: int = 0
+    """Memory of a GPU that each search takes while it runs, for all detectors that are loaded."""
+
+    @property
+    def fit_gpu_bytes(self) -> int:
+        """Memory that a fit on a GPU takes of it, without the backbone's."""
+        return self.fit_bytes - self.fit_host_bytes
 
 
 class TimingProbe(NamedTuple):

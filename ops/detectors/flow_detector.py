@@ -50,7 +50,7 @@ class FlowDetector(TrainedOnFeatures):
 
     @abstractmethod
     def density(self, latent: Tensor) -> Tensor:
-        """Latent map (C, h, w) -> density of each position (h, w), relative to its maximum of 1."""
+        """Latent maps (n, C, h, w) -> density of each position (n, h, w), at most 1."""
 
     def network_for(self, shapes: list[LayerShape]) -> MapFlows:
         """One flow for each feature map."""
@@ -58,14 +58,13 @@ class FlowDetector(TrainedOnFeatures):
         return MapFlows(shapes, self.subnets(), s.clamp, s.norm, s.seed)
 
     @torch.inference_mode()
-    def score_one(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """The maximum of the anomaly map, and the map (H, W)."""
+    def score_block(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The maxima (n,) of the anomaly maps, and the maps (n, H, W)."""
         assert self.network is not None
-        latents = self.network.latents(self.backbone(image[None]))
-        anomaly_map = negative_log_density(
-            [self.density(z[0].double()) for z, _ in latents], image.shape[1:]
-        ).float()
-        return anomaly_map.max(), anomaly_map
+        latents = self.network.latents(self.backbone(images))
+        densities = [self.density(z.double()) for z, _ in latents]
+        maps = negative_log_density(densities, images.shape[2:]).float()
+        return maps.amax(dim=(1, 2)), maps
 
 
 @dataclass(frozen=True)
@@ -94,8 +93,8 @@ class FlowCost:
 
     def fit_bytes(self, fit_size: FitSize, step_images: int) -> int:
         """Memory of a worker: weights, gradients, Adam's moments, a checkpoint, images, a step."""
-        pixels = fit_size.images_per_worker * 2 * 3 * fit_size.size**2
-        return 6 * self.trained + 2 * self.fixed + pixels + step_images * self.image
+        own = 6 * self.trained + 2 * self.fixed + step_images * self.image
+        return own + fit_size.pixel_bytes
 
     @property
     def score_bytes(self) -> int:
@@ -113,6 +112,7 @@ def timing_probe(
 ) -> TimingProbe:
     """A training step on the features of one image; an epoch has `views` views of each image."""
     network = MapFlows(fit_size.layers, subnets, settings.clamp, settings.norm, 0)
-    maps = [torch.zeros(1, *shape) for shape in fit_size.layers]
+    network.to(fit_size.device)
+    maps = [torch.zeros(1, *shape, device=fit_size.device) for shape in fit_size.layers]
     steps = settings.epochs * views * fit_size.images / fit_size.workers
     return TimingProbe(lambda: network(maps).sum().backward(), steps)

@@ -61,10 +61,11 @@ class PaDiM(Detector):
         """A detector that is not fitted."""
         super().__init__(settings, backbone)
         self.channels = torch.empty(0, dtype=torch.int64)
+        self._chosen: list[Tensor] = []
         self.mean = torch.empty(0, 0, 0)
         self.factor = torch.empty(0, 0)
         self.ceiling = 0.0
-        self._gaussians = GaussianFit()
+        self._gaussians = GaussianFit(backbone.device)
         self._images = self._dropped = 0
 
     @classmethod
@@ -82,6 +83,7 @@ class PaDiM(Detector):
             vectors=fit_size.images * positions,
             kept=positions,
             fit_bytes=own * numbers * 8 + round_of_images + sample + factoring + 2 * model,
+            fit_host_bytes=model,
             score_bytes=model + 4 * _BLOCK * positions * width * 4,
             model_bytes=model,
             remedy="lower --padim.dim or --input.size",
@@ -91,9 +93,10 @@ class PaDiM(Detector):
     def timing_probe(cls, settings: PaDiMSettings, fit_size: FitSize) -> TimingProbe:
         """Add images at a few of the positions, then factor their covariances."""
         positions, few = _grid_size(fit_size.layers), 8
-        moments = Moments(few, _width(settings, fit_size.channels))
+        moments = Moments(few, _width(settings, fit_size.channels), fit_size.device)
         generator = torch.Generator().manual_seed(0)
         vectors = torch.randn(_ROUND, *moments.mean.shape, generator=generator)
+        vectors = vectors.to(fit_size.device)
         rounds = -(-fit_size.images // _ROUND)
 
         def work() -> object:
@@ -113,13 +116,22 @@ class PaDiM(Detector):
         if not len(self.channels):
             self.channels = self._choose_channels(sum(layer.shape[1] for layer in layers))
         grid = max(layer.shape[-2:] for layer in layers)
-        parts, first = [], 0
-        for layer in layers:
-            end = first + layer.shape[1]
-            inside = self.channels[(self.channels >= first) & (self.channels < end)] - first
-            parts.append(F.interpolate(layer[:, inside.to(layer.device)], grid, mode="nearest"))
-            first = end
+        if not self._chosen:
+            self._chosen = self._chosen_of([layer.shape[1] for layer in layers])
+        parts = [
+            F.interpolate(layer.index_select(1, chosen), grid, mode="nearest")
+            for layer, chosen in zip(layers, self._chosen, strict=True)
+        ]
         return torch.cat(parts, dim=1).permute(0, 2, 3, 1).contiguous()
+
+    def _chosen_of(self, widths: list[int]) -> list[Tensor]:
+        """The chosen channels of each layer, counted from its first, on the backbone's device."""
+        chosen, first = [], 0
+        for width in widths:
+            inside = (self.channels >= first) & (self.channels < first + width)
+            chosen.append((self.channels[inside] - first).to(self.backbone.device))
+            first += width
+        return chosen
 
     def _choose_channels(self, total: int) -> Tensor:
         """Numbers of the chosen channels, ascending."""
@@ -129,11 +141,12 @@ class PaDiM(Detector):
 
     def add_images(self, images: Tensor, rows: Tensor) -> None:
         """Keep the images' embeddings until the next exchange, except those that are not finite."""
-        vectors = self.embed(images).cpu()
-        keep = finite_rows(vectors.flatten(1))
+        vectors = self.embed(images)
+        finite = finite_rows(vectors.flatten(1))
+        keep = finite.cpu()
         self._images += len(vectors)
         self._dropped += int((~keep).sum())
-        self._gaussians.add(vectors[keep], rows[keep])
+        self._gaussians.add(vectors[finite], rows[keep])
 
     def exchange(self, group: Group) -> None:
         """Send every embedding to the owners of its positions, who add it to their moments."""
@@ -149,7 +162,7 @@ class PaDiM(Detector):
         # A worker without an image has not chosen channels yet.
         self.channels = max(group.all_gather(self.channels), key=len)
         gaussians = self._gaussians.finish(self.settings.ridge, group, progress)
-        self._gaussians = GaussianFit()
+        self._gaussians = GaussianFit(self.backbone.device)
         self.mean = gaussians.mean.to(self.backbone.device)
         self.factor = gaussians.factor.to(self.backbone.device)
         height, width, dim = self.mean.shape
@@ -173,7 +186,7 @@ class PaDiM(Detector):
         distances = torch.cat([self._distances(part) for part in torch.split(vectors, _BLOCK)])
         size, sigma = images.shape[-1], self.settings.sigma
         scores = [anomaly_map.upsample(grid.numpy(), size, sigma).max() for grid in distances.cpu()]
-        return Scores(torch.tensor(scores, device=images.device), distances)
+        return Scores(torch.tensor(scores), distances)
 
     def _distances(self, vectors: Tensor) -> Tensor:
         """|L^-1 (x - mean)| of at most `_BLOCK` images (B, h, w, d): (B, h, w)."""
@@ -202,7 +215,7 @@ class PaDiM(Detector):
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore channels, means, factors and the map ceiling."""
-        self.channels = state["channels"]
+        self.channels, self._chosen = state["channels"].cpu(), []
         self.mean = state["mean"].to(self.backbone.device)
         self.factor = state["factor"].to(self.backbone.device)
         self.ceiling = float(state["ceiling"])

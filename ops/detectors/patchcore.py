@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -23,12 +24,15 @@ from ops.detectors.fit_cost import FitSize, ResourceEstimate, TimingProbe
 from ops.distributed import Alone, Group
 from ops.errors import SettingError, UserError
 from ops.features.backbone import Backbone
+from ops.features.blocks import in_blocks
 from ops.features.patch_features import Embedding, embed
 from ops.features.whitening import Whitening
 from ops.progress import ProgressCallback
+from ops.search import axes_search, device_search
 from ops.search.coreset import greedy
 from ops.search.distance import squared
-from ops.search.neighbours import SCRATCH, Bank
+from ops.search.float32_products import float32_products
+from ops.search.neighbours import Bank
 from ops.search.patch_store import BoundedPatchStore, PatchStore, bytes_per_vector
 
 #: Points, picks and dimensions of the coreset that is timed before a fit.
@@ -85,6 +89,10 @@ class PatchCore(Detector):
 
     Scores are Euclidean distances (the authors' code reports squared ones). With metric whitened,
     features are first whitened by the covariance of a sample of the good patches.
+
+    Features, projections and the whitening are computed on the backbone's device, whose rounding
+    they follow: fits on a CPU and on a GPU may choose other patches. The greedy itself makes the
+    same choice of the same projections on any device.
     """
 
     name = "patchcore"
@@ -100,7 +108,9 @@ class PatchCore(Detector):
         self._search: Bank | None = None
         self._matrix: Tensor | None = None
         self._store = (
-            BoundedPatchStore(settings.fit_memory) if settings.fit_memory else PatchStore()
+            BoundedPatchStore(settings.fit_memory, backbone.device)
+            if settings.fit_memory
+            else PatchStore()
         )
         self._images = self._patches = self._dropped = 0
         self._grown_radius = 0.0
@@ -125,8 +135,11 @@ class PatchCore(Detector):
             + 2 * bank
             # The covariance, its eigenvectors and the workspace of the solver, in float64.
             + square * 8 * 6,
-            score_bytes=2 * bank + 2 * SCRATCH + 4 * square,
+            score_bytes=3 * bank + axes_search.SCRATCH + 4 * square,
             model_bytes=bank + 4 * square,
+            # Patches stay in the node; where a GPU has too little memory, so does the greedy.
+            fit_host_bytes=min(share, settings.fit_memory) if settings.fit_memory else share,
+            gpu_scratch=device_search.SCRATCH,
             remedy=f"{bounded}lower --patchcore.max_bank_size or --input.size",
         )
 
@@ -137,6 +150,7 @@ class PatchCore(Detector):
         # Like features, points vary along few directions; else all distances would be similar.
         fall = torch.arange(1, width + 1) ** -0.5
         points = torch.randn(n, width, generator=torch.Generator().manual_seed(0)) * fall
+        points = points.to(fit_size.device)
         estimate = cls.estimate(settings, fit_size)
         times = estimate.vectors * estimate.kept / (n * k) / fit_size.workers
         return TimingProbe(lambda: greedy(points, torch.arange(n), k, Alone()), times)
@@ -148,15 +162,19 @@ class PatchCore(Detector):
 
     def add_images(self, images: Tensor, rows: Tensor) -> None:
         """Keep the images' patches; the id of a patch is row * patches per image + its position."""
-        for vectors, row in zip(self.embed(images).cpu(), rows.tolist(), strict=True):
-            flat = vectors.flatten(0, 1)
+        vectors = self.embed(images).flatten(1, 2)
+        # One matrix product per image, so that rounding does not depend on the batch. All are
+        # computed on the device before the first is waited for.
+        computed = [(self._projection(flat), finite_rows(flat)) for flat in vectors]
+        for flat, (projected, finite), row in zip(
+            vectors.cpu(), computed, rows.tolist(), strict=True
+        ):
             ids = row * len(flat) + torch.arange(len(flat))
-            keep = finite_rows(flat)
+            keep = finite.cpu()
             self._images += 1
             self._dropped += int((~keep).sum())
             self._patches += int(keep.sum())
-            # One matrix product per image, so that rounding does not depend on the batch.
-            self._store.add(flat[keep], self._projection(flat)[keep], ids[keep])
+            self._store.add(flat[keep], projected.cpu()[keep], ids[keep])
 
     @property
     def _whitens(self) -> bool:
@@ -173,6 +191,7 @@ class PatchCore(Detector):
         if self._matrix is None:
             generator = torch.Generator().manual_seed(self.settings.seed)
             self._matrix = torch.randn(width, dim, generator=generator) / dim**0.5
+        self._matrix = self._matrix.to(vectors.device)
         return vectors @ self._matrix
 
     def grow(self, state: Mapping[str, Tensor], counts: FitCounts) -> None:
@@ -205,10 +224,17 @@ class PatchCore(Detector):
         self._store.close()
         if self._whitens:
             self._whitening = whiten(
-                self._store, self._whitening, self.settings.shrinkage, self._project, group
-            )
+                self._store,
+                self._whitening,
+                self.settings.shrinkage,
+                self._project,
+                group,
+                self.backbone.device,
+            ).to(self.backbone.device)
         size = max(1, min(int(self.settings.coreset_ratio * patches), self.settings.max_bank_size))
-        self.bank, coreset = choose_bank(self._store, size, group, progress, checkpoint)
+        device = self.backbone.device
+        bank, coreset = choose_bank(self._store, size, group, progress, checkpoint, device)
+        self._move(bank, self._whitening)
         local = torch.tensor([max(self._store.covering_radius, self._grown_radius)])
         local_r = float(group.all_reduce(local.double(), "max"))
         self.radius = local_r + coreset.radius
@@ -232,37 +258,57 @@ class PatchCore(Detector):
         """Equations 6 and 7: the largest patch distance, re-weighted; maps are patch distances."""
         if not len(self.bank):
             raise ValueError("this detector is not fitted")
+        patches = self.embed(images)
+        count, height, width, dim = patches.shape
+        vectors = self._whitened(patches.flatten(1, 2)).view(-1, dim)
+        nearest = self._index().nearest(vectors)
+        distance = nearest.value.sqrt().view(count, -1)
+        worst = distance.argmax(dim=1)
+        worst += torch.arange(count, device=worst.device) * distance.shape[1]
+        score = distance.flatten().index_select(0, worst)
+        if self.settings.reweight:
+            row = nearest.row.index_select(0, worst)
+            score = self._weighed(score, vectors.index_select(0, worst), row)
+        return Scores(score, distance.view(count, height, width))
+
+    def _whitened(self, patches: Tensor) -> Tensor:
+        """Patches (B, n, d), whitened if that is set, in the passes of the backbone."""
+        whitening = self._whitening
+        if not whitening:
+            return patches
+        with float32_products():
+            (whitened,) = in_blocks(
+                lambda part: [whitening(part[0])], [patches], self.backbone.block
+            )
+        return whitened
+
+    def _index(self) -> Bank:
         if self._search is None or self._search.vectors is not self.bank:
             self._search = Bank(self.bank)
-        search = self._search
-        image_scores, maps = [], []
-        for vectors in self.embed(images):
-            flat = vectors.flatten(0, 1)
-            if self._whitening:
-                flat = self._whitening(flat)
-            nearest = search.nearest(flat)
-            distance = nearest.value.sqrt()
-            worst = int(distance.argmax())
-            image_scores.append(self._image_score(search, flat[worst], int(nearest.row[worst])))
-            maps.append(distance.view(vectors.shape[:2]))
-        return Scores(torch.stack(image_scores), torch.stack(maps))
+        return self._search
 
-    def _image_score(self, search: Bank, patch: Tensor, index: int) -> Tensor:
-        score = squared(patch, self.bank[index]).sqrt()
-        if not self.settings.reweight or index < 0:
-            return score
-        neighbours = search.nearest_to_row(index, self.settings.neighbours)
-        distances = squared(self.bank[neighbours], patch).sqrt()
-        # The softmax weight of the nearest vector, shifted so that exp cannot overflow.
-        shift = torch.maximum(distances.max(), score)
-        weight = (score - shift).exp() / (distances - shift).exp().sum()
-        return (1 - weight) * score
+    def _weighed(self, score: Tensor, patch: Tensor, row: Tensor) -> Tensor:
+        """Scores (B,) of patches (B, d), weighed by the neighbours of their nearest rows (B,).
+
+        Scores that are not finite, whose row is -1, are left as they are.
+        """
+        neighbours = self._index().neighbours(row.clamp_min(0), self.settings.neighbours)
+        neighbours = neighbours.clamp_min(0)  # -1 where no distance is finite
+        near = self.bank.index_select(0, neighbours.flatten()).view(*neighbours.shape, -1)
+        distances = squared(near, patch.unsqueeze(1)).sqrt()
+        if score.device.type == "cpu":  # one by one: kernels could round by the batch's shape
+            pairs = zip(score, distances, strict=True)
+            weight = torch.stack([_softmax_weight(s, d) for s, d in pairs])
+        else:
+            weight = _softmax_weight(score, distances)
+        return ((1 - weight) * score).where(row >= 0, score)
 
     def map_ceiling(self) -> float:
         """The largest distance of any of the first 512 picks to its nearest other vector."""
         if len(self.bank) < 2:
             return float(self.bank.norm())
-        distances = torch.cdist(self.bank[:512], self.bank)
+        with float32_products():
+            distances = torch.cdist(self.bank[:512], self.bank)
         distances.fill_diagonal_(torch.inf)
         return float(distances.amin(dim=1).max())
 
@@ -278,10 +324,28 @@ class PatchCore(Detector):
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore the bank, its radius and the whitening."""
-        device = self.backbone.device
-        self.bank = state["bank"].to(device)
         self.radius = float(state["radius"])
+        whitening = None
         if self._whitens:
             # Cloned, because rounding in products may depend on the alignment of a tensor.
-            mean, matrix = state["mean"].clone(), state["whitening"].clone()
-            self._whitening = Whitening(mean.to(device), matrix.to(device))
+            whitening = Whitening(state["mean"].clone(), state["whitening"].clone())
+        self._move(state["bank"], whitening)
+
+    def _move(self, bank: Tensor, whitening: Whitening | None) -> None:
+        """Keep what scoring needs on the device of the backbone."""
+        device = self.backbone.device
+        self.bank = bank.to(device)
+        if whitening:
+            self._whitening = Whitening(*(tensor.to(device) for tensor in whitening))
+
+
+def _softmax_weight(score: Tensor, distances: Tensor) -> Tensor:
+    """exp(score) over the sum of exp(distances), of one image (k,) or of a batch (B, k).
+
+    Shifted so that exp cannot overflow.
+    """
+    shift = torch.maximum(distances.amax(dim=-1), score)
+    terms = (distances - shift.unsqueeze(-1)).exp()
+    # The sum of a batch is taken in a fixed order, so that it does not depend on the batch.
+    total = terms.sum() if terms.dim() == 1 else functools.reduce(torch.add, terms.unbind(dim=-1))
+    return (score - shift).exp() / total

@@ -1,7 +1,8 @@
 """The Gaussians of PaDiM, one for each position, fitted by all workers together.
 
 Each worker owns a range of positions and accumulates their moments over the images of all workers.
-So no worker holds all moments, and the memory does not grow with the number of images.
+So no worker holds all moments, and the memory does not grow with the number of images. Moments and
+their factors are computed where the embeddings are: in float64 on a GPU, too.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ STEP = 32
 
 
 class Gaussians(NamedTuple):
-    """Means (h, w, d) and packed inverse Cholesky factors (h * w, packed) of all positions."""
+    """Means (h, w, d) and packed inverse Cholesky factors (h * w, packed) of all positions.
+
+    They lie on the CPU.
+    """
 
     mean: Tensor
     factor: Tensor
@@ -34,16 +38,21 @@ class Gaussians(NamedTuple):
 class GaussianFit:
     """Accumulates embeddings of good images. `exchange` and `finish` are collective."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device = torch.device("cpu")) -> None:
+        """`device` is that of the embeddings."""
+        self._device = device
         self._waiting: list[Tensor] = []
         self._waiting_rows: list[Tensor] = []
         self._shape = (0, 0, 0)
         self._moments: Moments | None = None
-        self._sample = torch.empty(0)
+        self._sample = torch.empty(0, device=device)
         self._sample_rows = torch.empty(0, dtype=torch.int64)
 
     def add(self, vectors: Tensor, rows: Tensor) -> None:
-        """Keep embeddings (B, h, w, d) and the images' numbers (B,) until the next exchange."""
+        """Keep embeddings (B, h, w, d) and the images' numbers (B,) until the next exchange.
+
+        Numbers are on the CPU.
+        """
         self._waiting.append(vectors)
         self._waiting_rows.append(rows)
 
@@ -53,7 +62,8 @@ class GaussianFit:
             return
         assert self._moments
         height, width, _ = self._shape
-        vectors = torch.cat([*self._waiting, torch.empty(0, *self._shape)]).flatten(1, 2)
+        none = torch.empty(0, *self._shape, device=self._device)
+        vectors = torch.cat([*self._waiting, none]).flatten(1, 2)
         own_rows = torch.cat([*self._waiting_rows, torch.empty(0, dtype=torch.int64)])
         rows = torch.cat(group.all_gather(own_rows))
         self._waiting, self._waiting_rows = [], []
@@ -70,7 +80,7 @@ class GaussianFit:
             return False
         self._shape = height, width, dim
         first, end = _ranges(height * width, group.size)[group.rank]
-        self._moments = Moments(end - first, dim)
+        self._moments = Moments(end - first, dim, self._device)
         return True
 
     def _update_sample(self, vectors: Tensor, rows: Tensor) -> None:
@@ -78,8 +88,9 @@ class GaussianFit:
         old = len(self._sample_rows)
         rows = torch.cat([self._sample_rows, rows])
         chosen = (rows * 2654435761 % 2**32).argsort()[:SAMPLE].sort().values
-        new = vectors[chosen[chosen >= old] - old]
-        self._sample = torch.cat([self._sample[chosen[chosen < old]], new]) if old else new
+        new = vectors[(chosen[chosen >= old] - old).to(self._device)]
+        kept = chosen[chosen < old].to(self._device)
+        self._sample = torch.cat([self._sample[kept], new]) if old else new
         self._sample_rows = rows[chosen]
 
     def finish(self, ridge: float, group: Group, progress: ProgressCallback) -> Gaussians:
@@ -99,7 +110,8 @@ class GaussianFit:
             whitening, definite = self._moments.whitening(places, ridge)
             broken |= not definite
             farthest = max(farthest, self._leave_one_out_distance(places, whitening))
-            for (first, _), part in zip(ranges, group.all_gather(whitening.float()), strict=True):
+            parts = group.all_gather(whitening.float().cpu())
+            for (first, _), part in zip(ranges, parts, strict=True):
                 factor[first + step : first + step + len(part)] = part
             progress("factor", min(step + STEP, longest), longest)
         if int(group.all_reduce(broken, "max")):
@@ -107,7 +119,7 @@ class GaussianFit:
                 f"a covariance is not positive definite with --padim.ridge {ridge:g}; raise it, or "
                 "fit on more images than --padim.dim"
             )
-        mean = torch.cat(group.all_gather(self._moments.mean.float()))
+        mean = torch.cat(group.all_gather(self._moments.mean.float().cpu()))
         distance = group.all_reduce(torch.tensor([farthest], dtype=torch.float64), "max")
         return Gaussians(mean.view(height, width, dim), factor, float(distance))
 

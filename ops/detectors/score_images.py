@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -14,7 +14,8 @@ from torch import Tensor
 from ops.detectors.detector import Detector
 from ops.detectors.model_folder import ModelCard
 from ops.images.exposure import normalise_exposure
-from ops.images.resize import InputSettings, unpack
+from ops.images.packed_pixels import Bytes, views
+from ops.images.resize import InputSettings
 
 #: Columns that `ScoreImages` adds.
 SCORE_COLUMNS = pa.schema(
@@ -69,43 +70,42 @@ class ScoreImages:
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """The rows in the same order, with `SCORE_COLUMNS`."""
-        results: list[dict[str, Any]] = [{} for _ in range(len(rows))]
         status, reason = rows["status"].to_pylist(), rows["reason"].to_pylist()
         products = rows["product"].to_pylist()
+        found: dict[str, list[Any]] = {name: [None] * len(rows) for name in SCORE_COLUMNS.names}
         for product in dict.fromkeys(p for p, s in zip(products, status, strict=True) if s == "ok"):
             chosen = [i for i, p in enumerate(products) if p == product and status[i] == "ok"]
-            images = to_images(rows.take(chosen), self._card.input, self._device)
-            for i, result in zip(chosen, self._score(product, images), strict=True):
-                results[i] = result
-                if result.get("score") is None:
-                    status[i], reason[i] = "undefined", "the detector's score is not finite"
-        scores = pa.Table.from_pylist(results, SCORE_COLUMNS)
-        for name in SCORE_COLUMNS.names:
-            rows = rows.append_column(name, scores[name])
+            images = to_images(rows, self._card.input, self._device, chosen)
+            for i in self._score(product, images, chosen, found):
+                status[i], reason[i] = "undefined", "the detector's score is not finite"
+        for column in SCORE_COLUMNS:
+            rows = rows.append_column(column, pa.array(found[column.name], column.type))
         rows = rows.set_column(rows.schema.get_field_index("status"), "status", pa.array(status))
         texts = pa.array(reason, pa.string())
         rows = rows.set_column(rows.schema.get_field_index("reason"), "reason", texts)
         return rows if self._keep else rows.drop_columns(["pixels"])
 
-    def _score(self, product: str, images: Tensor) -> list[dict[str, Any]]:
+    def _score(
+        self, product: str, images: Tensor, chosen: list[int], found: dict[str, list[Any]]
+    ) -> list[int]:
+        """Fill in the columns of the chosen rows; those whose score is not finite."""
         scores = self._detector(product).score(images)
         calibration = self._card.products[product].calibration
         threshold = calibration.threshold(self._card.false_alarm_rate)
         values = scores.image.double().cpu().numpy()
-        p_values = calibration.p_values(values)
-        maps = scores.map.float().cpu().numpy()
-        return [
-            {
-                "score": float(value),
-                "p_value": None if threshold is None else float(p),
-                "is_anomalous": None if threshold is None else bool(value > threshold),
-                "grid_width": grid.shape[1],
-                "patch_scores": grid.astype("<f4").tobytes(),
-            }
-            if math.isfinite(value) and np.isfinite(grid).all()
-            else {}
-            for value, p, grid in zip(values, p_values, maps, strict=True)
-        ]
+        maps = scores.map.float().cpu().numpy().astype("<f4", copy=False)
+        finite = np.isfinite(values) & np.isfinite(maps.reshape(len(maps), -1)).all(axis=1)
+        p_values = calibration.p_values(values).tolist()
+        for n, i in enumerate(chosen):
+            if not finite[n]:
+                continue
+            found["score"][i] = float(values[n])
+            if threshold is not None:
+                found["p_value"][i] = p_values[n]
+                found["is_anomalous"][i] = bool(values[n] > threshold)
+            found["grid_width"][i] = maps.shape[2]
+            found["patch_scores"][i] = maps[n].tobytes()
+        return [i for n, i in enumerate(chosen) if not finite[n]]
 
     def _detector(self, product: str) -> Detector:
         file = self._card.products[product].file  # products of a joint model share one
@@ -126,16 +126,42 @@ class _Cached(NamedTuple):
     bytes: int
 
 
-def to_images(rows: pa.Table, settings: InputSettings, device: str) -> Tensor:
-    """Images (B, 3, size, size) in [0, 1] on the device, exposed by the settings."""
-    columns = (rows[name].to_pylist() for name in ("pixels", "channels", "bit_depth"))
-    images = [
-        # Integers are smaller to copy to the device, where each image is divided by its full scale.
-        normalise_exposure(
-            torch.from_numpy(unpack(data, channels, depth, settings.size)).to(device),
-            2**depth - 1,
-            settings.exposure,
-        ).expand(3, -1, -1)
-        for data, channels, depth in zip(*columns, strict=True)
-    ]
-    return torch.stack(images)
+def to_images(
+    rows: pa.Table, settings: InputSettings, device: str, chosen: Sequence[int] | None = None
+) -> Tensor:
+    """Images (B, 3, size, size) in [0, 1] on the device, exposed by the settings.
+
+    They are those of the chosen rows, or of all. Integers are copied to the device, which are
+    smaller, and divided by their full scale there.
+    """
+    chosen = range(len(rows)) if chosen is None else chosen
+    pixels = views(rows["pixels"])
+    channels, depths = rows["channels"].to_pylist(), rows["bit_depth"].to_pylist()
+    kinds: dict[tuple[int, int], list[int]] = {}
+    for place, row in enumerate(chosen):
+        kinds.setdefault((channels[row], depths[row]), []).append(place)
+    parts = []
+    for (width, depth), places in kinds.items():
+        shape = (settings.size, settings.size, width)
+        stored = _copied([pixels[chosen[place]] for place in places], depth, shape, device)
+        upright = stored.permute(0, 3, 1, 2)
+        exposed = normalise_exposure(upright, 2**depth - 1, settings.exposure)
+        parts.append(exposed.expand(-1, 3, -1, -1))
+    if len(parts) == 1:
+        return parts[0]
+    order = torch.tensor([place for places in kinds.values() for place in places])
+    return torch.cat(parts).index_select(0, order.argsort().to(device))
+
+
+def _copied(pixels: list[Bytes], depth: int, shape: tuple[int, int, int], device: str) -> Tensor:
+    """Packed pixels of some images as integers (n, *shape) on the device.
+
+    A GPU copies from pinned memory while the CPU goes on; torch reuses that memory once the copy
+    is done.
+    """
+    stored, values = (torch.uint8, "<u1") if depth <= 8 else (torch.uint16, "<u2")
+    pinned = device.startswith("cuda")
+    out = torch.empty(len(pixels), *shape, dtype=stored, pin_memory=pinned)
+    for image, data in zip(out.numpy(), pixels, strict=True):
+        image[...] = data.view(values).reshape(shape)
+    return out.to(device, non_blocking=pinned)

@@ -90,6 +90,7 @@ class Spade(Detector):
             kept=fit_size.images * vectors,
             # Twice, as one worker copies the gallery to return it.
             fit_bytes=fit_size.images_per_worker * each + rounds + 2 * gallery,
+            fit_host_bytes=fit_size.images_per_worker * each + rounds + gallery,
             score_bytes=2 * gallery + SCRATCH + block,
             model_bytes=gallery,
             remedy="halve it with --spade.float16 true, or choose fewer images (--select.shots), "
@@ -159,7 +160,8 @@ class Spade(Detector):
                 for place, theirs in zip(places, group.all_gather(part), strict=True):
                     gallery[place] = theirs
             progress("gallery", min(start + _ROUND, most), most)
-        self.descriptors, *self.levels = merged
+        device = self.backbone.device
+        self.descriptors, *self.levels = (tensor.to(device) for tensor in merged)
         return Fitted(FitCounts(images, dropped_images=dropped), {"gallery": len(order)})
 
     def _shapes(self, group: Group) -> list[tuple[int, ...]]:
@@ -245,4 +247,4 @@ def _tensors(state: Mapping[str, Tensor]) -> list[Tensor]:
 
 
 def _finite(image: list[Tensor]) -> bool:
-    return all(bool(torch.isfinite(tensor).all()) for tensor in image)
+    return bool(torch.stack([torch.isfinite(tensor).all() for tensor in image]).all())

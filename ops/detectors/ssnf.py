@@ -129,6 +129,7 @@ class Ssnf(FlowDetector):
             vectors=fit_size.images * sum(h * w for _, h, w in fit_size.layers),
             kept=0,
             fit_bytes=cost.fit_bytes(fit_size, step) + sources * 2 * 3 * fit_size.size**2,
+            fit_host_bytes=fit_size.pixel_bytes + sources * 2 * 3 * fit_size.size**2,
             score_bytes=cost.score_bytes,
             model_bytes=cost.model_bytes,
             remedy="lower --ssnf.batch or --ssnf.sources, or set --ssnf.dropout 0",
@@ -245,7 +246,7 @@ class Ssnf(FlowDetector):
 
     def density(self, latent: Tensor) -> Tensor:
         """The mean over channels of exp(-z^2 / 2): normal densities relative to their maximum."""
-        return (-latent.square() / 2).exp().mean(dim=0)
+        return (-latent.square() / 2).exp().mean(dim=1)
 
 
 def _subnets(settings: SsnfSettings, generators: DropoutGenerators) -> list[Subnet]:

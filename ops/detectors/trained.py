@@ -17,6 +17,7 @@ from ops.detectors.training_checkpoint import restore, snapshot
 from ops.distributed import Group
 from ops.errors import UserError
 from ops.features.backbone import Backbone
+from ops.features.blocks import in_blocks
 from ops.progress import ProgressCallback
 
 #: Good images whose maps set the scale of maps.
@@ -101,8 +102,13 @@ class Trained(Detector):
         yield self.inputs(samples, epoch)
 
     @abstractmethod
-    def score_one(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Score () and map (h, w) of one image (3, H, W)."""
+    def score_block(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores (n,) and maps (n, h, w) of a block of images (n, 3, H, W), each treated alone."""
+
+    @property
+    def block(self) -> int:
+        """Images of a block that is scored, padded with black ones."""
+        return 1
 
     def training_rows(self, rows: Tensor) -> Tensor:
         """The rows to train on, out of all rows of the fit; `finish` may use the others."""
@@ -212,7 +218,7 @@ class Trained(Detector):
         group: Group,
     ) -> float:
         """Train one epoch; its mean loss, which is equal on every rank."""
-        total = torch.zeros(1, dtype=torch.float64)
+        epoch_losses: list[list[Tensor]] = []  # read at the end: a GPU need not be waited for
         for parameters in optimiser.param_groups:
             parameters["lr"] = self.learning_rate(epoch)
         batches = list(self.batches(rows, epoch))
@@ -227,8 +233,11 @@ class Trained(Detector):
                 optimiser.zero_grad(set_to_none=True)
                 (loss * group.size).backward()  # gradients are averaged over ranks: losses add up
                 self.update(optimiser)
-                step_losses.append(float(loss.detach()))
-            total += sum(step_losses) / len(step_losses) * len(batch)
+                step_losses.append(loss.detach())
+            epoch_losses.append(step_losses)
+        total = torch.zeros(1, dtype=torch.float64)
+        for batch, step_losses in zip(batches, epoch_losses, strict=True):
+            total += sum(torch.stack(step_losses).tolist()) / len(step_losses) * len(batch)
         mean = float(group.all_reduce(total)) / len(rows)
         if not math.isfinite(mean):
             raise UserError(
@@ -251,11 +260,10 @@ class Trained(Detector):
         self._ceiling_images.clear()
 
     def score(self, images: Tensor) -> Scores:
-        """Score images one by one, as the rounding of sums depends on the size of a batch."""
+        """Score images in blocks, as the rounding of sums depends on the size of a batch."""
         if self.network is None:
             raise ValueError("this detector is not fitted")
-        scored = [self.score_one(image) for image in images]
-        return Scores(torch.stack([s for s, _ in scored]), torch.stack([m for _, m in scored]))
+        return Scores(*in_blocks(lambda part: self.score_block(part[0]), [images], self.block))
 
     def map_ceiling(self) -> float:
         """The largest map value of a few of the good images."""

@@ -18,11 +18,12 @@ class Moments:
     lose variances that are small beside the mean.
     """
 
-    def __init__(self, places: int, width: int) -> None:
+    def __init__(self, places: int, width: int, device: torch.device | str = "cpu") -> None:
+        """Moments are kept, and vectors must be given, on `device`."""
         self.count = 0
-        self.mean = torch.zeros(places, width, dtype=torch.float64)
+        self.mean = torch.zeros(places, width, dtype=torch.float64, device=device)
         self._scatter = [
-            torch.zeros(places, end - start, end, dtype=torch.float64)
+            torch.zeros(places, end - start, end, dtype=torch.float64, device=device)
             for start, end in bands(width)
         ]
 
@@ -33,7 +34,7 @@ class Moments:
             return
         count = self.count + new
         places, width = self.mean.shape
-        rows = torch.empty(places, new + 1, width, dtype=torch.float64)
+        rows = self.mean.new_empty(places, new + 1, width)
         rows[:, :new] = vectors.transpose(0, 1)
         mean = rows[:, :new].mean(dim=1)
         rows[:, :new] -= mean[:, None]
@@ -64,7 +65,7 @@ class Moments:
         covariance = self.covariance(places)
         covariance.diagonal(dim1=1, dim2=2).add_(ridge)
         factor, failed = torch.linalg.cholesky_ex(covariance)
-        eye = torch.eye(factor.shape[1], dtype=factor.dtype)
+        eye = torch.eye(factor.shape[1], dtype=factor.dtype, device=factor.device)
         inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
         return pack(inverse), not bool(failed.any())
 

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ops.features.blocks import block_of, in_blocks
+
 Embedding = Literal["pooled", "concat"]
 
 
@@ -43,15 +45,15 @@ def _stacked(layers: list[Tensor]) -> Tensor:
 def _pooled(layer: Tensor, dim: int, fold: int) -> Tensor:
     """(B, C, h, w) -> (B, dim / fold, h, w): neighbourhoods pooled to `dim`, then by `fold`.
 
-    Image by image: convolution kernels choose their order of summation by the batch's shape.
+    In blocks of images: convolution kernels choose their order of summation by the batch's shape.
     """
     weight, groups = _averages(layer.shape[1], dim, fold, layer.dtype, layer.device)
-    # TF32 on the tensor cores of a GPU would round to ten bits of mantissa.
-    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        images = [
-            F.conv2d(image, weight, padding=1, groups=groups) for image in torch.split(layer, 1)
-        ]
-    return torch.cat(images)
+    (pooled,) = in_blocks(
+        lambda part: [F.conv2d(part[0], weight, padding=1, groups=groups)],
+        [layer],
+        block_of(layer.device),
+    )
+    return pooled
 
 
 @functools.lru_cache(maxsize=16)

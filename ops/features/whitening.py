@@ -27,6 +27,10 @@ class Whitening(NamedTuple):
     mean: Tensor
     matrix: Tensor
 
+    def to(self, device: torch.device | str) -> Whitening:
+        """The whitening on a device."""
+        return Whitening(self.mean.to(device), self.matrix.to(device))
+
     def __call__(self, vectors: Tensor) -> Tensor:
         """(n, d) -> (x - mean) W (n, d): uncorrelated, of variance 1, up to the shrinkage."""
         return (vectors - self.mean) @ self.matrix

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -169,4 +170,19 @@ class CrossConvolutions(nn.Module):
 def _resized(layer: Tensor, like: Tensor) -> Tensor:
     if layer.shape[2:] == like.shape[2:]:
         return layer
-    return F.interpolate(layer, size=like.shape[2:], mode="bilinear", align_corners=False)
+    if layer.device.type == "cpu":
+        return F.interpolate(layer, size=like.shape[2:], mode="bilinear", align_corners=False)
+    # The gradient of `interpolate` has no order of summation on CUDA; that of products has.
+    down, across = (
+        bilinear(before, after, layer.device, layer.dtype)
+        for before, after in zip(layer.shape[2:], like.shape[2:], strict=True)
+    )
+    return down @ layer @ across.T
+
+
+@functools.lru_cache(maxsize=64)
+def bilinear(before: int, after: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The matrix (after, before) of bilinear resizing along one axis, without aligned corners."""
+    with torch.inference_mode(False):  # a training may need it after a score
+        at = ((torch.arange(after) + 0.5) * before / after - 0.5).clamp(0, before - 1)
+        return (1 - (at[:, None] - torch.arange(before)).abs()).clamp(min=0).to(device, dtype)

@@ -93,7 +93,7 @@ class MapFlows(nn.Module):
 
 
 def negative_log_density(densities: list[Tensor], size: torch.Size) -> Tensor:
-    """An anomaly map of `size` (H, W): -log of the mean over layers of densities (h, w) in [0, 1].
+    """Anomaly maps (n, H, W) of `size`: -log of the mean over layers of densities (n, h, w) <= 1.
 
     Densities are relative to the highest possible one, and up-sampled bilinearly without aligned
     corners. FastFlow and SSNF use the negative mean itself, CFLOW-AD the negative sum. The
@@ -105,4 +105,4 @@ def negative_log_density(densities: list[Tensor], size: torch.Size) -> Tensor:
 
 
 def _upsampled(density: Tensor, size: torch.Size) -> Tensor:
-    return F.interpolate(density[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+    return F.interpolate(density[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -120,7 +121,7 @@ class Attention(nn.Module):
         """(n, c, h, w) -> (n, c, h, w)."""
         n, channels, height, width = x.shape
         tokens = x.flatten(2).transpose(1, 2)  # (n, h * w, c)
-        tokens = tokens + positional_codes(height * width, channels).to(x)
+        tokens = tokens + _positional_codes_on(height * width, channels, x.device, x.dtype)
         split = self.project(tokens).view(n, height * width, 3, self.heads, channels // self.heads)
         keys, values, queries = split.permute(2, 0, 3, 1, 4)  # each (n, heads, h * w, c / heads)
         if self._dropout.active:
@@ -129,6 +130,14 @@ class Attention(nn.Module):
         else:  # the same, without (h * w)^2 weights in memory
             attended = F.scaled_dot_product_attention(queries, keys, values)
         return torch.as_tensor(attended.transpose(2, 3).reshape(n, channels, height, width))
+
+
+@functools.lru_cache(maxsize=64)
+def _positional_codes_on(
+    count: int, channels: int, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    with torch.inference_mode(False):  # a fit may need the same codes later
+        return positional_codes(count, channels).to(device, dtype)
 
 
 def positional_codes(count: int, channels: int) -> Tensor:

@@ -16,7 +16,7 @@ _DARKEST, _PLAINEST = 0.001, 0.02
 
 
 def normalise_exposure(pixels: Tensor, full_scale: int, exposure: Exposure) -> Tensor:
-    """Integer pixels (C, H, W) of one image as float32 in [0, 1].
+    """Integer pixels (..., C, H, W) as float32 in [0, 1], each image by its own statistics.
 
     All channels share one median, or one mean and standard deviation: `median` keeps the ratios of
     colours, `standard` the ratios of their differences. The result does not depend on the number
@@ -24,12 +24,17 @@ def normalise_exposure(pixels: Tensor, full_scale: int, exposure: Exposure) -> T
     """
     x = pixels.float() / full_scale
     if exposure == "median":
-        return (x * (_MEDIAN / (x.median() + _DARKEST))).clamp_(0, 1)
+        median = x.flatten(-3).median(dim=-1).values[..., None, None, None]
+        return (x * (_MEDIAN / (median + _DARKEST))).clamp_(0, 1)
     if exposure == "standard":
         # float64 holds these sums of integers exactly, in any order of summation.
-        values = pixels.double()
-        mean = values.mean() / full_scale
-        square = values.square().mean() / full_scale**2
+        values = pixels.double().flatten(-3)
+        mean = values.mean(dim=-1) / full_scale
+        square = values.square().mean(dim=-1) / full_scale**2
         std = (square - mean.square()).clamp_min(0).sqrt()
-        return ((x - mean) * (_STD / (std + _PLAINEST)) + _MEAN).clamp_(0, 1)
+        shift, factor = (
+            statistic.float()[..., None, None, None]
+            for statistic in (mean, _STD / (std + _PLAINEST))
+        )
+        return ((x - shift) * factor + _MEAN).clamp_(0, 1)
     return x

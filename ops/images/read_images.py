@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import threading
 from collections.abc import Collection, Iterator, Mapping
@@ -34,6 +35,16 @@ READ = pa.schema(
         ("retries", pa.int32()),
     ]
 )
+
+
+#: Columns of an inventory that say what to read.
+_NEEDED = ("uri", "bytes", "version", "member", "product", "problem")
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """The threads of this process that read: starting them takes as long as a small image."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="read")
 
 
 class PixelBudget:
@@ -84,10 +95,12 @@ class Read:
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """One row out for every row in, in the same order."""
-        with ThreadPoolExecutor(self.threads) as pool:  # reads wait; decoders release the GIL
-            read = pa.Table.from_pylist(list(pool.map(self._read_row, rows.to_pylist())), READ)
-        for name in READ.names:
-            rows = rows.append_column(name, read[name])
+        wanted = rows.select([name for name in _NEEDED if name in rows.schema.names])
+        # Reads wait, and decoders release the GIL.
+        read = list(_pool(self.threads).map(self._read_row, wanted.to_pylist()))
+        for column in READ:
+            values = [row.get(column.name) for row in read]
+            rows = rows.append_column(column, pa.array(values, column.type))
         return rows
 
     def _read_row(self, row: dict[str, Any]) -> dict[str, Any]:

@@ -95,6 +95,8 @@ def _resample(
     pixels: Pixels, w: int, h: int, kernel: Image.Resampling, box: _Box | None = None
 ) -> Pixels:
     """Resize the box, or all; pixels around the box take part as they do in the whole."""
+    if box is None and pixels.shape[:2] == (h, w):
+        return pixels
     if pixels.dtype == np.uint8:
         return np.asarray(Image.fromarray(pixels).resize((w, h), kernel, box), dtype=np.uint8)
     if pixels.ndim == 3:
@@ -134,7 +136,7 @@ def pack(pixels: Pixels) -> bytes:
     return pixels.astype(pixels.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
-def unpack(data: bytes, channels: int, bit_depth: int, size: int) -> Pixels:
+def unpack(data: bytes | npt.NDArray[np.uint8], channels: int, bit_depth: int, size: int) -> Pixels:
     """The inverse of `pack`: a new array (channels, size, size)."""
     values = np.frombuffer(data, "<u1" if bit_depth <= 8 else "<u2").copy()
     if channels == 1:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
+import struct
 import zlib
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from ops.errors import UserError
 from ops.images.resize import Geometry, InputSettings, geometry
@@ -22,16 +22,39 @@ _TEXT = ("offset", "scale", "geometry", "model_id")
 
 def encode(values: Map, scale: Scale, where: Geometry, model_id: str) -> bytes:
     """A map (h, w) as a 16-bit grey PNG; its text chunks hold scale, geometry and model_id."""
-    text = PngInfo()
-    text.add_text("nightloupe:offset", repr(scale.offset))
-    text.add_text("nightloupe:scale", repr(scale.scale))
-    text.add_text("nightloupe:geometry", " ".join(repr(float(value)) for value in where))
-    text.add_text("nightloupe:model_id", model_id)
-    out = io.BytesIO()
-    # Run-length encoding of differences compresses smooth maps best, and is the fastest.
-    options = {"compress_level": 1, "compress_type": zlib.Z_RLE}
-    Image.fromarray(scale.levels(values)).save(out, "PNG", pnginfo=text, **options)
-    return out.getvalue()
+    levels = scale.levels(values)
+    height, width = levels.shape
+    texts = (
+        repr(scale.offset),
+        repr(scale.scale),
+        " ".join(repr(float(n)) for n in where),
+        model_id,
+    )
+    parts = [_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 0, 0, 0, 0))]
+    for name, text in zip(_TEXT, texts, strict=True):
+        parts.append(_chunk(b"tEXt", f"nightloupe:{name}\0{text}".encode("latin-1")))
+    parts += [_chunk(b"IDAT", _packed(levels)), _chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def _packed(levels: npt.NDArray[np.uint16]) -> bytes:
+    """Rows as differences to the row above (filter 2), run-length encoded.
+
+    Smooth maps need no search for the best filter of each row: that of Pillow makes files 5 %
+    smaller and takes more than twice as long.
+    """
+    stored = levels.astype(">u2").view(np.uint8)
+    rows = np.empty((len(stored), 1 + stored.shape[1]), np.uint8)
+    rows[:, 0] = 2
+    rows[:1, 1:] = stored[:1]
+    np.subtract(stored[1:], stored[:-1], out=rows[1:, 1:])
+    deflate = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
+    return deflate.compress(rows.tobytes()) + deflate.flush()
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    checksum = zlib.crc32(content, zlib.crc32(kind))
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
 
 
 class Decoded(NamedTuple):

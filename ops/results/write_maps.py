@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 
+from ops.images.packed_pixels import views
 from ops.images.resize import InputSettings, geometry, unpack
 from ops.results import anomaly_map, map_png, overlays
 from ops.results.anomaly_map import Map, Scale
@@ -29,6 +30,31 @@ MAP_COLUMNS = pa.schema(
         ("map_error", pa.string()),
     ]
 )
+
+
+#: Columns that a map is drawn from, besides packed pixels.
+_DRAWN = (
+    "status",
+    "image_id",
+    "product",
+    "width",
+    "height",
+    "channels",
+    "bit_depth",
+    "is_anomalous",
+    "grid_width",
+)
+
+
+def _described(rows: pa.Table) -> list[dict[str, Any]]:
+    """The rows as far as maps need them; packed numbers are views of Arrow's memory."""
+    names = rows.schema.names
+    described: list[dict[str, Any]] = rows.select([n for n in _DRAWN if n in names]).to_pylist()
+    for name in ("patch_scores", "pixels"):
+        if name in names:
+            for row, packed in zip(described, views(rows[name]), strict=True):
+                row[name] = packed
+    return described
 
 
 class _Target:
@@ -70,14 +96,14 @@ class DrawMaps:
         """One row out for every row in, in the same order, without patch scores and pixels."""
         target = _Target()
         added = [
-            self._added(row, target) if row["status"] == "ok" else {} for row in rows.to_pylist()
+            self._added(row, target) if row["status"] == "ok" else {} for row in _described(rows)
         ]
         rows = rows.drop_columns(
             [c for c in ("patch_scores", "grid_width", "pixels") if c in rows.schema.names]
         )
-        table = pa.Table.from_pylist(added, self.columns)
-        for name in self.columns.names:
-            rows = rows.append_column(name, table[name])
+        for column in self.columns:
+            values = [row.get(column.name) for row in added]
+            rows = rows.append_column(column, pa.array(values, column.type))
         return rows
 
     def _added(self, row: dict[str, Any], target: _Target) -> dict[str, object]:

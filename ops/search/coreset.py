@@ -9,7 +9,7 @@ among the proposals, until a point that was not proposed could be farther.
 
 Distances are evaluated lazily (`lazy_distances`). `distance.squared` gives the same bits everywhere
 and ties go to the lowest id, so the picks are those of the sequential greedy for any number of
-ranks and any batch size.
+ranks, any batch size and any device.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def greedy(
 
     Args:
         points: this rank's points (n, d), float32, finite and shorter than 1e18; n may be 0.
-        ids: their ids (n,), int64, ascending, unique over all ranks.
+            Distances are computed on their device, picks among the proposals on the CPU.
+        ids: their ids (n,), int64, ascending, unique over all ranks; on any device.
         k: how many to pick.
         batch: proposals per rank and round; 0 means 512 over all ranks, at least 64 each.
         on_round: called after each round with the picks so far.
@@ -75,14 +76,15 @@ def greedy(
     Raises UserError on every rank if a point is not finite or too long.
 
     """
-    valid = [bool((chunk.square().sum(dim=1) < LARGEST**2).all()) for chunk in chunks(points)]
-    invalid = int(not all(valid))
+    valid = [(chunk.square().sum(dim=1) < LARGEST**2).all() for chunk in chunks(points)]
+    invalid = int(bool(valid) and not bool(torch.stack(valid).all()))
     total, invalid = group.all_reduce(torch.tensor([len(ids), invalid])).tolist()
     if invalid:  # every rank knows, so none waits for the others
         raise UserError(
             f"points must be finite and shorter than {LARGEST:.0e}; drop other rows first"
         )
     batch = batch or max(64, 512 // group.size)
+    ids = ids.to(points.device)
     if not total or k < 1:
         return Coreset()
     quantiser = _quantiser(points, group)
@@ -120,31 +122,32 @@ def _first_picks(
         if first is not None:
             picks = Coreset(resume_from.ids[:k], resume_from.squared[:k], rounds=resume_from.rounds)
             return picks, first[:k]
-    lowest = ids.min() if len(ids) else torch.tensor(2**62)
+    lowest = ids.min().cpu() if len(ids) else torch.tensor(2**62)
     number = int(group.all_reduce(lowest.reshape(1), "min"))
-    return Coreset([number], [math.inf]), torch.cat(group.all_gather(points[ids == number]))
+    return Coreset([number], [math.inf]), torch.cat(group.all_gather(points[ids == number].cpu()))
 
 
 def _quantiser(points: Tensor, group: Group) -> Quantiser:
     """Collective: a quantiser for the points of all ranks."""
     sample = points[:: max(1, len(points) // 8192)]
-    sums = torch.cat([sample.double().sum(dim=0), torch.tensor([float(len(sample))]).double()])
+    own_sums = sample.double().sum(dim=0).cpu()
+    sums = torch.cat([own_sums, torch.tensor([float(len(sample))]).double()])
     sums = group.all_reduce(sums)
-    centre = (sums[:-1] / sums[-1]).float()
-    extent = torch.zeros(2, dtype=torch.float64)
+    centre = (sums[:-1] / sums[-1]).float().to(points.device)
+    extent = torch.zeros(2, dtype=torch.float64, device=points.device)
     for chunk in chunks(points):
         away = chunk - centre
         own = torch.stack([away.abs().max(), away.square_().sum(dim=1).max().sqrt()])
         extent = torch.maximum(extent, own.double())
-    largest, longest = group.all_reduce(extent, "max").tolist()
+    largest, longest = group.all_reduce(extent.cpu(), "max").tolist()
     return Quantiser(centre, largest, longest)
 
 
 def _points_of(wanted: list[int], points: Tensor, ids: Tensor, group: Group) -> Tensor | None:
     """Collective: the points (m, d) with these ids, in their order; None if no rank has one."""
-    own = torch.isin(ids, torch.tensor(wanted))
-    all_ids = torch.cat(group.all_gather(ids[own]))
-    all_points = torch.cat(group.all_gather(points[own]))
+    own = torch.isin(ids, torch.tensor(wanted, device=ids.device))
+    all_ids = torch.cat(group.all_gather(ids[own].cpu()))
+    all_points = torch.cat(group.all_gather(points[own].cpu()))
     if len(all_ids) < len(wanted):
         return None
     order = torch.argsort(all_ids)
@@ -200,9 +203,9 @@ def _exchange_proposals(shard: LazyDistances, batch: int, group: Group) -> _Prop
     """Collective: the proposals of all ranks, the same on every rank."""
     rows, bound = shard.propose(batch)
     own_bound = torch.tensor([[bound[0], float(bound[1])]], dtype=torch.float64)
-    values = torch.cat(group.all_gather(shard.exact[rows])).numpy()
-    ids = torch.cat(group.all_gather(shard.ids[rows])).numpy()
-    points = torch.cat(group.all_gather(shard.points[rows])).numpy()
+    values = torch.cat(group.all_gather(shard.exact[rows].cpu())).numpy()
+    ids = torch.cat(group.all_gather(shard.ids[rows].cpu())).numpy()
+    points = torch.cat(group.all_gather(shard.points[rows].cpu())).numpy()
     bounds = [(float(b[0, 0]), int(b[0, 1])) for b in group.all_gather(own_bound)]
     order = np.argsort(ids)
     highest = max(bounds, key=lambda key: (key[0], -key[1]))

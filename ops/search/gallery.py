@@ -3,7 +3,8 @@
 An index over the whole gallery would not help, so all positions of these images are compared, block
 by block. Products of float32 matrices, with a bound on their rounding errors, exclude most pairs.
 Distances of the few remaining pairs are computed by `distance.squared`, so the result does not
-depend on blocks or threads, to the last bit.
+depend on blocks or threads, to the last bit. On a GPU, `device_search` does the same for all
+positions at once.
 
 Products of 8-bit integers (`quantised`) would be faster, but exclude too little: a few large
 components determine the step. Without the principal axes of a bank they leave 4,000 of the 14,600
@@ -18,12 +19,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ops.search.device_search import DeviceSearch
 from ops.search.distance import slack, squared
+from ops.search.float32_products import float32_products
 
 #: Rows and columns of one product, 4 MB: large enough for products of matrices at full speed, small
 #: enough to be still in the cache when the minima are computed.
 _QUERIES, _POSITIONS = 512, 2048
 _MEASURED = 2**18  # components of pairs whose distances are computed at a time
+_GATHERED = 2**26  # components of positions that are searched at a time on a GPU, 256 MB
 #: Bytes that a search takes beside its vectors.
 SCRATCH = 4 * _QUERIES * _POSITIONS + 8 * _MEASURED
 
@@ -38,7 +42,7 @@ class Positions:
         self.grid: tuple[int, int] = finest_grid([level.shape[1:3] for level in levels])
         self.each = math.prod(self.grid)
         self._levels = [level.flatten(0, 2) for level in levels]  # views (N * h * w, C)
-        self._cells = [_cells(level.shape[1:3], self.grid).to(level.device) for level in levels]
+        self._cells = [_cells(level.shape[1:3], self.grid, level.device) for level in levels]
         self._sizes = [level.shape[1] * level.shape[2] for level in levels]
 
     def of(self, image: int) -> Tensor:
@@ -59,6 +63,24 @@ class Positions:
 
         Infinite if these images have fewer positions, or x is not finite.
         """
+        if x.device.type == "cpu":
+            return self._nearest_by_blocks(x, images, count)
+        return self._nearest_at_once(x, images, count)
+
+    def _nearest_at_once(self, x: Tensor, images: Tensor, count: int) -> Tensor:
+        """`nearest` on a GPU: few large operations, and one wait for it."""
+        places = torch.arange(self.each, device=x.device).repeat(len(images))
+        chosen = images.repeat_interleave(self.each, output_size=len(places))
+        size = max(1, _GATHERED // x.shape[1])
+        parts = zip(torch.split(chosen, size), torch.split(places, size), strict=True)
+        found = [DeviceSearch(self._vectors(*part)).few(x, count).value for part in parts]
+        if len(found) == 1:
+            return found[0]
+        return torch.cat(found, dim=1).sort(dim=1).values[:, :count]
+
+    @float32_products()
+    def _nearest_by_blocks(self, x: Tensor, images: Tensor, count: int) -> Tensor:
+        """`nearest` on a processor: blocks that stay in its cache."""
         nearest = x.new_full((len(x), count), torch.inf)
         relative_error = slack(x.shape[1])
         square = x.square().sum(dim=1)
@@ -91,9 +113,11 @@ def finest_grid(grids: Sequence[Sequence[int]]) -> tuple[int, int]:
     return height, width
 
 
-def _cells(grid: Sequence[int], fine: Sequence[int]) -> Tensor:
+def _cells(grid: Sequence[int], fine: Sequence[int], device: torch.device) -> Tensor:
     """For each cell of a finer grid, the cell of a grid (h, w) that covers it, in raster order."""
-    rows, columns = (torch.arange(f) * g // f for f, g in zip(fine, grid, strict=True))
+    rows, columns = (
+        torch.arange(f, device=device) * g // f for f, g in zip(fine, grid, strict=True)
+    )
     return (rows[:, None] * grid[1] + columns).flatten()
 
 

@@ -3,6 +3,9 @@
 Products of 8-bit integers (`quantised`) give an upper bound on each row's distance to the centres
 so far. The exact distance is computed only for rows that could be the farthest by these bounds:
 they are "settled".
+
+Points on a GPU stay there: products and exact distances are computed there, in far larger pieces,
+as each piece costs some launches and waits. Exact distances have the same bits on every device.
 """
 
 from __future__ import annotations
@@ -18,11 +21,16 @@ from ops.search.quantised import COLUMNS, Products, Quantiser
 
 #: Rows and columns (centres) of one product of codes, which then stays in the processor's cache.
 _ROWS, _CENTRES = 2048, 512
+#: Rows on a GPU: 268 MB of products.
+_ROWS_ON_GPU = 2**17
 #: If a smaller share of the rows is still above the floor, the others are dropped, at the price of
 #: a copy.
 _COPY_BELOW = 0.7
 _CHUNK = 4096
 _SETTLE_ROWS = 512  # rows that are settled at a time
+_SETTLED_ON_GPU = 2**27  # products of rows that are settled at a time on a GPU, 512 MB
+#: Bytes that a GPU holds beside the points, their codes and their bounds.
+SCRATCH_ON_GPU = 4 * (2 * _ROWS_ON_GPU * _CENTRES + 2 * _SETTLED_ON_GPU)
 
 
 class LazyDistances:
@@ -37,18 +45,21 @@ class LazyDistances:
         n, d = points.shape
         self.points, self.ids, self.quantiser = points, ids, quantiser
         self.codes = quantiser.codes(points)
-        self.upper = torch.full((n,), torch.inf)
-        self.exact = torch.full((n,), torch.inf)
-        self.bounded = torch.zeros(n, dtype=torch.int32)
-        self.settled = torch.zeros(n, dtype=torch.int32)
+        self.upper = points.new_full((n,), torch.inf)
+        self.exact = points.new_full((n,), torch.inf)
+        self.bounded = torch.zeros(n, dtype=torch.int32, device=points.device)
+        self.settled = torch.zeros(n, dtype=torch.int32, device=points.device)
         self.count = 0
-        self.centres = torch.empty(k, d)
+        self.centres = points.new_empty(k, d)
         self._columns = quantiser.padding(k + COLUMNS)
-        self._residuals = torch.empty(k)
+        self._residuals = points.new_empty(k)
         self._candidates = 0
+        self._on_cpu = points.device.type == "cpu"
+        self._rows = _ROWS if self._on_cpu else _ROWS_ON_GPU
 
     def add(self, centres: Tensor) -> None:
         """Append centres (m, d); distances to them are computed later, when they are needed."""
+        centres = centres.to(self.points.device)
         new = slice(self.count, self.count + len(centres))
         codes = self.quantiser.codes(centres)
         self.centres[new] = centres
@@ -59,12 +70,12 @@ class LazyDistances:
     def begin(self, centres: Tensor) -> None:
         """Add the first centres (m, d), which give every row its first bound."""
         self.add(centres)
-        self._lower_bounds(torch.arange(len(self.points)), -1.0)
+        self._lower_bounds(torch.arange(len(self.points), device=self.points.device), -1.0)
 
     def _lower_bounds(self, rows: Tensor, floor: float) -> Tensor:
         """Lower `upper` of rows by the centres not yet included; rows still above `floor`."""
         above = [rows[:0]]
-        for chunk in chunks(_sorted_by(self.bounded, rows), _ROWS):
+        for chunk in chunks(_sorted_by(self.bounded, rows), self._rows):
             part = chunk
             codes, upper = self.codes.take(part), self.upper.index_select(0, part)
             for begin in range(int(self.bounded[part[0]]), self.count, _CENTRES):
@@ -85,9 +96,15 @@ class LazyDistances:
             above.append(part)
         return torch.cat(above)
 
+    @property
+    def _settle_rows(self) -> int:
+        """Rows whose distances to all centres are computed at a time."""
+        many = 0 if self._on_cpu else _SETTLED_ON_GPU // (self.count + COLUMNS)
+        return max(_SETTLE_ROWS, many)
+
     def _settle(self, rows: Tensor, floor: float) -> None:
         """Compute exact distances of rows to all centres; stop early for those below `floor`."""
-        for part in chunks(_sorted_by(self.settled, rows), _SETTLE_ROWS):
+        for part in chunks(_sorted_by(self.settled, rows), self._settle_rows):
             begin = int(self.settled[part[0]])
             if begin == self.count:
                 continue
@@ -111,9 +128,10 @@ class LazyDistances:
 
     def _distances(self, rows: Tensor, centres: Tensor) -> Tensor:
         """Exact squared distances of pairs of a row and a centre, both (n,)."""
-        out = torch.empty(len(rows))
-        for start in range(0, len(rows), _SETTLE_ROWS):
-            part = slice(start, start + _SETTLE_ROWS)
+        out = self.points.new_empty(len(rows))
+        size = _SETTLE_ROWS if self._on_cpu else _ROWS_ON_GPU
+        for start in range(0, len(rows), size):
+            part = slice(start, start + size)
             out[part] = squared(
                 self.points.index_select(0, rows[part]),
                 self.centres.index_select(0, centres[part]),
@@ -128,7 +146,7 @@ class LazyDistances:
         """
         n = len(self.points)
         if not n:
-            return torch.empty(0, dtype=torch.int64), (-1.0, -1)
+            return torch.empty(0, dtype=torch.int64, device=self.points.device), (-1.0, -1)
         candidates = max(self._candidates, 2 * batch)
         while True:
             take = min(n, candidates + 1)
@@ -143,12 +161,18 @@ class LazyDistances:
         # Start the next round with about as many candidates as this one needed.
         halve = len(farthest) > 2 * batch
         self._candidates = max(2 * batch, candidates // 2 if halve else candidates)
-        order = np.lexsort((self.ids[farthest].numpy(), -self.exact[farthest].numpy()))
-        farthest = farthest[torch.from_numpy(order)]
+        by_id, by_distance = self.ids[farthest].cpu(), self.exact[farthest].cpu()
+        order = torch.from_numpy(np.lexsort((by_id.numpy(), -by_distance.numpy())))
+        farthest = farthest[order.to(farthest.device)]
         if len(farthest) > batch:
             after = int(farthest[batch])
             return farthest[:batch], (float(self.exact[after]), int(self.ids[after]))
         return farthest, (floor, -1)
+
+
+def bytes_per_point(width: int) -> int:
+    """Bytes that a point (width,) takes on a GPU: itself, its code in float32, and its bounds."""
+    return 4 * width + 4 * (width + 12) + 40
 
 
 def chunks(rows: Tensor, size: int = _CHUNK) -> Iterator[Tensor]:

@@ -1,203 +1,49 @@
-"""Exact nearest neighbours: lower bounds exclude most pairs before full distances are computed.
-
-First, a centred vector x is split into its projection Px on the bank's principal axes and the
-length |rx| of the remainder. By Cauchy-Schwarz |x - c|^2 >= |x|^2 + |c|^2 - 2 (Px.Pc + |rx||rc|),
-which is a squared distance in 256 dimensions instead of all. Second, that distance is bounded by
-products of 8-bit integers (`quantised`). Distances of pairs that neither bound excludes are
-computed in float32. Those that could be the nearest are computed by `distance.squared`, so that
-the result does not depend on the filters.
-"""
+"""A bank of vectors and its exact nearest neighbours, by the search that suits its device."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ops.search.distance import Nearest, slack, squared
-from ops.search.quantised import COLUMNS, Codes, Products, Quantiser
-
-_MIN_AXES = 31  # with fewer axes, the pairs that are not excluded cost more than the axes save
-_AXES = 255  # one more dimension is for the length of the remainder
-#: Products of a block of queries at a time, 16 MB; a block has `_QUERIES` queries at least.
-_PRODUCTS, _QUERIES = 2**22, 96
-_CROWD = 300  # groups to look at that cost about as much as a search in all dimensions
-_BLOCK = 128  # components that are rotated together
-SCRATCH = 4 * _PRODUCTS  # bytes of products that each of a bank's two searches holds
-_MEASURED = 2**16  # components of pairs whose distances are computed at a time
+from ops.search.axes_search import AxesSearch
+from ops.search.device_search import DeviceSearch
+from ops.search.distance import Nearest
 
 
 class Bank:
-    """A search index over finite vectors (n, d), n at least 1. Wide vectors get principal axes.
+    """A search index over finite vectors (n, d), n at least 1, on the device that holds them.
 
-    For a query far from all vectors, all distances are similar, so the principal axes exclude too
-    few pairs. Such queries are searched again in all dimensions, with 8-bit integers alone.
+    Values and rows are the same bits on every device, in any batch of queries.
     """
 
-    def __init__(self, vectors: Tensor, axes: int = _AXES) -> None:
-        """`axes` is the number of principal axes, if there are enough vectors for it; 0 = none."""
+    def __init__(self, vectors: Tensor) -> None:
         self.vectors = vectors
-        n, d = vectors.shape
-        self._centre = vectors.mean(dim=0)
-        self._rotation: Tensor | None = None
-        self._without_axes: Bank | None = None
-        # Relative rounding error of the squared length of a split vector, in float32.
-        self._error = 0.0
-        self._axes = 0
-        fitting = min(axes, n // 4, d // 2)
-        if 0 < min(axes, _MIN_AXES) <= fitting:
-            axes = fitting
-            sample = (vectors[:: max(1, n // 8192)] - self._centre).double()
-            principal = torch.linalg.eigh(sample.T @ sample)[1][:, -axes:]
-            rotated = principal @ _random_rotation(axes, principal.device)
-            self._rotation = rotated.to(vectors.dtype).contiguous()
-            self._error = 8 * slack(d)
-            self._axes = axes
-            self._without_axes = Bank(vectors, 0)
-        elif d >= 2 * _BLOCK:
-            self._rotation = _random_rotation(_BLOCK, vectors.device).to(vectors.dtype)
-            self._error = 8 * slack(_BLOCK)
-        self._narrow, lengths = self._split(vectors)
-        self._largest = float(lengths.max())
-        self._above = 1 + 2 * slack(d)  # times a computed squared distance: an upper bound
-        self._quantiser = Quantiser.of(self._narrow)
-        codes = self._quantiser.codes(self._narrow)
-        self._residual = float(codes.residual.max())
-        padding = self._quantiser.padding(-n % COLUMNS)
-        self._columns = torch.cat([self._quantiser.columns(codes), padding])
-        self._scratch = torch.empty(0)  # reused: fresh memory would take as long as the products
-        if not self._axes:
-            self._narrow = self._narrow[:0]  # only the codes are needed
-
-    def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Projected or rotated vectors (n, w), and the squared lengths (n,) of x - centre.
-
-        Rounding errors are relative to these lengths.
-        """
-        if self._rotation is None:
-            return x, x.new_zeros(len(x))
-        away = x - self._centre
-        lengths = away.square().sum(dim=1)
-        if not self._axes:  # rotated in blocks, so that no component is much larger than others
-            away = F.pad(away, (0, -x.shape[1] % _BLOCK))
-            parts = away.view(len(x), _BLOCK, -1).transpose(1, 2)
-            return (parts @ self._rotation).flatten(1), lengths
-        inside = away @ self._rotation
-        # Never less than the true remainder, despite rounding.
-        remainder = lengths * (1 + self._error) - inside.square().sum(dim=1)
-        return torch.cat([inside, remainder.clamp_min(0).sqrt().unsqueeze(1)], dim=1), lengths
+        on_cpu = vectors.device.type == "cpu"
+        self._search: AxesSearch | DeviceSearch
+        self._search = AxesSearch(vectors) if on_cpu else DeviceSearch(vectors)
+        self._table = torch.empty(0, 0, dtype=torch.int64)
 
     def nearest(self, x: Tensor) -> Nearest:
         """The nearest vector for each query x (m, d): squared distance (m,) and row (m,).
 
         The lowest row on ties. Queries that are not finite get infinity and row -1.
         """
-        value = x.new_full((len(x),), torch.inf)
-        row = torch.full((len(x),), -1, dtype=torch.int64, device=x.device)
-        finite = torch.isfinite(x.sum(dim=1))
-        if not bool(finite.all()):
-            known = torch.nonzero(finite).flatten()
-            if len(known):
-                value[known], row[known] = self.nearest(x[known])
-            return Nearest(value, row)
-        narrow, lengths = self._split(x)
-        rounding = 2 * self._error * (lengths + self._largest)
-        codes = self._quantiser.codes(narrow)
-        size = max(_QUERIES, _PRODUCTS // len(self._columns))
-        if len(self._scratch) < min(len(x), size):
-            shape = min(len(x), size), len(self._columns)
-            self._scratch = self._quantiser.empty_products(*shape)
-        for start in range(0, len(x), size):
-            part = slice(start, start + size)
-            block = Codes(*(c[part] for c in codes))
-            value[part], row[part] = self._search(x[part], narrow[part], block, rounding[part])
-        return Nearest(value, row)
+        return self._search.nearest(x)
 
-    def _search(self, x: Tensor, narrow: Tensor, codes: Codes, rounding: Tensor) -> Nearest:
-        """`nearest` for one block of finite queries, with their split and codes."""
-        out = self._scratch[: len(x)]
-        products = Products(self._quantiser.products(codes.rows, self._columns, out))
-        queries = torch.arange(len(x), device=x.device)
-        guess = products.largest().clamp_max_(len(self.vectors) - 1)
-        measured = [self._distances(x, self.vectors, queries, guess)]
-        bound = measured[0] * self._above
-        least = self._quantiser.least_product(bound + rounding, codes, self._residual)
-        crowded = queries[:0]
-        if self._without_axes is not None:
-            crowded = torch.nonzero(products.groups_at_least(least) > _CROWD).flatten()
-            least[crowded] = 2**30
-        query, column = products.at_least(least)
-        real = (column < len(self.vectors)) & (column != guess.index_select(0, query))
-        query, column = query[real], column[real]
-        pairs = [(queries, guess)]
-        if self._axes:
-            lower = self._distances(narrow, self._narrow, query, column)
-            # The pair with the lowest bound of each query comes first: it excludes most others.
-            lowest = torch.full_like(bound, torch.inf).scatter_reduce_(0, query, lower, "amin")
-            first = lower == lowest.index_select(0, query)
-            pairs.append((query[first], column[first]))
-            measured.append(self._distances(x, self.vectors, *pairs[-1]))
-            bound.scatter_reduce_(0, pairs[-1][0], measured[-1] * self._above, "amin")
-            remaining = (lower <= (bound + rounding).index_select(0, query)) & ~first
-            query, column = query[remaining], column[remaining]
-        pairs.append((query, column))
-        measured.append(self._distances(x, self.vectors, query, column))
-        query = torch.cat([pair[0] for pair in pairs])
-        column = torch.cat([pair[1] for pair in pairs])
-        distance = torch.cat(measured)
-        bound.scatter_reduce_(0, query, distance * self._above, "amin")
-        near = distance <= (bound * self._above).index_select(0, query)
-        nearest = self._nearest_of_pairs(x, query[near], column[near])
-        if len(crowded) and self._without_axes is not None:
-            again = self._without_axes.nearest(x.index_select(0, crowded))
-            nearest.value[crowded], nearest.row[crowded] = again
-        return nearest
+    def neighbours(self, rows: Tensor, count: int) -> Tensor:
+        """The rows (m, count) of the `count` vectors nearest to each of some rows (m,).
 
-    def _distances(self, x: Tensor, bank: Tensor, query: Tensor, column: Tensor) -> Tensor:
-        """Squared distances of pairs of a query and a column of the bank, up to `slack`."""
-        out = x.new_empty(len(query))
-        size = max(1, _MEASURED // x.shape[1])
-        for start in range(0, len(query), size):
-            part = slice(start, start + size)
-            away = x.index_select(0, query[part]).sub_(bank.index_select(0, column[part]))
-            torch.sum(away.square_(), dim=1, out=out[part])
-        return out
-
-    def _nearest_of_pairs(self, x: Tensor, query: Tensor, column: Tensor) -> Nearest:
-        """The nearest vector of each query among some pairs, at least one for each query."""
-        distance = squared(x.index_select(0, query), self.vectors.index_select(0, column))
-        value = x.new_full((len(x),), torch.inf).scatter_reduce_(0, query, distance, "amin")
-        tied = distance == value[query]
-        row = torch.full((len(x),), len(self.vectors), dtype=torch.int64, device=x.device)
-        row.scatter_reduce_(0, query[tied], column[tied], "amin")
-        return Nearest(
-            value, row.where(row < len(self.vectors), -1)
-        )  # -1 if no distance is a number
-
-    def nearest_to_row(self, row: int, count: int) -> Tensor:
-        """The rows of the `count` vectors nearest to the bank's vector `row`, which is one of them.
-
-        Ordered by distance, then by row.
+        Ordered by distance, then by row; fewer than `count` if the bank is smaller. They are kept:
+        a GPU computes them for all rows at the first call, a processor for each row once.
         """
-        count = min(count, len(self.vectors))
-        x = self.vectors[row]
-        lower = self._lower_bounds(row)
-        few = lower.topk(min(4 * count, len(lower)), largest=False).indices
-        reach = squared(self.vectors[few], x).sort().values[count - 1]
-        rounding = 4 * self._error * self._largest
-        near = torch.nonzero(lower * (1 - 1e-4) <= reach + rounding).flatten()
-        distance = squared(self.vectors[near], x)
-        order = torch.sort(distance, stable=True).indices[:count]
-        return near[order]
-
-    def _lower_bounds(self, row: int) -> Tensor:
-        """Lower bounds (n,) on the squared distances to the vector `row`, up to rounding errors."""
-        places = self._narrow if self._axes else self.vectors
-        return (places - places[row]).square_().sum(dim=1)
-
-
-def _random_rotation(size: int, device: torch.device) -> Tensor:
-    """A random rotation (size, size), float64, always the same."""
-    generator = torch.Generator().manual_seed(0)
-    rotation = torch.linalg.qr(torch.randn(size, size, generator=generator).double())[0]
-    return torch.Tensor.to(rotation, device)
+        n, count = len(self.vectors), min(count, len(self.vectors))
+        if isinstance(self._search, DeviceSearch):
+            if self._table.shape[1] != count:
+                self._table = self._search.few(self.vectors, count).row
+            return self._table.index_select(0, rows)
+        if self._table.shape[1] != count:
+            self._table = torch.full((n, count), -1)
+        missing = torch.unique(rows[self._table[rows, 0] < 0])
+        if len(missing):
+            self._table[missing] = self._search.neighbours(missing, count)
+        return self._table[rows]

@@ -79,6 +79,7 @@ class PatchStore:
 class BoundedPatchStore(PatchStore):
     """As many vectors as fit into `memory` bytes, chosen to cover all that were added.
 
+    Vectors stay on the CPU; `device` computes distances of their projections, with the same picks.
     One half of the memory is a buffer. When it is full, the greedy coreset thins it. The gain of a
     pick is its squared distance to the picks before it. The other half of the memory holds the
     picks with the largest gains, over all buffers so far. Gains decrease from pick to pick, so of
@@ -86,9 +87,9 @@ class BoundedPatchStore(PatchStore):
     first pick dropped. All buffers end with about the same radius, however different they are.
     """
 
-    def __init__(self, memory: int) -> None:
+    def __init__(self, memory: int, device: torch.device = torch.device("cpu")) -> None:
         super().__init__()
-        self._memory = memory
+        self._memory, self._device = memory, device
         self._buffered = 0
         self._picks: list[Tensor] = []  # vectors, projections, ids, gains
 
@@ -112,7 +113,8 @@ class BoundedPatchStore(PatchStore):
         ids, projected = self.points(self.width[1])
         full = self._picks and len(self._picks[3]) >= room
         least = float(self._picks[3].min()) if full else 0.0
-        coreset = greedy(projected, ids, max(1, len(ids) // _THINNING), Alone(), stop_below=least)
+        k = max(1, len(ids) // _THINNING)
+        coreset = greedy(projected.to(self._device), ids, k, Alone(), stop_below=least)
         self.covering_radius = max(self.covering_radius, coreset.radius)
         rows, order = torch.searchsorted(ids, torch.tensor(coreset.ids)).sort()
         new = [self.vectors(rows, self.width[0]), projected[rows], ids[rows]]

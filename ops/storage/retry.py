@@ -14,7 +14,7 @@ import contextvars
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import tenacity
 from aiohttp import ClientError
@@ -38,6 +38,7 @@ from ops.storage.storage_errors import (
     Unavailable,
 )
 
+T = TypeVar("T")
 #: Errors of connections and of answers that s3fs does not translate into an OSError.
 _CONNECTION_ERRORS = (
     BotoConnectionError,
@@ -72,6 +73,22 @@ class RetryPolicy:
     """Seconds before the second attempt; doubles with each, with jitter, up to 20."""
     on_retry: Callable[[], None] = lambda: None
     """Called before each retry."""
+
+    def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """The result of a function, which is repeated while it fails for a transient reason."""
+        try:
+            return function(*arguments)
+        except Exception as error:
+            if not is_transient(error):
+                raise
+            failed = [error]
+
+        def attempt() -> T:
+            if failed:
+                raise failed.pop()
+            return function(*arguments)
+
+        return tenacity.Retrying(**self.tenacity_settings())(attempt)
 
     def tenacity_settings(self) -> dict[str, Any]:
         """The keyword arguments of `tenacity.Retrying`."""

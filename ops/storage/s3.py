@@ -1,6 +1,7 @@
 """S3 through s3fs: one client for each process, pages of listings, files opened for reading.
 
-Credentials and endpoint come from the usual AWS environment and stay inside s3fs.
+Credentials and endpoint come from the usual AWS environment and stay inside s3fs. It is imported by
+the first request: who works on local files alone does without it.
 """
 
 from __future__ import annotations
@@ -11,11 +12,7 @@ import os
 from collections.abc import Iterator
 from typing import IO, Any, cast
 
-from s3fs.core import S3File
-from s3fs.utils import FileExpired
-
 from ops.storage import versions
-from ops.storage.retry import RetryingS3
 from ops.storage.storage_errors import AccessDenied, Changed, StorageError, storage_errors
 
 #: Stores other than Amazon's reject newer checksum headers, so they are sent only where required.
@@ -35,6 +32,8 @@ def is_s3(location: str) -> bool:
 
 @functools.cache
 def _file_system(_process: int) -> Any:  # by process: its event loop does not survive a fork
+    from ops.storage.retry import RetryingS3  # noqa: PLC0415 - see the module's docstring
+
     return RetryingS3(
         use_listings_cache=False,
         default_fill_cache=False,
@@ -49,23 +48,13 @@ def file_system() -> Any:
     return _file_system(os.getpid())
 
 
-class _ReadFile(S3File):  # type: ignore[misc]  # untyped
-    """A file opened for reading, whose errors name its location."""
-
-    def _fetch_range(self, start: int, end: int) -> bytes:
-        location = f"s3://{self.path}"
-        with storage_errors(location):
-            try:  # every request demands the etag that the object had when it was opened
-                return cast("bytes", super()._fetch_range(start, end))
-            except FileExpired:
-                raise Changed("it was replaced while it was read", location) from None
-
-
 def open_read(location: str, version: str | None = None) -> IO[bytes]:
     """Open an object for random access. Raises Changed if it is or becomes another version."""
+    from ops.storage.s3_file import ReadFile  # noqa: PLC0415 - see the module's docstring
+
     with storage_errors(location):
         path = location.removeprefix("s3://")
-        file = _ReadFile(file_system(), path, block_size=2**20)
+        file = ReadFile(file_system(), path, block_size=2**20)
     versions.check(location, version, etag(file.details))
     return cast("IO[bytes]", file)
 

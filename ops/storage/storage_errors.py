@@ -10,12 +10,8 @@ import contextlib
 import errno
 import os
 import shlex
+import sys
 from collections.abc import Collection, Iterator
-
-from botocore.exceptions import (  # type: ignore[import-untyped]
-    BotoCoreError,
-    NoCredentialsError,
-)
 
 from ops.errors import UserError
 
@@ -103,12 +99,21 @@ def storage_errors(location: str, errnos: Collection[int] | None = None) -> Iter
         if errnos is not None and error.errno not in errnos:
             raise
         raise _kind(error)(_message(error, location), location, error.errno) from error
-    except BotoCoreError as error:
+    except _errors_of_client() as error:
         if errnos is not None:
             raise
-        if isinstance(error, NoCredentialsError):
+        if type(error).__name__ == "NoCredentialsError":
             raise AccessDenied("no credentials were found", location) from error
         raise StorageError(str(error), location) from error
+
+
+def _errors_of_client() -> tuple[type[Exception], ...]:
+    """The errors that botocore raises itself. None could be raised before it was imported.
+
+    Whoever works on local files alone does without it, and without the second of its import.
+    """
+    module = sys.modules.get("botocore.exceptions")
+    return (module.BotoCoreError,) if module else ()
 
 
 def _kind(error: OSError) -> type[StorageError]:

@@ -69,7 +69,7 @@ def process_rows(steps: Steps, rows: pa.Table) -> Iterator[pa.Table]:
 
     def missing() -> list[pa.Table]:
         is_done = pc.is_in(rows["image_id"], pa.array(sorted(done), pa.string()))
-        rest, size = rows.filter(pc.invert(is_done)), steps.resources.batch
+        rest, size = rows.filter(pc.invert(is_done)), steps.resources.images_per_batch
         return [rest.slice(start, size) for start in range(0, len(rest), size)]
 
     for processed in process_missing(steps, missing):
@@ -124,7 +124,7 @@ def _batches(stream: Dataset) -> Iterator[pa.Table]:
 
 def isolate_missing(steps: Steps, missing: MissingBlocks) -> Iterator[pa.Table]:
     """Process the missing rows in isolated processes, a batch at a time. Raises Stalled."""
-    size = steps.resources.batch
+    size = steps.resources.images_per_batch
     for block in missing():
         rows = steps.load(block)
         for start in range(0, len(rows), size):

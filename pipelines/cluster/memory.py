@@ -50,6 +50,19 @@ def check_workers(what: str, needed: int, workers: int, remedy: str) -> None:
         )
 
 
+def check_gpu(what: str, needed: int, room: int, remedy: str) -> None:
+    """Check that a worker's share of a GPU, `room` bytes, is enough; 0 if there is no GPU.
+
+    Raises NotEnoughMemory, with what is being done (`what`) and the settings to change (`remedy`).
+    """
+    if room and needed > room:
+        raise NotEnoughMemory(
+            f"{what} needs {needed / 2**30:.1f} GiB of a GPU, but a worker's share of it is "
+            f"{room / 2**30:.1f} GiB: {remedy}, or give each worker more of a GPU "
+            "(--resources.gpus)"
+        )
+
+
 def memory_of_nodes() -> list[int]:
     """Bytes of memory that each node with CPUs offers to workers."""
     nodes = ray.nodes()  # type: ignore[no-untyped-call]  # it has no types

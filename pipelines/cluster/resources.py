@@ -76,8 +76,8 @@ class Resources:
     least recently used detectors are evicted."""
     reader_cpus: float = 0.5
     """CPUs per task that fetches and decodes images or writes maps."""
-    batch: int = 16
-    """Images per batch that passes from one stage to the next."""
+    batch: int = 0
+    """Images per batch that a worker scores or a reader reads at once. 0 = 16, and 64 with GPUs."""
     wait_for_nodes: float = 0.0
     """Seconds to wait for nodes that `workers` needs and that have not joined yet. An autoscaler
     is asked for them."""
@@ -94,6 +94,11 @@ class Resources:
     def device(self) -> str:
         """The torch device of a worker."""
         return "cuda" if self.gpus else "cpu"
+
+    @property
+    def images_per_batch(self) -> int:
+        """Images per batch."""
+        return self.batch or (64 if self.gpus else 16)
 
     @property
     def threads(self) -> int:

@@ -22,6 +22,7 @@ from torch import Tensor
 from ops.archives.inventory import Inventory
 from ops.detectors.detector import FitCounts
 from ops.detectors.model_folder import Model, ModelCard, ProductCard
+from ops.distributed import backend
 from ops.failure import max_failures
 from ops.features.backbone import Backbone
 from ops.features.weights import fingerprint
@@ -68,7 +69,7 @@ def fit(
     """
     chosen = split(inventory, request)
     # Pretrained weights are downloaded here, once, and not by every worker.
-    network = Backbone(request.backbone, earlier.backbone if earlier else None)
+    network = Backbone(request.backbone.emulated, earlier.backbone if earlier else None)
     plan.check(plan.of_fit(chosen, request, network, resources))
     backbone = network.state()
     with reserved_for_fit(resources) as (held, turn):
@@ -200,9 +201,12 @@ def _attempt(
 
     `on_start` is called once all workers have started. Raises NothingToFit, and Stalled.
     """
-    blocks = [rows.slice(i, resources.batch) for i in range(0, len(rows), resources.batch)]
+    blocks = [
+        rows.slice(i, resources.images_per_batch)
+        for i in range(0, len(rows), resources.images_per_batch)
+    ]
     images = ray.data.from_blocks(blocks or [rows]).map_batches(
-        ReadStage(read, resources.batch),
+        ReadStage(read, resources.images_per_batch),
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=resources.reader_cpus,
@@ -221,7 +225,7 @@ def _attempt(
         trainer = TorchTrainer(
             program,
             train_loop_config=config | {"coordinator": coordinator},
-            torch_config=TorchConfig(backend="gloo"),
+            torch_config=TorchConfig(backend=backend(resources.gpus)),
             scaling_config=ScalingConfig(
                 num_workers=resources.count(),
                 use_gpu=bool(resources.gpus),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,12 +9,10 @@ import torch
 from ops.detectors.fit_cost import FitSize, ResourceEstimate
 from ops.detectors.registry import detector_class
 from ops.features.backbone import Backbone, LayerShape
-from ops.images.read_images import Read
-from pipelines.cluster.memory import PROCESS_BYTES, cached_bytes, check_workers
+from pipelines.cluster.memory import PROCESS_BYTES, cached_bytes, check_gpu, check_workers
 from pipelines.cluster.resources import Resources
+from pipelines.fitting.rehearsal import Rehearsal
 from pipelines.fitting.request import DETECTOR, FitRequest, Split
-
-_IMAGES = 8  # images that are read and added to a detector to be timed
 
 
 @dataclass(frozen=True)
@@ -49,6 +45,19 @@ class Plan:
             [estimate.score_bytes for estimate in self.estimates.values()], 2 * self.detector_cache
         )
         return PROCESS_BYTES + 2 * self.backbone_bytes + own
+
+    @property
+    def fit_gpu_bytes(self) -> int:
+        """What the fit holds on a worker's GPU, beside network and images."""
+        return max(estimate.fit_gpu_bytes for estimate in self.estimates.values())
+
+    @property
+    def score_gpu_bytes(self) -> int:
+        """What a worker of a run holds on its GPU, beside network and images."""
+        own = cached_bytes(
+            [estimate.score_bytes for estimate in self.estimates.values()], 2 * self.detector_cache
+        )
+        return own + max(estimate.gpu_scratch for estimate in self.estimates.values())
 
     @property
     def model_bytes(self) -> int:
@@ -90,6 +99,20 @@ def check(plan: Plan) -> None:
     check_workers(f"the fit of {name!r}", plan.fit_bytes, plan.workers, largest.remedy)
 
 
+def check_on_gpu(plan: Plan, measured: Rehearsal, gpus: float) -> None:
+    """Check that a GPU can hold the fit of `1 / gpus` workers, and later their scoring.
+
+    Raises NotEnoughMemory.
+    """
+    name, largest = max(plan.estimates.items(), key=lambda item: item[1].fit_gpu_bytes)
+    room = int(measured.gpu_bytes * min(1.0, gpus))
+    for what, own in (
+        (f"the fit of {name!r}", plan.fit_gpu_bytes),
+        ("scoring with this model", plan.score_gpu_bytes),
+    ):
+        check_gpu(what, measured.gpu_used + own, room, largest.remedy)
+
+
 @dataclass(frozen=True)
 class Minutes:
     """Estimated minutes of each stage of a fit."""
@@ -99,42 +122,12 @@ class Minutes:
     calibrate: float
 
 
-def minutes(
-    plan: Plan, chosen: Split, request: FitRequest, backbone: Backbone, resources: Resources
-) -> Minutes:
-    """Time a few images and a sample of the fit in this process, and extrapolate.
-
-    The process uses as many threads as a worker, but may run on a faster or slower machine.
-    """
-    torch.set_num_threads(resources.threads)
-    kind = detector_class(request.method)
-    detector = kind(request.settings, backbone)
-    rows = chosen.fit.slice(0, _IMAGES)
-    image = torch.zeros(1, 3, request.input.size, request.input.size)
-    detector.add_images(image, torch.tensor([0]))
-    read = _seconds(lambda: Read(request.input, request.decode, request.fetch)(rows)) / len(rows)
-    per_image = (
-        read
-        + _seconds(
-            lambda: [detector.add_images(image, torch.tensor([n])) for n in range(1, _IMAGES + 1)]
-        )
-        / _IMAGES
-    )
-    work, times = None, 0.0
-    for size in plan.sizes.values():
-        if probe := kind.timing_probe(request.settings, size):
-            work = work or probe.work  # keeps one probe only, as its network may be large
-            times += probe.times
-    fit = _seconds(work) * times if work else 0.0
+def minutes(plan: Plan, measured: Rehearsal) -> Minutes:
+    """Extrapolate a rehearsal."""
     images = sum(plan.images.values())
+    per_image = measured.read + measured.add
     return Minutes(
         extract=images * per_image / plan.workers / 60,
-        fit=fit / 60,
+        fit=measured.fit / 60,
         calibrate=plan.held_out * 2 * per_image / plan.workers / 60,
     )
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start

@@ -151,7 +151,7 @@ class Stream:
     def _read(self) -> Iterator[_DetectorBatch]:
         shard: Any = ray.train.get_dataset_shard("images")
         for batch in shard.iter_batches(
-            batch_size=self._resources.batch, batch_format="pyarrow", prefetch_batches=1
+            batch_size=self._resources.images_per_batch, batch_format="pyarrow", prefetch_batches=1
         ):
             broken = batch.filter(pc.not_equal(batch["status"], "ok"))
             failures = failures_of(broken)

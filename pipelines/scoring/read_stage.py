@@ -16,6 +16,10 @@ from pipelines.cluster.timeouts import time_limit
 
 #: Columns of the inventory that the stages need.
 CARRIED = ("image_id", "uri", "bytes", "version", "member", "product", "problem")
+#: Rows of a block that comes out in two parts, and not batch by batch.
+_LARGE = 64
+#: Pixels that wait in a task until they are handed on.
+_BYTES = 2**25
 #: Column with the number of a row in the inventory; it passes through all stages.
 INVENTORY_ROW = "inventory_row"
 
@@ -57,7 +61,8 @@ class LoadSpans:
 class ReadStage:
     """Reads the images of a block, `batch` at a time, each batch within `limit` seconds.
 
-    `load` turns a block of spans into rows; without it a block holds the rows themselves.
+    `load` turns a block of spans into rows; without it a block holds the rows themselves. A large
+    block comes out in two parts, as each costs the next stage a task.
     """
 
     read: Read
@@ -69,7 +74,14 @@ class ReadStage:
         """Rows with pixels, or with a status and a reason."""
         with time_limit(self.limit):
             rows = self.load(block) if self.load else block
+        done: list[pa.Table] = []
+        together = len(rows) // 2 if len(rows) >= _LARGE else self.batch
         for start in range(0, len(rows), self.batch):
             with time_limit(self.limit):
-                read = self.read(rows.slice(start, self.batch))
-            yield read
+                done.append(self.read(rows.slice(start, self.batch)))
+            held, size = sum(map(len, done)), sum(table.nbytes for table in done)
+            if held >= together or size > _BYTES:
+                yield pa.concat_tables(done)
+                done = []
+        if done:
+            yield pa.concat_tables(done)

@@ -31,6 +31,9 @@ from pipelines.tables.lock import LostLock
 
 log = logging.getLogger(__name__)
 
+#: The most images that one task reads, unless batches are larger.
+_TASK_ROWS = 128
+
 
 def score(
     run: Run,
@@ -153,7 +156,11 @@ def _scored(
     """Results for the rows that are missing from `chunks`, to which the caller adds each one."""
 
     def missing() -> list[pa.Table]:
-        return span_blocks(list(chunks.missing()), max(stream.resources.batch, 32))
+        spans = list(chunks.missing())
+        total = sum(stop - start for start, stop in spans)
+        # A task of many images costs less for each; a small run needs tasks for all readers.
+        rows = max(32, min(total // 64, _TASK_ROWS))
+        return span_blocks(spans, max(stream.resources.images_per_batch, rows))
 
     if score_cache:
         yield from stream_missing(replace(stream, known=score_cache.contents()), missing)

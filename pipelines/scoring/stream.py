@@ -69,7 +69,7 @@ class ScoringStream:
         load = LoadSpans(self.inventory) if self.inventory else None
         stream = (
             blocks.map_batches(
-                ReadStage(self.read, resources.batch, load, limit),
+                ReadStage(self.read, resources.images_per_batch, load, limit),
                 batch_size=None,
                 batch_format="pyarrow",
                 num_cpus=resources.reader_cpus,
@@ -80,7 +80,7 @@ class ScoringStream:
             .map_batches(
                 _TimedScoreImages,
                 fn_constructor_args=(limit, *self._score_arguments),
-                batch_size=resources.batch,
+                batch_size=resources.images_per_batch,
                 batch_format="pyarrow",
                 num_cpus=resources.cpus,
                 num_gpus=resources.gpus,
@@ -97,7 +97,7 @@ class ScoringStream:
             )
             .map_batches(
                 TimedStep(self.draw, limit),
-                batch_size=resources.batch,
+                batch_size=resources.images_per_batch,
                 batch_format="pyarrow",
                 num_cpus=resources.reader_cpus,
                 max_retries=2,

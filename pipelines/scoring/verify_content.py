@@ -101,7 +101,10 @@ def verify(
 
     def missing_blocks() -> list[pa.Table]:
         rest = rows.take(pa.array(sorted(missing), pa.int64()))
-        return [rest.slice(at, resources.batch) for at in range(0, len(rest), resources.batch)]
+        return [
+            rest.slice(at, resources.images_per_batch)
+            for at in range(0, len(rest), resources.images_per_batch)
+        ]
 
     def results(steps: HashStep) -> Iterator[pa.Table]:
         for result in process_missing(steps, missing_blocks):

@@ -1,7 +1,8 @@
 """Runs benchmarks and prints their results as one Markdown table.
 
 `make bench` or `python -m tests.bench` runs those of `DEFAULT`; `python -m tests.bench coreset
-chain` runs some of them. `glance` and `shots` run only by name.
+chain` runs some of them. `glance`, `shots`, `scaling` and `rows`, which starts Ray, run only by
+name, and so does `gpu`, which has a command line of its own: `python -m tests.bench gpu --help`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import sys
 
 import torch
 
-from tests.bench import features
 from tests.bench.measure import Row
 
 DEFAULT = ("coreset", "neighbours", "chain", "workers", "memory")
@@ -28,6 +28,8 @@ def line(row: Row) -> str:
 
 def main(names: list[str]) -> None:
     """Run benchmarks by name and print each row when it is known."""
+    from tests.bench import features
+
     torch.set_num_threads(1)
     processor = subprocess.run(["lscpu"], capture_output=True, text=True, check=False).stdout
     model = next((x for x in processor.splitlines() if "Model name" in x), platform.processor())
@@ -40,4 +42,8 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["gpu"]:  # runs where little else is installed
+        from tests.bench.gpu.command import main as gpu
+
+        sys.exit(gpu(sys.argv[2:]))
     main(sys.argv[1:])

@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from ops.distributed import Alone, Distributed
+from ops.distributed import Alone, Distributed, backend
 from ops.errors import UserError
 from tests.ops.threads import together
 
@@ -105,6 +105,22 @@ def test_a_process_group_of_one_equals_alone(tmp_path):
         parts = value if isinstance(value, list) else [value]
         others = found[name] if isinstance(value, list) else [found[name]]
         assert all(torch.equal(a, b) for a, b in zip(parts, others, strict=True)), name
+
+
+def test_only_workers_with_a_whole_gpu_each_use_nccl():
+    names = [backend(gpus) for gpus in (0.0, 0.5, 1.0, 2.0)]
+    assert names == ["gloo", "gloo", "cpu:gloo,cuda:nccl", "cpu:gloo,cuda:nccl"]
+
+
+def test_buffers_are_sent_in_every_step_only_where_batch_norms_change_them(tmp_path):
+    dist.init_process_group("gloo", f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        group = Distributed()
+        plain = group.parallel(torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1)))
+        changing = group.parallel(torch.nn.Sequential(torch.nn.BatchNorm2d(3)))
+    finally:
+        dist.destroy_process_group()
+    assert (plain.broadcast_buffers, changing.broadcast_buffers) == (False, True)
 
 
 def test_threads_keep_the_same_contract():

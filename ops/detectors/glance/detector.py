@@ -130,7 +130,8 @@ class Glance(Trained):
         return ResourceEstimate(
             vectors=fit_size.images * windows,
             kept=0,
-            fit_bytes=6 * weights + fit_size.images_per_worker * 2 * 3 * fit_size.size**2 + step,
+            fit_bytes=6 * weights + fit_size.pixel_bytes + step,
+            fit_host_bytes=fit_size.pixel_bytes,
             score_bytes=2 * weights + _SCORE_FACTOR * _BYTES_PER_PIXEL * fit_size.size**2,
             model_bytes=weights,
             remedy="lower --glance.batch, --glance.patches or --input.size",
@@ -281,10 +282,10 @@ class Glance(Trained):
         return self.backbone.normalised(image[None]).contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
-    def score_one(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """The map's maximum, and the map of cells of `stride` pixels."""
-        anomaly_map = self._map(image)
-        return anomaly_map.max(), anomaly_map
+    def score_block(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The map's maximum, and the map of cells of `stride` pixels, of one image."""
+        anomaly_map = self._map(images[0])
+        return anomaly_map.max()[None], anomaly_map[None]
 
     def _map(self, image: Tensor) -> Tensor:
         s = self.settings

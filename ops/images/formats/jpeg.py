@@ -53,28 +53,30 @@ class _Frame(NamedTuple):
 
 def read(data: bytes, limit: PixelLimit) -> Raster:
     """Decode a JPEG of any depth. Metadata that Pillow refuses are left out with a note."""
-    frame = _frame(data)
+    segments = list(_segments(data))
+    frame = _frame(data, segments)
     if frame is not None and (frame.depth != 8 or frame.kind in {*_LOSSLESS, _LS}):
         return _uncommon(data, frame, limit)
     try:
-        return _by_pillow(data, limit)
+        return _by_pillow(data, segments, limit)
     except Failure:
         raise
     except Exception:
-        without = _without_metadata(data)
+        without = _without_metadata(data, segments)
         if without is None:
             raise
-        raster = _by_pillow(without, limit)
+        raster = _by_pillow(without, list(_segments(without)), limit)
     return raster._replace(note="its metadata are damaged and were not used")
 
 
-def _by_pillow(data: bytes, limit: PixelLimit) -> Raster:
-    with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+def _by_pillow(data: bytes, segments: list[_Segment], limit: PixelLimit) -> Raster:
+    unended = without_end_mark(data, segments)
+    with Image.open(io.BytesIO(data if unended is None else unended), formats=["JPEG"]) as image:
         pillow_files.check(image, data, limit, len(data) * _PIXELS_PER_BYTE)
-        if image.format != "JPEG" or (unended := without_end_mark(data)) is None:
+        if image.format == "JPEG" or unended is None:
             return pillow_files.raster_of(image)
-    with Image.open(io.BytesIO(unended), formats=["JPEG"]) as unended_image:
-        return pillow_files.raster_of(unended_image)
+    with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:  # previews follow its end mark
+        return pillow_files.raster_of(image)
 
 
 def _uncommon(data: bytes, frame: _Frame, limit: PixelLimit) -> Raster:
@@ -114,26 +116,26 @@ def orientation(data: bytes) -> int:
     return 1
 
 
-def without_end_mark(data: bytes) -> bytes | None:
+def without_end_mark(data: bytes, segments: list[_Segment] | None = None) -> bytes | None:
     """The file up to its end mark, then padding; None unless it has a single sequential scan."""
-    start = _only_scan(data)
+    start = _only_scan(data, list(_segments(data)) if segments is None else segments)
     end = data.find(_END, start)  # within a scan, no marker code follows 0xFF
     if start < 0 or end < 0 or data.find(b"\xff\xda", start, end) >= 0:
         return None
     return data[:end] + _PADDING
 
 
-def _only_scan(data: bytes) -> int:
+def _only_scan(data: bytes, segments: list[_Segment]) -> int:
     """Offset of the data of the first scan; -1 if its frame is not sequential."""
-    frame = _frame(data)
+    frame = _frame(data, segments)
     if frame is None or frame.kind not in _SEQUENTIAL:
         return -1
-    return next((s.stop for s in _segments(data) if s.kind == _SCAN), -1)
+    return next((s.stop for s in segments if s.kind == _SCAN), -1)
 
 
-def _frame(data: bytes) -> _Frame | None:
+def _frame(data: bytes, segments: list[_Segment]) -> _Frame | None:
     found = None
-    for kind, start, stop in _segments(data):
+    for kind, start, stop in segments:
         # 0xC0 to 0xCF are frames but for three tables.
         if kind == _LS or (0xC0 <= kind <= 0xCF and kind not in {0xC4, 0xC8, 0xCC}):
             if stop - start < 10:
@@ -143,9 +145,9 @@ def _frame(data: bytes) -> _Frame | None:
     return found
 
 
-def _without_metadata(data: bytes) -> bytes | None:
+def _without_metadata(data: bytes, segments: list[_Segment]) -> bytes | None:
     """The file without comments and application data, but for those that change colours."""
-    dropped = [s for s in _segments(data) if s.kind == 0xFE or 0xE1 <= s.kind <= 0xED]
+    dropped = [s for s in segments if s.kind == 0xFE or 0xE1 <= s.kind <= 0xED]
     if not dropped:
         return None
     kept, at = [], 0

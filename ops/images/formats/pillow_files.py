@@ -65,9 +65,9 @@ def eight_bits(image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.ui
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
         grey = image.mode in {"L", "LA", "La"}
         image = Image.alpha_composite(black, layers).convert("L" if grey else "RGB")
-    elif image.mode in {"1", "L"}:
+    elif image.mode == "1":
         image = image.convert("L")
-    elif image.mode != "RGB":
+    elif image.mode not in {"L", "RGB"}:
         image = image.convert("RGB")
     return np.asarray(image)
 

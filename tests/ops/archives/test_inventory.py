@@ -124,6 +124,25 @@ def test_rows_are_read_by_number_across_row_groups(stored):
     assert stored.read().schema.equals(SCHEMA, check_metadata=True)
 
 
+def test_a_row_group_is_decoded_once_for_many_spans_and_again_when_the_file_is_another(
+    stored, monkeypatch
+):
+    decoded = []
+    read = pq.ParquetFile.read_row_group
+
+    def counted(table, group, columns):
+        decoded.append(group)
+        return read(table, group, columns=columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
+    for start in (0, 3, 9, 10, 12):
+        stored.rows(start, start + 1, ["uri"])
+    assert decoded == [0, 1]
+    rows = [{"image_id": "x", "uri": f"other{n}", "version": "2"} for n in range(25)]
+    parquet.write(stored.location, SCHEMA, [pa.RecordBatch.from_pylist(rows, SCHEMA)], rows=10)
+    assert stored.rows(3, 4, ["uri"])["uri"].to_pylist() == ["other3"]
+
+
 def test_the_content_hash_differs_between_lists_and_not_between_files(stored, tmp_path):
     table = stored.read()
 

@@ -341,11 +341,12 @@ def test_odd_keys_are_read_as_they_are(s3):
 def test_an_object_that_is_denied_is_a_row_with_address_and_remedy(
     s3, monkeypatch, name, code, told, sentence
 ):
+    from ops.storage import retry, s3_file
     from ops.storage import s3 as store
 
     put(s3, "a.png", b"1")
     put(s3, name, tar(THREE))
-    call = store.RetryingS3.call_s3
+    call = retry.RetryingS3.call_s3
 
     def denied(self, method, *args, **kwargs):
         if method == "get_object" and kwargs.get("Key") == name:
@@ -356,9 +357,9 @@ def test_an_object_that_is_denied_is_a_row_with_address_and_remedy(
             raise translate_boto_error(ClientError(response, "GetObject"))
         return call(self, method, *args, **kwargs)
 
-    monkeypatch.setattr(store.RetryingS3, "call_s3", denied)
+    monkeypatch.setattr(retry.RetryingS3, "call_s3", denied)
     monkeypatch.setattr(
-        store._ReadFile,
+        s3_file.ReadFile,
         "_fetch_range",
         lambda self, *_: store.read_bytes(f"s3://{self.path}", None, None, None, None),
     )

@@ -1,4 +1,5 @@
 import pickle
+from dataclasses import replace
 from urllib.error import URLError
 
 import pytest
@@ -46,9 +47,10 @@ def test_an_images_features_are_the_same_bits_in_any_batch(backbone, images, siz
 
 
 def test_padding_a_block_changes_no_image(backbone, images):
-    block = backbone._run_block(images[:3], 8)
+    blocks = Backbone(replace(TINY, block=8), backbone.state())
+    block = blocks(images[:3])
     assert [len(layer) for layer in block] == [3, 3]
-    assert equal([layer[:2] for layer in block], backbone._run_block(images[:2], 8))
+    assert equal([layer[:2] for layer in block], blocks(images[:2]))
 
 
 def test_train_of_a_wrapper_does_not_change_the_backbone():

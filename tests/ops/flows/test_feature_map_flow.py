@@ -109,9 +109,9 @@ def test_a_seed_decides_weights_and_permutations_and_global_generators_stay():
 
 def test_negative_log_density_is_ordered_as_the_negative_mean_of_up_sampled_densities():
     generator = torch.Generator().manual_seed(0)
-    densities = [torch.rand(4, 4, generator=generator), torch.rand(2, 2, generator=generator)]
+    densities = [torch.rand(3, side, side, generator=generator) for side in (4, 2)]
     large = [
-        F.interpolate(d[None, None], size=(8, 8), mode="bilinear", align_corners=False)[0, 0]
+        F.interpolate(d[:, None], size=(8, 8), mode="bilinear", align_corners=False)[:, 0]
         for d in densities
     ]
     papers = -sum(large) / 2
@@ -121,8 +121,8 @@ def test_negative_log_density_is_ordered_as_the_negative_mean_of_up_sampled_dens
 
 
 def test_negative_log_density_separates_densities_that_float32_cannot_and_is_never_infinite():
-    unlikely = torch.tensor([[1.0, 1e-30, 1e-300, 0.0]], dtype=torch.float64)
-    result = negative_log_density([unlikely], torch.Size((1, 4)))
+    unlikely = torch.tensor([[[1.0, 1e-30, 1e-300, 0.0]]], dtype=torch.float64)
+    (result,) = negative_log_density([unlikely], torch.Size((1, 4)))
     assert float(result[0, 0]) == 0
     assert result[0].diff().min() > 10
     assert float(result[0, 2]) == pytest.approx(300 * math.log(10))

@@ -59,3 +59,17 @@ def test_distances_of_missing_or_non_finite_vectors_are_infinite():
         [4.0] * 4 + [torch.inf],
         [torch.inf] * 5,
     ]
+
+
+@pytest.mark.parametrize("count", [1, 3, 40])
+@pytest.mark.parametrize("gathered", [2**26, 100])
+def test_the_search_for_a_gpu_finds_the_same_bits(count, gathered, monkeypatch):
+    monkeypatch.setattr(gallery, "_GATHERED", gathered)
+    generator = torch.Generator().manual_seed(4)
+    fine, coarse = (torch.randn(5, 6, 4, 10, generator=generator) for _ in range(2))
+    positions = Positions([fine, coarse[:, ::2, ::2].half()])
+    x = torch.cat([positions.of(3), torch.randn(7, 20, generator=generator)])
+    x[2, 1] = torch.nan
+    images = torch.tensor([4, 0])
+    expected = positions.nearest(x, images, count)
+    assert torch.equal(positions._nearest_at_once(x, images, count), expected)

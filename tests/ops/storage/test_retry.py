@@ -112,3 +112,30 @@ def test_the_default_policy_ends_within_two_minutes(seconds):
         attempt += 1
     assert attempt == (3 if seconds else 8)
     assert 30 < elapsed < 120
+
+
+def test_a_call_is_repeated_after_transient_errors_alone_and_each_attempt_counts():
+    def failing(*errors):
+        left = [*errors]
+
+        def call(value):
+            if left:
+                raise left.pop(0)
+            return value
+
+        return call
+
+    again = []
+    policy = RetryPolicy(3, 0, lambda: again.append(1))
+    cut = HTTPClientError(error="cut")
+    assert policy.call(failing(), 7) == 7
+    assert again == []
+    assert policy.call(failing(cut, cut), 7) == 7
+    assert len(again) == 2
+    with pytest.raises(Unavailable, match="failed 3 times in a row"):
+        policy.call(failing(cut, cut, cut), 7)
+    again.clear()
+    for permanent in (FileNotFoundError("gone"), ValueError("a bug")):
+        with pytest.raises(type(permanent)):
+            policy.call(failing(permanent), 7)
+    assert again == []

@@ -21,7 +21,7 @@ CRASHES = "file:///7"
 class FakeSteps:
     """Steps whose streams lose one image; those before `whole_from` break after two batches."""
 
-    resources = SimpleNamespace(batch=1)
+    resources = SimpleNamespace(images_per_batch=1)
 
     def __init__(self, whole_from: int) -> None:
         self.streams: list[int] = []

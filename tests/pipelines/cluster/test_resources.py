@@ -139,3 +139,9 @@ def test_a_node_that_joins_while_it_is_awaited_is_used(tmp_path):
     )
     assert job.returncode == 0, job.stderr[-2000:]
     assert "workers 1" in job.stdout
+
+
+def test_batches_are_larger_on_gpus_unless_their_size_is_given():
+    assert Resources().images_per_batch == 16
+    assert Resources(gpus=0.5).images_per_batch == 64
+    assert Resources(gpus=1, batch=7).images_per_batch == 7

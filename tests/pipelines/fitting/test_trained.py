@@ -24,6 +24,7 @@ from ops.storage.paths import JOINT
 from pipelines.cluster.resources import Resources
 from pipelines.fitting import fit, plan, worker
 from pipelines.fitting.calibrate import HeldOutScores
+from pipelines.fitting.rehearsal import rehearse_on_worker
 from pipelines.fitting.request import FitRequest, NothingToFit, Select, split
 from pipelines.fitting.worker import DetectorCheckpoint
 from tests.pipelines.scoring.test_stream import nothing, take
@@ -154,7 +155,8 @@ def test_a_plan_of_a_joint_fit_counts_one_detector(inventory):
     chosen, backbone = split(inventory, request()), Backbone(request().backbone)
     result = plan.of_fit(chosen, request(), backbone, SLOTS)
     assert result.images == {"all products": 10}
-    expected = plan.minutes(result, chosen, request(), backbone, SLOTS)
+    measured = rehearse_on_worker(chosen.fit, request(), result.sizes, backbone, SLOTS)
+    expected = plan.minutes(result, measured)
     assert 0 < expected.fit < 1
 
 

@@ -31,6 +31,7 @@ from pipelines.cluster import memory
 from pipelines.cluster.resources import Resources
 from pipelines.cluster.shared_model import SharedModel
 from pipelines.fitting import fit, plan, worker
+from pipelines.fitting.rehearsal import rehearse_on_worker
 from pipelines.fitting.request import FitRequest, NothingToFit, split
 from pipelines.fitting.worker import DetectorCheckpoint
 from pipelines.reports import evaluate
@@ -433,7 +434,8 @@ def test_a_plan_says_what_the_fit_then_finds_and_refuses_what_cannot_be_held(wor
         assert found.estimates[product].kept == card.counts.bank
     assert found.held_out == world.model.card.fit["held_out"]
     plan.check(found)
-    expected = plan.minutes(found, chosen, request(), backbone, SLOTS)
+    measured = rehearse_on_worker(chosen.fit, request(), found.sizes, backbone, SLOTS)
+    expected = plan.minutes(found, measured)
     assert 0 < expected.extract < 5
     assert 0 < expected.fit < 5
     monkeypatch.setattr(memory, "memory_of_nodes", lambda: [2**30, 2**29])

@@ -1,0 +1,32 @@
+import pyarrow as pa
+import pytest
+
+from pipelines.scoring.read_stage import ReadStage
+
+
+def read(rows: pa.Table) -> pa.Table:
+    """Adds how many rows were read at once, and pixels."""
+    return rows.append_column("at_once", pa.array([len(rows)] * len(rows))).append_column(
+        "pixels", pa.array([bytes(row["size"]) for row in rows.to_pylist()], pa.large_binary())
+    )
+
+
+def rows(count: int, size: int = 1) -> pa.Table:
+    return pa.table({"number": range(count), "size": [size] * count})
+
+
+@pytest.mark.parametrize(
+    ("count", "lengths"), [(7, [7]), (32, [16, 16]), (40, [16, 16, 8]), (128, [64, 64]), (0, [])]
+)
+def test_a_block_is_handed_on_batch_by_batch_and_a_large_one_in_two_parts(count, lengths):
+    tables = list(ReadStage(read, 16)(rows(count)))
+    assert [len(table) for table in tables] == lengths
+    if tables:
+        whole = pa.concat_tables(tables)
+        assert whole["number"].to_pylist() == list(range(count))
+        assert max(whole["at_once"].to_pylist()) == min(16, count)
+
+
+def test_large_pixels_are_handed_on_earlier():
+    tables = list(ReadStage(read, 2)(rows(8, 2**24 + 1)))
+    assert [len(table) for table in tables] == [2, 2, 2, 2]

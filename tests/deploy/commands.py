@@ -17,7 +17,7 @@ DEPLOY = ROOT / "deploy"
 #: What a machine calls a settings file -> the file here that becomes it.
 SETTINGS = {
     "night.toml": DEPLOY / "night.toml",
-    "/etc/nightloupe/night.toml": DEPLOY / "kuberay" / "night.toml",
+    "/etc/nightloupe/night.toml": DEPLOY / "kuberay" / "night" / "night.toml",
 }
 #: Programs of others. What a line of theirs names of ours must be there.
 FOREIGN = {

@@ -10,7 +10,7 @@ import sys
 import tomllib
 
 from tests.conftest import ROOT
-from tests.deploy import image
+from tests.deploy import image, root_filesystem
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONSTRAINTS = (ROOT / "constraints.txt").read_text().splitlines()
@@ -118,3 +118,11 @@ def test_rays_launcher_finds_its_programs_and_its_home_in_the_image():
     rules = re.findall(r"NOPASSWD: ([^\"]*)\"", image.DOCKERFILE.read_text())
     assert rules == [r"/usr/bin/chown 1000\:1000 /home/nightloupe/$file"]
     assert "*" not in rules[0]  # sudo would let it stand for other files, too
+
+
+def test_without_the_wheel_of_torch_for_cuda_nothing_asks_for_cuda():
+    """So an index of its CPU wheels saves all of it; their own requirements name none."""
+    cuda = re.compile(r"nvidia-|cuda-|triton")
+    with_cuda, without = root_filesystem.wanted(), root_filesystem.wanted(leaf="torch")
+    assert len([name for name in with_cuda if cuda.match(name)]) > 10
+    assert [name for name in without if cuda.match(name)] == []

@@ -1,0 +1,34 @@
+"""A night in a root filesystem with what the image holds: head, fit, night, query, tracker."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.deploy import root_filesystem
+
+pytestmark = [pytest.mark.campaign, pytest.mark.slow, pytest.mark.alone, pytest.mark.ray]
+
+
+def test_a_night_runs_in_what_the_image_holds():
+    if os.geteuid() or not shutil.which("debootstrap"):
+        pytest.skip("needs root and debootstrap: apt-get install debootstrap")
+    if sys.version_info[:2] != (3, 11):
+        pytest.skip("the image has CPython 3.11")
+    # Beside the environment, whose files it links.
+    root = ROOT / "build" / "root_filesystem"
+    shutil.rmtree(root, ignore_errors=True)
+    root.parent.mkdir(exist_ok=True)
+    try:
+        root_filesystem.build(root)
+        done = root_filesystem.inside(root, ROOT / "deploy" / "try-image")
+        assert done.returncode == 0, done.stdout + done.stderr
+        steps = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("== ")]
+        assert steps == ["head", "fit", "night", "query", "tracker", "all"]
+        assert "FileNotFoundError" not in done.stdout + done.stderr
+    finally:
+        shutil.rmtree(root, ignore_errors=True)

@@ -22,7 +22,7 @@ SETTINGS = {
 #: Programs of others. What a line of theirs names of ours must be there.
 FOREIGN = {
     *("aws", "cat", "cd", "cp", "crontab", "docker", "export", "git", "helm", "kubectl"),
-    *("openssl", "sed", "sudo", "systemctl", "mkdir", "install", "source"),
+    *("curl", "openssl", "sed", "sudo", "systemctl", "mkdir", "install", "source"),
 }
 _ASSIGNMENT = re.compile(r"[A-Z_]+=.*")
 

@@ -37,12 +37,10 @@ def expected(alert: str, count: int) -> list[dict]:
     (rule,) = [rule for rule in RULES["groups"][0]["rules"] if rule["alert"] == alert]
     labels = dict(rule["labels"])
     texts = dict(rule["annotations"])
-    labels |= {"namespace": "nightloupe"} if count else {}
     if alert == "NightloupeNightFailed":
-        labels |= {"name": "nightloupe-night-3", "deployment_status": "Failed"}
+        labels |= {"namespace": "nightloupe", "name": "nightloupe-night-3"}
+        labels |= {"deployment_status": "Failed"}
         texts = {k: v.replace("{{ $labels.name }}", "nightloupe-night-3") for k, v in texts.items()}
-    elif count:
-        labels |= {"deployment_status": "Complete"}
     return [{"exp_labels": labels, "exp_annotations": texts}] * count
 
 

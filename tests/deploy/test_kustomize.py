@@ -101,3 +101,18 @@ def test_kubernetes_takes_every_object_of_its_own(folders, version):
     wrong["spec"] = wrong["spec"] | {"concurrencyPolicies": "Forbid"}
     with pytest.raises(kubernetes_validate.ValidationError, match="concurrencyPolicies"):
         kubernetes_validate.validate(wrong, version, strict=True)
+
+
+def test_the_forges_small_cluster_is_the_one_that_is_deployed_without_its_workers():
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed")
+    place = ROOT / "tests" / "deploy" / "kind"
+    made = subprocess.run(
+        ["kubectl", "kustomize", str(place)], capture_output=True, text=True, check=True
+    )
+    job = yaml.safe_load(made.stdout)
+    assert images(job) == {"nightloupe:0.1.0"}
+    assert job["spec"]["rayClusterSpec"]["workerGroupSpecs"] == []
+    pod = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    assert is_restricted(pod)
+    assert "nodeSelector" not in pod

@@ -8,7 +8,6 @@
 #SBATCH --cpus-per-task=8
 #SBATCH --mem=32G
 #SBATCH --time=08:00:00
-#SBATCH --signal=B:INT@120
 #SBATCH --dependency=singleton
 #SBATCH --mail-type=FAIL
 #SBATCH --output=nightloupe-%j.log

@@ -2,7 +2,8 @@
 
 SIGKILL for the driver or a worker of a gradient fit at random moments: while it gathers images,
 trains, scores the held-out images, or writes the model. The folder must then hold no model or the
-whole one, and the same command must end with the model of an undisturbed fit, byte for byte.
+whole one, and the same command must end with the model of an undisturbed fit: the same id, and the
+same bytes in all files but the card, which names times.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def begin(cluster: Cluster, warehouse: Warehouse, folder: str) -> subprocess.Pop
 
 
 def content(folder: str) -> dict[str, str]:
-    """A hash of each file of a model, without what tells one fit from another in its card."""
+    """A hash of each file of a model; of its card the id alone."""
     found = {}
     for file in sorted(Path(folder).rglob("*")):
         if file.is_file() and not file.name.startswith((".", "_")) and "_leases" not in file.parts:

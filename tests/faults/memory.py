@@ -7,9 +7,6 @@ images make the most of rows and blocks, so of whatever could pile up with their
 from __future__ import annotations
 
 import io
-import os
-import subprocess
-import sys
 import tarfile
 import tempfile
 from collections.abc import Sequence
@@ -24,8 +21,8 @@ from ops.images import synthetic_parts
 from ops.storage import parquet
 from ops.storage.paths import Out
 from pipelines.tables import run_records
-from tests.conftest import LOOPBACK_ONLY, ROOT, tiny_model
-from tests.faults.processes import Sample, Sampler
+from tests.conftest import tiny_model
+from tests.faults.processes import Sample, watched
 from tests.faults.reading import listed
 
 PART, PER_TAR = 100, 10_000
@@ -56,23 +53,9 @@ def score(folder: Path, inventory: Inventory) -> list[Sample]:
     write_model(str(folder / "model"), tiny_model("part"))
     words = ["--inventory", inventory.location, "--model", str(folder / "model")]
     words += ["--out", str(folder / "out"), "--maps", "none", "--chunk-rows", str(PART), *SLOTS]
-    environment = os.environ | LOOPBACK_ONLY | {"RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
-    environment.pop("RAY_ADDRESS", None)
-    job = subprocess.Popen(
-        [sys.executable, "-m", "jobs.score", *words],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
     work = folder / "out" / "_work"
-    sampler = Sampler(job.pid, lambda: PART * len(list(work.glob("*/part-*.parquet"))))
-    sampler.start()
-    said = job.communicate()[0]
-    samples = sampler.stop()
+    said, samples = watched("score", words, lambda: PART * len(list(work.glob("*/part-*.parquet"))))
     print("\n".join(said.strip().splitlines()[-3:]))
-    assert job.returncode == 0, said
     return samples
 
 

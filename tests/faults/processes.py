@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from tests.conftest import LOOPBACK_ONLY, ROOT
 
 _KINDS = (
     (re.compile(r"^ray::.*Detect"), "detectors"),
@@ -53,19 +58,41 @@ def _held(pid: int) -> tuple[str, int]:
     return next(kind for pattern, kind in _KINDS if pattern.search(words)), size * 1024
 
 
-class Sampler(threading.Thread):
-    """Looks at a process and its descendants every second, until it is stopped."""
+def watched(
+    job: str, words: Sequence[str], done: Callable[[], int] = lambda: 0, every: float = 1.0
+) -> tuple[str, list[Sample]]:
+    """Run a job to its end, on a cluster of its own: what it said, and its memory meanwhile."""
+    environment = os.environ | LOOPBACK_ONLY | {"RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+    environment.pop("RAY_ADDRESS", None)
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"jobs.{job}", *words],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    sampler = Sampler(process.pid, done, every)
+    sampler.start()
+    said = process.communicate()[0]
+    samples = sampler.stop()
+    assert process.returncode == 0, said
+    return said, samples
 
-    def __init__(self, pid: int, done: Callable[[], int]) -> None:
+
+class Sampler(threading.Thread):
+    """Looks at a process and its descendants every so many seconds, until it is stopped."""
+
+    def __init__(self, pid: int, done: Callable[[], int], every: float = 1.0) -> None:
         super().__init__(daemon=True)
-        self._pid, self._done = pid, done
+        self._pid, self._done, self._every = pid, done, every
         self._over = threading.Event()
         self.samples: list[Sample] = []
 
     def run(self) -> None:
         """Sample."""
         begun, done = time.monotonic(), 0
-        while not self._over.wait(1):
+        while not self._over.wait(self._every):
             held: dict[str, int] = defaultdict(int)
             largest: dict[str, int] = defaultdict(int)
             for pid in tree(self._pid):

@@ -7,9 +7,6 @@ clusters of two CPUs.
 from __future__ import annotations
 
 import io
-import os
-import subprocess
-import sys
 import tarfile
 import tempfile
 import time
@@ -20,8 +17,7 @@ from PIL import Image
 
 from ops.storage.paths import Out
 from pipelines.tables import run_records
-from tests.conftest import LOOPBACK_ONLY, ROOT
-from tests.faults.processes import Sampler
+from tests.faults.processes import watched
 from tests.faults.warehouse import published
 
 GOOD, SIZE = 4, 32
@@ -46,23 +42,9 @@ def draw(place: Path, products: int, first: int, count: int) -> None:
 
 def run(job: str, words: list[str]) -> None:
     """A job to its end: its seconds, and the memory of all its processes."""
-    environment = os.environ | LOOPBACK_ONLY | {"RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
-    environment.pop("RAY_ADDRESS", None)
     began = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, "-m", f"jobs.{job}", *words],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    sampler = Sampler(process.pid, lambda: 0)
-    sampler.start()
-    said = process.communicate()[0]
+    _, samples = watched(job, words, every=5.0)  # each look takes a fifth of a second
     seconds = time.monotonic() - began
-    samples = sampler.stop()
-    assert process.returncode == 0, said
     peak = max(sum(sample.held.values()) for sample in samples) / 2**20
     driver = max(sample.held.get("driver", 0) for sample in samples) / 2**20
     print(f"| {job} | {seconds:.0f} | {peak:,.0f} | {driver:,.0f} |", flush=True)

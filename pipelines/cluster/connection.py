@@ -53,7 +53,10 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
                 **own,
             )
         except ConnectionError as error:
-            raise UserError(f"there is no Ray cluster at {where}: {error}") from error
+            reason = str(error.__cause__ or error).splitlines()[-1]  # behind a traceback as text
+            raise UserError(
+                f"there is no Ray cluster at {where}, or no node of it on this machine: {reason}"
+            ) from error
         except Exception as error:  # Ray raises it where a process of a node does not start in time
             if type(error) is not Exception:
                 raise

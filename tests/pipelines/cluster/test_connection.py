@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ops.errors import UserError
 from ops.storage import files
 from ops.storage.paths import Out
 from pipelines.cluster import answers, connection
@@ -49,6 +50,15 @@ def test_a_cluster_of_somebody_else_is_left_alone(monkeypatch):
     monkeypatch.setattr(answers, "_silent", threading.Event())
     monkeypatch.setattr(connection.ray, "shutdown", None)
     assert connection.leave() is True
+
+
+def test_a_cluster_that_cannot_be_joined_is_named_with_the_cause(monkeypatch):
+    def refuse(**_):
+        raise ConnectionError("Failed to connect") from RuntimeError("Traceback:\n x\nno raylet")
+
+    monkeypatch.setattr(connection.ray, "init", refuse)
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:1, or no node .*: no raylet$"):
+        connection.connected("127.0.0.1:1").__enter__()
 
 
 def found(pid: int, name: str) -> list[int]:

@@ -6,7 +6,7 @@ python -m jobs.nightly --archive s3://bucket/parts --pattern "{product}/{name}" 
 
 The command may be started at any time, also while another one runs. Exit codes: 0 every image of
 the archive has its row under the model; 1 not every image has, and a message says why; 2 a setting
-is wrong; 75 another night is running on the output folder.
+is wrong; 75 (--busy_code) another night is running on the output folder.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ from pipelines.tables import lock
 class Settings(NightSettings, score.Settings):
     """Settings of jobs.nightly."""
 
+    busy_code: int = entry.BUSY
+    """The exit code if another night is running on the output folder. 0 where a scheduler takes
+    every other code for a failure, as Ray and Kubernetes do."""
+
 
 def main(argv: Sequence[str]) -> int:
     """Run one night."""
@@ -39,8 +43,11 @@ def main(argv: Sequence[str]) -> int:
         raise SettingError("name the model: --model FOLDER, s3://... or models:/name@alias")
     entry.check_access(settings)
     tracker = Tracker(settings.out)
-    with lock.locked(tracker.out, settings.lease) as check_lock, Progress() as progress:
-        _run_night(settings, tracker, check_lock, progress)
+    try:
+        with lock.locked(tracker.out, settings.lease) as check_lock, Progress() as progress:
+            _run_night(settings, tracker, check_lock, progress)
+    except lock.Locked as busy:
+        return entry.busy(busy, settings.busy_code)
     return 0
 
 

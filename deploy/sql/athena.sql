@@ -1,6 +1,9 @@
--- The published tables and the current scores in Athena or Trino (Hive connector): one row per
--- model and image. Replace s3://bucket/out and run each statement once. Run the second again after
--- each night, or add a partition projection.
+-- The published tables and the current scores in Athena: one row per model and image. Replace
+-- s3://bucket/out and run each statement once. After each night,
+--
+--   PYTHONPATH=. python deploy/sql/add_partitions.py s3://bucket/out athena
+--
+-- prints the statements that add its partition: cheaper than MSCK, which lists the whole folder.
 --
 --   SELECT * FROM current_scores WHERE model_id = '4f2a...' ORDER BY score DESC LIMIT 20;
 --   -- Other verdicts without scoring again: by a false-alarm rate, or by a threshold.
@@ -48,7 +51,8 @@ WITH images AS (
      )
 SELECT scores.image_id, scores.uri, product, content_sha256, width, height, bit_depth,
        status, reason, score, p_value, is_anomalous, peak_x, peak_y, map_uri,
-       scores.model_id, scores.run_id, run_number, scored_at
+       scores.model_id, scores.run_id, run_number, scored_at, night
 FROM scores JOIN chosen
-    ON scores.model_id = chosen.model_id AND scores.image_id = chosen.image_id
+    ON scores.run = chosen.run_id  -- the partition: others are not read
+    AND scores.model_id = chosen.model_id AND scores.image_id = chosen.image_id
     AND scores.run_id = chosen.run_id;

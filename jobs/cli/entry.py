@@ -119,6 +119,12 @@ class _OneLine(logging.Formatter):
         return printable(redact(super().formatMessage(record)))
 
 
+def busy(error: Locked, code: int = BUSY) -> int:
+    """Say that another job holds the output folder; returns `code`, the exit code."""
+    echo(f"{error}; nothing to do here")
+    return code
+
+
 def start(job: Callable[[Sequence[str]], int]) -> NoReturn:
     """Run a job and exit with its code."""
     handler = logging.StreamHandler(sys.stderr)
@@ -129,9 +135,8 @@ def start(job: Callable[[Sequence[str]], int]) -> NoReturn:
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     try:
         code = job(sys.argv[1:])
-    except Locked as busy:
-        echo(f"{busy}; nothing to do here")
-        code = BUSY
+    except Locked as locked:
+        code = busy(locked)
     except KeyboardInterrupt:
         echo("stopped; start the same command again to continue")
         code = 130

@@ -17,12 +17,12 @@ DEPLOY = ROOT / "deploy"
 #: What a machine calls a settings file -> the file here that becomes it.
 SETTINGS = {
     "night.toml": DEPLOY / "night.toml",
-    "/etc/nightloupe/night.toml": DEPLOY / "kuberay" / "night.toml",
+    "/etc/nightloupe/night.toml": DEPLOY / "kuberay" / "night" / "night.toml",
 }
 #: Programs of others. What a line of theirs names of ours must be there.
 FOREIGN = {
     *("aws", "cat", "cd", "cp", "crontab", "docker", "export", "git", "helm", "kubectl"),
-    *("openssl", "sed", "sudo", "systemctl", "mkdir", "install", "source"),
+    *("curl", "openssl", "sed", "sudo", "systemctl", "mkdir", "install", "source"),
 }
 _ASSIGNMENT = re.compile(r"[A-Z_]+=.*")
 

@@ -75,12 +75,17 @@ def test_secrets_are_made_that_the_manifests_name():
     made = {
         words[words.index("generic") + 1]: words[words.index("generic") + 2]
         for words in map(shlex.split, LINES)
-        if words[0] == "kubectl" and "secret" in words and "create" in words
+        if words[0] == "kubectl" and "generic" in words
     }
-    pods = yaml.safe_load((ROOT / "deploy/kuberay/cluster.yaml").read_text())["spec"]
+    pods = yaml.safe_load((ROOT / "deploy/kuberay/cluster/cluster.yaml").read_text())["spec"]
     container = pods["headGroupSpec"]["template"]["spec"]["containers"][0]
     named = {one["secretRef"]["name"] for one in container["envFrom"] if "secretRef" in one}
     assert set(made) == named | {pods["authOptions"]["secretName"]}
+    account = yaml.safe_load(
+        (ROOT / "deploy/kuberay/night/account.yaml").read_text().split("---")[1]
+    )
+    (registry,) = account["imagePullSecrets"]
+    assert any(f"docker-registry {registry['name']} " in line for line in LINES)
     assert made[pods["authOptions"]["secretName"]].startswith("--from-literal=auth_token=")
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import tomllib
 
 import jsonschema
@@ -18,15 +16,21 @@ from tests.conftest import DATA, ROOT
 from tests.deploy import commands
 
 PLACE = ROOT / "deploy" / "kuberay"
-FILES = {"cluster": "rayclusters", "job": "rayjobs", "cronjob": "raycronjobs"}
+#: A kind of manifest -> its file, and the name of KubeRay's definition of it.
+FILES = {
+    "cluster": ("cluster/cluster.yaml", "rayclusters"),
+    "job": ("job/job.yaml", "rayjobs"),
+    "cronjob": ("night/cronjob.yaml", "raycronjobs"),
+}
 ENTRYPOINT = "python -m jobs.nightly --config /etc/nightloupe/night.toml"
 GIB = 2**30
+RIGHTS = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 #: The share of a node's memory that Ray keeps for its object store.
 OBJECT_STORE = 0.3
 
 
 def manifest(name: str) -> dict:
-    return yaml.safe_load((PLACE / f"{name}.yaml").read_text())
+    return yaml.safe_load((PLACE / FILES[name][0]).read_text())
 
 
 def job_of(name: str) -> dict:
@@ -60,7 +64,7 @@ def closed(schema: object) -> object:
 
 @pytest.fixture(scope="module", params=FILES)
 def validator(request):
-    file = DATA / "kuberay" / f"{FILES[request.param]}.yaml"
+    file = DATA / "kuberay" / f"{FILES[request.param][1]}.yaml"
     if not file.exists():
         pytest.skip(f"KubeRay's definitions are not at {file}")
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -104,9 +108,46 @@ def test_a_night_ends_before_the_next_one_starts():
     assert every_day == ["*", "*", "*"]
     assert "/" in spec["timeZone"]
     longest = job["preRunningDeadlineSeconds"] + job["activeDeadlineSeconds"]
-    longest += job["ttlSecondsAfterFinished"]
-    assert longest * (1 + job["backoffLimit"]) < 24 * 3600
-    assert job["shutdownAfterJobFinishes"]
+    assert longest + max(ttls(job, "DeleteCluster").values()) < 24 * 3600
+    assert "suspend" not in spec  # KubeRay 1.7.0 makes up for every night that it left out
+
+
+def ttls(job: dict, policy: str) -> dict[str, int]:
+    """After how many seconds a policy follows each end of a job."""
+    rules = job["deletionStrategy"]["deletionRules"]
+    conditions = [dict(rule["condition"]) for rule in rules if rule["policy"] == policy]
+    return {c.get("jobStatus", c.get("jobDeploymentStatus")): c["ttlSeconds"] for c in conditions}
+
+
+@pytest.mark.parametrize("name", ["job", "cronjob"])
+def test_clusters_and_jobs_of_old_nights_are_deleted(name):
+    """The rules of ValidateRayJobSpec in KubeRay 1.7.0."""
+    job = job_of(name)
+    assert ttls(job, "DeleteCluster") == {"SUCCEEDED": 600, "Failed": 600}
+    assert ttls(job, "DeleteSelf") == {"SUCCEEDED": 7 * 86400, "Failed": 7 * 86400}
+    assert not {"shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "suspend"} & set(job)
+    assert len(job["deletionStrategy"]["deletionRules"]) == 4
+
+
+@pytest.mark.parametrize("name", ["job", "cronjob"])
+def test_a_night_is_submitted_without_a_pod_and_never_on_a_second_cluster(name):
+    job = job_of(name)
+    assert (job["submissionMode"], job["backoffLimit"]) == ("HTTPMode", 0)
+    assert "submitterPodTemplate" not in job
+
+
+def test_a_busy_night_is_no_failure():
+    assert commands.settings_of(ENTRYPOINT.split()).busy_code == 0
+
+
+def test_the_gate_that_the_schedule_needs_is_opened_and_the_version_named():
+    text = (PLACE / "operator.yaml").read_text()
+    gates = {gate["name"]: gate["enabled"] for gate in yaml.safe_load(text)["featureGates"]}
+    assert gates == {"RayCronJob": True, "RayJobDeletionPolicy": True}
+    guide = (ROOT / "docs" / "guide.md").read_text()
+    for said in (text, guide):
+        assert "--version 1.7.0" in said
+        assert "--values deploy/kuberay/operator.yaml" in said
 
 
 def test_the_settings_are_where_the_command_looks():
@@ -114,17 +155,21 @@ def test_the_settings_are_where_the_command_looks():
     (mount,) = head["volumeMounts"]
     (volume,) = pods_of("cronjob")["head"]["volumes"]
     assert volume["name"] == mount["name"]
-    generated = yaml.safe_load((PLACE / "kustomization.yaml").read_text())["configMapGenerator"]
+    kustomization = yaml.safe_load((PLACE / "night" / "kustomization.yaml").read_text())
+    generated = kustomization["configMapGenerator"]
     files = {entry["name"]: entry.get("files") for entry in generated}
     assert files[volume["configMap"]["name"]] == ["night.toml"]
     assert ENTRYPOINT.endswith(f"{mount['mountPath']}/night.toml")
 
 
-def test_every_node_is_the_same_image_and_ray_that_the_project_pins():
-    images = {c["image"] for pod in pods_of("cluster").values() for c in pod["containers"]}
-    assert images == {"REGISTRY/nightloupe:0.1.0"}
+def test_one_file_names_the_image_for_every_node_and_its_ray_is_the_projects():
+    naming = [f for f in PLACE.rglob("*.yaml") if "REGISTRY" in f.read_text()]
+    assert naming == [PLACE / "image" / "kustomization.yaml"]
+    (image,) = yaml.safe_load(naming[0].read_text())["images"]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert images.pop().endswith(f"nightloupe:{project['version']}")
+    assert (image["newName"], image["newTag"]) == ("REGISTRY/nightloupe", project["version"])
+    used = {c["image"] for pod in pods_of("cluster").values() for c in pod["containers"]}
+    assert used == {image["name"]}
     pinned = f"ray=={cluster_of('cluster')['rayVersion']}"
     assert pinned in (ROOT / "constraints.txt").read_text().splitlines()
 
@@ -141,27 +186,54 @@ def test_secrets_are_named_and_never_written():
             {"secretRef": "nightloupe-mlflow"},
             {"secretRef": "nightloupe-s3"},
         ]
-    kinds = {
-        document["kind"]
-        for file in PLACE.glob("*.yaml")
-        for document in yaml.safe_load_all(file.read_text())
-    }
-    assert kinds == {
-        *("Kustomization", "Namespace", "ServiceAccount"),
-        *("RayCluster", "RayJob", "RayCronJob"),
-    }
+    for file in PLACE.rglob("*.yaml"):
+        assert "Secret" not in [d.get("kind") for d in yaml.safe_load_all(file.read_text())]
+
+
+def is_restricted(pod: dict) -> bool:
+    """Whether the Pod Security Standard `restricted` lets a pod in."""
+    user = pod["securityContext"]
+    return (
+        user["runAsNonRoot"]
+        and user["seccompProfile"] == {"type": "RuntimeDefault"}
+        and all(container["securityContext"] == RIGHTS for container in pod["containers"])
+    )
 
 
 def test_pods_have_no_rights_that_they_do_not_need():
     for name, pod in pods_of("cluster").items():
-        assert pod["securityContext"]["runAsNonRoot"]
+        assert is_restricted(pod)
         assert pod["serviceAccountName"] == "nightloupe"
         assert pod.get("automountServiceAccountToken", True) == (name == "head")  # it scales
-        (container,) = pod["containers"]
-        assert container["securityContext"] == {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-        }
+    assert cluster_of("cluster")["autoscalerOptions"]["securityContext"] == RIGHTS
+    namespace = yaml.safe_load((PLACE / "night" / "account.yaml").read_text().split("---")[0])
+    assert "enforce: restricted" in yaml.safe_dump(namespace["metadata"]["labels"])
+
+
+def test_the_machine_of_the_head_is_left_alone():
+    annotations = cluster_of("cluster")["headGroupSpec"]["template"]["metadata"]["annotations"]
+    assert annotations == {
+        "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+        "karpenter.sh/do-not-disrupt": "true",
+    }
+
+
+def test_only_the_pods_themselves_the_operator_and_prometheus_reach_rays_ports():
+    nobody, ours = yaml.safe_load_all((PLACE / "night" / "network.yaml").read_text())
+    assert nobody["spec"] == {"podSelector": {}, "policyTypes": ["Ingress"]}
+    label = cluster_of("cluster")["headGroupSpec"]["template"]["metadata"]["labels"]
+    assert ours["spec"]["podSelector"] == {"matchLabels": label}
+    reached = {
+        yaml.safe_dump(rule["from"]).split()[-1]: [port["port"] for port in rule.get("ports", [])]
+        for rule in ours["spec"]["ingress"]
+    }
+    metrics = [8080, 44217, 44227]
+    assert reached == {"nightloupe": [], "kuberay-system": [8265], "monitoring": metrics}
+    (head,) = pods_of("cluster")["head"]["containers"]
+    named = {port["name"]: port["containerPort"] for port in head["ports"]}
+    monitor = yaml.safe_load((PLACE / "monitoring" / "pods.yaml").read_text())["spec"]
+    assert [named[one["port"]] for one in monitor["podMetricsEndpoints"]] == metrics
+    assert monitor["selector"]["matchLabels"] == label
 
 
 def cluster_resources(replicas: str) -> dict[str, float]:
@@ -207,16 +279,3 @@ def test_a_worker_with_all_the_detectors_it_may_hold_fits_into_its_pod(resources
         limit = pod["containers"][0]["resources"]["limits"]["memory"]
         assert limit.endswith("Gi")
         assert needed < int(limit.removesuffix("Gi")) * GIB * (1 - OBJECT_STORE)
-
-
-def test_kustomize_puts_it_together():
-    if shutil.which("kubectl") is None:
-        pytest.skip("kubectl is not installed")
-    made = subprocess.run(
-        ["kubectl", "kustomize", str(PLACE)], capture_output=True, text=True, check=True
-    )
-    found = {d["kind"]: d for d in yaml.safe_load_all(made.stdout) if d["kind"] != "ConfigMap"}
-    assert set(found) == {"Namespace", "ServiceAccount", "RayCronJob"}
-    assert found["RayCronJob"]["spec"] == manifest("cronjob")["spec"]
-    assert "python" in found["RayCronJob"]["spec"]["jobTemplate"]["entrypoint"]
-    assert {d["metadata"].get("namespace", "nightloupe") for d in found.values()} == {"nightloupe"}

@@ -32,6 +32,14 @@ def test_a_second_night_exits_with_75(leave, tmp_path):
     assert sorted(os.listdir("out")) == ["_lock"]
 
 
+def test_a_second_night_exits_with_the_code_that_a_scheduler_wants(leave, tmp_path):
+    words = ["--archive", ".", "--model", "m", "--out", "out", "--busy-code", "0"]
+    with lock.locked(Out("out")):
+        code, output, err = leave("nightly", *words)
+    assert (code, err) == (0, "")
+    assert output.endswith("nothing to do here\n")
+
+
 @pytest.mark.parametrize(
     ("words", "sentence", "exit_code"),
     [

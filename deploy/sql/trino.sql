@@ -1,0 +1,61 @@
+-- The published tables and the current scores in Trino (Hive connector): one row per model and image. Replace
+-- s3://bucket/out and run each statement once. After each night,
+--
+--   PYTHONPATH=. python deploy/sql/add_partitions.py s3://bucket/out trino
+--
+-- prints the statements that add its partition: cheaper than
+-- system.sync_partition_metadata, which lists the whole folder.
+--
+--   SELECT * FROM current_scores WHERE model_id = '4f2a...' ORDER BY score DESC LIMIT 20;
+--   -- Other verdicts without scoring again: by a false-alarm rate, or by a threshold.
+--   SELECT uri, p_value <= 0.01 AS is_anomalous FROM current_scores WHERE model_id = '4f2a...';
+--
+-- Rows are ordered by run_number, not by scored_at, which is the time of some machine's clock.
+-- Only the versions of a URI that its newest run scored are current: a replaced file is not, even
+-- if the new file failed. For each version, the newest row is current; but a row with status ok
+-- stays current if later reads failed for a reason that says nothing about the file.
+
+CREATE TABLE IF NOT EXISTS scores (
+    image_id varchar, uri varchar, product varchar, content_sha256 varchar,
+    width integer, height integer, bit_depth tinyint,
+    status varchar, reason varchar,
+    score double, p_value double, is_anomalous boolean,
+    peak_x integer, peak_y integer, map_uri varchar,
+    model_id varchar, run_id varchar, run_number bigint, scored_at timestamp(3),
+    night varchar, run varchar
+)
+WITH (
+    external_location = 's3://bucket/out/scores/', format = 'PARQUET',
+    partitioned_by = ARRAY['night', 'run']
+);
+
+CALL system.sync_partition_metadata('default', 'scores', 'ADD');
+
+CREATE OR REPLACE VIEW current_scores AS
+WITH images AS (
+         SELECT model_id, image_id, product, min(uri) AS uri, max(run_number) AS last_number,
+                max_by(run_id, run_number) AS last_run,
+                max_by(run_id, run_number) FILTER (WHERE was_read) AS read_run,
+                max_by(status = 'ok', run_number) FILTER (WHERE was_read) AS is_ok
+         FROM (SELECT *, status NOT IN ('missing', 'forbidden', 'unavailable', 'crashed_worker')
+                      AS was_read FROM scores) AS judged
+         GROUP BY model_id, image_id, product
+     ),
+     newest AS (
+         SELECT model_id, uri, max_by(last_run, last_number) AS last_run
+         FROM images GROUP BY model_id, uri
+     ),
+     chosen AS (
+         SELECT images.model_id, images.image_id,
+                CASE WHEN is_ok THEN read_run ELSE images.last_run END AS run_id
+         FROM images JOIN newest
+             ON images.model_id = newest.model_id AND images.uri = newest.uri
+             AND images.last_run = newest.last_run
+     )
+SELECT scores.image_id, scores.uri, product, content_sha256, width, height, bit_depth,
+       status, reason, score, p_value, is_anomalous, peak_x, peak_y, map_uri,
+       scores.model_id, scores.run_id, run_number, scored_at, night
+FROM scores JOIN chosen
+    ON scores.run = chosen.run_id  -- the partition: others are not read
+    AND scores.model_id = chosen.model_id AND scores.image_id = chosen.image_id
+    AND scores.run_id = chosen.run_id;

@@ -1,7 +1,7 @@
 -- The published tables and the current scores in Athena: one row per model and image. Replace
 -- s3://bucket/out and run each statement once. After each night,
 --
---   PYTHONPATH=. python deploy/sql/add_partitions.py s3://bucket/out athena
+--   PYTHONPATH=. python deploy/sql/add_partitions.py s3://bucket/out
 --
 -- prints the statements that add its partition: cheaper than MSCK, which lists the whole folder.
 --

@@ -1,10 +1,6 @@
--- The published tables and the current scores in Trino (Hive connector): one row per model and image. Replace
--- s3://bucket/out and run each statement once. After each night,
---
---   PYTHONPATH=. python deploy/sql/add_partitions.py s3://bucket/out trino
---
--- prints the statements that add its partition: cheaper than
--- system.sync_partition_metadata, which lists the whole folder.
+-- The published tables and the current scores in Trino (Hive connector): one row per model and
+-- image. Replace s3://bucket/out and run each statement once. After each night, run the second one
+-- again: it adds the partition of the night.
 --
 --   SELECT * FROM current_scores WHERE model_id = '4f2a...' ORDER BY score DESC LIMIT 20;
 --   -- Other verdicts without scoring again: by a false-alarm rate, or by a threshold.

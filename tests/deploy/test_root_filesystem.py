@@ -38,7 +38,8 @@ def test_a_night_runs_in_what_the_image_holds():
         ]
         assert ["No such file" in owned[0], "password is required" in owned[1]] == [True, True]
         done = root_filesystem.inside(root, ROOT / "deploy" / "try-image")
-        print(f"{root_filesystem.size(root) / 1e9:.2f} GB", done.stdout)
+        size = root_filesystem.size(root) / 1e9
+        print(f"{size:.2f} GB", done.stdout)  # noqa: T201 - `pytest -rP` shows it
         assert done.returncode == 0, done.stdout + done.stderr
         steps = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("== ")]
         assert steps == ["head", "fit", "night", "query", "tracker", "all"]

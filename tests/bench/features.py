@@ -69,22 +69,40 @@ def reader() -> Read:
     return Read(INPUT, DecodeSettings(), FetchSettings(), threads=1)
 
 
-@torch.inference_mode()
-def extracted(paths: list[Path]) -> Iterator[Tensor]:
-    """Patch vectors (784, 1024) of each image."""
+@functools.cache
+def wide_resnet() -> Backbone:
+    """Wide-ResNet-50 of random weights, as fast as with any others, on the CPU."""
+    return Backbone(BackboneSettings("wide_resnet50_2", "layer2,layer3", "random"))
+
+
+def extracted(
+    paths: list[Path], network: Backbone | None = None, mirrored: tuple[int, ...] = ()
+) -> Iterator[Tensor]:
+    """Patch vectors (n, d) of each image, mirrored along these axes of (B, C, H, W).
+
+    SqueezeNet gives (784, 1024).
+    """
+    network = network or backbone()
     for path in paths:
-        image = to_images(reader()(rows_of([path])), INPUT, "cpu")
-        yield embed(backbone()(image), "concat", 0).flatten(0, 2)
+        image = to_images(reader()(rows_of([path])), INPUT, "cpu").flip(mirrored)
+        with torch.inference_mode():
+            yield embed(network(image), "concat", 0).flatten(0, 2)
+
+
+#: What an image is mirrored along, so that there are four times as many different ones.
+_MIRRORED = ((), (3,), (2,), (2, 3))
 
 
 @functools.cache
 def projected(count: int) -> Tensor:
-    """A random projection (count, 128) of the first `count` patches."""
+    """A random projection (count, 128) of the first `count` patches, mirrored images after all."""
     generator = torch.Generator().manual_seed(0)
     matrix = torch.randn(1024, 128, generator=generator) / 128**0.5
     needed = -(-count // PATCHES)
-    chosen = (images() * (needed // len(images()) + 1))[:needed]
     out = torch.empty(needed * PATCHES, 128)
-    for number, vectors in enumerate(extracted(chosen)):
-        out[number * PATCHES : (number + 1) * PATCHES] = vectors @ matrix
+    for first in range(0, needed, len(images())):
+        mirrored = _MIRRORED[first // len(images()) % len(_MIRRORED)]
+        chosen = images()[: needed - first]
+        for number, vectors in enumerate(extracted(chosen, mirrored=mirrored), start=first):
+            out[number * PATCHES : (number + 1) * PATCHES] = vectors @ matrix
     return out[:count]

@@ -150,6 +150,20 @@ def test_the_gate_that_the_schedule_needs_is_opened_and_the_version_named():
         assert "--values deploy/kuberay/operator.yaml" in said
 
 
+def test_one_prometheus_selects_the_operators_monitor_and_the_projects():
+    """kube-prometheus-stack passes over what does not carry its label."""
+    metrics = yaml.safe_load((PLACE / "operator.yaml").read_text())["metrics"]
+    ours = yaml.safe_load((PLACE / "monitoring" / "kustomization.yaml").read_text())["labels"]
+    assert [{"pairs": metrics["serviceMonitor"]["additionalLabels"]}] == ours
+
+
+def test_a_night_by_hand_has_a_name_that_no_other_night_has():
+    """start_night.py takes a RayJob of its name for its own, also one that ended days ago."""
+    text = (PLACE / "batch" / "kustomization.yaml").read_text()
+    (line,) = [line for line in text.splitlines() if " create job " in line]
+    assert line.endswith('"nightloupe-night-$(date +%s)"')
+
+
 def test_the_settings_are_where_the_command_looks():
     (head,) = pods_of("cronjob")["head"]["containers"]
     (mount,) = head["volumeMounts"]

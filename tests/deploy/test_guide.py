@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import io
 import re
 import shlex
@@ -87,6 +88,36 @@ def test_secrets_are_made_that_the_manifests_name():
     (registry,) = account["imagePullSecrets"]
     assert any(f"docker-registry {registry['name']} " in line for line in LINES)
     assert made[pods["authOptions"]["secretName"]].startswith("--from-literal=auth_token=")
+
+
+def place_of(*words: str) -> int:
+    """The number of the one line that has all these words."""
+    (found,) = [n for n, line in enumerate(LINES) if all(word in line for word in words)]
+    return found
+
+
+def test_steps_stand_in_an_order_that_can_work():
+    namespace = place_of("kubectl create namespace")
+    secrets = [n for n, line in enumerate(LINES) if " create secret " in line]
+    schedule = place_of("kubectl apply", "deploy/kuberay/night")
+    cluster = place_of("kubectl apply", "deploy/kuberay/cluster")
+    ready, forward = place_of("kubectl", " wait "), place_of("kubectl", "port-forward")
+    fit, night = place_of("ray job submit", "jobs.fit"), place_of("kubectl create", "kuberay/job")
+    steps = [namespace, *secrets, schedule, cluster, ready, forward, fit, night]
+    assert steps == sorted(steps)
+    name = yaml.safe_load((ROOT / "deploy/kuberay/cluster/cluster.yaml").read_text())["metadata"]
+    assert f"raycluster/{name['name']} --for=condition=RayClusterProvisioned" in LINES[ready]
+    assert f"service/{name['name']}-head-svc 8265" in LINES[forward]
+
+
+def test_files_with_keys_are_neither_committed_nor_submitted():
+    """`ray job submit --working-dir .` leaves behind what git ignores."""
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    keys = re.findall(r"--from-env-file=(\S+)", GUIDE)
+    keys += re.findall(r"install -D --mode=600 (\S+)", GUIDE)
+    assert len(keys) == 3
+    for name in keys:
+        assert any(fnmatch.fnmatch(name, pattern.lstrip("/")) for pattern in ignored), name
 
 
 def test_places_that_the_text_links_to_are_there():

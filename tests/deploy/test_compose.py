@@ -86,8 +86,9 @@ def test_tracker_and_ray_have_an_account_each_for_a_bucket_each():
     command = SERVICES["s3"]["command"]
     (config,) = SERVICES["s3"]["configs"]
     assert f"-s3.config={config['target']}" in command
-    # The filer asks nobody for a key.
+    # The filer asks nobody for a key, and nobody needs the catalogues, which listen where S3 does.
     assert {"-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3.ip.bind=0.0.0.0"} <= set(command)
+    assert {"-s3.port.iceberg=0", "-s3.port.lance=0"} <= set(command)
 
 
 def test_compose_asks_for_what_the_example_names_and_the_example_holds_no_value():

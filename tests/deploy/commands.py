@@ -79,8 +79,9 @@ def check(line: str) -> None:
     for word in words:
         if re.fullmatch(r"(\./)?(deploy|jobs|docs|tests)/[\w./-]+", word) and word != "deploy/.env":
             assert (ROOT / word).exists(), f"{word} in: {line}"
-    if program in {"docker", "kubectl"} and {"exec", "run"} & set(words) and "python" in words:
-        check(shlex.join(words[words.index("python") :]))
+    inner = [n for n, word in enumerate(words) if Path(word).name == "python"]
+    if program in {"docker", "kubectl", "sudo"} and inner:
+        check(shlex.join(words[inner[0] :]))
 
 
 def _ray(words: list[str]) -> None:

@@ -16,7 +16,7 @@ import pytest
 import ray
 import yaml
 
-from jobs import nightly
+from jobs import fit, nightly
 from pipelines.cluster import resources
 from tests.conftest import ROOT
 from tests.deploy import commands, image
@@ -44,13 +44,14 @@ def test_ray_takes_the_cluster_file():
     assert [AWS[f"{who}setup_commands"] for who in ("", "head_", "worker_")] == [[], [], []]
 
 
-def test_the_resources_of_the_clusters_own_example_fit_into_it(monkeypatch):
-    line = next(
-        line for line in (DEPLOY / "aws.yaml").read_text().splitlines() if "job submit" in line
-    )
-    words = shlex.split(line.lstrip("# "))
+@pytest.mark.parametrize(("number", "job"), [(0, fit), (1, nightly)])
+def test_the_resources_of_the_clusters_own_examples_fit_into_it(number, job, monkeypatch):
+    lines = (DEPLOY / "aws.yaml").read_text().splitlines()
+    submitted = [line for line in lines if "job submit" in line]
+    assert len(submitted) == 2
+    words = shlex.split(submitted[number].lstrip("# "))
     settings = commands.settings_of(words[words.index("--") + 1 :])
-    assert isinstance(settings, nightly.Settings)
+    assert isinstance(settings, job.Settings)
     types = AWS["available_node_types"].values()
     has = {
         name: float(sum(t.get("max_workers", 0) * t["resources"].get(name, 0) for t in types))
@@ -59,6 +60,33 @@ def test_the_resources_of_the_clusters_own_example_fit_into_it(monkeypatch):
     monkeypatch.setattr(resources, "_resources", lambda: has)
     assert settings.resources.count() == 2
     assert settings.resources.wait_for_nodes
+
+
+def test_the_page_asks_for_as_many_processors_as_the_cluster_has():
+    """Of the machines that are no spot machines, and of the others: two quotas at Amazon."""
+    page = (ROOT / "docs" / "deploy.md").read_text()
+    asked = re.findall(r"(\d+)(?: vCPUs)? of\s+`(Running|All G)", page)
+    spot = {"InstanceMarketOptions"}
+    owned = {"m7i.large": 2, "c7i.2xlarge": 8, "g6.xlarge": 4}
+    needed = {"Running": 0, "All G": 0}
+    for kind in TYPES.values():
+        node = kind["node_config"]
+        quota = "All G" if spot & set(node) else "Running"
+        needed[quota] += owned[node["InstanceType"]] * kind.get("max_workers", 1)
+    assert {name: int(count) for count, name in asked} == needed
+
+
+def test_every_command_of_the_page_can_be_typed():
+    page = (ROOT / "docs" / "deploy.md").read_text()
+    section = page.split("## EC2 from an empty account")[1].split("\n## ")[0]
+    (block,) = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
+    lines = list(commands.lines_of(block))
+    for line in lines:
+        commands.check(line)
+    region = AWS["provider"]["region"]
+    assert lines[0] == f"export AWS_DEFAULT_REGION={region}"
+    image = AWS["docker"]["image"]
+    assert [line for line in lines if image in line][-1] == f"docker push {image}"
 
 
 def test_no_port_is_opened_by_ray():

@@ -5,7 +5,10 @@ Copy it into the folder of your DAGs, and beside it what this prints:
   kubectl kustomize deploy/kuberay/job > nightloupe-job.yaml
 
 Needs apache-airflow-providers-cncf-kubernetes, and a connection `kubernetes_default` whose account
-may create and get rayjobs, as the role in deploy/kuberay/batch/starter.yaml.
+may create and get rayjobs, as the role in deploy/kuberay/batch/starter.yaml. Settings, secrets and
+account of the pods are those of deploy/kuberay/night; its own schedule is to be deleted:
+
+  kubectl --namespace nightloupe delete raycronjob nightloupe-night
 """
 
 from __future__ import annotations

@@ -172,11 +172,31 @@ def test_a_submitted_night_ends_with_its_own_code(code, ends, monkeypatch, capsy
 def test_argo_takes_its_template():
     models = pytest.importorskip("hera.workflows.models")
     text = (DEPLOY / "schedulers" / "argo.yaml").read_text()
-    flow = models.CronWorkflow.model_validate(yaml.safe_load(text))
+    document, *_ = yaml.safe_load_all(text)
+    flow = models.CronWorkflow.model_validate(document)
     (template,) = flow.spec.workflow_spec.templates
     assert template.resource.action == "create"
     assert yaml.safe_load(template.resource.manifest)["kind"] == "RayJob"
     assert flow.spec.concurrency_policy == "Forbid"
+
+
+def test_the_account_of_argos_workflow_has_the_rights_of_its_steps():
+    text = (DEPLOY / "schedulers" / "argo.yaml").read_text()
+    found = {document["kind"]: document for document in yaml.safe_load_all(text)}
+    account = found["CronWorkflow"]["spec"]["workflowSpec"]["serviceAccountName"]
+    assert account == found["ServiceAccount"]["metadata"]["name"]
+    (subject,) = found["RoleBinding"]["subjects"]
+    assert subject["name"] == account
+    assert found["RoleBinding"]["roleRef"]["name"] == found["Role"]["metadata"]["name"]
+    may = {
+        (rule["apiGroups"][0], rule["resources"][0], verb)
+        for rule in found["Role"]["rules"]
+        for verb in rule["verbs"]
+    }
+    assert may == {
+        *(("ray.io", "rayjobs", verb) for verb in ("create", "get")),
+        *(("argoproj.io", "workflowtaskresults", verb) for verb in ("create", "patch")),
+    }
 
 
 def test_a_forges_schema_takes_the_workflow():

@@ -8,7 +8,7 @@ Needs apache-airflow-providers-cncf-kubernetes, and a connection `kubernetes_def
 may create and get rayjobs, as the role in deploy/kuberay/batch/starter.yaml. Settings, secrets and
 account of the pods are those of deploy/kuberay/night; its own schedule is to be deleted:
 
-  kubectl --namespace nightloupe delete raycronjob nightloupe-night
+  kubectl --namespace nightloupe delete raycronjob nightloupe-night --cascade=orphan
 """
 
 from __future__ import annotations

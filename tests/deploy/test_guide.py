@@ -110,6 +110,17 @@ def test_steps_stand_in_an_order_that_can_work():
     assert f"service/{name['name']}-head-svc 8265" in LINES[forward]
 
 
+def test_whoever_deletes_the_schedule_keeps_its_nights():
+    """KubeRay makes a RayCronJob the owner of its RayJobs, which are deleted with their owner."""
+    files = [*(ROOT / "docs").glob("*.md"), *(ROOT / "deploy").rglob("*.*")]
+    texts = [file.read_text() for file in files if file.suffix in {".md", ".py", ".yaml"}]
+    told = [line for text in texts for line in re.findall(r"delete raycronjob [^`\n]*", text)]
+    assert len(told) >= 3
+    assert {line.strip() for line in told} == {
+        "delete raycronjob nightloupe-night --cascade=orphan"
+    }
+
+
 def test_files_with_keys_are_neither_committed_nor_submitted():
     """`ray job submit --working-dir .` leaves behind what git ignores."""
     ignored = (ROOT / ".gitignore").read_text().splitlines()

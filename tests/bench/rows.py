@@ -84,7 +84,8 @@ def inventory(folder: Path, out: Path) -> Inventory:
     """The images of all tars."""
     parser = PathParser(LAYOUTS["mvtec"], "")
     suffixes = IMAGE_SUFFIXES.split()
-    take_inventory.take([str(folder)], str(out), parser, suffixes, lambda *_: None)
+    tars = sorted(str(tar) for tar in folder.glob("*.tar"))
+    take_inventory.take(tars, str(out), parser, suffixes, lambda *_: None)
     return Inventory(str(out))
 
 

@@ -45,6 +45,8 @@ _TYPE_NAMES = """
 _TYPES = frozenset(_TYPE_NAMES.split()) | {"TIMESTAMP WITH TIME ZONE"}
 #: Longer conditions are lists of ids, which belong into an inventory.
 _LONGEST = 100_000
+#: Operators within each other; a limit of our own, as that of Python's parsers differs by version.
+_DEEPEST = 100
 
 
 def check(database: duckdb.DuckDBPyConnection, condition: str, columns: Collection[str]) -> None:
@@ -63,7 +65,9 @@ def check(database: duckdb.DuckDBPyConnection, condition: str, columns: Collecti
     if _without_places(node) != _without_places(plain) or len(expressions) != 1:
         _refuse(condition, "it is more than one expression")
     known = {name.lower() for name in columns}
-    for part in _objects(expressions[0]):
+    for part, depth in _objects(expressions[0]):
+        if depth > _DEEPEST:
+            _refuse(condition, f"it is nested more than {_DEEPEST} times")
         _check_node(condition, part, known)
 
 
@@ -94,16 +98,16 @@ def _without_places(node: Any) -> Any:
     return [_without_places(value) for value in node] if isinstance(node, list) else node
 
 
-def _objects(node: Any) -> Iterator[dict[str, Any]]:
-    """All objects of a tree of JSON."""
-    waiting = [node]
+def _objects(node: Any) -> Iterator[tuple[dict[str, Any], int]]:
+    """All objects of a tree of JSON, each with the number of objects around it."""
+    waiting = [(node, 0)]
     while waiting:
-        value = waiting.pop()
+        value, depth = waiting.pop()
         if isinstance(value, dict):
-            yield value
-            waiting.extend(value.values())
+            yield value, depth
+            waiting.extend((child, depth + 1) for child in value.values())
         elif isinstance(value, list):
-            waiting.extend(value)
+            waiting.extend((child, depth) for child in value)
 
 
 def _check_node(condition: str, node: dict[str, Any], columns: set[str]) -> None:

@@ -32,7 +32,7 @@ test-cluster: $(READY)
 test-all: $(READY)
 	$(BIN)/python -m pytest -m "" --durations=15
 
-# The tables of docs/benchmarks.md, on one thread; about ten minutes. make bench PARTS=coreset
+# The tables of docs/benchmarks.md, on one thread; about twenty minutes. make bench PARTS=coreset
 bench: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt ".[bench]"
 	@rm -rf build nightloupe.egg-info

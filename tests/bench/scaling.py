@@ -15,12 +15,12 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ops.distributed import Group, Reduction
 from ops.search.coreset import Coreset, _Proposals, greedy
 from tests.bench import features
 from tests.bench.measure import Row, Time
+from tests.ops.threads import Threads
 
 SHARDS = 64
 #: Points and picks; the last is the largest whose shards fit into the memory of a small machine.
@@ -61,7 +61,7 @@ class Simulation:
         return rows
 
 
-class Simulated(Group):
+class Simulated(Threads):
     """A rank of the simulation; it holds the turn except while it waits for others."""
 
     def __init__(self, rank: int, simulation: Simulation) -> None:
@@ -91,21 +91,6 @@ class Simulated(Group):
         self._all.barrier.wait()
         self.begin()
         return out
-
-    def all_to_all(self, tensors: list[Tensor]) -> list[Tensor]:
-        """The greedy does not use it."""
-        raise NotImplementedError
-
-    def all_reduce(self, tensor: Tensor, reduction: Reduction = "sum") -> Tensor:
-        """Reduced over the ranks."""
-        stacked = torch.stack(self.all_gather(tensor))
-        if reduction == "sum":
-            return stacked.sum(dim=0)
-        return stacked.amin(dim=0) if reduction == "min" else stacked.amax(dim=0)
-
-    def parallel(self, network: nn.Module) -> nn.Module:
-        """The greedy does not use it."""
-        raise NotImplementedError
 
 
 def simulated(points: Tensor, k: int, size: int = SHARDS) -> tuple[Coreset, Simulation]:

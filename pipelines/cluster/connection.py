@@ -53,7 +53,8 @@ def connected(address: str | None = None, cpus: int | None = None) -> Iterator[N
                 **own,
             )
         except ConnectionError as error:
-            reason = str(error.__cause__ or error).splitlines()[-1]  # behind a traceback as text
+            cause = str(error.__cause__ or "") or str(error)
+            reason = cause.splitlines()[-1]  # behind a traceback as text
             raise UserError(
                 f"there is no Ray cluster at {where}, or no node of it on this machine: {reason}"
             ) from error

@@ -22,6 +22,7 @@ from ops.archives.inventory import Inventory
 from ops.images.resize import InputSettings
 from ops.plain_text import printable
 from ops.results import plots
+from ops.results.anomaly_map import Scale
 from ops.storage import files, parquet
 from ops.storage.paths import Out
 from pipelines.cluster.connection import connected
@@ -37,7 +38,8 @@ _RATES = (
     ("best F1", 7, "oracle_f1"),
 )
 _TRACKED = (
-    *("image_auroc", "pixel_auroc", "pixel_auroc_error", "pro", "pro_error", "oracle_f1"),
+    *("image_auroc", "image_ap", "pixel_auroc", "pixel_auroc_error", "pro", "pro_error"),
+    *("pro_0_05", "pro_0_05_error", "oracle_f1", "oracle_pixel_f1", "pixel_f1"),
     *("oracle_threshold", "oracle_false_alarms", "oracle_misses", "oracle_errors"),
     *("threshold", "false_alarms", "misses"),
 )
@@ -89,6 +91,7 @@ def main(argv: Sequence[str]) -> int:
                 settings.fetch,
                 settings.resources,
                 progress,
+                Scale(**record["map_scale"]),
             )
         parquet.write(out.evaluation(run_id), evaluate.SCHEMA, [metrics])
         for number, row in enumerate(metrics.to_pylist()):
@@ -130,6 +133,8 @@ def print_summary(metrics: pa.Table, theirs: Published | None = None) -> None:
         "the\nlabels, and at the threshold of the model"
     )
     mean = rows[-1]
+    if further := _further(mean):
+        echo(f"mean {further}")
     if mean["pixel_auroc_error"] is not None:
         echo(
             "the 16 bits of maps change the mean pixel AUROC by at most "
@@ -138,6 +143,18 @@ def print_summary(metrics: pa.Table, theirs: Published | None = None) -> None:
     for row in rows:
         if row["note"]:
             echo(f"{printable(row['product'])}: {printable(row['note'])}")
+
+
+def _further(mean: dict[str, Any]) -> str:
+    """Metrics that the table has no room for, for people."""
+    names = (
+        ("image AP", "image_ap"),
+        ("PRO up to 0.05", "pro_0_05"),
+        ("best pixel F1", "oracle_pixel_f1"),
+        ("pixel F1 at the model's threshold", "pixel_f1"),
+    )
+    known = [(heading, mean[name]) for heading, name in names if mean[name] is not None]
+    return ", ".join(f"{heading} {value:.4f}" for heading, value in known)
 
 
 def _line(row: dict[str, Any], digits: int) -> str:

@@ -71,7 +71,7 @@ class Settings(sources.Listing):
     """Address of a Ray cluster; default: RAY_ADDRESS, else one is started for the job."""
     select: Select = field(default_factory=Select)
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
-    input: InputSettings = field(default_factory=InputSettings)
+    input: InputSettings = field(default_factory=lambda: InputSettings(size=0))
     decode: DecodeSettings = field(default_factory=DecodeSettings)
     fetch: FetchSettings = field(default_factory=FetchSettings)
     resources: Resources = field(default_factory=Resources)
@@ -144,7 +144,7 @@ def check_free(folder: str, request: FitRequest, grown: Model | None) -> None:
         request,
         method=card.method,
         settings=settings_from(detector_class(card.method).Settings, card.settings),
-        backbone=card.backbone,
+        backbone=card.backbone.configured(),
         input=card.input,
         decode=card.decode,
         joint=card.joint,
@@ -159,12 +159,19 @@ def check_free(folder: str, request: FitRequest, grown: Model | None) -> None:
 
 
 def request_of(settings: Settings, method_settings: Any, grown: Model | None) -> FitRequest:
-    """The request that the settings describe; a grown model brings its own `method_settings`."""
+    """The request that the settings describe; a grown model brings its own `method_settings`.
+
+    What the settings leave to the configuration of the backbone is filled in.
+    """
+    backbone, size = settings.backbone, settings.input
+    if not grown:
+        backbone = backbone.configured()
+        size = replace(size, size=size.size or backbone.configuration.size)
     request = FitRequest(
         method=settings.method,
         settings=method_settings,
-        backbone=settings.backbone,
-        input=settings.input,
+        backbone=backbone,
+        input=size,
         decode=settings.decode,
         fetch=settings.fetch,
         select=settings.select,

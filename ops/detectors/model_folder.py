@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ops.archives.layouts import composed, forms
 from ops.detectors.detector import Detector, FitCounts, settings_from
+from ops.detectors.network_licence import read_licence, write_licence
 from ops.detectors.registry import detector_class
 from ops.errors import UserError
 from ops.features.backbone import Backbone, BackboneSettings
@@ -80,6 +81,8 @@ class ModelCard:
     false_alarm_rate: float
     fit: dict[str, Any]
     versions: dict[str, str] = field(default_factory=versions)
+    network: dict[str, Any] = field(default_factory=dict)
+    """What `network_card` says of the backbone. No score depends on it."""
 
     #: The id in the file. The hash of a card that was read may differ from it, because settings
     #: that the file lacks are filled in.
@@ -156,13 +159,15 @@ class ModelCard:
 class Model:
     """A model with the tensors of its backbone and of each product's detector.
 
-    Pictures of the fit, PNG by file name, are written with it and never read.
+    Pictures of the fit, PNG by file name, are written with it and never read. The licence of the
+    backbone's weights goes with every copy.
     """
 
     card: ModelCard
     backbone: dict[str, Tensor]
     products: dict[str, dict[str, Tensor]]
     pictures: dict[str, bytes] = field(default_factory=dict)
+    licence: bytes = b""
 
     @property
     def detectors(self) -> dict[str, dict[str, Tensor]]:
@@ -200,6 +205,7 @@ def write_model(location: str, model: Model) -> None:
         files.write_bytes(files.join(location, file), data)
     for file, picture in model.pictures.items():
         files.write_bytes(files.join(location, file), picture)
+    write_licence(location, model.licence)
     content = {"model_id": model.card.model_id, **model.card.to_json()}
     files.write_json(card_file, content)
 
@@ -235,7 +241,8 @@ def read_model(location: str) -> Model:
     card = read_card(location)
     detectors = dict(read_detectors(location, card))
     products = {name: detectors[product.file] for name, product in card.products.items()}
-    return Model(card, read_backbone(location, card), products)
+    licence = read_licence(location, card.network)
+    return Model(card, read_backbone(location, card), products, licence=licence)
 
 
 def read_backbone(location: str, card: ModelCard) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ops.detectors.coreset_bank import choose_bank, whiten
@@ -50,10 +51,12 @@ class PatchCoreSettings(MapSettings):
     than the backbone."""
     embedding: Embedding = "pooled"
     """pooled: neighbourhoods averaged and pooled to `dim` numbers, as in the authors' code; concat:
-    the channels of all layers side by side."""
-    metric: Literal["euclidean", "whitened"] = "euclidean"
+    the channels of all layers side by side, averaged over 3 x 3 positions; plain: the same without
+    the averages, for vision transformers, whose patches see their surroundings anyway."""
+    metric: Literal["euclidean", "whitened", "cosine"] = "euclidean"
     """whitened: Mahalanobis distances, in which features that vary among good patches count less;
-    for parts whose surface varies. Cannot be combined with `fit_memory`."""
+    for parts whose surface varies. Cannot be combined with `fit_memory`. cosine: 1 - the cosine of
+    the angle between features, whose lengths do not count; for vision transformers."""
     shrinkage: float = 0.01
     """With metric whitened: share of the mean variance that is added to all variances; above 0."""
     dim: int = 1024
@@ -88,7 +91,8 @@ class PatchCore(Detector):
     """A bank of locally averaged patch features, thinned by the exact greedy coreset.
 
     Scores are Euclidean distances (the authors' code reports squared ones). With metric whitened,
-    features are first whitened by the covariance of a sample of the good patches.
+    features are first whitened by the covariance of a sample of the good patches. With metric
+    cosine, they are scaled to length 1, and scores are half the squared distances, 1 - cosine.
 
     Features, projections and the whitening are computed on the backbone's device, whose rounding
     they follow: fits on a CPU and on a GPU may choose other patches. The greedy itself makes the
@@ -119,8 +123,8 @@ class PatchCore(Detector):
     def estimate(cls, settings: PatchCoreSettings, fit_size: FitSize) -> ResourceEstimate:
         """All patches of a worker's images, or `fit_memory` bytes of them; then the bank."""
         patches = fit_size.images * fit_size.positions
-        concat = settings.embedding == "concat"
-        width = fit_size.channels if concat else settings.dim
+        pooled = settings.embedding == "pooled"
+        width = settings.dim if pooled else fit_size.channels
         narrow = settings.projection if 0 < settings.projection < width else width
         kept = max(1, min(int(settings.coreset_ratio * patches), settings.max_bank_size))
         share = -(-patches // fit_size.workers) * bytes_per_vector(width, narrow)
@@ -157,8 +161,14 @@ class PatchCore(Detector):
 
     @torch.inference_mode()
     def embed(self, images: Tensor) -> Tensor:
-        """Patch vectors (B, h, w, d)."""
-        return embed(self.backbone(images), self.settings.embedding, self.settings.dim)
+        """Patch vectors (B, h, w, d), of length 1 with metric cosine."""
+        vectors = embed(self.backbone(images), self.settings.embedding, self.settings.dim)
+        if not self._cosine:
+            return vectors
+        (unit,) = in_blocks(
+            lambda part: [F.normalize(part[0], dim=-1)], [vectors], self.backbone.block
+        )
+        return unit
 
     def add_images(self, images: Tensor, rows: Tensor) -> None:
         """Keep the images' patches; the id of a patch is row * patches per image + its position."""
@@ -179,6 +189,14 @@ class PatchCore(Detector):
     @property
     def _whitens(self) -> bool:
         return self.settings.metric == "whitened"
+
+    @property
+    def _cosine(self) -> bool:
+        return self.settings.metric == "cosine"
+
+    def _distance(self, squares: Tensor) -> Tensor:
+        """Distances of the metric from squared Euclidean ones."""
+        return squares / 2 if self._cosine else squares.sqrt()
 
     def _projection(self, vectors: Tensor) -> Tensor:
         """The projection (n, p); (n, 0) if vectors must be whitened first, which `fit` does."""
@@ -262,7 +280,7 @@ class PatchCore(Detector):
         count, height, width, dim = patches.shape
         vectors = self._whitened(patches.flatten(1, 2)).view(-1, dim)
         nearest = self._index().nearest(vectors)
-        distance = nearest.value.sqrt().view(count, -1)
+        distance = self._distance(nearest.value).view(count, -1)
         worst = distance.argmax(dim=1)
         worst += torch.arange(count, device=worst.device) * distance.shape[1]
         score = distance.flatten().index_select(0, worst)
@@ -295,7 +313,7 @@ class PatchCore(Detector):
         neighbours = self._index().neighbours(row.clamp_min(0), self.settings.neighbours)
         neighbours = neighbours.clamp_min(0)  # -1 where no distance is finite
         near = self.bank.index_select(0, neighbours.flatten()).view(*neighbours.shape, -1)
-        distances = squared(near, patch.unsqueeze(1)).sqrt()
+        distances = self._distance(squared(near, patch.unsqueeze(1)))
         if score.device.type == "cpu":  # one by one: kernels could round by the batch's shape
             pairs = zip(score, distances, strict=True)
             weight = torch.stack([_softmax_weight(s, d) for s, d in pairs])
@@ -306,11 +324,12 @@ class PatchCore(Detector):
     def map_ceiling(self) -> float:
         """The largest distance of any of the first 512 picks to its nearest other vector."""
         if len(self.bank) < 2:
-            return float(self.bank.norm())
+            return 0.5 if self._cosine else float(self.bank.norm())
         with float32_products():
             distances = torch.cdist(self.bank[:512], self.bank)
         distances.fill_diagonal_(torch.inf)
-        return float(distances.amin(dim=1).max())
+        farthest = distances.amin(dim=1).max()
+        return float(self._distance(farthest.square()) if self._cosine else farthest)
 
     def state(self) -> dict[str, Tensor]:
         """The bank (k, d) in the order of picks, and its covering radius in the projection.

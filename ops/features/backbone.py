@@ -1,9 +1,9 @@
-"""Frozen feature extractors: torchvision classifiers without the layers behind the last used."""
+"""Frozen feature extractors: pretrained networks without the layers behind the last used."""
 
 from __future__ import annotations
 
 import copy
-import warnings
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import get_args
@@ -13,6 +13,8 @@ from torch import Tensor, fx, nn
 
 from ops.errors import SettingError, UserError
 from ops.features.blocks import block_of, in_blocks
+from ops.features.configuration import Configuration
+from ops.features.libraries import library_of
 from ops.features.precision import (
     Precision,
     arithmetic,
@@ -22,9 +24,6 @@ from ops.features.precision import (
     use_exact_arithmetic,
 )
 from ops.features.weights import fingerprint, load_weights
-
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
 
 #: Channels, height and width (C, h, w) of the feature maps that a layer gives for one image.
 LayerShape = tuple[int, int, int]
@@ -37,13 +36,28 @@ class BackboneSettings:
     """Which pretrained network extracts features, and from which of its layers."""
 
     name: str = "wide_resnet50_2"
-    """Name of a torchvision classification model."""
+    """Name of a torchvision classification model, or `timm/` and the name of a model of timm, such
+    as timm/tf_efficientnet_lite0; a tag may follow, as in timm/resnet18.a1_in1k. timm is an
+    optional library: pip install .[timm]."""
     layers: str = "layer2,layer3"
-    """Layers whose outputs are the features: comma-separated, in the order of the network."""
-    weights: str = "IMAGENET1K_V1"
-    """A torchvision weights name, a path or s3:// URI of a .safetensors or .pth file, or random."""
+    """Layers whose outputs are the features: comma-separated, the finest first. Of vision
+    transformers these are blocks, such as blocks.5, and norm, the last block normalised (timm); or
+    encoder.layers.encoder_layer_5 and encoder.ln (torchvision)."""
+    weights: str = ""
+    """A weights name of torchvision, a tag of timm, a path or s3:// URI of a .safetensors or .pth
+    file, or random. Default: IMAGENET1K_V1 of torchvision, the tag in `name` or the first of timm.
+    """
     seed: int = 0
     """Seed for `weights = random`."""
+    mean: str = ""
+    """Mean of each channel of pixels between 0 and 1, which the network expects to be subtracted:
+    three comma-separated numbers. Default: of the network's configuration, ImageNet's for
+    torchvision."""
+    std: str = ""
+    """Standard deviation of each channel, by which pixels are divided then; as `mean`."""
+    licence: str = ""
+    """Path or s3:// URI of the licence of the weights, which the model folder then carries.
+    Weights of DINOv3 need it: their licence asks for it wherever they are copied to."""
     precision: Precision = "float32"
     """Arithmetic of the network. The others are faster on devices that have them, and round more:
     features differ by up to 2 %, so thresholds are calibrated with it. Features are handed on in
@@ -62,11 +76,47 @@ class BackboneSettings:
             raise SettingError(f"unknown precision {self.precision!r}; known: {known}")
         if self.block < 0:
             raise SettingError(f"block {self.block} must be 0 or a number of images")
+        _numbers("mean", self.mean)
+        if min(_numbers("std", self.std), default=1.0) <= 0:
+            raise SettingError(f"std {self.std!r} must hold numbers above 0")
 
     @property
     def emulated(self) -> BackboneSettings:
         """The same network on any device, for the shapes of its features."""
         return replace(self, emulate=True)
+
+    @property
+    def configuration(self) -> Configuration:
+        """What the network's library says of it. Raises SettingError for an unknown network."""
+        return library_of(self.name).configuration(self.name, self.weights)
+
+    @property
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of the three channels."""
+        mean, std = _numbers("mean", self.mean), _numbers("std", self.std)
+        if not (mean and std):
+            found = self.configuration
+            return mean or found.mean, std or found.std
+        return mean, std
+
+    def configured(self) -> BackboneSettings:
+        """With weights, mean and deviation of the configuration where they are not set.
+
+        Raises SettingError if there are no weights, or if their licence must be named.
+        """
+        found = self.configuration
+        if not found.weights:
+            raise SettingError(
+                f"{self.name} has no pretrained weights; give --backbone.weights the path or "
+                "s3:// URI of a .safetensors or .pth file, or `random` for a trial"
+            )
+        if found.binds_copies and not self.licence:
+            raise SettingError(
+                f"the weights of {self.name} are under the DINOv3 License, whose text must go with "
+                "every copy of them, as a model folder is; give --backbone.licence its file"
+            )
+        mean, std = (",".join(map(repr, values)) for values in (found.mean, found.std))
+        return replace(self, weights=found.weights, mean=self.mean or mean, std=self.std or std)
 
 
 class Backbone(nn.Module):
@@ -87,34 +137,24 @@ class Backbone(nn.Module):
 
         Raises SettingError if the network has no such layer.
         """
-        # Imported here: it takes seconds, and most processes of a run build no network.
-        from torchvision.models import feature_extraction, get_model  # noqa: PLC0415
-
         super().__init__()
         self.settings = settings
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torchvision warns about how old models initialise
-            network = get_model(settings.name, weights=None)
+        library = library_of(settings.name)
+        with torch.random.fork_rng(devices=[]):
+            network = library.new(settings.name)
         if state is None:
-            network.load_state_dict(load_weights(settings.weights, settings.name, settings.seed))
-        layers = [layer.strip() for layer in settings.layers.split(",")]
-        known = feature_extraction.get_graph_node_names(network)[1]
-        for layer in layers:
-            if not any(node == layer or node.startswith(f"{layer}.") for node in known):
-                raise SettingError(
-                    f"{settings.name} has no layer {layer!r}; known: {', '.join(known[1:-1])}"
-                )
-        self.layers = layers
-        self._network = feature_extraction.create_feature_extractor(
-            network.eval(), return_nodes=layers
-        )
+            settings = settings.configured()
+            weights = load_weights(settings.weights, settings.name, settings.seed)
+            library.load(network, weights, settings.name)
+        self.layers = [layer.strip() for layer in settings.layers.split(",")]
+        self._network = library.cut(network, settings.name, self.layers)
         if state is not None:
             self._network.load_state_dict(dict(state))
         self._network.requires_grad_(False)
         self._mean: Tensor
         self._std: Tensor
-        self.register_buffer("_mean", torch.tensor(_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("_std", torch.tensor(_STD).view(3, 1, 1), persistent=False)
+        for name, values in zip(("_mean", "_std"), settings.normalisation, strict=True):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
         if device.startswith("cuda"):
             use_exact_arithmetic()
         self.to(device)
@@ -149,12 +189,20 @@ class Backbone(nn.Module):
         return fingerprint(self.state())
 
     def trainable_copy(self) -> fx.GraphModule:
-        """A copy of the network with trainable weights; its input is `normalised` images."""
-        network: fx.GraphModule = copy.deepcopy(self._network)
+        """A copy of the network with trainable weights; its input is `normalised` images.
+
+        Raises UserError if the network is no graph, as transformers are not.
+        """
+        network = copy.deepcopy(self._network)
+        if not isinstance(network, fx.GraphModule):
+            raise UserError(
+                f"{self.settings.name} is a vision transformer, which cannot be trained on hidden "
+                "pixels; choose a network of convolutions: alexnet, vgg, squeezenet, resnet"
+            )
         return network.requires_grad_(True)
 
     def normalised(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1], normalised by ImageNet's mean and deviation."""
+        """Images (B, 3, H, W) in [0, 1], normalised by the network's mean and deviation."""
         return (images - self._mean) / self._std
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -185,3 +233,16 @@ class Backbone(nn.Module):
                     "per image; choose layers that give feature maps (channels, height, width)"
                 )
         return [out[layer].float() for layer in self.layers]
+
+
+def _numbers(setting: str, text: str) -> tuple[float, ...]:
+    """Three comma-separated numbers; none if the text is empty. Raises SettingError."""
+    try:
+        numbers = tuple(float(word) for word in text.split(",")) if text else ()
+    except ValueError:
+        numbers = (math.nan,)
+    if len(numbers) not in {0, 3} or not all(map(math.isfinite, numbers)):
+        raise SettingError(
+            f"{setting} {text!r} must be three comma-separated numbers, such as 0.5,0.5,0.5"
+        )
+    return numbers

@@ -1,4 +1,4 @@
-"""Locally aware patch features: 3 x 3 averages of mid-level maps (PatchCore, section 3.1)."""
+"""Patch features: 3 x 3 averages of mid-level maps (PatchCore, section 3.1), or plain tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ops.features.blocks import block_of, in_blocks
 
-Embedding = Literal["pooled", "concat"]
+Embedding = Literal["pooled", "concat", "plain"]
 
 
 def embed(maps: list[Tensor], embedding: Embedding, dim: int) -> Tensor:
@@ -21,11 +21,14 @@ def embed(maps: list[Tensor], embedding: Embedding, dim: int) -> Tensor:
     `pooled` (the authors' code): adaptive average pooling of each layer's 3 x 3 x C neighbourhood
     to `dim` values, then of the concatenated layers to `dim` values; d = dim.
     `concat` (anomalib): 3 x 3 averages per channel, layers concatenated; d = sum of C_l.
-    As in both, the border is padded with zeros that count in the averages. Coarser layers are
-    resized bilinearly to the first.
+    `plain`: the channels of all layers as they are, for transformers, whose tokens see all others.
+    As in the first two's originals, the border is padded with zeros that count in the averages.
+    Coarser layers are resized bilinearly to the first.
     """
     if embedding == "concat":
         stacked = _stacked([F.avg_pool2d(layer, 3, stride=1, padding=1) for layer in maps])
+    elif embedding == "plain":
+        stacked = _stacked(maps)
     else:
         # If `dim` is a multiple of the number of layers, no value of the result mixes two layers,
         # so the second pooling can be done for each layer on its own.

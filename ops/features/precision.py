@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 #: Of the inputs of products. TF32 is float32 whose products round to 10 bits of mantissa.
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
@@ -22,7 +22,7 @@ def dtype_of(precision: Precision) -> torch.dtype:
     return _TYPES.get(precision, torch.float32)
 
 
-def lowered(network: fx.GraphModule, precision: Precision) -> fx.GraphModule:
+def lowered(network: nn.Module, precision: Precision) -> nn.Module:
     """The network in place, with weights of the precision; batch norms keep theirs in float32."""
     dtype = dtype_of(precision)
     if dtype == torch.float32:

@@ -1,49 +1,41 @@
-"""Loads backbone weights: by torchvision's name, from a file or `s3://`, or seeded random ones."""
+"""Loads backbone weights: by their library's name, from a file or `s3://`, or random ones."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 from collections.abc import Mapping
-from urllib.error import URLError
 
 import torch
 from safetensors.torch import load
 
 from ops.errors import UserError
+from ops.features.libraries import library_of
 from ops.storage import files
-from ops.storage.storage_errors import NotFound, Unavailable
+from ops.storage.storage_errors import NotFound
 
 
 def load_weights(spec: str, name: str, seed: int) -> dict[str, torch.Tensor]:
-    """The state dict of a torchvision classifier.
+    """The state dict of a whole network.
 
-    `spec` is `random`, a weights name of torchvision (which downloads them and checks the hash), or
-    a path or URI of a `.safetensors` or `.pth` file. Only tensors are unpickled, never code.
-    Raises NotFound if `spec` is none of these, Unavailable if torchvision cannot
+    `spec` is `random`, a name of pretrained weights of the network's library (which downloads
+    them), or a path or URI of a `.safetensors` or `.pth` file. Only tensors are unpickled, never
+    code.
+    Raises NotFound if `spec` is none of these, Unavailable if the library cannot
     download, UserError if the file holds anything but tensors.
     """
-    from torchvision.models import get_model, get_model_weights  # noqa: PLC0415 - as in Backbone
-
+    library = library_of(name)
     if spec == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return dict(get_model(name, weights=None).state_dict())
-    known = [entry.name for entry in get_model_weights(name)]
+            return dict(library.new(name).state_dict())
+    known = library.known_weights(name)
     if spec in known:
-        entry = get_model_weights(name)[spec]
-        try:
-            return dict(entry.get_state_dict(progress=False, check_hash=True))
-        except URLError as error:
-            raise Unavailable(
-                f"weights {spec} of {name} could not be fetched from {entry.url}: {error.reason}; "
-                "--backbone.weights also takes the path or s3:// URI of a .safetensors or .pth "
-                "file, or `random` for a trial"
-            ) from None
+        return library.pretrained(name, spec)
     try:
         data = files.read_bytes(spec)
     except FileNotFoundError:
-        message = f"weights {spec!r}: no such file, and no weights name of torchvision's {name}"
+        message = f"weights {spec!r}: no such file, and no weights name of {library.name}'s {name}"
         raise NotFound(f"{message}; known: {', '.join(known)}, random") from None
     try:
         if spec.endswith(".safetensors"):

@@ -26,7 +26,8 @@ class InputSettings:
     """The square input of a detector."""
 
     size: int = 224
-    """Side of the square, in pixels."""
+    """Side of the square, in pixels. For a fit the default is 0, the size of the backbone's
+    configuration: 224 for torchvision."""
     fit: Literal["squash", "crop"] = "squash"
     """`squash` resizes the whole image and ignores its aspect ratio; `crop` resizes the shorter
     side to `short_side` and cuts out the centre, as in most papers."""

@@ -26,6 +26,11 @@ class Scale(NamedTuple):
         levels = np.rint((values - self.offset) / self.scale)
         return np.asarray(levels.clip(0, LEVELS - 1), dtype=np.uint16)
 
+    def level_above(self, value: float) -> int:
+        """The lowest grey level that stands for more than a value; `LEVELS` if none does."""
+        values = self.offset + self.scale * np.arange(LEVELS)
+        return int(np.searchsorted(values, value, side="right"))
+
 
 @functools.cache
 def _upsampling_matrix(cells: int, size: int, sigma: float) -> npt.NDArray[np.float32]:

@@ -94,9 +94,29 @@ def best_f1(scores: Floats, labels: Bools) -> Threshold | None:
     return Threshold(float(-values[best]), float(f1[best]), int(alarms), int(misses))
 
 
+def average_precision(scores: Floats, labels: Bools) -> float | None:
+    """The area under the steps of precision over recall, with equal scores taken together.
+
+    None unless there are defective images.
+    """
+    if not labels.any():
+        return None
+    rank = np.unique(-scores, return_inverse=True)[1]  # descending
+    added = np.bincount(rank, weights=labels)
+    precision = np.cumsum(added) / np.cumsum(np.bincount(rank))
+    return float((added * precision).sum() / labels.sum())
+
+
 def count_regions(mask: Bools) -> int:
     """The number of 8-connected regions of a mask (h, w)."""
     return int(connected_components(mask, structure=_EIGHT)[1])
+
+
+class PixelThreshold(NamedTuple):
+    """The lowest grey level of pixels that are called defective, and the F1 of pixels there."""
+
+    level: int
+    f1: float
 
 
 class PixelHistogram:
@@ -147,3 +167,31 @@ class PixelHistogram:
         if not good.sum() or not self.regions:
             return None
         return _cumulated(good, share, self.regions)
+
+    def best_f1(self) -> PixelThreshold | None:
+        """The grey level with the highest F1 of pixels, the largest on ties. It uses the masks.
+
+        None unless there are defective pixels.
+        """
+        f1 = self._f1()
+        if f1 is None:
+            return None
+        level = LEVELS - 1 - int(np.argmax(f1[::-1]))  # the largest of equal ones
+        return PixelThreshold(level, float(f1[level]))
+
+    def f1_at(self, level: int) -> float | None:
+        """F1 of pixels if those of a grey level or above are called defective.
+
+        A level above all grey levels calls none. None unless there are defective pixels.
+        """
+        f1 = self._f1()
+        return None if f1 is None else float(f1[max(0, level)]) if level < LEVELS else 0.0
+
+    def _f1(self) -> Floats | None:
+        """F1 by the lowest grey level that is called defective."""
+        good, bad, _ = self.counts
+        if not bad.sum():
+            return None
+        hits = np.cumsum(bad[::-1])[::-1]
+        called = np.cumsum((good + bad)[::-1])[::-1]
+        return np.asarray(2 * hits / (called + bad.sum()))

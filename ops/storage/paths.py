@@ -10,6 +10,7 @@ from ops.storage import files
 
 MODEL_CARD = "model.json"
 BACKBONE = "_backbone.safetensors"
+LICENCE = "_licence.txt"  # of the backbone's weights, in a model folder
 TABLE = "part-00000.parquet"  # the only file of a published run
 JOINT = "_joint.safetensors"  # of a detector that all products share
 

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ops.archives.inventory import Inventory
 from ops.detectors.detector import FitCounts
-from ops.detectors.model_folder import Model, ModelCard, ProductCard
+from ops.detectors.model_folder import Model, ModelCard, ProductCard, versions
+from ops.detectors.network_licence import given_licence, network_card
 from ops.distributed import backend
 from ops.failure import max_failures
 from ops.features.backbone import Backbone
@@ -68,6 +69,8 @@ def fit(
     the nodes cannot hold the fit.
     """
     chosen = split(inventory, request)
+    licence = earlier.licence if earlier else given_licence(request.backbone.licence)
+    configuration = request.backbone.configuration
     # Pretrained weights are downloaded here, once, and not by every worker.
     network = Backbone(request.backbone.emulated, earlier.backbone if earlier else None)
     plan.check(plan.of_fit(chosen, request, network, resources))
@@ -103,13 +106,15 @@ def fit(
             "failures": sorted(failures)[:100],
         }
         | (_lineage(earlier) if earlier else {}),
+        versions=versions() | {configuration.library: configuration.version},
+        network=network_card(configuration, licence),
     )
     pictures = {
         picture_file(cards[name].file, kind): picture
         for name in chosen.products
         for kind, picture in results[ALL if request.joint else name].fitted.pictures.items()
     }
-    model = Model(card, backbone, tensors, pictures)
+    model = Model(card, backbone, tensors, pictures, licence)
     return calibrate(model, chosen.held_out, request.fetch, resources, progress)
 
 

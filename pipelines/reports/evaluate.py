@@ -14,6 +14,7 @@ from ops.errors import UserError
 from ops.images.resize import InputSettings
 from ops.progress import ProgressCallback
 from ops.results import metrics
+from ops.results.anomaly_map import Scale
 from ops.results.metrics import PixelHistogram
 from ops.results.plots import PRO_LIMIT, Separation
 from ops.storage import parquet
@@ -30,6 +31,7 @@ SCHEMA = pa.schema(
             ("defective", pa.int64(), "scored images with label 1"),
             ("not_scored", pa.int64(), "labelled images without a score; not part of any metric"),
             ("image_auroc", pa.float64(), "null if there are no good or no defective images"),
+            ("image_ap", pa.float64(), "average precision; null if there are no defective images"),
             ("pixel_auroc", pa.float64(), "over all pixels at the size of the maps"),
             (
                 "pixel_auroc_error",
@@ -38,6 +40,8 @@ SCHEMA = pa.schema(
             ),
             ("pro", pa.float64(), "per-region overlap, area up to a false positive rate of 0.3"),
             ("pro_error", pa.float64(), "bound on the error from rounding maps to grey levels"),
+            ("pro_0_05", pa.float64(), "the same area up to a false positive rate of 0.05"),
+            ("pro_0_05_error", pa.float64(), "bound on the error from rounding to grey levels"),
             (
                 "oracle_threshold",
                 pa.float64(),
@@ -48,12 +52,23 @@ SCHEMA = pa.schema(
             ("oracle_misses", pa.int64(), "defective images below it"),
             ("oracle_errors", pa.int64(), "sum of both"),
             (
+                "oracle_pixel_threshold",
+                pa.float64(),
+                "value of maps from which pixels have the best F1 on these masks",
+            ),
+            ("oracle_pixel_f1", pa.float64(), "F1 of pixels at that value"),
+            (
                 "threshold",
                 pa.float64(),
                 "of the model, from held-out good images; null if it has none",
             ),
             ("false_alarms", pa.int64(), "good images with the verdict anomalous"),
             ("misses", pa.int64(), "defective images with the verdict normal"),
+            (
+                "pixel_f1",
+                pa.float64(),
+                "F1 of pixels if those above the model's threshold are called defective",
+            ),
             ("pixel_images", pa.int64(), "images that the pixel metrics rest on"),
             (
                 "no_usable_mask",
@@ -69,10 +84,12 @@ SCHEMA = pa.schema(
             ),
         )
     ],
-    metadata={"nightloupe": "evaluation 2"},
+    metadata={"nightloupe": "evaluation 3"},
 )
 #: Columns for which a mean over products is meaningless.
-_NO_MEAN = ("oracle_threshold", "threshold")
+_NO_MEAN = ("oracle_threshold", "oracle_pixel_threshold", "threshold")
+#: The false positive rate up to which small defects decide (MVTec AD 2).
+_STRICT = 0.05
 
 
 class NothingLabelled(UserError):
@@ -95,11 +112,13 @@ def evaluate(
     fetch_settings: FetchSettings,
     resources: Resources,
     progress: ProgressCallback,
+    scale: Scale | None = None,
 ) -> Evaluation:
     """Metrics per product of a score table against an inventory's labels.
 
     Rows of split `train` are left out, because the detector has seen them. An image whose version
-    is not labelled is taken with the label of its address. `thresholds` are those of the model.
+    is not labelled is taken with the label of its address. `thresholds` are those of the model, and
+    `scale` is that of its maps; without it, thresholds of pixels are unknown.
     Raises NothingLabelled if no labelled image was scored.
     """
     columns = ["image_id", "uri", "product", "status", "score", "is_anomalous", "map_uri"]
@@ -118,7 +137,7 @@ def evaluate(
         of_product = rows.filter(pc.equal(rows["product"], product))
         separation = _separation(product, of_product, thresholds.get(product), pixels.get(product))
         separations.append(separation)
-        table.append(_metrics(separation, of_product, pixels.get(product)))
+        table.append(_metrics(separation, of_product, pixels.get(product), scale))
     return Evaluation(pa.Table.from_pylist([*table, _mean(table)], SCHEMA), separations, joined)
 
 
@@ -141,7 +160,7 @@ def _separation(
 
 
 def _metrics(
-    separation: Separation, rows: pa.Table, pixels: ProductPixels | None
+    separation: Separation, rows: pa.Table, pixels: ProductPixels | None, scale: Scale | None
 ) -> dict[str, Any]:
     """A product's row of the table."""
     ok = rows.filter(pc.equal(rows["status"], "ok"))
@@ -151,6 +170,7 @@ def _metrics(
         "defective": len(separation.defective),
         "not_scored": len(rows) - len(ok),
         "image_auroc": separation.image_roc and separation.image_roc.area(),
+        "image_ap": metrics.average_precision(ok["score"].to_numpy(), ok["label"].to_numpy() == 1),
         "threshold": separation.threshold,
     }
     row |= _best_f1(ok) | _verdict_errors(ok)
@@ -163,11 +183,29 @@ def _metrics(
         "pixel_auroc_error": separation.pixel_roc and separation.pixel_roc.area_error(),
         "pro": separation.pro and separation.pro.area(PRO_LIMIT),
         "pro_error": separation.pro and separation.pro.area_error(PRO_LIMIT),
+        "pro_0_05": separation.pro and separation.pro.area(_STRICT),
+        "pro_0_05_error": separation.pro and separation.pro.area_error(_STRICT),
+        **_pixel_f1(pixels.histogram, separation.threshold, scale),
         "pixel_images": pixels.histogram.images,
         "no_usable_mask": pixels.no_usable_mask,
         "regions": pixels.histogram.regions,
         "regions_drawn": pixels.regions_drawn,
         "note": "; ".join(pixels.notes()) or None,
+    }
+
+
+def _pixel_f1(
+    histogram: PixelHistogram, threshold: float | None, scale: Scale | None
+) -> dict[str, Any]:
+    """F1 of pixels at its best, and where the model's threshold for images lies on its maps."""
+    best = histogram.best_f1()
+    if best is None or scale is None:
+        return {"oracle_pixel_f1": best and best.f1}
+    own = None if threshold is None else histogram.f1_at(scale.level_above(threshold))
+    return {
+        "oracle_pixel_threshold": scale.offset + scale.scale * best.level,
+        "oracle_pixel_f1": best.f1,
+        "pixel_f1": own,
     }
 
 

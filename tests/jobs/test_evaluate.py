@@ -53,6 +53,16 @@ def test_published_figures_stand_below_the_mean_with_dashes_where_there_are_none
     assert lines[4].endswith("a mean over 15 products; ours is over 1")
 
 
+def test_what_the_table_has_no_room_for_stands_below_it(capsys):
+    mean = BOLT | {"product": "mean", "image_ap": 0.98765, "pro_0_05": 0.5, "pixel_f1": 0.25}
+    lines = said(capsys, BOLT, mean | {"oracle_pixel_f1": 0.75})
+    assert (
+        "mean image AP 0.9877, PRO up to 0.05 0.5000, best pixel F1 0.7500, "
+        "pixel F1 at the model's threshold 0.2500"
+    ) in lines
+    assert not any(line.startswith("mean image AP") for line in said(capsys, BARE, BARE))
+
+
 def test_the_error_of_grey_levels_and_notes_are_said(capsys):
     lines = said(capsys, BOLT, BARE, BOLT | {"product": "mean", "note": "of 2 only 1"})
     assert any("pixel AUROC by at most 1.2e-06, the mean PRO by 2.0e-06" in line for line in lines)

@@ -21,6 +21,7 @@ MODEL = replace(TINY_MODEL, card=replace(TINY_MODEL.card, fit={"failures": []}))
 WORDS = ["--archive", "parts", "--model-folder", "model", "--name", ""]
 #: The settings of the tiny model, which reserves one of ten images as a fit does by default.
 SAME = [word for pair in TINY.items() for word in pair] + ["--false-alarm-rate", "0.1"]
+STD = "0.229,0.224,0.225"
 SAME += ["--backbone.layers", "features.3", "--patchcore.coreset-ratio", "0.05"]
 
 
@@ -87,3 +88,30 @@ def test_the_same_settings_over_other_images_are_refused_before_they_are_written
     assert code == 1
     assert "another model lies at model; choose a new folder" in err
     assert read_card("model").model_id == other.card.model_id
+
+
+def test_a_fit_takes_what_is_not_set_from_the_configuration_of_the_backbone(leave, fits):
+    assert leave("fit", "--archive", "parts", "--name", "", "--backbone.name", "resnet18")[0] == 0
+    (_, request, *_), *_ = fits
+    assert request.input.size == 224
+    assert (request.backbone.weights, request.backbone.std) == ("IMAGENET1K_V1", STD)
+    assert request.backbone.mean == "0.485,0.456,0.406"
+    set_by_hand = ["--input.size", "96", "--backbone.std", "1,1,1", "--backbone.weights", "random"]
+    assert leave("fit", "--archive", "parts", "--name", "", *set_by_hand)[0] == 0
+    request = fits[1][1]
+    assert (request.input.size, request.backbone.std) == (96, "1,1,1")
+    assert request.backbone.weights == "random"
+
+
+def test_a_fit_takes_size_and_normalisation_from_timm(leave, fits):
+    pytest.importorskip("timm", reason="the optional library timm is not installed")
+    name = ["--backbone.name", "timm/vit_small_patch14_reg4_dinov2", "--backbone.layers", "norm"]
+    assert leave("fit", "--archive", "parts", "--name", "", *name)[0] == 0
+    request = fits[0][1]
+    assert (request.input.size, request.backbone.std) == (518, STD)
+    assert request.backbone.weights == "lvd142m"
+    other = ["--backbone.name", "timm/vit_small_patch16_dinov3"]
+    code, _, err = leave("fit", "--archive", "parts", "--name", "", *other)
+    assert code == 2
+    assert "under the DINOv3 License" in err
+    assert len(fits) == 1

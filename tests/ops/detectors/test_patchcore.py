@@ -230,6 +230,32 @@ def test_scores_of_an_affine_copy_of_the_features_are_the_same_when_whitened(bac
     torch.testing.assert_close(*maps, rtol=2e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("reweight", [False, True])
+def test_scores_of_metric_cosine_are_one_minus_the_cosine_in_float64(backbone, images, reweight):
+    detector = fit(backbone, images[:3], metric="cosine", embedding="plain", reweight=reweight)
+    plain = PatchCore(PatchCoreSettings(**SMALL, embedding="plain"), backbone)
+    features = patches(plain, images)
+    assert features.shape == (4, 49, 384)
+    unit = features / features.norm(dim=-1, keepdim=True)
+    expected = (1 - unit @ detector.bank.double().T).amin(dim=-1)
+    scores = detector.score(images)
+    assert scores.map.flatten(1).numpy() == pytest.approx(expected.numpy(), abs=1e-6)
+    largest = expected.amax(dim=1).numpy()
+    found = scores.image.numpy()
+    assert (found[-1] < largest[-1]) if reweight else found == pytest.approx(largest, abs=1e-6)
+    table = 1 - detector.bank.double() @ detector.bank.double().T
+    table.fill_diagonal_(torch.inf)
+    assert detector.map_ceiling() == pytest.approx(float(table.amin(dim=1).max()), rel=1e-4)
+
+
+def test_scores_of_metric_cosine_do_not_depend_on_the_batch(backbone, images):
+    detector = fit(backbone, images[:3], metric="cosine", embedding="concat")
+    alone = [detector.score(image) for image in images.split(1)]
+    together = detector.score(images)
+    assert torch.equal(together.image, torch.cat([one.image for one in alone]))
+    assert torch.equal(together.map, torch.cat([one.map for one in alone]))
+
+
 @pytest.mark.parametrize("shards", [[[3, 1], [0, 2]], [[], [2, 0, 3, 1]], [[2], [3], [1, 0]]])
 def test_a_whitened_bank_is_the_same_bits_on_any_shards_by_a_sample(
     backbone, images, shards, monkeypatch

@@ -89,6 +89,25 @@ def test_unknown_precisions_and_negative_blocks_are_refused():
         BackboneSettings(block=-1)
 
 
+@pytest.mark.parametrize("mean", ["0.5", "0.5,0.5", "a,b,c", "0.1,0.2,nan", "0.1,0.2,0.3,0.4"])
+def test_means_that_are_not_three_numbers_are_refused(mean):
+    with pytest.raises(SettingError, match=f"mean '{mean}' must be three comma-separated numbers"):
+        BackboneSettings(mean=mean)
+
+
+def test_deviations_must_be_above_zero():
+    with pytest.raises(SettingError, match=r"std '0.1,0,0.1' must hold numbers above 0"):
+        BackboneSettings(std="0.1,0,0.1")
+
+
+def test_torchvisions_configuration_is_filled_in():
+    filled = BackboneSettings("resnet18").configured()
+    assert filled.weights == "IMAGENET1K_V1"
+    assert (filled.mean, filled.std) == ("0.485,0.456,0.406", "0.229,0.224,0.225")
+    assert filled.normalisation == BackboneSettings().normalisation
+    assert (filled.configuration.library, filled.configuration.size) == ("torchvision", 224)
+
+
 def test_a_block_of_the_settings_holds_on_a_cpu(images):
     backbone = Backbone(replace(TINY, block=2))
     shapes = []

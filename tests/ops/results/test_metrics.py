@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter, label
 
-from ops.results.anomaly_map import Scale
-from ops.results.metrics import Curve, PixelHistogram, best_f1, roc
+from ops.results.anomaly_map import LEVELS, Scale
+from ops.results.metrics import Curve, PixelHistogram, average_precision, best_f1, roc
 
 
 def sample(seed: int, n: int = 200, values: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -68,6 +68,18 @@ def test_the_larger_of_two_equally_good_thresholds_is_taken():
 
 def test_without_defective_images_there_is_no_best_threshold():
     assert best_f1(np.arange(3.0), np.zeros(3, bool)) is None
+
+
+@pytest.mark.parametrize("values", [None, 1, 3])
+@pytest.mark.parametrize("seed", range(3))
+def test_average_precision_is_that_of_scikit_learn(seed, values):
+    from sklearn.metrics import average_precision_score
+
+    scores, labels = sample(seed, values=values)
+    expected = average_precision_score(labels, scores)
+    assert average_precision(scores, labels) == pytest.approx(expected, abs=1e-12)
+    assert average_precision(scores, np.zeros(len(scores), bool)) is None
+    assert average_precision(scores, np.ones(len(scores), bool)) == 1.0
 
 
 Maps = list[tuple[np.ndarray, np.ndarray]]
@@ -225,3 +237,34 @@ def test_a_curve_thinned_for_drawing_stays_within_a_step():
     assert gap.max() <= 0.02
     corner = Curve(np.array([0.0, 0.0, 1.0]), np.array([0.0, 1.0, 1.0]))
     assert np.array_equal(np.stack(corner.thinned()), np.stack(corner))
+
+
+@pytest.mark.parametrize("levels", [4, 300, 65536])
+def test_pixel_f1_is_that_of_a_full_search(levels):
+    from sklearn.metrics import f1_score
+
+    maps = random_maps(3, levels=levels)
+    pixels = np.concatenate([m.ravel() for m, _ in maps]).astype(int)
+    truth = np.concatenate([mask.ravel() for _, mask in maps])
+    tried = {level: f1_score(truth, pixels >= level) for level in np.unique(pixels)}
+    best = histogram(maps).best_f1()
+    highest = max(tried.values())
+    assert best.f1 == pytest.approx(highest, abs=1e-12)
+    assert best.level == max(level for level, f1 in tried.items() if f1 > highest - 1e-12)
+    for level in (0, 1, int(np.median(pixels)), int(pixels.max()), LEVELS - 1):
+        expected = f1_score(truth, pixels >= level)
+        assert histogram(maps).f1_at(level) == pytest.approx(expected, abs=1e-12)
+    assert histogram(maps).f1_at(LEVELS) == 0.0
+
+
+def test_without_defective_pixels_there_is_no_pixel_f1():
+    empty = histogram([(np.zeros((4, 4), np.uint16), np.zeros((4, 4), bool))])
+    assert empty.best_f1() is empty.f1_at(0) is None
+
+
+@pytest.mark.parametrize("value", [-0.1, 0.0, 0.3, 0.30001, 6.5534, 6.5535, 7.0, np.inf])
+def test_a_threshold_lies_below_the_first_level_that_is_larger(value):
+    scale = Scale(0.0, 0.0001)
+    level = scale.level_above(value)
+    assert level == 0 or scale.scale * (level - 1) <= value
+    assert level == LEVELS or scale.scale * level > value

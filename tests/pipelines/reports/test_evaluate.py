@@ -15,7 +15,7 @@ from ops.results import map_png
 from ops.results.anomaly_map import Scale
 from pipelines.cluster.resources import Resources
 from pipelines.reports import evaluate
-from pipelines.reports.pixel_comparison import ComparePixels
+from pipelines.reports.pixel_comparison import ComparePixels, ProductPixels
 from tests import tiffs
 from tests.ops.results.test_metrics import histogram
 
@@ -67,6 +67,7 @@ def test_image_metrics_are_exact_and_count_both_kinds_of_errors():
     row = evaluation.table.to_pylist()[0]
     assert (row["good"], row["defective"], row["not_scored"]) == (3, 3, 1)
     assert row["image_auroc"] == pytest.approx(8 / 9)
+    assert row["image_ap"] == pytest.approx((1 + 1 + 3 / 4) / 3)
     assert (row["oracle_threshold"], row["oracle_errors"]) == (3.0, 1)
     assert (row["oracle_false_alarms"], row["oracle_misses"]) == (1, 0)
     assert (row["threshold"], row["false_alarms"], row["misses"]) == (4.0, 1, 1)
@@ -84,7 +85,24 @@ def test_unknown_metrics_are_null_and_the_mean_has_a_note():
     assert (mean["product"], mean["image_auroc"]) == ("mean", bolt["image_auroc"])
     assert (mean["good"], mean["misses"], mean["pixel_images"]) == (5, 1, None)
     assert mean["oracle_threshold"] is None
-    assert mean["note"] == "products with a value, of 2: image_auroc 1, oracle_f1 1"
+    assert mean["note"] == "products with a value, of 2: image_auroc 1, image_ap 1, oracle_f1 1"
+
+
+def test_pixels_are_judged_at_their_best_and_at_the_threshold_of_the_model(monkeypatch):
+    pixels = ProductPixels()
+    mask = np.array([[True, True, False, False]])
+    pixels.histogram.add(np.array([[50, 30, 30, 10]], np.uint16), mask)
+    monkeypatch.setattr(evaluate, "compare_pixels", lambda *_: {"bolt": pixels})
+    scored, listed = tables(BOLT)
+    settings = ({"bolt": 4.0}, InputSettings(8), FetchSettings(), Resources(), lambda *_: None)
+    row = evaluate.evaluate(scored, listed, *settings, Scale(0.0, 0.1)).table.to_pylist()[0]
+    assert (row["oracle_pixel_threshold"], row["oracle_pixel_f1"]) == (3.0, pytest.approx(0.8))
+    assert row["pixel_f1"] == pytest.approx(2 / 3)  # one of two, and no false alarm
+    assert row["pro_0_05"] == pytest.approx((0.5 + 0.55) / 2)
+    assert row["pro"] == pytest.approx((0.5 + 0.8) / 2)
+    row = evaluate.evaluate(scored, listed, *settings).table.to_pylist()[0]
+    assert (row["oracle_pixel_threshold"], row["pixel_f1"]) == (None, None)
+    assert row["oracle_pixel_f1"] == pytest.approx(0.8)
 
 
 def test_a_product_without_scores_has_a_row():

@@ -228,7 +228,8 @@ def _print_summary(model: Model, location: str) -> None:
     rate = model.card.false_alarm_rate
     products = model.card.products
     for name, card in list(products.items())[:_SHOWN]:
-        echo(f"{printable(name)}: {describe_fit(card)}; {describe_calibration(card.calibration)}")
+        fitted = describe_fit(card, "tiles" if model.card.input.tiled else "images")
+        echo(f"{printable(name)}: {fitted}; {describe_calibration(card.calibration)}")
         promised = card.calibration.promised_rate(rate)
         if promised is not None and promised > rate:
             needed = math.ceil(1 / rate - 1e-9) - 1
@@ -246,10 +247,10 @@ def _print_summary(model: Model, location: str) -> None:
     echo(f"model: {location}")
 
 
-def describe_fit(card: ProductCard) -> str:
-    """What a detector was fitted on, for people: images, patches, bank and epochs."""
+def describe_fit(card: ProductCard, kind: str) -> str:
+    """What a detector was fitted on, for people: images or tiles, patches, bank and epochs."""
     counts = card.counts
-    parts = [f"{counts.images:,} images"]
+    parts = [f"{counts.images:,} {kind}"]
     if counts.dropped_images:
         parts[0] += f" ({counts.dropped_images:,} of them dropped: features not finite)"
     if counts.patches is not None:

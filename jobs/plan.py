@@ -22,9 +22,13 @@ from ops.plain_text import printable
 from ops.storage.paths import Out
 from pipelines.cluster.connection import connected
 from pipelines.fitting import plan
+from pipelines.fitting.picture_sizes import Detail, read_sizes
 from pipelines.fitting.plan import Plan
 from pipelines.fitting.rehearsal import Rehearsal, rehearse_on_worker
 from pipelines.fitting.request import split
+
+#: A pixel seen of so many pixels of the picture is warned of.
+_COARSE = 3.0
 
 
 def main(argv: Sequence[str]) -> int:
@@ -43,8 +47,10 @@ def main(argv: Sequence[str]) -> int:
         inventory = sources.inventory_of(settings.inventory, settings, out, progress)
         chosen = split(inventory, request)
         backbone = Backbone(request.backbone.emulated, grown.backbone if grown else None)
-        planned = plan.of_fit(chosen, request, backbone, settings.resources)
+        pictures = read_sizes(chosen, request)
+        planned = plan.of_fit(chosen, request, backbone, settings.resources, pictures)
         _print_summary(planned)
+        _print_detail(pictures.coarsest(request, planned.patches))
         plan.check(planned)
         measured = rehearse_on_worker(
             chosen.fit, request, planned.sizes, backbone, settings.resources
@@ -59,11 +65,16 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _tiles(planned: Plan, detector: str) -> str:
+    tiles = planned.sizes[detector].images
+    return f" in about {tiles:,} tiles" if tiles != planned.images[detector] else ""
+
+
 def _print_summary(planned: Plan) -> None:
     for detector, estimate in planned.estimates.items():
         echo(
-            f"{printable(detector)}: {planned.images[detector]:,} images, {estimate.vectors:,} "
-            f"feature vectors, {estimate.kept:,} kept"
+            f"{printable(detector)}: {planned.images[detector]:,} images{_tiles(planned, detector)}"
+            f", {estimate.vectors:,} feature vectors, {estimate.kept:,} kept"
         )
     echo(f"{planned.held_out:,} images are held out for calibration")
     echo(
@@ -71,6 +82,21 @@ def _print_summary(planned: Plan) -> None:
         f"{_size(planned.score_bytes)} to score"
     )
     echo(f"size of the model: {_size(planned.model_bytes)}")
+
+
+def _print_detail(detail: Detail | None) -> None:
+    if detail is None:
+        return
+    width, height = detail.size
+    echo(
+        f"a pixel that the network sees is {detail.step:.3g} pixels of a picture of "
+        f"{width:,} x {height:,}, and a patch {detail.patch:.3g}; smaller defects are easily missed"
+    )
+    if detail.step >= _COARSE:
+        echo(
+            "warning: most of the picture's detail is not seen; for small defects, raise "
+            "--input.size or cut pictures into tiles (--input.fit tile)"
+        )
 
 
 def _print_gpu(planned: Plan, measured: Rehearsal) -> None:

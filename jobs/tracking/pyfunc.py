@@ -72,8 +72,10 @@ class PyfuncModel:
             {"uri": uris.make(location), "product": product}
             for location, product in zip(data["location"], data["product"], strict=True)
         ]
-        read = self._read(pa.Table.from_pylist(rows, SCHEMA))
-        return self._detect(read).select(ANSWER).to_pandas()
+        asked = pa.Table.from_pylist(rows, SCHEMA)
+        pieces = self._read.pieces(asked) if self._detect.tiled else [self._read(asked)]
+        found = [self._detect(piece).select(ANSWER) for piece in pieces]
+        return pa.concat_tables(found).to_pandas()
 
 
 def _load_pyfunc(path: str) -> PyfuncModel:
@@ -99,7 +101,8 @@ def page(model: Model) -> str:
     card, rate = model.card, model.card.false_alarm_rate
     head = [
         f"Detector `{card.method}` on `{card.backbone.name}` ({card.backbone.layers}), "
-        f"weights `{card.backbone.weights}`, pictures of {card.input.size} px; "
+        f"weights `{card.backbone.weights}`, "
+        f"{'tiles' if card.input.tiled else 'pictures'} of {card.input.size} px; "
         f"model `{card.model_id}`.",
         "",
     ]

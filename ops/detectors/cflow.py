@@ -71,6 +71,11 @@ class CFlow(TrainedOnFeatures):
 
     name = "cflow"
     Settings = CFlowSettings
+    no_tiles = (
+        "cflow conditions its flows on positions of aligned images, and a tile's positions lie "
+        "elsewhere on the part in every tile"
+    )
+    score_is_peak = True
     settings: CFlowSettings
     network: PositionFlows | None
 

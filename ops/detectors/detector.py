@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ops.detectors.fit_cost import FitSize, ResourceEstimate, TimingProbe
@@ -108,6 +109,10 @@ class Detector(ABC):
     Settings: ClassVar[type[Any]]
     #: Whether workers must call `exchange` after every round of batches.
     exchanges: ClassVar[bool] = False
+    #: Why images cannot be tiles of pictures; empty if they can.
+    no_tiles: ClassVar[str] = ""
+    #: Whether the score of an image is the largest value of its map.
+    score_is_peak: ClassVar[bool] = False
     #: Name of the product that is fitted, for detectors that treat some products differently.
     product: str = ""
 
@@ -130,6 +135,13 @@ class Detector(ABC):
     def add_images(self, images: Tensor, rows: Tensor) -> None:
         """Add good images (B, 3, H, W) with their numbers (B,) in the fit's list."""
 
+    def add_inside(self, images: Tensor, rows: Tensor, inside: Tensor) -> None:  # noqa: ARG002
+        """`add_images` of images that are padded where the masks `inside` (B, H, W) are False.
+
+        Detectors that learn from whole images learn from their padding, too.
+        """
+        self.add_images(images, rows)
+
     def exchange(self, group: Group) -> None:  # noqa: B027 - most detectors exchange nothing
         """Exchange data after each worker has added at most one batch. Collective."""
 
@@ -151,6 +163,17 @@ class Detector(ABC):
     @abstractmethod
     def score(self, images: Tensor) -> Scores:
         """Score images (B, 3, H, W) in [0, 1] on the backbone's device."""
+
+    def score_inside(self, images: Tensor, inside: Tensor) -> Scores:
+        """`score` of images that are padded where the masks `inside` (B, H, W) are False.
+
+        Padding plays no part in the score, unless the score is not that of a patch.
+        """
+        scores = self.score(images)
+        if not self.score_is_peak:
+            return scores
+        shown = shown_cells(inside, scores.map.shape[1:]).to(scores.map.device)
+        return Scores(scores.map.where(shown, -torch.inf).flatten(1).amax(dim=1), scores.map)
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
@@ -177,3 +200,8 @@ def settings_from(kind: type[S], values: Mapping[str, Any]) -> S:
 def finite_rows(vectors: Tensor) -> Tensor:
     """Mask (n,) of the rows of (n, d) that hold only finite numbers."""
     return torch.isfinite(vectors).all(dim=1)
+
+
+def shown_cells(inside: Tensor, grid: Sequence[int]) -> Tensor:
+    """The cells (B, h, w) of a grid (h, w) in which masks (B, H, W) are True somewhere."""
+    return F.adaptive_max_pool2d(inside.float(), tuple(grid)).bool()

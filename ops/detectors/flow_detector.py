@@ -43,6 +43,7 @@ class FlowDetector(TrainedOnFeatures):
 
     settings: FlowSettings
     network: MapFlows | None
+    score_is_peak = True
 
     @abstractmethod
     def subnets(self) -> list[Subnet]:

@@ -56,6 +56,10 @@ class PaDiM(Detector):
     Settings = PaDiMSettings
     settings: PaDiMSettings
     exchanges = True
+    no_tiles = (
+        "padim fits a Gaussian at each position of aligned images, and a tile's positions lie "
+        "elsewhere on the part in every tile"
+    )
 
     def __init__(self, settings: PaDiMSettings, backbone: Backbone) -> None:
         """A detector that is not fitted."""

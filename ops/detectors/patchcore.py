@@ -20,6 +20,7 @@ from ops.detectors.detector import (
     MapSettings,
     Scores,
     finite_rows,
+    shown_cells,
 )
 from ops.detectors.fit_cost import FitSize, ResourceEstimate, TimingProbe
 from ops.distributed import Alone, Group
@@ -172,17 +173,27 @@ class PatchCore(Detector):
 
     def add_images(self, images: Tensor, rows: Tensor) -> None:
         """Keep the images' patches; the id of a patch is row * patches per image + its position."""
-        vectors = self.embed(images).flatten(1, 2)
+        self._add(images, rows, None)
+
+    def add_inside(self, images: Tensor, rows: Tensor, inside: Tensor) -> None:
+        """As `add_images`, without the patches of padding."""
+        self._add(images, rows, inside)
+
+    def _add(self, images: Tensor, rows: Tensor, inside: Tensor | None) -> None:
+        grids = self.embed(images)
+        vectors = grids.flatten(1, 2)
+        whole = torch.ones(len(images), vectors.shape[1], dtype=torch.bool)
+        shown = whole if inside is None else shown_cells(inside, grids.shape[1:3]).flatten(1).cpu()
         # One matrix product per image, so that rounding does not depend on the batch. All are
         # computed on the device before the first is waited for.
         computed = [(self._projection(flat), finite_rows(flat)) for flat in vectors]
-        for flat, (projected, finite), row in zip(
-            vectors.cpu(), computed, rows.tolist(), strict=True
+        for flat, (projected, finite), row, own in zip(
+            vectors.cpu(), computed, rows.tolist(), shown, strict=True
         ):
             ids = row * len(flat) + torch.arange(len(flat))
-            keep = finite.cpu()
+            keep = finite.cpu() & own
             self._images += 1
-            self._dropped += int((~keep).sum())
+            self._dropped += int((own & ~keep).sum())
             self._patches += int(keep.sum())
             self._store.add(flat[keep], projected.cpu()[keep], ids[keep])
 
@@ -274,6 +285,14 @@ class PatchCore(Detector):
     @torch.inference_mode()
     def score(self, images: Tensor) -> Scores:
         """Equations 6 and 7: the largest patch distance, re-weighted; maps are patch distances."""
+        return self._scores(images, None)
+
+    @torch.inference_mode()
+    def score_inside(self, images: Tensor, inside: Tensor) -> Scores:
+        """As `score`; patches of padding are never the largest."""
+        return self._scores(images, inside)
+
+    def _scores(self, images: Tensor, inside: Tensor | None) -> Scores:
         if not len(self.bank):
             raise ValueError("this detector is not fitted")
         patches = self.embed(images)
@@ -281,7 +300,11 @@ class PatchCore(Detector):
         vectors = self._whitened(patches.flatten(1, 2)).view(-1, dim)
         nearest = self._index().nearest(vectors)
         distance = self._distance(nearest.value).view(count, -1)
-        worst = distance.argmax(dim=1)
+        ranked = distance
+        if inside is not None:
+            shown = shown_cells(inside, (height, width)).flatten(1).to(distance.device)
+            ranked = distance.where(shown, -torch.inf)
+        worst = ranked.argmax(dim=1)
         worst += torch.arange(count, device=worst.device) * distance.shape[1]
         score = distance.flatten().index_select(0, worst)
         if self.settings.reweight:

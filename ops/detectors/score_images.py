@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import Tensor
 
 from ops.detectors.detector import Detector
+from ops.detectors.image_batches import Tiles, to_images
 from ops.detectors.model_folder import ModelCard
-from ops.images.exposure import normalise_exposure
-from ops.images.packed_pixels import Bytes, views
-from ops.images.resize import InputSettings
+from ops.detectors.score_tiles import previews, score_tiles
+from ops.results.anomaly_map import Map
 
 #: Columns that `ScoreImages` adds.
 SCORE_COLUMNS = pa.schema(
@@ -56,12 +58,17 @@ class ScoreImages:
         threads: int = 1,
         memory: int = 2**32,
         keep: bool = False,
+        batch: int = 16,
     ) -> None:
-        """`keep` leaves the column of pixels in the rows, for overlays."""
+        """`keep` leaves the pixels in the rows, for overlays; with tiles, in the size of maps.
+
+        `batch`: tiles that are scored together.
+        """
         torch.set_num_threads(threads)
         self._tensors = tensors
         self._card = tensors.card
         self._keep = keep
+        self._batch = batch
         self._device = device
         self._backbone = self._card.new_backbone(tensors.of_backbone(), device)
         self._memory = memory
@@ -75,26 +82,54 @@ class ScoreImages:
         found: dict[str, list[Any]] = {name: [None] * len(rows) for name in SCORE_COLUMNS.names}
         for product in dict.fromkeys(p for p, s in zip(products, status, strict=True) if s == "ok"):
             chosen = [i for i, p in enumerate(products) if p == product and status[i] == "ok"]
-            images = to_images(rows, self._card.input, self._device, chosen)
-            for i in self._score(product, images, chosen, found):
+            values, maps = self._scores(product, rows, chosen)
+            for i in self._fill(product, chosen, values, maps, found):
                 status[i], reason[i] = "undefined", "the detector's score is not finite"
         for column in SCORE_COLUMNS:
             rows = rows.append_column(column, pa.array(found[column.name], column.type))
         rows = rows.set_column(rows.schema.get_field_index("status"), "status", pa.array(status))
         texts = pa.array(reason, pa.string())
         rows = rows.set_column(rows.schema.get_field_index("reason"), "reason", texts)
+        if self._keep and self.tiled:
+            place = rows.schema.get_field_index("pixels")
+            return rows.set_column(place, "pixels", previews(rows, self._card.input))
         return rows if self._keep else rows.drop_columns(["pixels"])
 
-    def _score(
-        self, product: str, images: Tensor, chosen: list[int], found: dict[str, list[Any]]
+    @property
+    def tiled(self) -> bool:
+        """Whether rows hold whole pictures, of which tiles are scored."""
+        return self._card.input.tiled
+
+    def _scores(
+        self, product: str, rows: pa.Table, chosen: list[int]
+    ) -> tuple[npt.NDArray[np.float64], Sequence[Map]]:
+        """Score (B,) and map (h, w) of each of the chosen rows."""
+        detector = self._detector(product)
+        if self.tiled:
+            tiles = Tiles(rows, self._card.input, self._device, chosen)
+            return score_tiles(detector, tiles, self._batch, self.step)
+        scores = detector.score(to_images(rows, self._card.input, self._device, chosen))
+        return scores.image.double().cpu().numpy(), list(scores.map.float().cpu().numpy())
+
+    def step(self) -> contextlib.AbstractContextManager[None]:
+        """The context of scoring one batch of tiles."""
+        return contextlib.nullcontext()
+
+    def _fill(
+        self,
+        product: str,
+        chosen: list[int],
+        values: npt.NDArray[np.float64],
+        maps: Sequence[Map],
+        found: dict[str, list[Any]],
     ) -> list[int]:
         """Fill in the columns of the chosen rows; those whose score is not finite."""
-        scores = self._detector(product).score(images)
         calibration = self._card.products[product].calibration
         threshold = calibration.threshold(self._card.false_alarm_rate)
-        values = scores.image.double().cpu().numpy()
-        maps = scores.map.float().cpu().numpy().astype("<f4", copy=False)
-        finite = np.isfinite(values) & np.isfinite(maps.reshape(len(maps), -1)).all(axis=1)
+        finite = [
+            bool(np.isfinite(value) and np.isfinite(one).all())
+            for value, one in zip(values, maps, strict=True)
+        ]
         p_values = calibration.p_values(values).tolist()
         for n, i in enumerate(chosen):
             if not finite[n]:
@@ -103,8 +138,8 @@ class ScoreImages:
             if threshold is not None:
                 found["p_value"][i] = p_values[n]
                 found["is_anomalous"][i] = bool(values[n] > threshold)
-            found["grid_width"][i] = maps.shape[2]
-            found["patch_scores"][i] = maps[n].tobytes()
+            found["grid_width"][i] = maps[n].shape[1]
+            found["patch_scores"][i] = maps[n].astype("<f4", copy=False).tobytes()
         return [i for n, i in enumerate(chosen) if not finite[n]]
 
     def _detector(self, product: str) -> Detector:
@@ -124,44 +159,3 @@ class ScoreImages:
 class _Cached(NamedTuple):
     detector: Detector
     bytes: int
-
-
-def to_images(
-    rows: pa.Table, settings: InputSettings, device: str, chosen: Sequence[int] | None = None
-) -> Tensor:
-    """Images (B, 3, size, size) in [0, 1] on the device, exposed by the settings.
-
-    They are those of the chosen rows, or of all. Integers are copied to the device, which are
-    smaller, and divided by their full scale there.
-    """
-    chosen = range(len(rows)) if chosen is None else chosen
-    pixels = views(rows["pixels"])
-    channels, depths = rows["channels"].to_pylist(), rows["bit_depth"].to_pylist()
-    kinds: dict[tuple[int, int], list[int]] = {}
-    for place, row in enumerate(chosen):
-        kinds.setdefault((channels[row], depths[row]), []).append(place)
-    parts = []
-    for (width, depth), places in kinds.items():
-        shape = (settings.size, settings.size, width)
-        stored = _copied([pixels[chosen[place]] for place in places], depth, shape, device)
-        upright = stored.permute(0, 3, 1, 2)
-        exposed = normalise_exposure(upright, 2**depth - 1, settings.exposure)
-        parts.append(exposed.expand(-1, 3, -1, -1))
-    if len(parts) == 1:
-        return parts[0]
-    order = torch.tensor([place for places in kinds.values() for place in places])
-    return torch.cat(parts).index_select(0, order.argsort().to(device))
-
-
-def _copied(pixels: list[Bytes], depth: int, shape: tuple[int, int, int], device: str) -> Tensor:
-    """Packed pixels of some images as integers (n, *shape) on the device.
-
-    A GPU copies from pinned memory while the CPU goes on; torch reuses that memory once the copy
-    is done.
-    """
-    stored, values = (torch.uint8, "<u1") if depth <= 8 else (torch.uint16, "<u2")
-    pinned = device.startswith("cuda")
-    out = torch.empty(len(pixels), *shape, dtype=stored, pin_memory=pinned)
-    for image, data in zip(out.numpy(), pixels, strict=True):
-        image[...] = data.view(values).reshape(shape)
-    return out.to(device, non_blocking=pinned)

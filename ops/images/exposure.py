@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from ops.images.resize import Exposure
@@ -15,26 +21,65 @@ _STD = 0.15
 _DARKEST, _PLAINEST = 0.001, 0.02
 
 
-def normalise_exposure(pixels: Tensor, full_scale: int, exposure: Exposure) -> Tensor:
+class Statistics(NamedTuple):
+    """Of all integers of a picture: the lower median, the mean, and the mean of squares."""
+
+    median: int
+    mean: float
+    square: float
+
+
+#: Numbers of a picture that are counted at a time.
+_COUNTED = 2**22
+
+
+def statistics_of(
+    pixels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16], bit_depth: int
+) -> Statistics:
+    """The statistics of a picture (H, W, C), exact, with little memory beside the picture."""
+    counts = np.zeros(2**bit_depth, np.int64)
+    rows = max(1, _COUNTED // max(1, pixels[:1].size))
+    for start in range(0, len(pixels), rows):
+        counts += np.bincount(pixels[start : start + rows].ravel(), minlength=len(counts))
+    total, levels = int(counts.sum()), np.arange(len(counts), dtype=object)
+    median = int(np.searchsorted(counts.cumsum(), (total + 1) // 2))
+    mean, square = (float(int((counts * levels**n).sum())) / total for n in (1, 2))
+    return Statistics(median, mean, square)
+
+
+def normalise_exposure(
+    pixels: Tensor, full_scale: int, exposure: Exposure, wholes: Sequence[Statistics] = ()
+) -> Tensor:
     """Integer pixels (..., C, H, W) as float32 in [0, 1], each image by its own statistics.
 
     All channels share one median, or one mean and standard deviation: `median` keeps the ratios of
     colours, `standard` the ratios of their differences. The result does not depend on the number
-    of threads or on the batch, to the last bit.
+    of threads or on the batch, to the last bit. Tiles (B, C, H, W) take the statistics of the whole
+    picture that each is of (`wholes`), so that they keep their differences.
     """
     x = pixels.float() / full_scale
     if exposure == "median":
-        median = x.flatten(-3).median(dim=-1).values[..., None, None, None]
+        if wholes:
+            median = _column([whole.median for whole in wholes], x).float() / full_scale
+        else:
+            median = x.flatten(-3).median(dim=-1).values[..., None, None, None]
         return (x * (_MEDIAN / (median + _DARKEST))).clamp_(0, 1)
     if exposure == "standard":
         # float64 holds these sums of integers exactly, in any order of summation.
-        values = pixels.double().flatten(-3)
-        mean = values.mean(dim=-1) / full_scale
-        square = values.square().mean(dim=-1) / full_scale**2
+        if wholes:
+            means = _column([whole.mean for whole in wholes], x)
+            squares = _column([whole.square for whole in wholes], x)
+        else:
+            values = pixels.double().flatten(-3)
+            means = values.mean(dim=-1)[..., None, None, None]
+            squares = values.square().mean(dim=-1)[..., None, None, None]
+        mean, square = means / full_scale, squares / full_scale**2
         std = (square - mean.square()).clamp_min(0).sqrt()
-        shift, factor = (
-            statistic.float()[..., None, None, None]
-            for statistic in (mean, _STD / (std + _PLAINEST))
-        )
+        shift, factor = mean.float(), (_STD / (std + _PLAINEST)).float()
         return ((x - shift) * factor + _MEAN).clamp_(0, 1)
     return x
+
+
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    """Values (B,) as (B, 1, 1, 1) in float64 on the device of `like`."""
+    return torch.tensor(values, dtype=torch.float64, device=like.device)[:, None, None, None]

@@ -1,7 +1,8 @@
-"""Columns of packed pixels as arrays, without a copy: a row is a view of Arrow's memory."""
+"""Columns of packed pixels from arrays and as arrays, without a copy of large pictures."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,28 @@ import numpy.typing as npt
 import pyarrow as pa
 
 Bytes = npt.NDArray[np.uint8]
+#: Rows of at least so many bytes become chunks of their own, which share the memory of their array.
+_LARGE = 2**20
+
+
+def column(rows: Sequence[Bytes | None]) -> pa.ChunkedArray:
+    """The column of large binaries that `views` reads; None makes a null."""
+    chunks: list[pa.Array] = []
+    small: list[bytes | None] = []
+    for row in rows:
+        if row is None or len(row) < _LARGE:
+            small.append(None if row is None else row.tobytes())
+            continue
+        chunks.append(pa.array(small, pa.large_binary()))
+        small = []
+        offsets = pa.py_buffer(np.array([0, len(row)], np.int64))
+        chunks.append(
+            pa.LargeBinaryArray.from_buffers(
+                pa.large_binary(), 1, [None, offsets, pa.py_buffer(row)]
+            )
+        )
+    chunks.append(pa.array(small, pa.large_binary()))
+    return pa.chunked_array([c for c in chunks if len(c)], pa.large_binary())
 
 
 def views(column: pa.ChunkedArray) -> list[Bytes]:

@@ -6,7 +6,8 @@ import contextlib
 import functools
 import hashlib
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,9 +16,12 @@ import pyarrow as pa
 
 from ops.archives.fetch import FetchSettings, change_time_note, fetch
 from ops.failure import Failure
+from ops.images.byte_budget import ByteBudget
 from ops.images.content_index import Contents
-from ops.images.decode import DecodeSettings, decode
-from ops.images.resize import InputSettings, pack, resize
+from ops.images.decode import DecodeSettings, Picture, decode
+from ops.images.packed_pixels import Bytes, column
+from ops.images.resize import InputSettings, pack, resize, tiling
+from ops.images.tiles import TILE_BITS
 
 #: The temporary status of an image whose content was scored under another name.
 KNOWN = "known"
@@ -71,8 +75,14 @@ class PixelBudget:
                 self._changed.notify_all()
 
 
+#: Bytes that a pixel takes while it is decoded, at most.
+_DECODING = 14
 #: Eight images of four megapixels at once, but only one of a hundred megapixels.
 _BUDGET = PixelBudget(2**25)
+#: Bytes of files and of whole pictures that a process reads at once, besides one picture.
+_PICTURES = 2**29
+#: Bytes of whole pictures that are handed on together, the last of them not counted.
+_PIECE = 2**25
 
 
 @dataclass(frozen=True)
@@ -94,24 +104,57 @@ class Read:
     threads: int = 8
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """One row out for every row in, in the same order."""
-        wanted = rows.select([name for name in _NEEDED if name in rows.schema.names])
-        # Reads wait, and decoders release the GIL.
-        read = list(_pool(self.threads).map(self._read_row, wanted.to_pylist()))
-        for column in READ:
-            values = [row.get(column.name) for row in read]
-            rows = rows.append_column(column, pa.array(values, column.type))
-        return rows
+        """One row out for every row in, in the same order.
 
-    def _read_row(self, row: dict[str, Any]) -> dict[str, Any]:
+        All inputs are in memory together: whole pictures are read by `pieces`.
+        """
+        # Reads wait, and decoders release the GIL.
+        read = list(_pool(self.threads).map(self._read_row, _wanted(rows)))
+        return _with_read(rows, read)
+
+    def pieces(self, rows: pa.Table) -> Iterator[pa.Table]:
+        """As one call for all rows, in parts of the rows of bounded bytes.
+
+        What is read and was not handed on takes at most `_PICTURES` bytes besides one picture,
+        however large pictures are. A part has `_PIECE` bytes, but for its last picture; there is
+        one at least.
+        """
+        budget, done = ByteBudget(_PICTURES), 0
+        wanted = _wanted(rows)
+        futures = deque(
+            _pool(self.threads).submit(self._read_row, row, functools.partial(budget.hold, number))
+            for number, row in enumerate(wanted)
+        )
+        piece: list[dict[str, Any]] = []
+        try:
+            for number in range(len(wanted)):
+                piece.append(futures.popleft().result())
+                if sum(map(_bytes_of, piece)) >= _PIECE:
+                    yield _with_read(rows.slice(done, len(piece)), piece)
+                    done, piece = number + 1, []
+                budget.hand_on(number + 1)
+            if piece or not wanted:
+                yield _with_read(rows.slice(done), piece)
+        finally:
+            budget.end()
+            for future in futures:
+                future.cancel()
+
+    def _read_row(
+        self, row: dict[str, Any], hold: Callable[[int], object] | None = None
+    ) -> dict[str, Any]:
         out: dict[str, Any] = {"status": "ok", "retries": 0}
         try:
-            self._read(row, out)
+            self._read(row, out, hold)
         except Failure as failure:
             out |= {"status": failure.status, "reason": failure.reason}
+        if hold:
+            hold(_bytes_of(out))
         return out
 
-    def _read(self, row: dict[str, Any], out: dict[str, Any]) -> None:
+    def _read(
+        self, row: dict[str, Any], out: dict[str, Any], hold: Callable[[int], object] | None
+    ) -> None:
         def count_retry() -> None:
             out["retries"] += 1
 
@@ -122,6 +165,8 @@ class Read:
             raise Failure(
                 "unknown_product", f"the model has detectors for {known}, not {row['product']!r}"
             )
+        if hold:
+            hold(row["bytes"] or 0)
         place = row["uri"], row["member"], row["bytes"]
         data = fetch(*place, self.fetch, count_retry, row.get("version"))
         content = hashlib.sha256(data).hexdigest()
@@ -132,13 +177,55 @@ class Read:
             out["status"] = KNOWN
             return
         with contextlib.ExitStack() as stack:
-            picture = decode(data, self.decode, lambda n: stack.enter_context(_BUDGET.reserved(n)))
+
+            def admit(pixels: int) -> None:
+                if hold:
+                    hold(len(data) + _DECODING * pixels)
+                else:
+                    stack.enter_context(_BUDGET.reserved(pixels))
+
+            picture = decode(data, self.decode, admit)
             pixels = resize(picture, self.input)
+        if self.input.tiled:
+            _check_tiles(picture, self.input)
         out |= {"width": picture.width, "height": picture.height, "bit_depth": picture.bit_depth}
         out |= {"channels": 1 if pixels.ndim == 2 else 3, "pixels": pack(pixels)}
         fitted = self.depths.get(row["product"], ())
         notes += [picture.note, _other_depth(picture.bit_depth, fitted)]
         out["reason"] = "; ".join(filter(None, notes)) or None
+
+
+def _wanted(rows: pa.Table) -> list[dict[str, Any]]:
+    wanted: list[dict[str, Any]] = rows.select(
+        [name for name in _NEEDED if name in rows.schema.names]
+    ).to_pylist()
+    return wanted
+
+
+def _with_read(rows: pa.Table, read: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """The rows with the columns `READ`."""
+    for field_ in READ:
+        values = [row.get(field_.name) for row in read]
+        packed = field_.name == "pixels"
+        added = column(values) if packed else pa.array(values, field_.type)
+        rows = rows.append_column(field_, added)
+    return rows
+
+
+def _bytes_of(row: Mapping[str, Any]) -> int:
+    pixels: Bytes | None = row.get("pixels")
+    return 0 if pixels is None else len(pixels)
+
+
+def _check_tiles(picture: Picture, settings: InputSettings) -> None:
+    """Raise Failure if the tiles of a picture cannot be numbered."""
+    count = tiling(picture.width, picture.height, settings).total
+    if count > 2**TILE_BITS:
+        raise Failure(
+            "too_large",
+            f"{picture.width} x {picture.height} has {count} tiles, more than the limit of "
+            f"{2**TILE_BITS}; fit with a lower input.overlap or input.scale",
+        )
 
 
 def _other_depth(depth: int, fitted: Collection[int]) -> str:

@@ -9,7 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ops.errors import SettingError
+from ops.images import tiles
 from ops.images.decode import Picture, Pixels
+from ops.images.tiles import Tiling
 
 #: How the exposure of images is normalised, in `ops.images.exposure`.
 Exposure = Literal["as_is", "median", "standard"]
@@ -28,9 +31,10 @@ class InputSettings:
     size: int = 224
     """Side of the square, in pixels. For a fit the default is 0, the size of the backbone's
     configuration: 224 for torchvision."""
-    fit: Literal["squash", "crop"] = "squash"
+    fit: Literal["squash", "crop", "tile"] = "squash"
     """`squash` resizes the whole image and ignores its aspect ratio; `crop` resizes the shorter
-    side to `short_side` and cuts out the centre, as in most papers."""
+    side to `short_side` and cuts out the centre, as in most papers; `tile` cuts the image into
+    squares that overlap, for defects that are small in a large picture."""
     short_side: int = 256
     """With `crop`: length of the shorter side, in pixels, before the centre is cut out."""
     filter: Literal["bilinear", "lanczos"] = "bilinear"
@@ -39,10 +43,41 @@ class InputSettings:
     """Normalises the brightness of each image: `median` scales it to a fixed median, `standard` to
     a fixed mean and standard deviation, `as_is` keeps it. With the first two, an image that is too
     dark or too bright as a whole is not an anomaly."""
+    scale: float = 1.0
+    """With `tile`: factor by which the picture is resized before it is cut, above 0 and at most 1;
+    1 = its own resolution."""
+    overlap: float = 0.25
+    """With `tile`: share of its side, at least, that a tile shares with the next; at most 0.75."""
+    map_pixels: int = 2**22
+    """With `tile`: largest number of pixels of an anomaly map. Maps of larger pictures have a lower
+    resolution."""
+
+    def __post_init__(self) -> None:
+        """Raise SettingError for values out of range."""
+        if self.fit not in {"squash", "crop", "tile"}:
+            raise SettingError(f"input.fit {self.fit!r} must be squash, crop or tile")
+        if self.fit != "tile":
+            return
+        if 0 < self.size < 32:
+            raise SettingError(f"input.size {self.size} must be at least 32 with input.fit tile")
+        if not 0 < self.scale <= 1:
+            raise SettingError(f"input.scale {self.scale} must lie in (0, 1]; 1 = native")
+        if not 0 <= self.overlap <= 0.75:
+            raise SettingError(f"input.overlap {self.overlap} must lie in [0, 0.75]")
+        if self.map_pixels < 1:
+            raise SettingError(f"input.map_pixels {self.map_pixels} must be at least 1")
+
+    @property
+    def tiled(self) -> bool:
+        """Whether pictures are cut into tiles."""
+        return self.fit == "tile"
 
 
 class Geometry(NamedTuple):
-    """x_image = (x_input + 0.5 + left) * step_x - 0.5, and the same for y with top and step_y."""
+    """x_image = (x_map + 0.5 + left) * step_x - 0.5, and the same for y with top and step_y.
+
+    A map has the pixels of the input; with `tile`, those of the scaled picture or fewer.
+    """
 
     step_x: float
     step_y: float
@@ -50,7 +85,7 @@ class Geometry(NamedTuple):
     top: float
 
     def to_picture(self, x: float, y: float) -> tuple[int, int]:
-        """The pixel of the image under a pixel of the input."""
+        """The pixel of the image under a pixel of the map."""
         return (
             max(0, round((x + 0.5 + self.left) * self.step_x - 0.5)),
             max(0, round((y + 0.5 + self.top) * self.step_y - 0.5)),
@@ -58,15 +93,33 @@ class Geometry(NamedTuple):
 
 
 def geometry(width: int, height: int, settings: InputSettings) -> Geometry:
-    """The mapping from the input to an image of this size."""
+    """The mapping from the map of an image of this size to the image."""
     w, h, left, top = _plan(width, height, settings)
     return Geometry(width / w, height / h, left, top)
 
 
+def map_size(width: int, height: int, settings: InputSettings) -> tuple[int, int]:
+    """Width and height of the anomaly map of an image of this size."""
+    if settings.tiled:
+        return _plan(width, height, settings)[:2]
+    return settings.size, settings.size
+
+
+def tiling(width: int, height: int, settings: InputSettings) -> Tiling:
+    """The tiles of an image of this size, with `tile`."""
+    return tiles.tiling(
+        *tiles.scaled_size(width, height, settings.scale), settings.size, settings.overlap
+    )
+
+
 def _plan(width: int, height: int, settings: InputSettings) -> tuple[int, int, int, int]:
+    """The size of the resized image, and the corner of the part that the map shows of it."""
     size = settings.size
     if settings.fit == "squash":
         return size, size, 0, 0
+    if settings.tiled:
+        scaled = tiles.scaled_size(width, height, settings.scale)
+        return *tiles.map_size(*scaled, settings.map_pixels), 0, 0
     scale = settings.short_side / min(width, height)
     w, h = max(size, round(width * scale)), max(size, round(height * scale))
     return w, h, (w - size) // 2, (h - size) // 2
@@ -80,8 +133,15 @@ def _is_whole(picture: npt.NDArray[np.generic], w: int, h: int) -> bool:
 def resize(picture: Picture, settings: InputSettings) -> Pixels:
     """The input of one image: (size, size) or (size, size, 3), of the same type and bit depth.
 
-    Memory is bounded by the picture, whatever its aspect ratio.
+    With `tile` it is the whole scaled picture (height, width) or (height, width, 3), from which
+    tiles are cut later. Memory is bounded by the picture, whatever its aspect ratio.
     """
+    if settings.tiled:
+        return shrunk(
+            picture.pixels,
+            tiles.scaled_size(picture.width, picture.height, settings.scale),
+            settings,
+        )
     w, h, left, top = _plan(picture.width, picture.height, settings)
     size, kernel = settings.size, _FILTERS[settings.filter]
     if _is_whole(picture.pixels, w, h):
@@ -90,6 +150,11 @@ def resize(picture: Picture, settings: InputSettings) -> Pixels:
     x, y = picture.width / w, picture.height / h
     right, low = min((left + size) * x, picture.width), min((top + size) * y, picture.height)
     return _resample(picture.pixels, size, size, kernel, (left * x, top * y, right, low))
+
+
+def shrunk(pixels: Pixels, size: tuple[int, int], settings: InputSettings) -> Pixels:
+    """Pixels (H, W) or (H, W, 3), resized as a whole to a smaller width and height."""
+    return _resample(pixels, *size, _FILTERS[settings.filter])
 
 
 def _resample(
@@ -119,27 +184,32 @@ def binarise(pixels: Pixels) -> npt.NDArray[np.bool_]:
 
 
 def resize_mask(pixels: Pixels, settings: InputSettings) -> npt.NDArray[np.bool_]:
-    """A ground-truth mask in the geometry of the input: binarised, resized by nearest pixel."""
+    """A ground-truth mask in the geometry of the map: binarised, resized by nearest pixel."""
     grey = binarise(pixels)
     height, width = grey.shape
     w, h, left, top = _plan(width, height, settings)
+    across, down = map_size(width, height, settings)
     if not _is_whole(grey, w, h):
-        columns = (2 * (left + np.arange(settings.size)) + 1) * width // (2 * w)
-        rows = (2 * (top + np.arange(settings.size)) + 1) * height // (2 * h)
+        columns = (2 * (left + np.arange(across)) + 1) * width // (2 * w)
+        rows = (2 * (top + np.arange(down)) + 1) * height // (2 * h)
         return grey[np.ix_(rows, columns)]
     binary = Image.fromarray(grey.astype(np.uint8))
     resized = np.asarray(binary.resize((w, h), Image.Resampling.NEAREST)) > 0
-    return resized[top : top + settings.size, left : left + settings.size]
+    return resized[top : top + down, left : left + across]
 
 
-def pack(pixels: Pixels) -> bytes:
-    """The bytes of pixels, to send to another process: little-endian, row by row."""
-    return pixels.astype(pixels.dtype.newbyteorder("<"), copy=False).tobytes()
+def pack(pixels: Pixels) -> npt.NDArray[np.uint8]:
+    """The bytes (n,) of pixels, to send to another process: little-endian, row by row.
+
+    They share the pixels' memory where that already has this order.
+    """
+    ordered = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("<"))
+    return ordered.reshape(-1).view(np.uint8)
 
 
-def unpack(data: bytes | npt.NDArray[np.uint8], channels: int, bit_depth: int, size: int) -> Pixels:
-    """The inverse of `pack`: a new array (channels, size, size)."""
-    values = np.frombuffer(data, "<u1" if bit_depth <= 8 else "<u2").copy()
-    if channels == 1:
-        return values.reshape(1, size, size)
-    return np.ascontiguousarray(values.reshape(size, size, channels).transpose(2, 0, 1))
+def unpack(
+    data: bytes | npt.NDArray[np.uint8], channels: int, bit_depth: int, size: tuple[int, int]
+) -> Pixels:
+    """The inverse of `pack`: a view (height, width, channels); `size` is width and height."""
+    values = np.frombuffer(data, "<u1" if bit_depth <= 8 else "<u2")
+    return values.reshape(size[1], size[0], channels)

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import gaussian_filter1d
+from PIL import Image
+from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
 from ops.images.resize import Geometry
 
@@ -50,6 +51,15 @@ def upsample(patch_scores: Map, size: int, sigma: float) -> Map:
     rows = _upsampling_matrix(patch_scores.shape[0], size, sigma)
     columns = _upsampling_matrix(patch_scores.shape[1], size, sigma)
     return np.asarray(rows @ patch_scores @ columns.T, dtype=np.float32)
+
+
+def enlarge(grid: Map, size: tuple[int, int], sigma: tuple[float, float]) -> Map:
+    """`upsample` to any width and height, with memory for the result alone.
+
+    `sigma` is in pixels of the result, from left to right and from top to bottom.
+    """
+    large = np.asarray(Image.fromarray(grid).resize(size, Image.Resampling.BILINEAR), np.float32)
+    return np.asarray(gaussian_filter(large, sigma[::-1]), np.float32) if any(sigma) else large
 
 
 def peak(values: Map, geometry: Geometry) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from ops.images.packed_pixels import views
-from ops.images.resize import InputSettings, geometry, unpack
+from ops.images.resize import InputSettings, geometry, map_size, unpack
 from ops.results import anomaly_map, map_png, overlays
 from ops.results.anomaly_map import Map, Scale
 from ops.results.overlays import Pixels8
@@ -109,8 +109,14 @@ class DrawMaps:
     def _added(self, row: dict[str, Any], target: _Target) -> dict[str, object]:
         """The added columns of an ok row."""
         patch_scores = np.frombuffer(row["patch_scores"], "<f4").reshape(-1, row["grid_width"])
-        values = anomaly_map.upsample(patch_scores, self.input.size, self.sigma)
-        return self._draw(row, values, target)
+        if not self.input.tiled:
+            values = anomaly_map.upsample(patch_scores, self.input.size, self.sigma)
+            return self._draw(row, values, target)
+        size = map_size(row["width"], row["height"], self.input)
+        where = geometry(row["width"], row["height"], self.input)
+        # From pixels of tiles to those of the map, which may be larger.
+        across, down = (self.sigma / (step * self.input.scale) for step in where[:2])
+        return self._draw(row, anomaly_map.enlarge(patch_scores, size, (across, down)), target)
 
     def _draw(self, row: dict[str, Any], values: Map, target: _Target) -> dict[str, object]:
         """The added columns of a row with this map; writes its files."""
@@ -138,9 +144,10 @@ class DrawMaps:
     def _picture_and_overlay(self, row: dict[str, Any], values: Map) -> tuple[Pixels8, Pixels8]:
         """The detector's input (h, w, 3) in 8 bits, and the overlay of its map."""
         depth = row["bit_depth"]
-        pixels = unpack(row["pixels"], row["channels"], depth, self.input.size)  # (C, h, w)
-        colours = pixels[[0] * 3 if len(pixels) == 1 else slice(None)]
-        picture = (colours / (2**depth - 1) * 255).astype(np.uint8).transpose(1, 2, 0)
+        size = map_size(row["width"], row["height"], self.input)
+        pixels = unpack(row["pixels"], row["channels"], depth, size)
+        colours = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+        picture = (colours / (2**depth - 1) * 255).astype(np.uint8)
         threshold = self.thresholds[row["product"]]
         return picture, overlays.overlay(picture, values, self.scale, threshold)
 

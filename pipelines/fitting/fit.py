@@ -43,6 +43,7 @@ from pipelines.fitting.coordinator import DetectorResult, FitCoordinator
 from pipelines.fitting.depths import Depths
 from pipelines.fitting.heartbeat import Watch
 from pipelines.fitting.interruptible import interruptible_fit
+from pipelines.fitting.picture_sizes import PictureSizes, read_sizes
 from pipelines.fitting.request import ALL, FitRequest, NothingToFit, Split, split
 from pipelines.fitting.whole_shards import WholeShards
 from pipelines.fitting.worker import program
@@ -73,10 +74,12 @@ def fit(
     configuration = request.backbone.configuration
     # Pretrained weights are downloaded here, once, and not by every worker.
     network = Backbone(request.backbone.emulated, earlier.backbone if earlier else None)
-    plan.check(plan.of_fit(chosen, request, network, resources))
+    sizes = read_sizes(chosen, request) if request.input.tiled else PictureSizes({})
+    plan.check(plan.of_fit(chosen, request, network, resources, sizes))
     backbone = network.state()
     with reserved_for_fit(resources) as (held, turn):
-        plan.check(plan.of_fit(chosen, request, network, held))  # it may have fewer workers
+        # It may have fewer workers.
+        plan.check(plan.of_fit(chosen, request, network, held, sizes))
         coordinator = _fit_detectors(chosen, request, backbone, held, turn.close, progress, earlier)
     failures: list[str] = _ask(coordinator.failures)
     depths: Depths = _ask(coordinator.depths)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from ops.detectors.registry import detector_class
 from ops.features.backbone import Backbone, LayerShape
 from pipelines.cluster.memory import PROCESS_BYTES, cached_bytes, check_gpu, check_workers
 from pipelines.cluster.resources import Resources
+from pipelines.fitting.picture_sizes import PictureSizes
 from pipelines.fitting.rehearsal import Rehearsal
 from pipelines.fitting.request import DETECTOR, FitRequest, Split
 
@@ -21,6 +23,9 @@ class Plan:
 
     workers: int
     sizes: dict[str, FitSize]
+    """Of the fits; with tiles, their images are tiles."""
+    images: dict[str, int]
+    """Number of images to fit on."""
     held_out: int
     estimates: dict[str, ResourceEstimate]
     backbone_bytes: int
@@ -28,9 +33,14 @@ class Plan:
     """Bytes of detectors that a worker of a run keeps loaded."""
 
     @property
-    def images(self) -> dict[str, int]:
-        """Number of images to fit on."""
-        return {detector: size.images for detector, size in self.sizes.items()}
+    def tiles(self) -> float:
+        """Tiles of an image, on average; 1 without tiles."""
+        return sum(size.images for size in self.sizes.values()) / sum(self.images.values())
+
+    @property
+    def patches(self) -> int:
+        """Patches along a side of the input."""
+        return next(iter(self.sizes.values())).layers[0][1]
 
     @property
     def fit_bytes(self) -> int:
@@ -67,18 +77,32 @@ class Plan:
         )
 
 
-def of_fit(chosen: Split, request: FitRequest, backbone: Backbone, resources: Resources) -> Plan:
-    """The plan of a fit on these images with these workers."""
+def of_fit(
+    chosen: Split,
+    request: FitRequest,
+    backbone: Backbone,
+    resources: Resources,
+    pictures: PictureSizes = PictureSizes({}),
+) -> Plan:
+    """The plan of a fit on these images with these workers; `pictures` tell how many tiles."""
     counts = chosen.fit[DETECTOR].value_counts().to_pylist()
+    images = {entry["values"]: entry["counts"] for entry in counts}
     kind, workers = detector_class(request.method), resources.count()
     shapes = _layer_shapes(backbone, request.input.size)
     sizes = {
-        entry["values"]: FitSize(request.input.size, shapes, entry["counts"], workers, backbone)
-        for entry in counts
+        name: FitSize(
+            request.input.size,
+            shapes,
+            math.ceil(count * pictures.tiles(name, request)),
+            workers,
+            backbone,
+        )
+        for name, count in images.items()
     }
     return Plan(
         workers=workers,
         sizes=sizes,
+        images=images,
         held_out=len(chosen.held_out),
         estimates={
             detector: kind.estimate(request.settings, size) for detector, size in sizes.items()
@@ -125,7 +149,7 @@ class Minutes:
 def minutes(plan: Plan, measured: Rehearsal) -> Minutes:
     """Extrapolate a rehearsal."""
     images = sum(plan.images.values())
-    per_image = measured.read + measured.add
+    per_image = measured.read + measured.add * plan.tiles
     return Minutes(
         extract=images * per_image / plan.workers / 60,
         fit=measured.fit / 60,

@@ -56,4 +56,7 @@ class TrialRead:
 
     def run_locally(self, rows: pa.Table) -> pa.Table:
         """Id, address, status and reason of each image."""
-        return self.read(rows).select(["image_id", "uri", "status", "reason"])
+        pieces = self.read.pieces(rows) if self.read.input.tiled else [self.read(rows)]
+        return pa.concat_tables(
+            piece.select(["image_id", "uri", "status", "reason"]) for piece in pieces
+        )

@@ -32,7 +32,7 @@ class Rehearsal:
     read: float
     """Seconds to read an image."""
     add: float
-    """Seconds to add an image to a detector."""
+    """Seconds to add an image, or a tile of one, to a detector."""
     fit: float
     """Seconds of the fits of all detectors, extrapolated."""
     gpu_bytes: int = 0
@@ -53,7 +53,7 @@ def rehearse(
     detector = kind(request.settings, network)
     image = torch.zeros(1, 3, request.input.size, request.input.size, device=device)
     detector.add_images(image, torch.tensor([0]))
-    read = _seconds(lambda: Read(request.input, request.decode, request.fetch)(rows), device)
+    read = _seconds(lambda: _read(Read(request.input, request.decode, request.fetch), rows), device)
     add = _seconds(
         lambda: [detector.add_images(image, torch.tensor([n])) for n in range(1, _IMAGES + 1)],
         device,
@@ -66,6 +66,14 @@ def rehearse(
             times += probe.times
     fit = _seconds(work, device) * times if work else 0.0
     return Rehearsal(read / max(1, len(rows)), add / _IMAGES, fit, *memory)
+
+
+def _read(read: Read, rows: pa.Table) -> None:
+    if not read.input.tiled:
+        read(rows)
+        return
+    for _ in read.pieces(rows):
+        pass  # a piece at a time is in memory
 
 
 def rehearse_on_worker(

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from ops.archives.fetch import FetchSettings
 from ops.archives.inventory import Inventory, image_id
 from ops.archives.layouts import composed
+from ops.detectors.registry import detector_class
 from ops.errors import SettingError, UserError
 from ops.features.backbone import BackboneSettings
 from ops.images.decode import DecodeSettings
@@ -60,7 +61,12 @@ class FitRequest:
     max_failed: str = "0"
 
     def __post_init__(self) -> None:
-        """Raise SettingError for values out of range."""
+        """Raise SettingError for values out of range, or that cannot be combined."""
+        if self.input.tiled and (reason := detector_class(self.method).no_tiles):
+            raise SettingError(
+                f"input.fit tile cannot be combined with method {self.method}: {reason}; choose "
+                "another method, such as patchcore, or input.fit squash"
+            )
         if not 0 <= self.holdout < 1:
             raise SettingError(f"holdout {self.holdout} must lie in [0, 1)")
         if self.select.shots < 0:

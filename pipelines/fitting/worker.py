@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +15,13 @@ import ray.train
 import torch
 
 from ops.detectors.detector import Checkpoint, Detector
+from ops.detectors.image_batches import TileBatch, Tiles, to_images
 from ops.detectors.registry import detector_class
-from ops.detectors.score_images import to_images
 from ops.distributed import Distributed, Group
 from ops.errors import UserError
 from ops.features.backbone import Backbone
 from ops.images.resize import InputSettings
+from ops.images.tiles import tile_id
 from pipelines.cluster.resources import Resources
 from pipelines.fitting.coordinator import DetectorResult, failures_of
 from pipelines.fitting.heartbeat import send_signs
@@ -62,7 +64,7 @@ def _add_images(name: str, detector: Detector, stream: Stream, group: Group) -> 
         mine = stream.detector == name
         if mine:
             with stream.ending_on_refusal(name):
-                detector.add_images(*stream.take())
+                stream.take()(detector)
         if mine and not detector.exchanges:
             continue
         if not int(group.all_reduce(torch.tensor([int(mine)]), "max")):
@@ -131,13 +133,12 @@ class Stream:
         """The detector that the next images are for; None at the end."""
         return self._next.detector if self._next else None
 
-    def take(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The next images (B, 3, H, W), on the device, and their numbers (B,)."""
+    def take(self) -> Callable[[Detector], None]:
+        """What adds the next images, or tiles, to their detector."""
         assert self._next
-        rows = self._next.rows
+        add = self._next.add
         self._next = next(self._batches, None)
-        images = to_images(rows, self._input, self._resources.device)
-        return images, torch.tensor(rows[ROW].to_pylist())
+        return add
 
     @contextlib.contextmanager
     def ending_on_refusal(self, name: str) -> Iterator[None]:
@@ -151,7 +152,10 @@ class Stream:
     def _read(self) -> Iterator[_DetectorBatch]:
         shard: Any = ray.train.get_dataset_shard("images")
         for batch in shard.iter_batches(
-            batch_size=self._resources.images_per_batch, batch_format="pyarrow", prefetch_batches=1
+            # Readers bound the bytes of whole pictures; batches of rows would join them again.
+            batch_size=None if self._input.tiled else self._resources.images_per_batch,
+            batch_format="pyarrow",
+            prefetch_batches=1,
         ):
             broken = batch.filter(pc.not_equal(batch["status"], "ok"))
             failures = failures_of(broken)
@@ -169,7 +173,35 @@ class Stream:
                 ray.get(self._coordinator.set_refusal.remote(refusal))
                 return
             for detector in dict.fromkeys(good[DETECTOR].to_pylist()):
-                yield _DetectorBatch(detector, good.filter(pc.equal(good[DETECTOR], detector)))
+                mine = good.filter(pc.equal(good[DETECTOR], detector))
+                for add in self._additions(mine):
+                    yield _DetectorBatch(detector, add)
+
+    def _additions(self, rows: pa.Table) -> Iterator[Callable[[Detector], None]]:
+        """What adds the images of some rows, at most a batch at a time, to their detector."""
+        device, numbers = self._resources.device, rows[ROW].to_pylist()
+        if not self._input.tiled:
+            yield functools.partial(_add_rows, rows, self._input, device)
+            return
+        tiles = Tiles(rows, self._input, device, range(len(rows)))
+        for part in tiles.batches(self._resources.images_per_batch):
+            yield functools.partial(_add_tiles, part, numbers)
+
+
+def _add_rows(rows: pa.Table, settings: InputSettings, device: str, detector: Detector) -> None:
+    images = to_images(rows, settings, device)
+    detector.add_images(images, torch.tensor(rows[ROW].to_pylist()))
+
+
+def _add_tiles(part: TileBatch, numbers: list[int], detector: Detector) -> None:
+    """Add tiles; the ids that they have as images follow from picture and tile alone."""
+    ids = [
+        tile_id(numbers[row], number) for row, number in zip(part.rows, part.numbers, strict=True)
+    ]
+    if part.inside is None:
+        detector.add_images(part.images, torch.tensor(ids))
+    else:
+        detector.add_inside(part.images, torch.tensor(ids), part.inside)
 
 
 def _pictures(rows: pa.Table) -> dict[int, tuple[str, int, str]]:
@@ -180,4 +212,4 @@ def _pictures(rows: pa.Table) -> dict[int, tuple[str, int, str]]:
 @dataclass(frozen=True)
 class _DetectorBatch:
     detector: str
-    rows: pa.Table
+    add: Callable[[Detector], None]

@@ -20,7 +20,7 @@ from ops.archives.fetch import FetchSettings, fetch
 from ops.failure import Failure
 from ops.images.decode import DecodeSettings, Pixels, decode
 from ops.images.orientation import UPRIGHT, orientation, upright
-from ops.images.resize import InputSettings, binarise, resize_mask
+from ops.images.resize import InputSettings, binarise, map_size, resize_mask
 from ops.progress import ProgressCallback
 from ops.results import map_png, metrics
 from ops.results.metrics import PixelHistogram
@@ -146,11 +146,11 @@ class ComparePixels:
         if row["label"] and not row["mask_uri"]:
             return _NO_MASK
         levels = map_png.decode(fetch(row["map_uri"], None, None, self.fetch)).levels
-        if levels.shape != (self.input.size, self.input.size):
-            height, width = levels.shape
+        width, height = map_size(row["width"], row["height"], self.input)
+        if levels.shape != (height, width):
             return _NO_MASK._replace(
-                misfit=f"the map {row['map_uri']} has {width} x {height} px, not the "
-                f"{self.input.size} x {self.input.size} of the model's input"
+                misfit=f"the map {row['map_uri']} has {levels.shape[1]} x {levels.shape[0]} px, "
+                f"not the {width} x {height} of the model's input"
             )
         if not row["label"]:
             return _MapAndMask(levels, np.zeros(levels.shape, dtype=bool), 0)

@@ -62,7 +62,8 @@ class ReadStage:
     """Reads the images of a block, `batch` at a time, each batch within `limit` seconds.
 
     `load` turns a block of spans into rows; without it a block holds the rows themselves. A large
-    block comes out in two parts, as each costs the next stage a task.
+    block comes out in two parts, as each costs the next stage a task. Whole pictures, which are
+    tiled later, come out in pieces of bounded bytes, and the limit is that of a piece.
     """
 
     read: Read
@@ -74,6 +75,9 @@ class ReadStage:
         """Rows with pixels, or with a status and a reason."""
         with time_limit(self.limit):
             rows = self.load(block) if self.load else block
+        if self.read.input.tiled:
+            yield from self._pieces(rows)
+            return
         done: list[pa.Table] = []
         together = len(rows) // 2 if len(rows) >= _LARGE else self.batch
         for start in range(0, len(rows), self.batch):
@@ -85,3 +89,12 @@ class ReadStage:
                 done = []
         if done:
             yield pa.concat_tables(done)
+
+    def _pieces(self, rows: pa.Table) -> Iterator[pa.Table]:
+        pieces = self.read.pieces(rows)
+        while True:
+            with time_limit(self.limit):
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece

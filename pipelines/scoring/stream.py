@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from pipelines.scoring.read_stage import LoadSpans, ReadStage
 
 
 class _TimedScoreImages(ScoreImages):
-    """Scoring with a time limit for each batch."""
+    """Scoring with a time limit for each batch of images or tiles."""
 
     def __init__(self, limit: float, *arguments: Any) -> None:
         self._limit = limit
@@ -32,8 +33,14 @@ class _TimedScoreImages(ScoreImages):
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """One row out for every row in, in the same order."""
+        if self.tiled:
+            return super().__call__(rows)
         with time_limit(self._limit):
             return super().__call__(rows)
+
+    def step(self) -> contextlib.AbstractContextManager[None]:
+        """The context of scoring one batch of tiles."""
+        return time_limit(self._limit)
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,8 @@ class ScoringStream:
         resources, workers = self.resources, self.resources.count()
         limit = step_timeout(resources.stall_timeout)
         load = LoadSpans(self.inventory) if self.inventory else None
+        # Readers bound the bytes of whole pictures; batches of rows would join them again.
+        together = None if self.model.card.input.tiled else resources.images_per_batch
         stream = (
             blocks.map_batches(
                 ReadStage(self.read, resources.images_per_batch, load, limit),
@@ -80,7 +89,7 @@ class ScoringStream:
             .map_batches(
                 _TimedScoreImages,
                 fn_constructor_args=(limit, *self._score_arguments),
-                batch_size=resources.images_per_batch,
+                batch_size=together,
                 batch_format="pyarrow",
                 num_cpus=resources.cpus,
                 num_gpus=resources.gpus,
@@ -97,7 +106,7 @@ class ScoringStream:
             )
             .map_batches(
                 TimedStep(self.draw, limit),
-                batch_size=resources.images_per_batch,
+                batch_size=together,
                 batch_format="pyarrow",
                 num_cpus=resources.reader_cpus,
                 max_retries=2,
@@ -114,10 +123,12 @@ class ScoringStream:
 
     def run_locally(self, rows: pa.Table) -> pa.Table:
         """Score rows in this process, with the same steps."""
-        return self.draw(ScoreImages(*self._score_arguments)(self.read(rows)))
+        score = ScoreImages(*self._score_arguments)
+        pieces = self.read.pieces(rows) if score.tiled else [self.read(rows)]
+        return pa.concat_tables(self.draw(score(piece)) for piece in pieces)
 
     @property
-    def _score_arguments(self) -> tuple[SharedModel, str, int, int, bool]:
+    def _score_arguments(self) -> tuple[SharedModel, str, int, int, bool, int]:
         """The arguments of `ScoreImages`."""
         resources = self.resources
         return (
@@ -126,6 +137,7 @@ class ScoringStream:
             resources.threads,
             resources.detector_cache,
             self.draw.overlays,
+            resources.images_per_batch,
         )
 
 

@@ -18,7 +18,7 @@ from ops.archives.fetch import FetchSettings, fetch
 from ops.detectors.model_folder import ModelCard
 from ops.errors import UserError
 from ops.failure import Failure
-from ops.images.resize import InputSettings, geometry
+from ops.images.resize import InputSettings, geometry, map_size
 from ops.progress import ProgressCallback
 from ops.results import map_png, score_table
 from ops.results.score_table import Rule
@@ -191,7 +191,6 @@ class _MapCheck:
         self._remedy = f"restore the map; or, to draw it again, {run.remedy}"
         self._model_id = run.record["model_id"]
         self._input = InputSettings(**run.record["input"])
-        self._size = (self._input.size, self._input.size)
         self._scale = run.scale
         self._map_sample = map_sample
 
@@ -218,12 +217,13 @@ class _MapCheck:
             return "every map can be decoded", str(error)
         # Without model and recorded scale, all maps must have the scale of the first.
         self._scale = self._scale or read.scale
-        place = geometry(row["width"] or 1, row["height"] or 1, self._input)
+        picture = row["width"] or 1, row["height"] or 1
+        width, height = map_size(*picture, self._input)
         rules: dict[str, tuple[object, object]] = {
             "maps have the run's model_id": (read.model_id, self._model_id),
             "maps have the model's offset and scale": (read.scale, self._scale),
-            "maps have the size of the detector's input": (read.levels.shape, self._size),
-            "maps cover their images": (read.geometry, place),
+            "maps have the size of the detector's input": (read.levels.shape, (height, width)),
+            "maps cover their images": (read.geometry, geometry(*picture, self._input)),
         }
         for rule, (actual, expected) in rules.items():
             if actual != expected:

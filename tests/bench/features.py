@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ops.archives.fetch import FetchSettings
-from ops.detectors.score_images import to_images
+from ops.detectors.image_batches import to_images
 from ops.features.backbone import Backbone, BackboneSettings
 from ops.features.patch_features import embed
 from ops.images.decode import DecodeSettings

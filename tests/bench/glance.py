@@ -17,7 +17,7 @@ from ops.detectors.detector import Checkpoint
 from ops.detectors.glance.detector import Glance, GlanceSettings
 from ops.detectors.glance.global_net import inconsistency
 from ops.detectors.glance.score_windows import average_map, window_scores
-from ops.detectors.score_images import to_images
+from ops.detectors.image_batches import to_images
 from ops.distributed import Alone
 from ops.features.backbone import Backbone, BackboneSettings
 from ops.images.decode import DecodeSettings

@@ -29,7 +29,7 @@ def peak() -> float:
 def fit(memory: int) -> None:
     """Fit, and print the memory before, the peak, and the metrics of the coreset."""
     from ops.archives.fetch import FetchSettings
-    from ops.detectors.score_images import to_images
+    from ops.detectors.image_batches import to_images
     from ops.images.decode import DecodeSettings
     from ops.images.read_images import Read
 

@@ -20,8 +20,8 @@ from jobs import fit, inventory
 from jobs.cli import entry
 from ops.archives.inventory import Inventory
 from ops.detectors.detector import Checkpoint, Detector
+from ops.detectors.image_batches import to_images
 from ops.detectors.registry import DETECTORS, detector_class
-from ops.detectors.score_images import to_images
 from ops.distributed import Alone
 from ops.features.backbone import Backbone
 from ops.images.read_images import Read

@@ -168,7 +168,7 @@ def _alone(read: Read, row: pa.Table, one: Mutant) -> Outcome:
 def reference(source: bytes, settings: InputSettings) -> bytes:
     """What an undamaged file gives the detector."""
     try:
-        return pack(resize(decode(source, DecodeSettings()), settings))
+        return pack(resize(decode(source, DecodeSettings()), settings)).tobytes()
     except Failure:
         return b""
 

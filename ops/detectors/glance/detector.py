@@ -109,6 +109,7 @@ class Glance(Trained):
 
     name = "glance"
     Settings = GlanceSettings
+    score_is_peak = True
     settings: GlanceSettings
 
     def __init__(self, settings: GlanceSettings, backbone: Backbone) -> None:

@@ -15,6 +15,7 @@ from ops.detectors.model_folder import ModelCard, ProductCard
 from ops.detectors.patchcore import PatchCore, PatchCoreSettings
 from ops.detectors.score_images import ScoreImages
 from ops.features.backbone import Backbone, BackboneSettings
+from ops.images import packed_pixels
 from ops.images.decode import DecodeSettings
 from ops.images.resize import InputSettings, pack
 from ops.results.anomaly_map import Scale
@@ -52,7 +53,7 @@ def rows_of(check: Check, count: int) -> pa.Table:
             "reason": pa.array([None] * count, pa.string()),
             "bit_depth": pa.array([8] * count, pa.int8()),
             "channels": pa.array([1 if p.ndim == 2 else 3 for p in pixels], pa.int8()),
-            "pixels": pa.array([pack(p) for p in pixels], pa.large_binary()),
+            "pixels": packed_pixels.column([pack(p) for p in pixels]),
         }
     )
 

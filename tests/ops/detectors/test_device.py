@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ops.detectors import score_images
+from ops.detectors import image_batches
 from ops.detectors.detector import Checkpoint, Detector, FitCounts, Scores, settings_from
 from ops.distributed import Alone
 from ops.errors import UserError
@@ -99,12 +99,12 @@ def test_pixels_go_to_the_device_from_pinned_memory_without_waiting(exposure):
         }
     )
     settings = InputSettings(size=16, exposure=exposure)
-    expected = score_images.to_images(rows, settings, "cpu")
+    expected = image_batches.to_images(rows, settings, "cpu")
     with PretendDevice() as device:
-        same_kind = score_images.to_images(rows, settings, str(CUDA), [0, 2])
+        same_kind = image_batches.to_images(rows, settings, str(CUDA), [0, 2])
         assert device.syncs.total() == 0, device.syncs
         assert device.launches.total() <= 22, device.launches
-        mixed = score_images.to_images(rows, settings, str(CUDA))
+        mixed = image_batches.to_images(rows, settings, str(CUDA))
         assert torch.equal(same_kind.cpu(), expected[[0, 2]])
         assert torch.equal(mixed.cpu(), expected)
     for image, (_, depth), found in zip(pixels, kinds, expected, strict=True):

@@ -14,9 +14,10 @@ from PIL import Image
 
 from ops.archives.fetch import FetchSettings
 from ops.detectors.detector import Checkpoint, FitCounts
+from ops.detectors.image_batches import to_images
 from ops.detectors.model_folder import ModelCard, ProductCard
 from ops.detectors.patchcore import PatchCore, PatchCoreSettings
-from ops.detectors.score_images import ScoreImages, to_images
+from ops.detectors.score_images import ScoreImages
 from ops.distributed import Alone
 from ops.images.content_index import Contents, key
 from ops.images.decode import DecodeSettings

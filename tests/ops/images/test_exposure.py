@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from ops.detectors.score_images import to_images
+from ops.detectors.image_batches import to_images
 from ops.images.exposure import normalise_exposure
 from ops.images.resize import InputSettings, pack
 from tests import pictures
@@ -99,7 +99,7 @@ def test_an_image_gets_the_same_bits_in_any_batch_and_with_any_number_of_threads
     deep = grey.astype(np.uint16) * 200
     rows = pa.Table.from_pylist(
         [
-            {"pixels": pack(pixels), "channels": pixels.ndim * 2 - 3, "bit_depth": depth}
+            {"pixels": pack(pixels).tobytes(), "channels": pixels.ndim * 2 - 3, "bit_depth": depth}
             for pixels, depth in ((grey, 8), (colour, 8), (deep, 16))
         ]
     )

@@ -9,7 +9,10 @@ import pytest
 
 from ops.archives.inventory import SCHEMA, Inventory, image_id
 from ops.detectors.patchcore import PatchCoreSettings
+from ops.detectors.registry import DETECTORS, detector_class
+from ops.errors import SettingError
 from ops.features.backbone import BackboneSettings
+from ops.images.resize import InputSettings
 from ops.storage import parquet
 from pipelines.fitting.request import ROW, FitRequest, Select, split
 from tests.runs import Part, list_parts
@@ -118,3 +121,20 @@ def test_a_product_is_chosen_whatever_form_its_name_has(tmp_path, form, chosen_f
     _, result = numbered(members_of(tmp_path, "forms", found), select=select)
     assert result.products == ["T\u00fcr"]
     assert len(result.fit) + len(result.held_out) == 3
+
+
+@pytest.mark.parametrize("method", ["padim", "cflow"])
+def test_detectors_that_know_positions_refuse_tiles(method):
+    settings = detector_class(method).Settings()
+    with pytest.raises(SettingError) as error:
+        FitRequest(method, settings, BackboneSettings(), input=InputSettings(fit="tile"))
+    words = str(error.value)
+    assert words.startswith(f"input.fit tile cannot be combined with method {method}: {method} ")
+    assert words.endswith("; choose another method, such as patchcore, or input.fit squash")
+    FitRequest(method, settings, BackboneSettings())
+
+
+@pytest.mark.parametrize("method", sorted(set(DETECTORS) - {"padim", "cflow"}))
+def test_all_other_detectors_take_tiles(method):
+    settings = detector_class(method).Settings()
+    FitRequest(method, settings, BackboneSettings(), input=InputSettings(fit="tile"))

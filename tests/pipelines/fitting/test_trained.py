@@ -12,9 +12,9 @@ from PIL import Image
 
 from ops.detectors.detector import Checkpoint
 from ops.detectors.differnet import DifferNetSettings
+from ops.detectors.image_batches import to_images
 from ops.detectors.model_folder import read_model, write_model
 from ops.detectors.registry import detector_class
-from ops.detectors.score_images import to_images
 from ops.detectors.ssnf import SsnfSettings
 from ops.distributed import Alone
 from ops.features.backbone import Backbone, BackboneSettings

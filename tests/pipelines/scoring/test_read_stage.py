@@ -1,6 +1,7 @@
 import pyarrow as pa
 import pytest
 
+from ops.images.resize import InputSettings
 from pipelines.scoring.read_stage import ReadStage
 
 
@@ -9,6 +10,18 @@ def read(rows: pa.Table) -> pa.Table:
     return rows.append_column("at_once", pa.array([len(rows)] * len(rows))).append_column(
         "pixels", pa.array([bytes(row["size"]) for row in rows.to_pylist()], pa.large_binary())
     )
+
+
+read.input = InputSettings()
+
+
+class ReadPieces:
+    """Yields rows one by one."""
+
+    input = InputSettings(fit="tile")
+
+    def pieces(self, rows: pa.Table):
+        yield from (rows.slice(n, 1) for n in range(len(rows)))
 
 
 def rows(count: int, size: int = 1) -> pa.Table:
@@ -30,3 +43,9 @@ def test_a_block_is_handed_on_batch_by_batch_and_a_large_one_in_two_parts(count,
 def test_large_pixels_are_handed_on_earlier():
     tables = list(ReadStage(read, 2)(rows(8, 2**24 + 1)))
     assert [len(table) for table in tables] == [2, 2, 2, 2]
+
+
+def test_whole_pictures_are_handed_on_in_the_pieces_that_they_are_read_in():
+    tables = list(ReadStage(ReadPieces(), 16)(rows(40)))
+    assert [len(table) for table in tables] == [1] * 40
+    assert pa.concat_tables(tables).equals(rows(40))

@@ -6,7 +6,7 @@ import io
 import os
 import shutil
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -338,6 +338,42 @@ def test_every_good_image_is_in_the_bank_whatever_the_number_of_workers(world, t
         assert len(bank) == int(0.1 * 11 * 15 * 15)
         assert all((other[product] == bank).all() for other in banks[1:])
     assert len({model.card.model_id for model in models.values()}) == 1
+
+
+@pytest.mark.slow
+def test_tiles_go_all_the_way_from_the_fit_to_check_and_evaluation(world, tmp_path):
+    tiled = request(input=InputSettings(32, fit="tile", overlap=0.5, map_pixels=2_500))
+    model, alone = (
+        fit.fit(world.inventory, tiled, slots, nothing)
+        for slots in (SLOTS, replace(SLOTS, workers=1, batch=3))
+    )
+    assert model.card.model_id == alone.card.model_id
+    for product, card in model.card.products.items():
+        assert torch.equal(model.products[product]["bank"], alone.products[product]["bank"])
+        assert card.counts.images == 9 * world.model.card.products[product].counts.images
+        assert len(card.calibration.scores) == 2
+    write_model(str(tmp_path / "model"), model)
+    shared, out = SharedModel.put(read_model(str(tmp_path / "model"))), Out(str(tmp_path / "out"))
+    run = resume_or_start(
+        world.inventory, shared, out, ScoreSettings("all", True, 10), "2026-11-20"
+    )
+    totals = score.score(run, FetchSettings(backoff=0.01), SLOTS, "50%", nothing)
+    rows = parquet.read(totals["table"])
+    assert rows["image_id"].to_pylist() == world.table["image_id"].to_pylist()
+    assert rows["status"].to_pylist() == world.table["status"].to_pylist()
+    record = files.read_json(out.run(run.run_id))
+    subject = RunUnderCheck(out, run.run_id, record, world.inventory.location, shared.card)
+    assert verify.check(subject, 1.0, nothing).violations == {}
+    fetch = FetchSettings()
+    thresholds = record["thresholds"]
+    found = evaluate.evaluate(
+        rows, world.inventory.read(), thresholds, tiled.input, fetch, SLOTS, nothing
+    ).table.to_pylist()
+    assert found[1]["image_auroc"] > 0.9
+    assert found[1]["pixel_images"] == 8
+    grown = fit.fit(world.inventory, tiled, SLOTS, nothing, read_model(str(tmp_path / "model")))
+    before, after = (card.products["washer"].counts.images for card in (model.card, grown.card))
+    assert after == 2 * before
 
 
 class DeadlyCheckpoint(DetectorCheckpoint):

@@ -1,0 +1,148 @@
+"""Rows with packed pixels as images on the device: whole inputs, or tiles of pictures."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from ops.images.exposure import Statistics, normalise_exposure, statistics_of
+from ops.images.packed_pixels import Bytes, views
+from ops.images.resize import InputSettings, map_size, tiling, unpack
+from ops.images.tiles import Tiling, cut
+
+Integers = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+
+
+class _Image(NamedTuple):
+    """Pixels (H, W, C), their bit depth, and statistics of the whole picture that they are of."""
+
+    pixels: Integers
+    bit_depth: int
+    whole: Statistics | None = None
+
+
+def to_images(
+    rows: pa.Table, settings: InputSettings, device: str, chosen: Sequence[int] | None = None
+) -> Tensor:
+    """Images (B, 3, size, size) in [0, 1] on the device, exposed by the settings.
+
+    They are those of the chosen rows, or of all. Integers are copied to the device, which are
+    smaller, and divided by their full scale there.
+    """
+    chosen = range(len(rows)) if chosen is None else chosen
+    pixels = views(rows["pixels"])
+    channels, depths = rows["channels"].to_pylist(), rows["bit_depth"].to_pylist()
+    size = settings.size, settings.size
+    images = [
+        _Image(unpack(pixels[row], channels[row], depths[row], size), depths[row]) for row in chosen
+    ]
+    return _batch(images, settings, device)
+
+
+def _batch(images: Sequence[_Image], settings: InputSettings, device: str) -> Tensor:
+    """Images of one size as (B, 3, H, W) in [0, 1] on the device."""
+    kinds: dict[tuple[int, int], list[int]] = {}
+    for place, image in enumerate(images):
+        kinds.setdefault((image.pixels.shape[2], image.bit_depth), []).append(place)
+    parts = []
+    for (_, depth), places in kinds.items():
+        mine = [images[place] for place in places]
+        upright = _copied([image.pixels for image in mine], depth, device).permute(0, 3, 1, 2)
+        wholes = [image.whole for image in mine if image.whole]
+        exposed = normalise_exposure(upright, 2**depth - 1, settings.exposure, wholes)
+        parts.append(exposed.expand(-1, 3, -1, -1))
+    if len(parts) == 1:
+        return parts[0]
+    order = torch.tensor([place for places in kinds.values() for place in places])
+    return torch.cat(parts).index_select(0, order.argsort().to(device))
+
+
+def _copied(pixels: Sequence[Integers], depth: int, device: str) -> Tensor:
+    """Pixels (H, W, C) of some images as integers (n, H, W, C) on the device.
+
+    A GPU copies from pinned memory while the CPU goes on; torch reuses that memory once the copy
+    is done.
+    """
+    stored = torch.uint8 if depth <= 8 else torch.uint16
+    pinned = device.startswith("cuda")
+    out = torch.empty(len(pixels), *pixels[0].shape, dtype=stored, pin_memory=pinned)
+    for image, data in zip(out.numpy(), pixels, strict=True):
+        image[...] = data
+    return out.to(device, non_blocking=pinned)
+
+
+class TileBatch(NamedTuple):
+    """Some tiles of pictures, in the order of pictures and of each picture's tiles."""
+
+    images: Tensor
+    """(B, 3, size, size) in [0, 1], on the device."""
+    rows: list[int]
+    """The place of each tile's picture among the chosen rows."""
+    numbers: list[int]
+    """The number of each tile in its picture."""
+    inside: Tensor | None
+    """Masks (B, size, size), False where a tile is padding; None if there is no padding."""
+
+
+class Tiles:
+    """The tiles of the chosen rows' pictures, which are cut batch by batch."""
+
+    def __init__(
+        self, rows: pa.Table, settings: InputSettings, device: str, chosen: Sequence[int]
+    ) -> None:
+        """`rows` have packed pixels of whole scaled pictures; they are views of Arrow's memory."""
+        self._settings, self._device = settings, device
+        pixels = views(rows["pixels"])
+        self._pixels = [pixels[row] for row in chosen]
+        kinds = rows.select(["width", "height", "channels", "bit_depth"]).take(
+            pa.array(chosen, pa.int64())
+        )
+        self._kinds = kinds.to_pylist()
+        self.tilings: list[Tiling] = [
+            tiling(kind["width"], kind["height"], settings) for kind in self._kinds
+        ]
+        self._whole: tuple[int, Statistics | None] = (-1, None)
+
+    def batches(self, count: int) -> Iterator[TileBatch]:
+        """All tiles, at most `count` at a time, whichever pictures they are of."""
+        places = (
+            (row, number) for row, tiles in enumerate(self.tilings) for number in range(tiles.total)
+        )
+        while part := list(itertools.islice(places, count)):
+            yield self._cut(part)
+
+    def _cut(self, places: Sequence[tuple[int, int]]) -> TileBatch:
+        images = [self._tile(row, number) for row, number in places]
+        rows, numbers = [row for row, _ in places], [number for _, number in places]
+        inside = None
+        if any(self.tilings[row].is_padded for row in rows):
+            masks = np.stack([self.tilings[row].inside() for row in rows])
+            inside = torch.from_numpy(masks).to(self._device)
+        batch = _batch(images, self._settings, self._device)
+        return TileBatch(batch, rows, numbers, inside)
+
+    def _tile(self, row: int, number: int) -> _Image:
+        tiles, depth = self.tilings[row], self._kinds[row]["bit_depth"]
+        picture = self.picture(row)
+        if self._settings.exposure != "as_is" and self._whole[0] != row:
+            self._whole = row, statistics_of(picture, depth)
+        pixels: Integers = cut(picture, tiles, number)
+        return _Image(pixels, depth, self._whole[1])
+
+    def map_size(self, row: int) -> tuple[int, int]:
+        """Width and height of the anomaly map of a row."""
+        kind = self._kinds[row]
+        return map_size(kind["width"], kind["height"], self._settings)
+
+    def picture(self, row: int) -> Integers:
+        """The scaled picture (height, width, channels) of a row; a view."""
+        kind, tiles = self._kinds[row], self.tilings[row]
+        packed: Bytes = self._pixels[row]
+        return unpack(packed, kind["channels"], kind["bit_depth"], (tiles.width, tiles.height))

@@ -1,0 +1,89 @@
+"""Sizes of a few of a fit's pictures, from which the number of tiles and the detail seen follow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ops.images.read_images import Read
+from ops.images.resize import InputSettings, geometry, tiling
+from pipelines.fitting.request import DETECTOR, FitRequest, Split
+
+#: Pictures that are read of each detector's, and of how many detectors.
+_PICTURES, _DETECTORS = 4, 16
+
+
+class Detail(NamedTuple):
+    """What the network sees of a picture."""
+
+    size: tuple[int, int]
+    """Width and height of the picture."""
+    step: float
+    """The longest side of a pixel that is seen, in pixels of the picture."""
+    patch: float
+    """The longest side of a patch, in pixels of the picture."""
+
+
+@dataclass(frozen=True)
+class PictureSizes:
+    """Width and height of a few pictures of some detectors."""
+
+    by_detector: Mapping[str, list[tuple[int, int]]]
+
+    @property
+    def all(self) -> list[tuple[int, int]]:
+        """The sizes of all detectors."""
+        return [size for sizes in self.by_detector.values() for size in sizes]
+
+    def of(self, detector: str) -> list[tuple[int, int]]:
+        """The sizes of a detector's pictures; of all detectors, if none of its own was read."""
+        return self.by_detector.get(detector) or self.all
+
+    def tiles(self, detector: str, request: FitRequest) -> float:
+        """The mean number of tiles of a picture; 1 without tiles."""
+        sizes = self.of(detector)
+        if not request.input.tiled or not sizes:
+            return 1.0
+        return sum(tiling(*size, request.input).total for size in sizes) / len(sizes)
+
+    def coarsest(self, request: FitRequest, patches: int) -> Detail | None:
+        """The picture of which the least is seen, if one was read.
+
+        `patches`: patches along a side of the input.
+        """
+        steps = [(_step(size, request.input), size) for size in self.all]
+        if not steps:
+            return None
+        step, size = max(steps)
+        return Detail(size, step, step * request.input.size / patches)
+
+
+def _step(size: tuple[int, int], settings: InputSettings) -> float:
+    """The longest side of a pixel that is seen, in pixels of a picture of this size."""
+    if settings.tiled:
+        return 1 / settings.scale
+    return max(geometry(*size, settings)[:2])
+
+
+def read_sizes(chosen: Split, request: FitRequest) -> PictureSizes:
+    """Read a few pictures, evenly chosen; those that cannot be read are left out."""
+    # As squares of one pixel: nothing else of them is kept.
+    tiny = replace(request.input, fit="squash", size=1, exposure="as_is")
+    read = Read(tiny, request.decode, request.fetch)
+    found = {}
+    for detector, rows in _samples(chosen):
+        done = read(rows)
+        sizes = zip(done["width"].to_pylist(), done["height"].to_pylist(), strict=True)
+        found[detector] = [size for size in sizes if size[0] is not None]
+    return PictureSizes(found)
+
+
+def _samples(chosen: Split) -> Iterator[tuple[str, pa.Table]]:
+    names = chosen.detectors
+    for detector in names[:: -(-len(names) // _DETECTORS) or 1]:
+        rows = chosen.fit.filter(pc.equal(chosen.fit[DETECTOR], detector))
+        yield detector, rows.take(list(range(0, len(rows), -(-len(rows) // _PICTURES))))

@@ -42,7 +42,8 @@ def check_table(
     read to its end.
     """
     database.execute(
-        "CREATE TABLE rows (image_id VARCHAR, uri VARCHAR, product VARCHAR, ok BOOLEAN, "
+        "CREATE TABLE rows (image_id VARCHAR, uri VARCHAR, product VARCHAR, "
+        "part VARCHAR, view VARCHAR, ok BOOLEAN, "
         "score DOUBLE, flagged BOOLEAN, has_map BOOLEAN)"
     )
     statuses = Counter[str]()
@@ -61,8 +62,8 @@ def check_table(
                 anomalous += pc.sum(rows["is_anomalous"]).as_py() or 0
                 database.register("batch", rows)
                 database.execute(
-                    "INSERT INTO rows SELECT image_id, uri, product, status = 'ok', score, "
-                    "is_anomalous, map_uri IS NOT NULL FROM batch"
+                    "INSERT INTO rows SELECT image_id, uri, product, part, view, status = 'ok', "
+                    "score, is_anomalous, map_uri IS NOT NULL FROM batch"
                 )
                 maps.check(rows, findings)
                 findings.images += len(rows)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import duckdb
 
 from ops.archives.inventory import Inventory
+from ops.detectors.model_folder import ModelCard
 from ops.errors import UserError
 from ops.progress import ProgressCallback
 from ops.storage import files, paths
@@ -98,6 +99,21 @@ def _check_record(run: RunUnderCheck, findings: Findings) -> None:
             run.card.model_id,
             record["model_id"],
             "name the model that scored the run with --model",
+        )
+        _check_parts(run, run.card, findings)
+
+
+def _check_parts(run: RunUnderCheck, card: ModelCard, findings: Findings) -> None:
+    """Check the copy of the calibrations by which `jobs.query --parts` judges."""
+    location = run.out.part_calibrations(card.model_id)
+    if not card.parts or card.model_id != run.record["model_id"]:
+        return
+    stored = files.read_json(location) if files.exists(location) else None
+    if stored != {name: parts.to_json() for name, parts in card.parts.items()}:
+        findings.add(
+            "the output folder has the model's calibrations of parts",
+            [f"{location} {'does not exist' if stored is None else 'has others'}"],
+            f"remove {location}; the next run with this model writes it again",
         )
 
 

@@ -59,3 +59,33 @@ FROM scores JOIN chosen
     ON scores.run = chosen.run_id  -- the partition: others are not read
     AND scores.model_id = chosen.model_id AND scores.image_id = chosen.image_id
     AND scores.run_id = chosen.run_id;
+
+-- The parts of several images, where paths name {part}: one row for each, with its worst image. A
+-- view has failed if none of its images has a score, and is missing if the part has no image of a
+-- view that other parts of its product have. python -m jobs.query --parts also has p-values of parts,
+-- which follow from the held-out parts of the model.
+CREATE OR REPLACE VIEW current_parts AS
+WITH images AS (
+         SELECT model_id, product, part, coalesce(view, '') AS view, uri, status, score, p_value,
+                row_number() OVER (
+                    PARTITION BY model_id, product, part
+                    ORDER BY p_value NULLS LAST, score DESC NULLS LAST, image_id
+                ) AS place
+         FROM current_scores WHERE product IS NOT NULL AND part IS NOT NULL
+     ),
+     known AS (
+         SELECT model_id, product, count(DISTINCT view) AS views FROM images GROUP BY model_id, product
+     ),
+     parts AS (
+         SELECT model_id, product, part, count(*) AS images,
+                max(CASE WHEN place = 1 AND status = 'ok' THEN view END) AS worst_view,
+                max(CASE WHEN place = 1 AND status = 'ok' THEN uri END) AS uri,
+                max(CASE WHEN place = 1 THEN score END) AS score,
+                max(CASE WHEN place = 1 THEN p_value END) AS image_p_value,
+                count(DISTINCT CASE WHEN status = 'ok' THEN view END) AS views_scored,
+                count(DISTINCT view) AS views_seen
+         FROM images GROUP BY model_id, product, part
+     )
+SELECT parts.model_id, parts.product, part, images, worst_view, uri, score, image_p_value, views_scored,
+       views_seen - views_scored AS views_failed, views - views_seen AS views_missing
+FROM parts JOIN known ON parts.model_id = known.model_id AND parts.product = known.product;

@@ -97,8 +97,8 @@ class PartCalibration:
             for step in [max(1, _AT_ONCE // reference.size)]
             for start in range(0, len(scores), step)
         ]
-        above, worst = zip(*parts, strict=True)
-        return np.concatenate(above), np.concatenate(worst)
+        counts, places = zip(*parts, strict=True)
+        return np.concatenate(counts), np.concatenate(places)
 
 
 def _standardised(

@@ -121,6 +121,8 @@ def print_summary(compared: Compared) -> None:
             f"{compared.other_versions} images are in both runs as different versions, which are "
             "not paired;\n--join uri pairs them"
         )
+    if compared.parts.sentence:
+        echo(compared.parts.sentence)
     for sentence in compared.joined.sentences() if compared.joined else ():
         echo(sentence)
     for row in _most_moved(compared.movers):

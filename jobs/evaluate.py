@@ -19,6 +19,7 @@ from jobs.cli.published_results import Published, published
 from jobs.tracking.tracker import Tracker
 from ops.archives.fetch import FetchSettings
 from ops.archives.inventory import Inventory
+from ops.archives.views import views_of, with_detectors
 from ops.images.resize import InputSettings
 from ops.plain_text import printable
 from ops.results import plots
@@ -82,7 +83,7 @@ def main(argv: Sequence[str]) -> int:
             Progress() as progress,
             connected(settings.cluster),
         ):
-            scored = parquet.read(totals["table"])
+            scored = with_detectors(parquet.read(totals["table"]), views_of(record))
             metrics, separations, joined = evaluate.evaluate(
                 scored,
                 labelled,

@@ -17,6 +17,7 @@ from jobs.cli import entry, sources
 from jobs.cli.console import Progress, echo
 from jobs.tracking.tracker import Tracker
 from ops.archives.fetch import FetchSettings
+from ops.archives.views import Views
 from ops.detectors.detector import settings_from
 from ops.detectors.model_folder import Model, ModelCard, ProductCard, read_card, write_model
 from ops.detectors.registry import DETECTORS, detector_class
@@ -56,9 +57,12 @@ class Settings(sources.Listing):
     The settings of each are in the group of its name; those of the others are ignored."""
     joint: bool = False
     """Fit one detector for all products together. Each product still has its own calibration."""
+    views: Views = "pooled"
+    """Where paths name {view}: pooled = one detector for all views of a product, separate = one for
+    each product and view."""
     holdout: float = 0.1
-    """Share of each product's good images that is held out for calibration. 0 = no p-values and no
-    thresholds."""
+    """Share of each product's good images, or of its parts where paths name {part}, that is held
+    out for calibration. 0 = no p-values and no thresholds."""
     false_alarm_rate: float = 0.01
     """Share of good images that may be called anomalous; it sets each product's threshold."""
     max_failed: int | float | str = "10%"
@@ -148,6 +152,7 @@ def check_free(folder: str, request: FitRequest, grown: Model | None) -> None:
         input=card.input,
         decode=card.decode,
         joint=card.joint,
+        views=card.views,
         holdout=card.fit.get("holdout", request.holdout),
         false_alarm_rate=card.false_alarm_rate,
     )
@@ -176,6 +181,7 @@ def request_of(settings: Settings, method_settings: Any, grown: Model | None) ->
         fetch=settings.fetch,
         select=settings.select,
         joint=settings.joint,
+        views=settings.views,
         holdout=settings.holdout,
         false_alarm_rate=settings.false_alarm_rate,
         max_failed=str(settings.max_failed),
@@ -203,6 +209,7 @@ def _as_in_model(request: FitRequest, card: ModelCard) -> FitRequest:
         input=card.input,
         decode=card.decode,
         joint=card.joint,
+        views=card.views,
     )
 
 

@@ -3,6 +3,7 @@
 python -m jobs.query --out out --product washer --limit 50
 python -m jobs.query --out s3://bucket/out --where "width > 1000" --output worst.csv
 python -m jobs.query --out out --false-alarm-rate 0.001 --output relabelled.parquet
+python -m jobs.query --out out --parts true --output parts.csv
 
 --threshold or --false-alarm-rate replace the model's thresholds; nothing is scored again.
 """
@@ -18,12 +19,13 @@ import duckdb
 import pyarrow as pa
 from pyarrow import csv
 
-from jobs.cli import entry
+from jobs.cli import entry, part_rows
 from jobs.cli.console import echo
 from ops.archives.layouts import composed
+from ops.archives.views import Views, views_of
 from ops.errors import SettingError, UserError
 from ops.plain_text import printable, spreadsheet_cell
-from ops.results import score_table
+from ops.results import part_table, score_table
 from ops.results.calibration import promised_rate
 from ops.storage import files, parquet
 from ops.storage.paths import Out
@@ -31,6 +33,7 @@ from pipelines.tables import current_scores, run_records
 from pipelines.tables.current_scores import VerdictRule
 
 _Row = dict[str, Any]
+_RowsOf = Callable[[duckdb.DuckDBPyConnection], Iterator[pa.RecordBatch]]
 _SCREEN = 20
 _FORMATS = (".parquet", ".csv")
 
@@ -45,6 +48,9 @@ class Settings:
     """Id of the model; default: that of the latest finished run."""
     product: str = ""
     """Only images of this product."""
+    parts: bool = False
+    """One row for each part of several images, where paths name {part}: its worst view, what failed
+    or is missing, and a p-value of the part. --where is then over these columns."""
     where: str = ""
     """An SQL expression over the columns of the score table, such as "width > 1000". Products are
     stored in Unicode's composed form, NFC."""
@@ -74,46 +80,72 @@ def main(argv: Sequence[str]) -> int:
     entry.check_access(settings)
     out = Out(settings.out)
     model_id = settings.model_id or str(run_records.finished(out)["model_id"])
-    rules = _verdict_rules(settings, out, model_id)
+    rows_of = _rows_of(settings, out, model_id)
+    schema = part_table.SCHEMA if settings.parts else score_table.SCHEMA
 
     def read(database: duckdb.DuckDBPyConnection, check: Callable[[], None]) -> list[_Row] | int:
-        rows = current_scores.query(
-            database,
-            model_id,
-            where=settings.where,
-            product=composed(settings.product),
-            limit=settings.limit or (None if settings.output else _SCREEN),
-            rules=rules,
-            only=settings.inventory,
-        )
+        rows = rows_of(database)
         if settings.output:
-            return _write(settings.output, rows, settings.raw, check)
+            return _write(settings.output, schema, rows, settings.raw, check)
         return list(itertools.chain.from_iterable(batch.to_pylist() for batch in rows))
 
     answer = current_scores.read_consistently(out, read, "2GB", settings.inventory)
-    written = answer if isinstance(answer, int) else _show(answer)
+    show: Callable[[list[_Row]], int] = part_rows.show if settings.parts else _show
+    written = answer if isinstance(answer, int) else show(answer)
+    kind = "part" if settings.parts else "image"
     if not written:
-        echo(f"no such image under model {model_id}")
+        echo(f"no such {kind} under model {model_id}")
     elif settings.output:
-        echo(f"{written} images: {settings.output}")
+        echo(f"{written} {kind}s: {settings.output}")
     return 0
 
 
-def _verdict_rules(settings: Settings, out: Out, model_id: str) -> dict[str, VerdictRule]:
-    """The rule of each product by the settings; empty if rows keep their verdicts."""
+def _rows_of(settings: Settings, out: Out, model_id: str) -> _RowsOf:
+    """What reads the rows that the settings ask for."""
+    limit = settings.limit or (None if settings.output else _SCREEN)
+    if settings.parts:
+        by = part_rows.rules(out, model_id, settings.threshold, settings.false_alarm_rate)
+        return lambda database: part_rows.read(database, model_id, by, settings, limit)
+    rules, views = _verdict_rules(settings, out, model_id)
+    return lambda database: current_scores.query(
+        database,
+        model_id,
+        where=settings.where,
+        product=composed(settings.product),
+        limit=limit,
+        rules=rules,
+        only=settings.inventory,
+        views=views,
+    )
+
+
+def _verdict_rules(
+    settings: Settings, out: Out, model_id: str
+) -> tuple[dict[str, VerdictRule], Views]:
+    """The rule of each detector by the settings, and what it is for; empty to keep verdicts."""
     threshold, rate = settings.threshold, settings.false_alarm_rate
     if threshold is not None and rate is not None:
         raise SettingError("--threshold and --false-alarm-rate exclude each other")
     if threshold is None and rate is None:
-        return {}
+        return {}, "pooled"
     if isinstance(threshold, dict):
         rules = threshold.items()
-        return {composed(product): VerdictRule(threshold=value) for product, value in rules}
-    held_out = _held_out(out, model_id)
+        named = {composed(product): VerdictRule(threshold=value) for product, value in rules}
+        return named, _views(out, model_id)
+    held_out, views = _held_out(out, model_id), _views(out, model_id)
     if rate is not None:
         _warn_of_few_held_out(rate, held_out)
-        return {product: VerdictRule.at_rate(rate, count) for product, count in held_out.items()}
-    return {product: VerdictRule(threshold=threshold) for product in held_out}
+        at_rate = VerdictRule.at_rate
+        return {product: at_rate(rate, count) for product, count in held_out.items()}, views
+    return {product: VerdictRule(threshold=threshold) for product in held_out}, views
+
+
+def _views(out: Out, model_id: str) -> Views:
+    """Whether views have detectors of their own, from the record of a run."""
+    for record in reversed(run_records.started(out)):
+        if record.get("model_id") == model_id and "views" in record:
+            return views_of(record)
+    return "pooled"
 
 
 def _warn_of_few_held_out(rate: float, held_out: dict[str, int]) -> None:
@@ -141,7 +173,11 @@ def _held_out(out: Out, model_id: str) -> dict[str, int]:
 
 
 def _write(
-    location: str, rows: Iterator[pa.RecordBatch], raw: bool, check: Callable[[], None]
+    location: str,
+    schema: pa.Schema,
+    rows: Iterator[pa.RecordBatch],
+    raw: bool,
+    check: Callable[[], None],
 ) -> int:
     """Write rows; `check` may raise before the file appears."""
 
@@ -150,9 +186,9 @@ def _write(
         check()
 
     if location.endswith(".parquet"):
-        return parquet.write(location, score_table.SCHEMA, checked())
+        return parquet.write(location, schema, checked())
     written = 0
-    with files.staged(location) as path, csv.CSVWriter(path, score_table.SCHEMA) as writer:
+    with files.staged(location) as path, csv.CSVWriter(path, schema) as writer:
         for batch in checked():
             writer.write_batch(batch if raw else _with_safe_cells(batch))
             written += len(batch)

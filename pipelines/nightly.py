@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ops.archives.inventory import Inventory
+from ops.archives.views import views_of
 from ops.detectors.model_folder import read_card
 from ops.errors import RunError
 from ops.failure import max_failures
@@ -24,6 +25,7 @@ from pipelines.night_hooks import NightHooks
 from pipelines.night_settings import NightSettings
 from pipelines.reports import drift, report
 from pipelines.reports.alerts import AlertLimits, find_alerts
+from pipelines.reports.part_summary import incomplete_parts
 from pipelines.reports.report_data import ReportSettings
 from pipelines.scoring import deduplicate, score, verify_content
 from pipelines.scoring.resume import resume_or_start
@@ -208,7 +210,7 @@ class Night:
             )
             begin(run)
             with deduplicate.open_score_cache(
-                self._out, self._model_id, work.settings
+                self._out, self._model_id, work.settings, model.card.views
             ) as score_cache:
                 totals = score.score(
                     run,
@@ -253,16 +255,16 @@ class Night:
     def _warn(self, totals: Mapping[str, Any]) -> None:
         """Compare the night's scores with all earlier ones, and warn about what is unusual."""
         run_id, tracked = self._record["run_id"], self._hooks.tracked
-        drift_rows = drift.drift_of_run(self._out, run_id, self._model_id)
-        location = self._out.drift(run_id)
+        record, location = run_records.finished(self._out, run_id), self._out.drift(run_id)
+        drift_rows = drift.drift_of_run(self._out, run_id, self._model_id, views=views_of(record))
         parquet.write(location, drift.DRIFT, [drift_rows])
         tracked.files["drift.parquet"] = location
         limits = AlertLimits(str(self._settings.warn_failed), self._settings.warn_drift)
-        for sentence in find_alerts(totals, drift_rows, limits):
+        alerts = find_alerts(totals, drift_rows, limits)
+        for sentence in [*alerts, *incomplete_parts(self._out, record)]:
             self._hooks.echo(f"warning: {sentence}")
             self._warnings.append(sentence)
-        for number, sentence in enumerate(self._warnings):
-            tracked.tags[f"warning_{number}"] = sentence
+        tracked.tags |= {f"warning_{n}": sentence for n, sentence in enumerate(self._warnings)}
         tracked.metrics["warnings"] = float(len(self._warnings))
         if indexes := [psi for psi in drift_rows["psi"].to_pylist() if psi is not None]:
             tracked.metrics["max_psi"] = max(indexes)

@@ -15,7 +15,7 @@
 -- stays current if later reads failed for a reason that says nothing about the file.
 
 CREATE EXTERNAL TABLE IF NOT EXISTS scores (
-    image_id string, uri string, product string, content_sha256 string,
+    image_id string, uri string, product string, part string, view string, content_sha256 string,
     width int, height int, bit_depth tinyint,
     status string, reason string,
     score double, p_value double, is_anomalous boolean,
@@ -30,13 +30,13 @@ MSCK REPAIR TABLE scores;
 
 CREATE OR REPLACE VIEW current_scores AS
 WITH images AS (
-         SELECT model_id, image_id, product, min(uri) AS uri, max(run_number) AS last_number,
+         SELECT model_id, image_id, product, part, view, min(uri) AS uri, max(run_number) AS last_number,
                 max_by(run_id, run_number) AS last_run,
                 max_by(run_id, run_number) FILTER (WHERE was_read) AS read_run,
                 max_by(status = 'ok', run_number) FILTER (WHERE was_read) AS is_ok
          FROM (SELECT *, status NOT IN ('missing', 'forbidden', 'unavailable', 'crashed_worker')
                       AS was_read FROM scores) AS judged
-         GROUP BY model_id, image_id, product
+         GROUP BY model_id, image_id, product, part, view
      ),
      newest AS (
          SELECT model_id, uri, max_by(last_run, last_number) AS last_run
@@ -49,10 +49,40 @@ WITH images AS (
              ON images.model_id = newest.model_id AND images.uri = newest.uri
              AND images.last_run = newest.last_run
      )
-SELECT scores.image_id, scores.uri, product, content_sha256, width, height, bit_depth,
+SELECT scores.image_id, scores.uri, product, part, view, content_sha256, width, height, bit_depth,
        status, reason, score, p_value, is_anomalous, peak_x, peak_y, map_uri,
        scores.model_id, scores.run_id, run_number, scored_at, night
 FROM scores JOIN chosen
     ON scores.run = chosen.run_id  -- the partition: others are not read
     AND scores.model_id = chosen.model_id AND scores.image_id = chosen.image_id
     AND scores.run_id = chosen.run_id;
+
+-- The parts of several images, where paths name {part}: one row for each, with its worst image. A
+-- view has failed if none of its images has a score, and is missing if the part has no image of a
+-- view that other parts of its product have. python -m jobs.query --parts also has p-values of parts,
+-- which follow from the held-out parts of the model.
+CREATE OR REPLACE VIEW current_parts AS
+WITH images AS (
+         SELECT model_id, product, part, coalesce(view, '') AS view, uri, status, score, p_value,
+                row_number() OVER (
+                    PARTITION BY model_id, product, part
+                    ORDER BY p_value NULLS LAST, score DESC NULLS LAST, image_id
+                ) AS place
+         FROM current_scores WHERE product IS NOT NULL AND part IS NOT NULL
+     ),
+     known AS (
+         SELECT model_id, product, count(DISTINCT view) AS views FROM images GROUP BY model_id, product
+     ),
+     parts AS (
+         SELECT model_id, product, part, count(*) AS images,
+                max(CASE WHEN place = 1 AND status = 'ok' THEN view END) AS worst_view,
+                max(CASE WHEN place = 1 AND status = 'ok' THEN uri END) AS uri,
+                max(CASE WHEN place = 1 THEN score END) AS score,
+                max(CASE WHEN place = 1 THEN p_value END) AS image_p_value,
+                count(DISTINCT CASE WHEN status = 'ok' THEN view END) AS views_scored,
+                count(DISTINCT view) AS views_seen
+         FROM images GROUP BY model_id, product, part
+     )
+SELECT parts.model_id, parts.product, part, images, worst_view, uri, score, image_p_value, views_scored,
+       views_seen - views_scored AS views_failed, views - views_seen AS views_missing
+FROM parts JOIN known ON parts.model_id = known.model_id AND parts.product = known.product;

@@ -63,14 +63,22 @@ class PyfuncModel:
     def __init__(self, model: Model) -> None:
         card = model.card
         products, depths = set(card.products), card.bit_depths
-        self._read = Read(card.input, card.decode, FetchSettings(), products, depths=depths)
+        self._read = Read(
+            card.input, card.decode, FetchSettings(), products, depths=depths, views=card.views
+        )
         self._detect = ScoreImages(_Held(model))
 
     def predict(self, data: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:  # noqa: ARG002 - as MLflow calls it
-        """Scores of images whose `location` (a path or s3:// URI) and `product` the rows tell."""
+        """Scores of images whose `location` (a path or s3:// URI) and `product` the rows tell.
+
+        Models with separate views need a column `view`, too.
+        """
+        views = data["view"] if "view" in data else [None] * len(data)
         rows = [
-            {"uri": uris.make(location), "product": product}
-            for location, product in zip(data["location"], data["product"], strict=True)
+            {"uri": uris.make(location), "product": product, "view": view}
+            for location, product, view in zip(
+                data["location"], data["product"], views, strict=True
+            )
         ]
         asked = pa.Table.from_pylist(rows, SCHEMA)
         pieces = self._read.pieces(asked) if self._detect.tiled else [self._read(asked)]
@@ -90,7 +98,8 @@ def describe(folder: str) -> None:
     from mlflow.models import ModelSignature  # noqa: PLC0415
     from mlflow.types.schema import ColSpec, Schema  # noqa: PLC0415
 
-    asked = Schema([ColSpec("string", "location"), ColSpec("string", "product")])
+    columns = [ColSpec("string", "location"), ColSpec("string", "product")]
+    asked = Schema([*columns, ColSpec("string", "view", required=False)])
     described = Described(signature=ModelSignature(inputs=asked))
     pyfunc.add_to_model(described, loader_module="jobs.tracking.pyfunc", data=".")
     described.save(os.path.join(folder, "MLmodel"))

@@ -40,6 +40,8 @@ SCHEMA = pa.schema(
             "header where bytes cannot be read without it; else null",
         ),
         column("product", pa.string(), "what the image shows; null if its path does not match"),
+        column("part", pa.string(), "which part of the product; null where paths do not name it"),
+        column("view", pa.string(), "from where it is seen; null where paths do not name it"),
         column("split", pa.string(), "train, test, ...; null where paths do not name it"),
         column("label", pa.int8(), "0 good, 1 defective, null unknown"),
         column("defect", pa.string(), "kind of defect, as named in the path"),
@@ -50,10 +52,12 @@ SCHEMA = pa.schema(
             "damage of an archive: the row stands for images that could not be listed",
         ),
     ],
-    metadata={"nightloupe": "inventory 1"},
+    metadata={"nightloupe": "inventory 2"},
 )
 #: Metadata of an inventory: counts of the listing that it was made from, as JSON.
 TALLY = "nightloupe.listing"
+#: Columns of names that are compared, which inventories of other tools may have in other forms.
+_NAMES = ("product", "part", "view")
 #: The order in SQL in which images are read: each container at a time, in its own order.
 READING_ORDER = "split_part(uri, '#', 1), member NULLS FIRST, uri"
 #: The order of an inventory in SQL.
@@ -122,6 +126,8 @@ def _row(
         "version": entry.version,
         "member": entry.member,
         "product": named.product,
+        "part": named.part,
+        "view": named.view,
         "split": named.split,
         "label": named.label,
         "defect": named.defect,
@@ -166,7 +172,7 @@ class Inventory:
         return dict(json.loads(stored)) if stored else {}
 
     def rows(self, start: int, stop: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """Rows [start, stop) in the order of the file; products are in NFC."""
+        """Rows [start, stop) in the order of the file; products, parts and views are in NFC."""
         bounds = list(zip(self.starts, self.starts[1:], strict=False))
         groups = [i for i, (low, high) in enumerate(bounds) if low < stop and high > start]
         if not groups:
@@ -177,7 +183,7 @@ class Inventory:
         else:
             with parquet.opened(self.location) as table:
                 rows = table.read_row_groups(groups, columns=list(names))
-        return _with_composed_products(rows.slice(start - self.starts[groups[0]], stop - start))
+        return _with_composed_names(rows.slice(start - self.starts[groups[0]], stop - start))
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """All rows of a small inventory, or a few columns of a large one."""
@@ -192,12 +198,20 @@ class Inventory:
         return frozenset(composed(name) for name in products if name is not None)
 
     def content_hash(self) -> str:
-        """A hash of ids, products and problems, equal for inventories of the same images."""
+        """A hash of ids, products and problems, equal for inventories of the same images.
+
+        Parts and views belong to it where there are any.
+        """
         digest = hashlib.blake2b(digest_size=16)
         with parquet.opened(self.location) as table:
-            for batch in table.iter_batches(columns=["image_id", "product", "problem"]):
-                for column in batch.columns:
-                    digest.update("\n".join(map(str, column.to_pylist())).encode())
+            names = ["image_id", "product", "problem", "part", "view"]
+            for batch in table.iter_batches(columns=names):
+                for name in names[:3]:
+                    digest.update("\n".join(map(str, batch[name].to_pylist())).encode())
+                for name in names[3:]:
+                    if batch[name].null_count < len(batch):
+                        text = "\n".join(map(str, batch[name].to_pylist()))
+                        digest.update(f"\n{name}\n{text}".encode())
         return digest.hexdigest()
 
 
@@ -211,11 +225,13 @@ def _group(location: str, version: str, group: int, columns: tuple[str, ...]) ->
         return table.read_row_group(group, columns=list(columns))
 
 
-def _with_composed_products(rows: pa.Table) -> pa.Table:
-    """Rows whose products are in NFC; inventories of other tools may have other forms."""
-    at = rows.schema.get_field_index("product")
-    if at < 0 or pc.all(pc.string_is_ascii(rows["product"])).as_py() is not False:
-        return rows
-    # Not `pc.utf8_normalize`, which returns NFD whatever form it is asked for (Arrow 25.0.1).
-    names = pa.array([name and composed(name) for name in rows["product"].to_pylist()], pa.string())
-    return rows.set_column(at, rows.schema.field(at), names)
+def _with_composed_names(rows: pa.Table) -> pa.Table:
+    """Rows whose products, parts and views are in NFC."""
+    for name in _NAMES:
+        at = rows.schema.get_field_index(name)
+        if at < 0 or pc.all(pc.string_is_ascii(rows[name])).as_py() is not False:
+            continue
+        # Not `pc.utf8_normalize`, which returns NFD whatever form it is asked for (Arrow 25.0.1).
+        names = [text and composed(text) for text in rows[name].to_pylist()]
+        rows = rows.set_column(at, rows.schema.field(at), pa.array(names, pa.string()))
+    return rows

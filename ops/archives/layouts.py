@@ -12,7 +12,10 @@ from typing import NamedTuple
 
 from ops.errors import SettingError
 
-FIELDS = ("product", "split", "label", "defect", "name", "stem", "clip", "frame")
+FIELDS = (
+    *("product", "split", "label", "defect", "part", "view"),
+    *("name", "stem", "clip", "frame"),
+)
 GOOD = frozenset({"good", "ok", "free", "normal", "0"})
 _SPLITS = {"training": "train", "testing": "test"}
 _TOKEN = re.compile(r"\{(\w+)\}|(\*\*/)|(\*)|([^{}*]+)|([{}])")
@@ -150,6 +153,8 @@ class ParsedPath(NamedTuple):
     mask_key: str | None
     matched: bool
     is_skipped: bool = False
+    part: str | None = None
+    view: str | None = None
 
 
 class PathParser:
@@ -177,7 +182,10 @@ class PathParser:
         key = self._mask_key(fields) if self._masks and match else None
         skipped = int(fields.get("frame", 0)) % self.layout.every != 0
         split = split if match else None
-        return ParsedPath(product, split, label, defect, False, key, bool(match), skipped)
+        part, view = fields.get("part"), fields.get("view")
+        return ParsedPath(
+            product, split, label, defect, False, key, bool(match), skipped, part, view
+        )
 
     def _mask_key(self, fields: Mapping[str, str]) -> str:
         assert self._masks is not None

@@ -18,6 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ops.archives.layouts import composed, forms
+from ops.archives.views import Views, product_of
 from ops.detectors.detector import Detector, FitCounts, settings_from
 from ops.detectors.network_licence import read_licence, write_licence
 from ops.detectors.registry import detector_class
@@ -28,6 +29,7 @@ from ops.images.decode import DecodeSettings
 from ops.images.resize import InputSettings
 from ops.results.anomaly_map import Scale
 from ops.results.calibration import Calibration
+from ops.results.part_calibration import PartCalibration
 from ops.storage import files, paths
 from ops.storage.storage_errors import AlreadyExists, NotFound
 
@@ -83,6 +85,10 @@ class ModelCard:
     versions: dict[str, str] = field(default_factory=versions)
     network: dict[str, Any] = field(default_factory=dict)
     """What `network_card` says of the backbone. No score depends on it."""
+    views: Views = "pooled"
+    """With separate views the keys of `products` name detectors, see `ops.archives.views`."""
+    parts: dict[str, PartCalibration] = field(default_factory=dict)
+    """Calibrations of the parts of several images, by product."""
 
     #: The id in the file. The hash of a card that was read may differ from it, because settings
     #: that the file lacks are filled in.
@@ -107,6 +113,12 @@ class ModelCard:
         """The card as JSON values."""
         content = asdict(self) | {"map_scale": self.map_scale._asdict()}
         del content["written_id"]
+        # Cards of models without views and parts stay what they were, and with them their ids.
+        if self.views == "pooled":
+            del content["views"]
+        content["parts"] = {name: parts.to_json() for name, parts in self.parts.items()}
+        if not self.parts:
+            del content["parts"]
         return {"format": FORMAT, **content}
 
     @classmethod
@@ -141,6 +153,10 @@ class ModelCard:
         own = {paths.JOINT, *map(paths.product_file, names)}
         if foreign := {product.file for product in values["products"].values()} - own:
             raise UserError(f"model.json names files that belong to no product: {sorted(foreign)}")
+        values["parts"] = {
+            composed(name): PartCalibration.from_json(parts)
+            for name, parts in values.get("parts", {}).items()
+        }
         return cls(**values)
 
     def new_backbone(self, state: Mapping[str, Tensor], device: str = "cpu") -> Backbone:
@@ -259,7 +275,11 @@ def read_detectors(
 
     Raises UserError if tensors differ from their hash in the card.
     """
-    chosen = [name for name in card.products if products is None or name in products]
+    chosen = [
+        name
+        for name in card.products
+        if products is None or product_of(name, card.views) in products
+    ]
     by_file: dict[str, list[str]] = {}
     for name in chosen:
         by_file.setdefault(card.products[name].file, []).append(name)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from ops.archives.views import detector_names
 from ops.detectors.detector import Detector
 from ops.detectors.image_batches import Tiles, to_images
 from ops.detectors.model_folder import ModelCard
@@ -78,7 +79,7 @@ class ScoreImages:
     def __call__(self, rows: pa.Table) -> pa.Table:
         """The rows in the same order, with `SCORE_COLUMNS`."""
         status, reason = rows["status"].to_pylist(), rows["reason"].to_pylist()
-        products = rows["product"].to_pylist()
+        products = detector_names(rows, self._card.views).to_pylist()
         found: dict[str, list[Any]] = {name: [None] * len(rows) for name in SCORE_COLUMNS.names}
         for product in dict.fromkeys(p for p, s in zip(products, status, strict=True) if s == "ok"):
             chosen = [i for i, p in enumerate(products) if p == product and status[i] == "ok"]

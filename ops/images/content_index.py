@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-#: The same as `key`, as an expression of DuckDB's SQL.
-KEY = "md5_number_lower(content_sha256 || '/' || product)"
+#: The same as `key`, as an expression of DuckDB's SQL with an expression for the detector.
+KEY = "md5_number_lower(content_sha256 || '/' || {})"
 
 
-def key(content_sha256: str, product: str) -> int:
-    """A 64-bit hash of a content and its product."""
-    digest = hashlib.md5(f"{content_sha256}/{product}".encode(), usedforsecurity=False).digest()
+def key(content_sha256: str, detector: str) -> int:
+    """A 64-bit hash of a content and the name of its detector."""
+    digest = hashlib.md5(f"{content_sha256}/{detector}".encode(), usedforsecurity=False).digest()
     return int.from_bytes(digest[8:], "little")
 
 
@@ -25,8 +25,8 @@ class Contents:
     keys: NDArray[np.uint64]
     """The sorted `key` of each content (N,)."""
 
-    def has(self, content_sha256: str, product: str) -> bool:
+    def has(self, content_sha256: str, detector: str) -> bool:
         """Whether the set seems to contain a content."""
-        wanted = np.uint64(key(content_sha256, product))
+        wanted = np.uint64(key(content_sha256, detector))
         place = int(np.searchsorted(self.keys, wanted))
         return place < len(self.keys) and bool(self.keys[place] == wanted)

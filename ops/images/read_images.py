@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from ops.archives.fetch import FetchSettings, change_time_note, fetch
+from ops.archives.views import Views, detector_name
 from ops.failure import Failure
 from ops.images.byte_budget import ByteBudget
 from ops.images.content_index import Contents
@@ -42,7 +43,7 @@ READ = pa.schema(
 
 
 #: Columns of an inventory that say what to read.
-_NEEDED = ("uri", "bytes", "version", "member", "product", "problem")
+_NEEDED = ("uri", "bytes", "version", "member", "product", "view", "problem")
 
 
 @functools.cache
@@ -91,7 +92,8 @@ class Read:
 
     `products`: only images of these are read; others get status `unknown_product`. None reads all.
     `depths`: bit depths of the images that the detector of each product was fitted on; images of
-    another depth are scaled by their own, and a note says so.
+    another depth are scaled by their own, and a note says so. With separate `views` both name
+    detectors, see `ops.archives.views`.
     `known`: images with these contents are not decoded; their rows get the hash and status `KNOWN`.
     """
 
@@ -102,6 +104,7 @@ class Read:
     known: Contents | None = None
     depths: Mapping[str, Collection[int]] = field(default_factory=dict)
     threads: int = 8
+    views: Views = "pooled"
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """One row out for every row in, in the same order.
@@ -160,10 +163,11 @@ class Read:
 
         if row["problem"]:
             raise Failure("unreadable", row["problem"])
-        if self.products is not None and row["product"] not in self.products:
+        detector = detector_name(row, self.views) if row["product"] is not None else None
+        if self.products is not None and detector not in self.products:
             known = ", ".join(sorted(self.products)[:10])
             raise Failure(
-                "unknown_product", f"the model has detectors for {known}, not {row['product']!r}"
+                "unknown_product", f"the model has detectors for {known}, not {detector!r}"
             )
         if hold:
             hold(row["bytes"] or 0)
@@ -173,7 +177,7 @@ class Read:
         out["content_sha256"] = content
         notes = [change_time_note(row["uri"], row.get("version"))]
         out["reason"] = notes[0] or None
-        if self.known is not None and self.known.has(content, row["product"]):
+        if self.known is not None and self.known.has(content, str(detector)):
             out["status"] = KNOWN
             return
         with contextlib.ExitStack() as stack:
@@ -190,7 +194,7 @@ class Read:
             _check_tiles(picture, self.input)
         out |= {"width": picture.width, "height": picture.height, "bit_depth": picture.bit_depth}
         out |= {"channels": 1 if pixels.ndim == 2 else 3, "pixels": pack(pixels)}
-        fitted = self.depths.get(row["product"], ())
+        fitted = self.depths.get(str(detector), ())
         notes += [picture.note, _other_depth(picture.bit_depth, fitted)]
         out["reason"] = "; ".join(filter(None, notes)) or None
 

@@ -18,6 +18,8 @@ SCHEMA = pa.schema(
         column("image_id", pa.string(), "128-bit hash of uri and version, in hex", False),
         column("uri", pa.string(), "full address; a member of an archive follows #", False),
         column("product", pa.string(), "what the picture shows; selects the detector"),
+        column("part", pa.string(), "which part of the product; null if its path names none"),
+        column("view", pa.string(), "from where the part is seen; null if its path names none"),
         column("content_sha256", pa.string(), "SHA-256 of the file's bytes; null if not read"),
         column("width", pa.int32(), "pixels of the upright picture"),
         column("height", pa.int32(), "pixels of the upright picture"),
@@ -44,7 +46,7 @@ SCHEMA = pa.schema(
             False,
         ),
     ],
-    metadata={"nightloupe": "scores 2"},
+    metadata={"nightloupe": "scores 3"},
 )
 
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 
+from ops.archives.views import Views, detector_name
 from ops.images.packed_pixels import views
 from ops.images.resize import InputSettings, geometry, map_size, unpack
 from ops.results import anomaly_map, map_png, overlays
@@ -37,6 +38,7 @@ _DRAWN = (
     "status",
     "image_id",
     "product",
+    "view",
     "width",
     "height",
     "channels",
@@ -90,6 +92,7 @@ class DrawMaps:
     out: Out
     policy: Policy
     overlays: bool = False
+    views: Views = "pooled"
     columns: ClassVar[pa.Schema] = MAP_COLUMNS
 
     def __call__(self, rows: pa.Table) -> pa.Table:
@@ -148,7 +151,7 @@ class DrawMaps:
         pixels = unpack(row["pixels"], row["channels"], depth, size)
         colours = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
         picture = (colours / (2**depth - 1) * 255).astype(np.uint8)
-        threshold = self.thresholds[row["product"]]
+        threshold = self.thresholds[detector_name(row, self.views)]
         return picture, overlays.overlay(picture, values, self.scale, threshold)
 
 

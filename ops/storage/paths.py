@@ -134,6 +134,10 @@ class Out:
         """The lock on a local file system without file locks: a folder."""
         return files.join(self.root, "_leases")
 
+    def part_calibrations(self, model_id: str) -> str:
+        """A copy of a model's calibrations of parts, for readers that have no model."""
+        return files.join(self.root, "parts", f"{file_name(model_id)}.json")
+
     def evaluation(self, run_id: str) -> str:
         """The metrics of a run, one row per product."""
         return files.join(self.root, "evaluations", f"{run_id}.parquet")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 
 from ops.archives.fetch import FetchSettings
-from ops.detectors.model_folder import Model
+from ops.archives.views import detector_name, detector_names, product_of
+from ops.detectors.model_folder import Model, ProductCard
 from ops.progress import ProgressCallback
 from ops.results import overlays
 from ops.results.calibration import Calibration
+from ops.results.part_calibration import HeldOutParts, PartCalibration
 from ops.results.write_maps import DrawSketches
 from ops.storage.paths import HELD_OUT, Out, picture_file, product_file
 from pipelines.cluster.isolate import process_rows
@@ -40,9 +43,10 @@ def calibrate(
         return model
     draw = draw_step(model.card, Out(""), "none", overlays=True, kind=DrawSketches)
     shared = SharedModel.put(model)
-    products = sorted(set(held_out["product"].to_pylist()))
+    products = sorted(set(detector_names(held_out, model.card.views).to_pylist()))
     results = {name: HeldOutScores() for name in products}
     with_sheet = set(products[:_SHEETS])
+    parts = HeldOutParts(model.card.views)
     done = failed = 0
     with reserved(resources) as held:
         for rows in process_rows(ScoringStream(shared, draw, fetch, held), held_out):
@@ -50,7 +54,9 @@ def calibrate(
                 done += 1
                 failed += row["score"] is None
                 if row["score"] is not None:
-                    results[row["product"]].add(row, row["product"] in with_sheet)
+                    name = detector_name(row, model.card.views)
+                    results[name].add(row, name in with_sheet)
+                    parts.add(row)
             progress("calibrate", done, len(held_out), failed)
     cards = {
         name: replace(card, calibration=Calibration.of(results[name].scores))
@@ -63,7 +69,8 @@ def calibrate(
         for name, result in results.items()
         if result.highest
     }
-    card = replace(model.card, products=cards)
+    known = model.card.parts | parts.calibrations()
+    card = replace(model.card, products=cards, parts=known)
     return replace(model, card=card, pictures=model.pictures | sheets)
 
 
@@ -88,3 +95,14 @@ class HeldOutScores:
     def sketches(self) -> list[bytes]:
         """Sketches of the images with the highest scores, in falling order."""
         return [sketch for _, _, sketch in self.highest]
+
+
+def kept_parts(
+    earlier: Model | None, cards: Mapping[str, ProductCard]
+) -> dict[str, PartCalibration]:
+    """Calibrations of parts of a grown model, of products none of whose detectors was fitted."""
+    if not earlier:
+        return {}
+    before = earlier.card
+    fitted = {product_of(n, before.views) for n in cards if cards[n] is not before.products.get(n)}
+    return {name: parts for name, parts in before.parts.items() if name not in fitted}

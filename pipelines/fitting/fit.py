@@ -38,7 +38,7 @@ from pipelines.cluster.resources import Resources
 from pipelines.cluster.shared_model import put
 from pipelines.cluster.timeouts import Stalled
 from pipelines.fitting import plan, quarantine
-from pipelines.fitting.calibrate import calibrate
+from pipelines.fitting.calibrate import calibrate, kept_parts
 from pipelines.fitting.coordinator import DetectorResult, FitCoordinator
 from pipelines.fitting.depths import Depths
 from pipelines.fitting.heartbeat import Watch
@@ -101,6 +101,8 @@ def fit(
         # Rounded to two digits, so that the scale does not depend on the rounding of sums.
         map_scale=Scale(0.0, float(f"{ceiling:.1e}") / (LEVELS - 1)),
         false_alarm_rate=request.false_alarm_rate,
+        views=request.views,
+        parts=kept_parts(earlier, cards),
         fit={
             "holdout": request.holdout,
             "images": len(chosen.fit),

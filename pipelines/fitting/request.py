@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ops.archives.fetch import FetchSettings
-from ops.archives.inventory import Inventory, image_id
+from ops.archives.inventory import Inventory
 from ops.archives.layouts import composed
+from ops.archives.views import Views, check_names, detector_names, with_detectors
 from ops.detectors.registry import detector_class
 from ops.errors import SettingError, UserError
 from ops.features.backbone import BackboneSettings
 from ops.images.decode import DecodeSettings
 from ops.images.resize import InputSettings
 from ops.storage import uris
+from pipelines.fitting import hold_out
 from pipelines.scoring.read_stage import CARRIED
 
 #: The column with the name of the detector that an image is for.
@@ -38,8 +38,8 @@ class Select:
     products: list[str] = field(default_factory=list)
     """Names of products to fit; none = all products."""
     shots: int = 0
-    """Largest number of images of each product to fit on; 0 = all. Held-out images are not
-    counted."""
+    """Largest number of images of each product to fit on; of parts, where paths name {part}. 0 =
+    all. What is held out is not counted."""
     seed: int = 0
     """Seed of the random choice of shots."""
 
@@ -56,6 +56,7 @@ class FitRequest:
     fetch: FetchSettings = field(default_factory=FetchSettings)
     select: Select = field(default_factory=Select)
     joint: bool = False
+    views: Views = "pooled"
     holdout: float = 0.1
     false_alarm_rate: float = 0.01
     max_failed: str = "0"
@@ -71,6 +72,13 @@ class FitRequest:
             raise SettingError(f"holdout {self.holdout} must lie in [0, 1)")
         if self.select.shots < 0:
             raise SettingError(f"select.shots {self.select.shots} must be at least 0 (0 = all)")
+        if self.views not in {"pooled", "separate"}:
+            raise SettingError(f"views {self.views!r} must be pooled or separate")
+        if self.joint and self.views == "separate":
+            raise SettingError(
+                "--joint fits one detector for all products, --views separate one for each view; "
+                "choose one of them"
+            )
         if not 0 < self.false_alarm_rate < 1:
             raise SettingError(f"false_alarm_rate {self.false_alarm_rate} must lie in (0, 1)")
 
@@ -83,7 +91,8 @@ class NothingToFit(UserError):
 class Split:
     """The good images of an inventory: to fit on, with columns `DETECTOR` and `ROW`, and held out.
 
-    Both are in the order in which they are read, see `_in_reading_order`.
+    With separate views the product of images to fit on is the name of their detector. Both are in
+    the order in which they are read, see `_in_reading_order`.
     """
 
     fit: pa.Table
@@ -91,7 +100,7 @@ class Split:
 
     @property
     def products(self) -> list[str]:
-        """Products with images to fit on."""
+        """Products, or products and views, with images to fit on."""
         return sorted(set(self.fit["product"].to_pylist()))
 
     @property
@@ -106,43 +115,52 @@ def split(inventory: Inventory, request: FitRequest) -> Split:
     Good images have label 0 or none, and belong to split `train` if the inventory has splits.
     Of each product the share `holdout` with the lowest hashes of their addresses is held out for
     calibration: at least one image, but never all. Shots are chosen from the others. Versions play
-    no part, so a copy of files at the same place, or another mode, gives the same split.
-    Raises NothingToFit.
+    no part, so a copy of files at the same place, or another mode, gives the same split. Images of
+    a part stay together, and are chosen by a hash of its name: see `hold_out`.
+    Raises NothingToFit, and UserError if separate views have names that cannot be told apart.
     """
+    rows = _good_images(inventory, request.select)
+    if request.views == "separate":
+        check_names({*rows["product"].to_pylist(), *rows["view"].to_pylist()})
+    detectors = detector_names(rows, request.views)
+    # The views of a part are held out together; images of no part, from each detector its share.
+    strata = pc.if_else(pc.is_valid(rows["part"]), rows["product"], detectors).to_pylist()
+    select = request.select
+    chosen = hold_out.choose(rows, strata, request.holdout, select.shots, select.seed)
+    is_held_out, is_shot = np.zeros((2, len(rows)), dtype=bool)
+    is_held_out[chosen[0]], is_shot[chosen[1]] = True, True
+    held_out = rows.filter(pa.array(is_held_out))
+    if request.views == "separate":
+        rows = with_detectors(rows, request.views)
+        order = [("product", "ascending"), ("uri", "ascending")]
+        fitted = rows.filter(pa.array(is_shot)).sort_by(order)
+    else:
+        fitted = rows.filter(pa.array(is_shot))
+    names = pa.array([ALL] * len(fitted)) if request.joint else fitted["product"]
+    fitted = fitted.append_column(DETECTOR, names)
+    fitted = fitted.append_column(ROW, pa.array(range(len(fitted)), pa.int64()))
+    return Split(
+        _in_reading_order(fitted, request.joint), _in_reading_order(held_out, request.joint)
+    )
+
+
+def _good_images(inventory: Inventory, select: Select) -> pa.Table:
+    """The good images of the selected products, with columns `CARRIED`, by product and address."""
     rows = inventory.read([*CARRIED, "split", "label"])
     keep = pc.and_(pc.is_valid(rows["product"]), pc.is_null(rows["problem"]))
     keep = pc.and_(keep, pc.fill_null(pc.equal(rows["label"], 0), True))
     if rows["split"].null_count < len(rows):
         keep = pc.and_(keep, pc.fill_null(pc.equal(rows["split"], "train"), False))
     rows = rows.filter(keep).sort_by([("product", "ascending"), ("uri", "ascending")])
-    if request.select.products:
-        names = [composed(name) for name in request.select.products]
+    if select.products:
+        names = [composed(name) for name in select.products]
         rows = _with_products(rows, names, inventory.location)
     if not len(rows):
         raise NothingToFit(
             f"{inventory.location} has no good image of a known product in split train (or at all, "
             "if it has no splits); check the path pattern of the inventory"
         )
-    is_held_out, is_shot = np.zeros((2, len(rows)), dtype=bool)
-    # The rows are sorted by product, so each product is a run of them.
-    products = rows["product"].to_numpy(zero_copy_only=False)
-    starts = np.flatnonzero(np.append(True, products[1:] != products[:-1]))
-    ids = np.array([image_id(uri, "") for uri in rows["uri"].to_pylist()])
-    for run in np.split(np.arange(len(rows)), starts[1:]):
-        mine = run[np.argsort(ids[run], kind="stable")]
-        least = 1 if request.holdout else 0
-        count = min(max(least, round(len(mine) * request.holdout)), len(mine) - 1)
-        is_held_out[mine[:count]] = True
-        is_shot[_choose_shots(mine[count:], ids, request.select)] = True
-    rows = rows.select(list(CARRIED))
-    fitted = rows.filter(pa.array(is_shot))
-    detectors = pa.array([ALL] * len(fitted)) if request.joint else fitted["product"]
-    fitted = fitted.append_column(DETECTOR, detectors)
-    fitted = fitted.append_column(ROW, pa.array(range(len(fitted)), pa.int64()))
-    held_out = rows.filter(pa.array(is_held_out))
-    return Split(
-        _in_reading_order(fitted, request.joint), _in_reading_order(held_out, request.joint)
-    )
+    return rows.select(list(CARRIED))
 
 
 def _in_reading_order(rows: pa.Table, joint: bool) -> pa.Table:
@@ -167,15 +185,3 @@ def _with_products(rows: pa.Table, products: Sequence[str], location: str) -> pa
         examples = ", ".join(sorted(known)[:10])
         raise NothingToFit(f"{location} has no good image of products {unknown}; it has {examples}")
     return rows.filter(pc.is_in(rows["product"], pa.array(products, pa.string())))
-
-
-def _choose_shots(rows: npt.NDArray[np.int64], ids: Any, select: Select) -> npt.NDArray[np.int64]:
-    """Shots among rows of one product: those with the lowest hashes of id and seed."""
-    if not select.shots:
-        return rows
-    salt = select.seed.to_bytes(8, "big", signed=True)
-
-    def order(row: int) -> bytes:
-        return hashlib.blake2b(ids[row].encode(), digest_size=16, key=salt).digest()
-
-    return np.array(sorted(rows, key=order)[: select.shots], dtype=np.int64)

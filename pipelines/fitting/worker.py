@@ -14,6 +14,7 @@ import ray
 import ray.train
 import torch
 
+from ops.archives.views import product_of
 from ops.detectors.detector import Checkpoint, Detector
 from ops.detectors.image_batches import TileBatch, Tiles, to_images
 from ops.detectors.registry import detector_class
@@ -43,7 +44,7 @@ def program(config: dict[str, Any]) -> None:
     group = Distributed()
     for name in remaining:
         detector = detector_class(request.method)(request.settings, backbone)
-        detector.product = name
+        detector.product = product_of(name, request.views)
         if group.rank == 0 and name in config["earlier_fits"]:
             state, counts = config["earlier_fits"][name]
             tensors = {key: tensor.clone() for key, tensor in ray.get(state).items()}

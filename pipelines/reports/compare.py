@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import duckdb
 import pyarrow as pa
 
+from ops.archives.views import views_of
 from ops.errors import SettingError
 from ops.progress import ProgressCallback
 from ops.results import drift as measures
@@ -26,10 +27,12 @@ from pipelines.reports.drift import (
     drift_of,
     load_sides,
     measure_of,
+    name_detectors,
     schema,
     values_of,
 )
 from pipelines.reports.labels import Joined
+from pipelines.reports.part_changes import PartChanges, part_changes
 from pipelines.tables import run_records
 from pipelines.tables.database import opened
 
@@ -85,6 +88,7 @@ class Compared(NamedTuple):
     pictures: dict[str, str]
     joined: Joined | None
     other_versions: int
+    parts: PartChanges = PartChanges(0, 0, 0, 0)
 
 
 def compare(
@@ -105,6 +109,9 @@ def compare(
         tables = (out.table(record["night"], record["run_id"]) for record in (before, after))
         with run_records.unexpired(out, before, after):
             load_sides(database, *tables)
+        parts = part_changes(database)
+        separate = views_of(before) == views_of(after) == "separate"
+        name_detectors(database, "separate" if separate else "pooled")
         image_pairs.pair_images(database, labels, settings.join)
         rows = _compare_products(database, measure, settings)
         products = pa.Table.from_pylist(rows, PRODUCTS)
@@ -122,7 +129,7 @@ def compare(
             files.write_bytes(pictures[row["product"]], plots.draw_shift(shift))
             progress("pictures", len(pictures), min(len(rows), settings.pictures), 0)
     ranked = parquet.read(out.comparison(*runs, "movers"))
-    return Compared(products, ranked, pictures, joined, other_versions)
+    return Compared(products, ranked, pictures, joined, other_versions, parts)
 
 
 def _compare_products(

@@ -9,6 +9,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from ops.archives.views import Views, detector_sql
 from ops.results import drift as measures
 from ops.results.metrics import Floats
 from ops.storage import parquet
@@ -78,14 +79,19 @@ _EARLIER_MODEL = """
     GROUP BY model_id ORDER BY model_id = $model DESC, max(run_number) DESC LIMIT 1
 """
 _COLUMNS = ", ".join((*_READ, "run_id", "run_number"))
-_ROWS = f"SELECT {_COLUMNS} FROM scores_of($model) WHERE"  # noqa: S608 - only names from this file
+#: With separate views each of them is a product of its own.
+_ROWS = f"""
+    SELECT {_COLUMNS} FROM (SELECT * REPLACE ({{detector}} AS product) FROM scores_of($model)) WHERE
+"""  # noqa: S608 - only names from this file
 #: Keeps the row of the last run, if several runs of a night scored an address.
 _LAST = """
     QUALIFY list_position($runs, run_id) = max(list_position($runs, run_id)) OVER (PARTITION BY uri)
 """
 
 
-def drift_of_run(out: Out, run_id: str, model_id: str, sample: int = SAMPLE) -> pa.Table:
+def drift_of_run(
+    out: Out, run_id: str, model_id: str, sample: int = SAMPLE, views: Views = "pooled"
+) -> pa.Table:
     """How a published run's scores differ from all earlier ones.
 
     Returns a row of `DRIFT` per product, and no row for a first run. Earlier scores are those of
@@ -95,7 +101,7 @@ def drift_of_run(out: Out, run_id: str, model_id: str, sample: int = SAMPLE) -> 
     many images a negligible drift is significant: use the sizes `ks` and `psi` as well.
     """
     with current_scores.opened(out) as database:
-        measure = load_runs(database, [run_id], model_id)
+        measure = load_runs(database, [run_id], model_id, views=views)
         return drift_of(database, measure, sample) if measure else DRIFT.empty_table()
 
 
@@ -104,20 +110,23 @@ def load_runs(
     runs: Sequence[str],
     model_id: str,
     later: Sequence[str] = (),
+    views: Views = "pooled",
 ) -> Measure | None:
     """Create the tables `b` (rows of `runs`) and `a` (earlier rows), and the view `sides` of both.
 
     `database` is one of `current_scores.opened`. `runs` are of one model, in order of their start;
-    `later` are runs that started after them. Returns the column that can be compared, or None if
-    there are no earlier rows.
+    `later` are runs that started after them. With separate `views`, those of the runs' model, the
+    product of a row is the name of its detector. Returns the column that can be compared, or None
+    if there are no earlier rows.
     """
     excluded = [*runs, *later]
     answer = database.execute(_EARLIER_MODEL, {"excluded": excluded, "model": model_id}).fetchone()
     earlier_model = answer[0] if answer else None
     last = _LAST if len(runs) > 1 else ""
-    query = f"CREATE TABLE b AS {_ROWS} run_id IN (SELECT unnest($runs)) {last}"
+    rows = _ROWS.format(detector=detector_sql(views))
+    query = f"CREATE TABLE b AS {rows} run_id IN (SELECT unnest($runs)) {last}"
     database.execute(query, {"runs": list(runs), "model": model_id})
-    query = f"CREATE TABLE a AS {_ROWS} run_id NOT IN (SELECT unnest($excluded))"
+    query = f"CREATE TABLE a AS {rows} run_id NOT IN (SELECT unnest($excluded))"
     database.execute(query, {"excluded": excluded, "model": earlier_model or model_id})
     database.execute(_SIDES)
     if earlier_model is None:
@@ -127,9 +136,16 @@ def load_runs(
 
 def load_sides(database: duckdb.DuckDBPyConnection, before: str, after: str) -> None:
     """Create the tables `a` and `b` from two score tables, and the view `sides` of both."""
-    load(database, "a", before, _READ)
-    load(database, "b", after, _READ)
+    load(database, "a", before, (*_READ, "part", "view"))
+    load(database, "b", after, (*_READ, "part", "view"))
     database.execute(_SIDES)
+
+
+def name_detectors(database: duckdb.DuckDBPyConnection, views: Views) -> None:
+    """With separate views, make each of them a product of its own in the tables `a` and `b`."""
+    if views == "separate":
+        for side in ("a", "b"):
+            database.execute(f"UPDATE {side} SET product = {detector_sql(views)}")  # noqa: S608
 
 
 _COUNTS = """

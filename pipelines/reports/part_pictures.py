@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ops.archives.fetch import FetchSettings, fetch
+from ops.archives.views import Views, detector_name
 from ops.errors import UserError
 from ops.failure import Failure
 from ops.images.decode import DecodeSettings, Picture, decode
@@ -60,6 +61,7 @@ class PartPictures(NamedTuple):
     fetch: FetchSettings
     side: int
     bytes_each: int
+    views: Views = "pooled"
 
     def parts(self, rows: Sequence[Row], inventories: Sequence[str]) -> Iterator[Part]:
         """The rows with their pictures, in the order in which their files are read.
@@ -94,7 +96,7 @@ class PartPictures(NamedTuple):
             return Pictures(image, "", close_up, str(misfit))
         except (Failure, UserError):
             return Pictures(image, "", close_up, "The anomaly map cannot be read.")
-        threshold = self.thresholds.get(row["product"])
+        threshold = self.thresholds.get(detector_name(row, self.views))
         overlay = overlays.thumbnail_overlay(small, picture, decoded_map, threshold)
         return Pictures(image, overlays.data_uri(overlay, self.bytes_each), close_up)
 

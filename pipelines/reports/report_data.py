@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import duckdb
 
 from ops.archives.fetch import FetchSettings
+from ops.archives.views import views_of
 from ops.errors import SettingError
 from ops.images.decode import DecodeSettings
 from ops.images.resize import InputSettings
@@ -17,6 +18,7 @@ from ops.storage.paths import Out
 from pipelines.reports import drift, report_queries
 from pipelines.reports.changed_verdicts import ChangedVerdicts, changed_verdicts
 from pipelines.reports.part_pictures import Part, PartPictures
+from pipelines.reports.part_summary import PartSummary, part_summary
 from pipelines.reports.report_queries import Histogram, Row
 from pipelines.tables import current_scores, run_records
 
@@ -70,6 +72,7 @@ class ReportData(NamedTuple):
     changed_verdicts: ChangedVerdicts
     tracker: str
     """The tracker's page of the run, or its address; empty if there is no tracker."""
+    part_summary: PartSummary = PartSummary()
 
     @property
     def images(self) -> int:
@@ -137,11 +140,13 @@ def collect(
     last = runs[-1]
     model_id = str(last["model_id"])
     names = [str(record["run_id"]) for record in runs]
+    tables = [str(record["totals"]["table"]) for record in runs]
 
     def read(
         database: duckdb.DuckDBPyConnection, _: Callable[[], None]
     ) -> tuple[ReportData, list[Row]]:
-        measure = drift.load_runs(database, names, model_id, run_records.started_after(out, last))
+        later = run_records.started_after(out, last)
+        measure = drift.load_runs(database, names, model_id, later, views_of(last))
         products = drift.drift_of(database, measure or "score", drift.SAMPLE).to_pylist()
         tonight = [row for row in products if row["images_b"]]
         worst = report_queries.worst(database, model_id, settings.parts)
@@ -157,6 +162,7 @@ def collect(
             failed=report_queries.failed(database, model_id, settings.parts),
             changed_verdicts=changed_verdicts(database, settings.parts),
             tracker=tracker,
+            part_summary=part_summary(database, tables, names, model_id),
         )
         return data, worst
 
@@ -170,6 +176,7 @@ def collect(
         fetch_settings,
         settings.thumbnail,
         settings.bytes_each,
+        views_of(last),
     )
     parts = list[Part]()
     for part in draw.parts(worst, [str(record["inventory"]) for record in runs]):

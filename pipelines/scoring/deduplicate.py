@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ops.archives.fetch import OTHER_CHANGE_TIME
+from ops.archives.views import Views, detector_sql
 from ops.images.content_index import KEY, Contents
 from ops.images.read_images import KNOWN
 from ops.storage import files, uris
@@ -36,7 +37,8 @@ _COPIED = (
 )
 _CREATE_SCORED = f"""
     CREATE TEMP TABLE scored AS
-    SELECT {KEY} AS key, content_sha256, product, reason, {", ".join(_COPIED)}
+    SELECT {{key}} AS key, content_sha256, {{detector}} AS detector, reason,
+        {", ".join(_COPIED)}
     FROM scores_of($model) WHERE status = 'ok' AND {{has_map}} ORDER BY key
 """  # noqa: S608 - only names from this file
 #: Maps whose place was written for two contents: an image that kept its version had other bytes
@@ -53,9 +55,9 @@ _REASON = f"""nullif(concat_ws('; ', known.reason, nullif(
 _JOIN_SCORED = f"""
     SELECT known.* REPLACE ('ok' AS status, {_REASON} AS reason,
         {", ".join(f"scored.{c} AS {c}" for c in _COPIED)})
-    FROM (SELECT *, {KEY} AS key FROM known) AS known JOIN scored
+    FROM (SELECT *, {{key}} AS key, {{detector}} AS detector FROM known) AS known JOIN scored
         ON known.key = scored.key AND known.content_sha256 = scored.content_sha256
-        AND known.product = scored.product
+        AND known.detector = scored.detector
     QUALIFY row_number() OVER (PARTITION BY known.{INVENTORY_ROW}) = 1
 """  # noqa: S608 - only names from this file
 #: Earlier rows that have the map that a new row needs, by policy and overlays. An overlay needs the
@@ -71,7 +73,7 @@ _HAS_MAP = {
 
 
 class ScoreCache:
-    """Scores of earlier runs under one model, by content hash and product."""
+    """Scores of earlier runs under one model, by content hash and detector."""
 
     def __init__(
         self,
@@ -79,14 +81,18 @@ class ScoreCache:
         out: Out,
         model_id: str,
         settings: ScoreSettings,
+        views: Views = "pooled",
     ) -> None:
-        """`database` is one of `current_scores.opened`."""
+        """`database` is one of `current_scores.opened`; `views` are those of the model."""
         self._database, self._out, self._model_id = database, out, model_id
         self._policy = settings.policy
         has_map = _HAS_MAP[settings.policy, settings.overlays]
         if self._policy != "none":
             has_map = f"{has_map} AND (map_uri IS NULL OR NOT {_OVERWRITTEN})"
-        query = _CREATE_SCORED.format(has_map=has_map)
+        detector = detector_sql(views)
+        names = {"key": KEY.format(detector), "detector": detector}
+        self._join = _JOIN_SCORED.format(**names)
+        query = _CREATE_SCORED.format(has_map=has_map, **names)
         database.execute(query, {"model": model_id})
         self.copied = 0
         """Rows whose score was copied."""
@@ -108,7 +114,8 @@ class ScoreCache:
         if not len(known):
             return rows
         self._database.register("known", known)
-        joined = self._database.sql(_JOIN_SCORED).to_arrow_table().drop_columns(["key"])
+        joined = self._database.sql(self._join).to_arrow_table()
+        joined = joined.drop_columns(["key", "detector"])
         self._database.unregister("known")
         completed = pa.Table.from_pylist(self._with_maps(joined.to_pylist()), ROWS)
         self.copied += len(completed)
@@ -137,7 +144,9 @@ class ScoreCache:
 
 
 @contextlib.contextmanager
-def open_score_cache(out: Out, model_id: str, settings: ScoreSettings) -> Iterator[ScoreCache]:
-    """The scores of all runs published so far."""
+def open_score_cache(
+    out: Out, model_id: str, settings: ScoreSettings, views: Views = "pooled"
+) -> Iterator[ScoreCache]:
+    """The scores of all runs published so far; `views` are those of the model."""
     with current_scores.opened(out) as database:
-        yield ScoreCache(database, out, model_id, settings)
+        yield ScoreCache(database, out, model_id, settings, views)

@@ -15,7 +15,10 @@ from ops.images.read_images import Read
 from pipelines.cluster.timeouts import time_limit
 
 #: Columns of the inventory that the stages need.
-CARRIED = ("image_id", "uri", "bytes", "version", "member", "product", "problem")
+CARRIED = (
+    *("image_id", "uri", "bytes", "version", "member"),
+    *("product", "part", "view", "problem"),
+)
 #: Rows of a block that comes out in two parts, and not batch by batch.
 _LARGE = 64
 #: Pixels that wait in a task until they are handed on.

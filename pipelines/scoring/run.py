@@ -14,6 +14,7 @@ from ops.archives.fetch import FetchSettings
 from ops.archives.inventory import Inventory
 from ops.errors import SettingError
 from ops.results.write_maps import Policy
+from ops.storage import files
 from ops.storage.paths import Out
 from pipelines.cluster.shared_model import SharedModel
 
@@ -108,6 +109,15 @@ def new_record(run: Run, fetch: FetchSettings, started: datetime.datetime) -> di
             name: product.calibration.threshold(card.false_alarm_rate)
             for name, product in card.products.items()
         },
+        "views": card.views,
         "held_out": {name: len(p.calibration.scores) for name, p in card.products.items()},
         "started": started.isoformat(timespec="seconds"),
     }
+
+
+def keep_part_calibrations(run: Run) -> None:
+    """Copy the model's calibrations of parts into the output folder, once for each model."""
+    parts = run.model.card.parts
+    location = run.out.part_calibrations(run.model.card.model_id)
+    if parts and not files.exists(location):
+        files.write_json(location, {name: each.to_json() for name, each in parts.items()})

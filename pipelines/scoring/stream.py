@@ -64,7 +64,9 @@ class ScoringStream:
         """The reading step, which skips products that the model does not know."""
         card = self.model.card
         products, depths = frozenset(card.products), card.bit_depths
-        return Read(card.input, card.decode, self.fetch, products, self.known, depths)
+        return Read(
+            card.input, card.decode, self.fetch, products, self.known, depths, views=card.views
+        )
 
     def apply(self, blocks: Dataset) -> Dataset:
         """Score the blocks' rows on the cluster.
@@ -159,4 +161,5 @@ def draw_step(
         out=out,
         policy=policy,
         overlays=overlays,
+        views=card.views,
     )

@@ -7,6 +7,7 @@ from dataclasses import replace
 import duckdb
 
 from ops.archives.inventory import Inventory
+from ops.detectors.model_folder import ModelCard
 from ops.errors import UserError
 from ops.progress import ProgressCallback
 from ops.storage import files, paths
@@ -99,6 +100,21 @@ def _check_record(run: RunUnderCheck, findings: Findings) -> None:
             record["model_id"],
             "name the model that scored the run with --model",
         )
+        _check_parts(run, run.card, findings)
+
+
+def _check_parts(run: RunUnderCheck, card: ModelCard, findings: Findings) -> None:
+    """Check the copy of the calibrations by which `jobs.query --parts` judges."""
+    location = run.out.part_calibrations(card.model_id)
+    if not card.parts or card.model_id != run.record["model_id"]:
+        return
+    stored = files.read_json(location) if files.exists(location) else None
+    if stored != {name: parts.to_json() for name, parts in card.parts.items()}:
+        findings.add(
+            "the output folder has the model's calibrations of parts",
+            [f"{location} {'does not exist' if stored is None else 'has others'}"],
+            f"remove {location}; the next run with this model writes it again",
+        )
 
 
 def _check_files(run: RunUnderCheck, findings: Findings) -> None:
@@ -149,7 +165,7 @@ def _check_ids(
     findings: Findings,
 ) -> None:
     """Check that each image of the inventory has exactly one row."""
-    load(database, "listed", inventory.location, ["image_id", "uri", "product"])
+    load(database, "listed", inventory.location, ["image_id", "uri", "product", "part", "view"])
     twice = "SELECT image_id, count(*) || ' times' FROM {} GROUP BY image_id HAVING count(*) > 1"
     _report(database.sql(twice.format("rows")), "no image has two rows", run.remedy, findings)
     _report(
@@ -172,11 +188,13 @@ def _check_ids(
     )
     _report(
         database.sql(
-            "SELECT rows.image_id, rows.uri, rows.product FROM rows JOIN listed USING (image_id) "
-            "WHERE rows.uri <> listed.uri OR "
-            "nfc_normalize(rows.product) IS DISTINCT FROM nfc_normalize(listed.product)"
+            "SELECT rows.image_id, rows.uri, rows.product, rows.part, rows.view "
+            "FROM rows JOIN listed USING (image_id) WHERE rows.uri <> listed.uri "
+            "OR nfc_normalize(rows.product) IS DISTINCT FROM nfc_normalize(listed.product) "
+            "OR nfc_normalize(rows.part) IS DISTINCT FROM nfc_normalize(listed.part) "
+            "OR nfc_normalize(rows.view) IS DISTINCT FROM nfc_normalize(listed.view)"
         ),
-        "rows have the uri and product of the inventory",
+        "rows have the uri, product, part and view of the inventory",
         run.remedy,
         findings,
     )

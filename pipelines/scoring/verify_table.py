@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ops.archives.fetch import FetchSettings, fetch
+from ops.archives.views import Views, detector_names, views_of
 from ops.detectors.model_folder import ModelCard
 from ops.errors import UserError
 from ops.failure import Failure
@@ -42,7 +43,8 @@ def check_table(
     read to its end.
     """
     database.execute(
-        "CREATE TABLE rows (image_id VARCHAR, uri VARCHAR, product VARCHAR, ok BOOLEAN, "
+        "CREATE TABLE rows (image_id VARCHAR, uri VARCHAR, product VARCHAR, "
+        "part VARCHAR, view VARCHAR, ok BOOLEAN, "
         "score DOUBLE, flagged BOOLEAN, has_map BOOLEAN)"
     )
     statuses = Counter[str]()
@@ -61,8 +63,8 @@ def check_table(
                 anomalous += pc.sum(rows["is_anomalous"]).as_py() or 0
                 database.register("batch", rows)
                 database.execute(
-                    "INSERT INTO rows SELECT image_id, uri, product, status = 'ok', score, "
-                    "is_anomalous, map_uri IS NOT NULL FROM batch"
+                    "INSERT INTO rows SELECT image_id, uri, product, part, view, status = 'ok', "
+                    "score, is_anomalous, map_uri IS NOT NULL FROM batch"
                 )
                 maps.check(rows, findings)
                 findings.images += len(rows)
@@ -134,7 +136,7 @@ def _rules(run: RunUnderCheck) -> Iterator[Rule]:
     for name in ("run_id", "model_id"):
         yield _recorded_value(name, run.record[name])
     if "thresholds" in run.record:
-        yield _verdicts(run.record["thresholds"])
+        yield _verdicts(run.record["thresholds"], views_of(run.record))
     if run.card:
         yield _p_values(run.card)
 
@@ -147,12 +149,13 @@ def _recorded_value(name: str, value: str) -> Rule:
     )
 
 
-def _verdicts(thresholds: Mapping[str, float | None]) -> Rule:
-    products = pa.array(thresholds, pa.string())
+def _verdicts(thresholds: Mapping[str, float | None], views: Views) -> Rule:
+    detectors = pa.array(thresholds, pa.string())
     limits = pa.array(thresholds.values(), pa.float64())
 
     def broken(rows: pa.Table) -> pa.ChunkedArray:
-        limit = limits.take(pc.index_in(rows["product"], products).combine_chunks())
+        places = pc.index_in(detector_names(rows, views), detectors)
+        limit = limits.take(places.combine_chunks())
         verdict, above = rows["is_anomalous"], pc.greater(rows["score"], limit)
         differs = pc.fill_null(pc.not_equal(verdict, above), False)
         return pc.or_(differs, pc.xor(pc.is_null(verdict), pc.is_null(above)))
@@ -165,7 +168,7 @@ def _p_values(card: ModelCard) -> Rule:
     def broken(rows: pa.Table) -> pa.Array:
         expected = np.full(len(rows), np.nan)
         values = rows["score"].to_numpy()
-        products = np.asarray(rows["product"].to_pylist(), dtype=object)
+        products = np.asarray(detector_names(rows, card.views).to_pylist(), dtype=object)
         for name, product in card.products.items():
             scored = (products == name) & np.isfinite(values)
             expected[scored] = product.calibration.p_values(values[scored])

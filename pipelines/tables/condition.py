@@ -14,6 +14,11 @@ import duckdb
 
 from ops.errors import SettingError
 
+#: Errors of DuckDB at a condition whose types do not fit, or whose values do not.
+ERRORS = (
+    *(duckdb.BinderException, duckdb.ConversionException, duckdb.ParserException),
+    *(duckdb.OutOfRangeException, duckdb.NotImplementedException, duckdb.InvalidInputException),
+)
 #: Kinds of nodes of an expression.
 _NODES = frozenset(
     {"BETWEEN", "CASE", "CAST", "COLUMN_REF", "COMPARISON", "CONJUNCTION", "CONSTANT", "FUNCTION"}

@@ -15,6 +15,7 @@ from typing import TypeVar
 import duckdb
 import pyarrow as pa
 
+from ops.archives.views import Views, detector_sql
 from ops.errors import UserError
 from ops.results import score_table
 from ops.results.calibration import promised_rate
@@ -33,17 +34,12 @@ T = TypeVar("T")
 #: Where a published table lies; other files, of systems and editors, are left alone.
 _TABLE = re.compile(r"(?:.*/)?part-\d+\.parquet", re.ASCII)
 #: Absorbs rounding: p-values are multiples of 1 / (1 + held-out images).
-_ROUNDING = 1e-12
-#: Errors of DuckDB at a condition whose types do not fit, or whose values do not.
-_OF_A_CONDITION = (
-    *(duckdb.BinderException, duckdb.ConversionException, duckdb.ParserException),
-    *(duckdb.OutOfRangeException, duckdb.NotImplementedException, duckdb.InvalidInputException),
-)
+ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
 class VerdictRule:
-    """Replaces the verdicts of one product's rows.
+    """Replaces the verdicts of the rows of one detector.
 
     An image is anomalous if its score exceeds `threshold`, or its p-value is at most `p_value`.
     """
@@ -54,7 +50,7 @@ class VerdictRule:
     @classmethod
     def at_rate(cls, false_alarm_rate: float, held_out: int) -> VerdictRule:
         """Gives the same verdicts as `Calibration.threshold` at this rate."""
-        return cls(p_value=promised_rate(false_alarm_rate, held_out) + _ROUNDING)
+        return cls(p_value=promised_rate(false_alarm_rate, held_out) + ROUNDING)
 
 
 def published(out: Out) -> list[str]:
@@ -188,11 +184,13 @@ def query(
     limit: int | None = None,
     rules: Mapping[str, VerdictRule] | None = None,
     only: str = "",
+    views: Views = "pooled",
 ) -> Iterator[pa.RecordBatch]:
     """Stream current rows with the columns of `score_table.SCHEMA`, in descending order of score.
 
     `where` is an expression over the columns of the score table (see `condition`). It sees the
-    verdicts after `rules` (by product) are applied. With `product` (in NFC), only its rows are
+    verdicts after `rules` are applied, which are by detector: by product, or by product and view
+    with separate `views`. With `product` (in NFC), only its rows are
     returned.
     `only` is an inventory, one of `opened`'s `others`: images that it does not list are left out.
     Raises SettingError if `where` is invalid.
@@ -213,7 +211,7 @@ def query(
                      WHEN rules.p_value IS NOT NULL THEN current.p_value <= rules.p_value
                      ELSE current.is_anomalous END AS is_anomalous)
             FROM current_scores($model) AS current
-            LEFT JOIN rules ON nfc_normalize(current.product) = rules.product
+            LEFT JOIN rules ON nfc_normalize({detector_sql(views, "current")}) = rules.product
         )
         SELECT * FROM judged {listed}
         WHERE ($product IS NULL OR nfc_normalize(product) = $product) AND (
@@ -226,7 +224,7 @@ def query(
         for batch in database.sql(sql, params=parameters).to_arrow_reader(2**16):
             table = pa.Table.from_batches([batch]).select(score_table.SCHEMA.names)
             yield from table.cast(score_table.SCHEMA).to_batches()
-    except _OF_A_CONDITION as error:
+    except condition.ERRORS as error:
         if not where:
             raise
         raise condition.refusal(where, error) from None

@@ -26,6 +26,8 @@ _PENDING = """
         FROM read_parquet($listed) AS listed LEFT JOIN known
             ON listed.image_id = known.image_id
             AND nfc_normalize(listed.product) IS NOT DISTINCT FROM known.product
+            AND nfc_normalize(listed.part) IS NOT DISTINCT FROM known.part
+            AND nfc_normalize(listed.view) IS NOT DISTINCT FROM known.view
         WHERE known.image_id IS NULL OR list_contains($retry, known.status)
             OR listed.image_id IN (FROM differing);
 """
@@ -51,7 +53,7 @@ class Pending:
     new: int
     """Images whose URI has no row under the model."""
     changed: int
-    """Images whose version or product differs from that of the current row."""
+    """Images whose version, product, part or view differs from that of the current row."""
     retried: int
     """Images that failed for a transient reason."""
     differing: int

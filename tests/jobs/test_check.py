@@ -228,7 +228,7 @@ def swap_columns(it):
 
 
 def change_a_type(it):
-    schema = SCHEMA.set(9, pa.field("score", pa.float32()))
+    schema = SCHEMA.set(SCHEMA.names.index("score"), pa.field("score", pa.float32()))
     it.write(it.rows().cast(schema), schema)
 
 
@@ -293,7 +293,10 @@ DAMAGES = {
     other_status: ("there are no rows of an unknown status", "status 'odd'"),
     other_run: ("there are no rows whose run_id is not that of the record", "2026-11-19-000000000"),
     other_model: ("there are no rows whose model_id is not that of the record", "model_id 'm'"),
-    other_product: ("rows have the uri and product of the inventory", "bolt4.png, nut"),
+    other_product: (
+        "rows have the uri, product, part and view of the inventory",
+        "bolt4.png, nut, None, None",
+    ),
     other_peak: ("there are no rows whose peak lies outside of the picture", "peak_x 80"),
     forget_map: ("rows have the maps that --maps flagged requires", PARTS[11].image_id),
     unasked_map: ("no other rows have maps than --maps flagged requires", PARTS[0].image_id),
@@ -312,7 +315,7 @@ DAMAGES = {
     swap_columns: ("the table's columns are those of the schema", "in another order"),
     change_a_type: ("the table's columns are those of the schema", "score is float, not double"),
     drop_meanings: ("the metadata of each column has its meaning", "image_id"),
-    drop_the_schemas_name: ("the table's metadata names its schema", "None, not b'scores 2'"),
+    drop_the_schemas_name: ("the table's metadata names its schema", "None, not b'scores 3'"),
     other_totals: ("the record's total of anomalous is the table's", "3, not 8"),
     other_statuses: ("the record's total of statuses is the table's", "{'ok': 18}, not {'ok': 17"),
     other_count: ("the record's totals count all its images", "19, not 18"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 from PIL import Image
 
-from jobs import check, nightly
+from jobs import check, fit, nightly, query
 from jobs.cli import entry, sources
 from ops.detectors.model_folder import read_card, write_model
 from ops.failure import TooManyFailures
@@ -316,3 +316,37 @@ def test_a_killed_night_whose_maps_are_missing_is_scored_again(warehouse, tmp_pa
     assert current_scores.published(night.out) == [table]
     assert night.records[-1]["totals"]["table"] == table
     assert {row["status"] for row in night.current().values()} == {"ok"}
+
+
+@pytest.mark.ray
+def test_parts_are_fitted_scored_by_a_killed_night_checked_and_queried(
+    warehouse, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    model, out = str(tmp_path / "model"), str(tmp_path / "out")
+    words = ["--archive", str(tmp_path / "parts"), "--out", out]
+    words += ["--pattern", "{product}/{part}/{view}.png", "--resources.workers", "1"]
+    night = Warehouse(tmp_path, words, [model], [])
+    for number in range(12):
+        night.draw(f"washer/{number // 2}/{('side', 'top')[number % 2]}.png", number)
+    backbone = ["--backbone.name", "squeezenet1_1", "--backbone.layers", "features.3"]
+    backbone += ["--backbone.weights", "random", "--input.size", "64"]
+    chosen = ["--views", "separate", "--holdout", "0.4", "--patchcore.coreset_ratio", "0.1"]
+    assert fit.main([*words, *backbone, *chosen, "--model-folder", model, "--name", ""]) == 0
+    card = read_card(model)
+    assert sorted(card.products) == ["washer/side", "washer/top"]
+    assert card.parts["washer"].views == ("side", "top")
+    assert len(card.parts["washer"].scores) == 2
+
+    (tmp_path / "parts" / "washer" / "0" / "side.png").unlink()
+    night.work_and_die(monkeypatch)
+    assert night.work() == 0
+    assert check.main(["--out", out, "--model", model]) == 0
+    (warning,) = (w for w in night.records[-1]["warnings"] if "parts" in w)
+    assert warning.startswith("1 of 6 parts lack the image of a view")
+    table = str(tmp_path / "parts.parquet")
+    assert query.main(["--out", out, "--parts", "true", "--output", table]) == 0
+    rows = {row["part"]: row for row in parquet.read(table).to_pylist()}
+    assert sorted(rows) == list("012345")
+    assert rows["0"]["missing_views"] == "side"
+    assert {row["p_value"] for row in rows.values()} <= {1 / 3, 2 / 3, 1.0}

@@ -9,7 +9,8 @@ import unicodedata
 import pyarrow.parquet as pq
 import pytest
 
-from ops.results import score_table
+from ops.results import part_table, score_table
+from ops.results.part_calibration import PartCalibration
 from ops.storage import files
 from ops.storage.paths import Out
 from tests.pipelines.tables.test_current_scores import MODELS, publish, row
@@ -146,3 +147,58 @@ def test_a_product_is_found_whatever_form_its_name_has(leave, tmp_path, stored, 
     assert stored in said
     _, said, _ = leave("query", "--product", asked, "--threshold", "3.5")
     assert shown(said) == [("u/1", "no")]
+
+
+@pytest.fixture
+def parts(tmp_path):
+    """A night of three parts of two views, and the calibration of its model."""
+    out = Out(str(tmp_path / "parts"))
+    rows = [
+        row(f"u/{part}/{view}", part=part, view=view, score=score, p_value=0.5)
+        for part, scores in {"a": (1.0, 8.0), "=b": (2.0, 3.0)}.items()
+        for view, score in zip(("side", "top"), scores, strict=True)
+    ]
+    rows.append(row("u/c/side", part="c", view="side", score=0.5, p_value=0.9))
+    run_id = publish(out, 0, rows)
+    record = {"run_id": run_id, "number": 1, "started": "2026-11-20T00", "model_id": MODELS[0]}
+    record |= {"false_alarm_rate": 0.25, "held_out": {"bolt": 8}, "totals": {"images": 5}}
+    files.write_json(out.run(run_id), record)
+    known = PartCalibration(("side", "top"), tuple((float(n), 1.0) for n in range(4)))
+    files.write_json(out.part_calibrations(MODELS[0]), {"bolt": known.to_json()})
+    return out
+
+
+def test_parts_are_shown_by_their_worst_view_with_what_they_lack(leave, parts):
+    code, text, _ = leave("query", "--out", parts.root, "--parts", "true")
+    assert code == 0
+    lines = [line.split() for line in text.splitlines()]
+    assert lines[1:] == [
+        ["0.2", "yes", "2", "bolt", "a", "top", "u/a/top"],
+        ["0.4", "no", "2", "bolt", "=b", "top", "u/=b/top"],
+        ["0.8", "no", "1", "bolt", "c", "side", "u/c/side"],
+        ["missing:", "top"],
+    ]
+
+
+def test_parts_are_written_as_files_with_all_columns(leave, parts, tmp_path):
+    for name in ("parts.csv", "parts.parquet"):
+        file = str(tmp_path / name)
+        code, text, _ = leave("query", "--out", parts.root, "--parts", "true", "--output", file)
+        assert (code, text.strip()) == (0, f"3 parts: {file}")
+    with open(tmp_path / "parts.csv", newline="") as opened:
+        read = list(csv.DictReader(opened))
+    assert list(read[0]) == part_table.SCHEMA.names
+    assert [line["part"] for line in read] == ["a", "'=b", "c"]
+    assert pq.read_table(tmp_path / "parts.parquet")["part"].to_pylist() == ["a", "=b", "c"]
+
+
+def test_parts_have_no_thresholds_and_a_model_without_parts_is_told(leave, parts):
+    words = ("query", "--out", parts.root, "--parts", "true")
+    code, _, errors = leave(*words, "--threshold", "1")
+    assert code == 2
+    assert "judge parts by --false-alarm-rate" in errors
+    files.remove_folder(f"{parts.root}/parts")
+    code, text, _ = leave(*words, "--where", "views_missing > 0")
+    assert code == 0
+    assert "fitted without held-out parts" in text
+    assert text.splitlines()[-1].split() == ["missing:", "top"]

@@ -153,6 +153,27 @@ def test_the_content_hash_differs_between_lists_and_not_between_files(stored, tm
 
     assert hash_of(table, 25) == stored.content_hash()
     assert hash_of(table.slice(1), 25) != stored.content_hash()
+    # Of a list without parts and views as before there were any: runs keep their ids.
+    assert stored.content_hash() == "26b9a6367e230f670df9ebc6396e54f3"
+    hashes = {stored.content_hash()}
+    for name in ("part", "view"):
+        at = SCHEMA.get_field_index(name)
+        named = table.set_column(at, SCHEMA.field(at), pa.array([None] * 24 + ["x"], pa.string()))
+        hashes.add(hash_of(named, 25))
+    assert len(hashes) == 3
+
+
+def test_parts_and_views_are_listed_and_are_in_one_form(tmp_path):
+    place(tmp_path, "bolt/17/T\u00fcr/0.png", "bolt/18/side/0.png")
+    layout = Layout("{product}/{part}/{view}/{name}")
+    rows, _ = rows_of(tmp_path, layout)
+    found = sorted((row["product"], row["part"], row["view"]) for row in rows)
+    assert found == [("bolt", "17", "T\u00fcr"), ("bolt", "18", "side")]
+    other = [{"image_id": "0", "uri": "0", "part": "U\u0308", "view": "o\u0308"}]
+    location = str(tmp_path / "other.parquet")
+    parquet.write(location, SCHEMA, [pa.Table.from_pylist(other, SCHEMA)])
+    [read] = Inventory(location).read(["part", "view"]).to_pylist()
+    assert read == {"part": "\u00dc", "view": "\u00f6"}
 
 
 def test_products_are_those_of_its_images(tmp_path):

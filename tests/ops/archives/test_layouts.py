@@ -82,7 +82,18 @@ def test_a_name_field_joins_a_mask_with_a_stem():
 
 def test_a_path_that_does_not_match_has_no_fields():
     found = PathParser(LAYOUTS["mvtec"], "p")("readme.txt")
-    assert found == (None, None, None, None, False, None, False, False)
+    assert found == (None, None, None, None, False, None, False, False, None, None)
+
+
+def test_a_path_names_a_part_and_a_view_and_a_mask_may_follow_them():
+    layout = Layout(
+        "{product}/{part}/{view}.png", masks="{product}/{part}/{view}_mask.png", product=None
+    )
+    path_parser = PathParser(layout, "p")
+    found = path_parser("bolt/0017/top.png")
+    assert (found.product, found.part, found.view) == ("bolt", "0017", "top")
+    assert found.mask_key == path_parser("bolt/0017/top_mask.png").mask_key
+    assert path_parser("bolt/0017/side.png").mask_key != found.mask_key
 
 
 def test_without_a_product_field_the_given_product_is_used():

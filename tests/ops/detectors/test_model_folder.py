@@ -13,6 +13,7 @@ from ops.detectors.model_folder import (
     ProductCard,
     identity,
     read_card,
+    read_detectors,
     read_model,
     write_model,
 )
@@ -24,6 +25,7 @@ from ops.images.decode import DecodeSettings
 from ops.images.resize import InputSettings
 from ops.results.anomaly_map import Scale
 from ops.results.calibration import Calibration
+from ops.results.part_calibration import PartCalibration
 from ops.storage import files, paths
 from tests.conftest import tiny_model
 from tests.ops.conftest import TINY
@@ -299,3 +301,26 @@ def test_a_product_of_an_older_model_has_one_name_whatever_its_form(tmp_path, fo
     assert list(found.card.products) == ["T\u00fcr"] == list(found.products)
     assert found.card.model_id == written.card.model_id
     assert found.card.products["T\u00fcr"].file == paths.product_file(name)
+
+
+def test_a_card_of_pooled_views_and_no_parts_is_written_as_before_there_were_any(model):
+    content = model.card.to_json()
+    assert not {"views", "parts"} & set(content)
+    assert ModelCard.from_json(content) == model.card
+
+
+def test_views_and_held_out_parts_travel_in_the_card(model, tmp_path):
+    known = PartCalibration(("side", "top"), ((1.0, None), (0.1, 2.5)), standardised=True)
+    products = {f"{name}/top": card for name, card in model.card.products.items() if name == "nut"}
+    file = paths.product_file("nut/top")
+    products = {name: dataclasses.replace(card, file=file) for name, card in products.items()}
+    card = dataclasses.replace(
+        model.card, products=products, views="separate", parts={"nut": known}
+    )
+    states = {"nut/top": model.products["nut"]}
+    write_model(str(tmp_path), dataclasses.replace(model, card=card, products=states))
+    read = read_card(str(tmp_path))
+    assert (read.views, read.parts) == ("separate", {"nut": known})
+    assert read.model_id == card.model_id != model.card.model_id
+    assert [found for found, _ in read_detectors(str(tmp_path), read, ["nut"])] == [file]
+    assert list(read_detectors(str(tmp_path), read, ["bolt"])) == []

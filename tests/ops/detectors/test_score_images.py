@@ -1,5 +1,6 @@
 """Rows through reading, detecting and drawing: one out for every row in, bad ones with a reason."""
 
+import copy
 import dataclasses
 import errno
 import hashlib
@@ -286,3 +287,39 @@ def test_sketches_show_each_picture_above_and_its_map_below(rows, tensors, tmp_p
         assert both.size == (256, 256)
         assert np.array_equal(np.asarray(both)[:128, :128], above)
     assert not (tmp_path / "out").exists()
+
+
+def test_separate_views_are_read_scored_and_drawn_by_detectors_of_their_own(
+    rows, tensors, tmp_path
+):
+    views = ["top", "top", None, "top", "side", "top"]
+    rows = rows.append_column("view", pa.array(views, pa.string()))
+    top = tensors.card.products["nut"]
+    strict = dataclasses.replace(top, calibration=Calibration.of([0.0]))
+    cards = {"nut/top": top, "nut/side": strict}
+    card = dataclasses.replace(tensors.card, products=cards, views="separate")
+    theirs = copy.copy(tensors)
+    theirs.card = card
+    step = Read(INPUT, DecodeSettings(), FetchSettings(), frozenset(cards), views="separate")
+    found = ScoreImages(theirs, keep=True)(step(rows)).to_pylist()
+    expected = ScoreImages(tensors)(read(rows)).to_pylist()
+    assert found[2]["status"] == "unknown_product"
+    assert found[2]["reason"] == "the model has detectors for nut/side, nut/top, not 'nut'"
+    assert (found[0]["score"], found[0]["p_value"]) == (
+        expected[0]["score"],
+        expected[0]["p_value"],
+    )
+    assert (found[4]["score"], found[4]["p_value"]) == (expected[4]["score"], 1 / 2)
+    draw = DrawMaps(
+        model_id="m",
+        input=INPUT,
+        scale=card.map_scale,
+        sigma=4.0,
+        thresholds=dict.fromkeys(cards, 1.0),
+        out=Out(str(tmp_path / "out")),
+        policy="all",
+        overlays=True,
+        views="separate",
+    )
+    drawn = draw(ScoreImages(theirs, keep=True)(step(rows))).to_pylist()
+    assert [row["map_uri"] is not None for row in drawn] == [True, *[False] * 3, True, False]

@@ -10,7 +10,7 @@ import pytest
 from ops.archives.inventory import SCHEMA, Inventory, image_id
 from ops.detectors.patchcore import PatchCoreSettings
 from ops.detectors.registry import DETECTORS, detector_class
-from ops.errors import SettingError
+from ops.errors import SettingError, UserError
 from ops.features.backbone import BackboneSettings
 from ops.images.resize import InputSettings
 from ops.storage import parquet
@@ -138,3 +138,57 @@ def test_detectors_that_know_positions_refuse_tiles(method):
 def test_all_other_detectors_take_tiles(method):
     settings = detector_class(method).Settings()
     FitRequest(method, settings, BackboneSettings(), input=InputSettings(fit="tile"))
+
+
+def seen(tmp_path, parts=10, views=("side", "top")):
+    """An inventory of parts of two views."""
+    rows = [
+        {"image_id": image_id(uri, "1"), "uri": uri, "version": "1"}
+        | {"product": "bolt", "part": f"{part}", "view": view}
+        for part in range(parts)
+        for view in views
+        for uri in [f"file:///a/{part}/{view}.png"]
+    ]
+    location = str(tmp_path / "seen.parquet")
+    parquet.write(location, SCHEMA, [pa.Table.from_pylist(rows, SCHEMA)])
+    return Inventory(location)
+
+
+def test_separate_views_have_detectors_of_their_own_and_hold_out_the_same_parts(tmp_path):
+    listed = seen(tmp_path)
+    rows, result = numbered(listed, holdout=0.3, views="separate")
+    assert result.detectors == result.products == ["bolt/side", "bolt/top"]
+    assert [row[ROW] for row in rows[: len(result.fit)]] == list(range(14))
+    assert set(result.held_out["product"].to_pylist()) == {"bolt"}
+    held_out = result.held_out["part"].to_pylist()
+    assert sorted(held_out) == sorted([*set(held_out)] * 2)
+    assert len(held_out) == 6
+    _, pooled = numbered(listed, holdout=0.3)
+    assert pooled.held_out.equals(result.held_out)
+    assert pooled.detectors == ["bolt"]
+
+
+def test_images_of_no_part_are_held_out_from_each_view(tmp_path):
+    places = [f"file:///a/{view}{n}.png" for view in ("side", "top") for n in range(10)]
+    rows = [
+        {"image_id": image_id(uri, "1"), "uri": uri, "version": "1"}
+        | {"product": "bolt", "view": uri.rpartition("/")[2].partition(".")[0].rstrip("0123456789")}
+        for uri in places
+    ]
+    location = str(tmp_path / "views.parquet")
+    parquet.write(location, SCHEMA, [pa.Table.from_pylist(rows, SCHEMA)])
+    _, result = numbered(Inventory(location), holdout=0.2, views="separate")
+    views = result.held_out["view"].to_pylist()
+    assert len(views) == 4
+    assert {view: views.count(view) for view in views} == dict.fromkeys(set(views), 2)
+
+
+def test_separate_views_exclude_a_joint_detector_and_names_with_slashes(tmp_path):
+    with pytest.raises(SettingError, match="choose one of them"):
+        FitRequest(
+            "patchcore", PatchCoreSettings(), BackboneSettings(), joint=True, views="separate"
+        )
+    with pytest.raises(SettingError, match="must be pooled or separate"):
+        FitRequest("patchcore", PatchCoreSettings(), BackboneSettings(), views="both")
+    with pytest.raises(UserError, match="'a/b' holds a slash"):
+        numbered(seen(tmp_path, views=("a/b",)), views="separate")

@@ -148,6 +148,18 @@ def test_an_equal_key_is_no_proof(out):
     assert score_cache.lost == 2
 
 
+def test_with_separate_views_a_score_is_copied_within_its_view(tmp_path):
+    out = Out(str(tmp_path))
+    publish(out, 0, [row("/a", part="1", view="top", score=7.5, content_sha256=A)])
+    rows = [met(4, A, view="top", part="2"), met(5, A, view="side"), met(6, A)]
+    for views, copied in {"separate": [4], "pooled": [4, 5, 6]}.items():
+        with open_score_cache(out, MODELS[0], ScoreSettings(maps="none"), views) as score_cache:
+            assert score_cache.contents().has(A, "bolt/top" if views == "separate" else "bolt")
+            found = score_cache.complete(pa.Table.from_pylist(rows, ROWS)).to_pylist()
+        assert sorted(r["inventory_row"] for r in found) == copied
+        assert {(r["part"], r["view"]) for r in found if r["inventory_row"] == 4} == {("2", "top")}
+
+
 def test_of_a_rewritten_archive_only_the_changed_member_is_scored(tmp_path):
     """All members are due and read; those with known bytes keep score and map under a new id."""
     out = Out(str(tmp_path))

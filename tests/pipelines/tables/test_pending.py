@@ -14,7 +14,7 @@ from ops.failure import TRANSIENT
 from ops.storage import files, parquet
 from ops.storage.paths import Out
 from ops.storage.s3 import bucket_and_key, file_system
-from pipelines.tables import pending, take_inventory
+from pipelines.tables import current_scores, pending, take_inventory
 from tests.ops.archives.test_identity import AFTER, BEFORE, KINDS, status
 from tests.ops.archives.test_identity import listed as entries
 from tests.pipelines.tables.test_current_scores import MODELS, publish, row
@@ -75,6 +75,23 @@ def test_under_another_model_everything_is_pending_again(out):
     publish(out, 0, [row("u/1"), row("u/2", status="unreadable")])
     counts, _ = find(out, [("u/1", "1", "bolt"), ("u/2", "1", "bolt")], MODELS[1])
     assert (counts.new, counts.changed, counts.retried) == (2, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("part", "view", "changed"),
+    [("17", "top", 0), ("17", "side", 1), ("18", "top", 1), (None, "top", 1), ("17", None, 1)],
+)
+def test_an_image_of_another_part_or_view_has_changed(out, part, view, changed):
+    publish(out, 0, [row("u/0", part="17", view="top")])
+    images = [{"image_id": image_id("u/0", "1"), "uri": "u/0", "version": "1", "product": "bolt"}]
+    table = pa.Table.from_pylist([images[0] | {"part": part, "view": view}], inventory.SCHEMA)
+    parquet.write(out.warehouse(), inventory.SCHEMA, [table])
+    to = f"{out.root}/pending.parquet"
+    counts = pending.find_pending(out, out.warehouse(), MODELS[0], TRANSIENT, to)
+    assert (counts.changed, counts.images) == (changed, changed)
+    publish(out, 1, [row("u/0", part=part, view=view)])
+    [current] = current_scores.current(out, MODELS[0]).to_pylist()
+    assert (current["part"], current["view"]) == (part, view)
 
 
 def test_nothing_is_written_if_nothing_is_pending(out, tmp_path):

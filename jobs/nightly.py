@@ -61,6 +61,7 @@ def _run_night(
         score.check(read_card(model), settings)
         hooks = NightHooks(
             take_inventory=lambda location: sources.take(settings, location, progress),
+            model_name=tracker.name_of(settings.model),
             tracked=record,
             tracker_page=tracker.page,
             track_totals=lambda totals: record.metrics.update(score.metrics_of(totals)),

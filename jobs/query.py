@@ -2,13 +2,18 @@
 
 python -m jobs.query --out out --product washer --limit 50
 python -m jobs.query --out s3://bucket/out --where "width > 1000" --output worst.csv
+python -m jobs.query --out out --model-id "tiles v3" --columns p_value,model,overlay_uri,uri
 python -m jobs.query --out out --false-alarm-rate 0.001 --output relabelled.parquet
 
+Anomalous images come first, of these the ones that the last night scored, then the smallest
+p-values. Of images with equal p-values, the highest scores of each product come in turn: scores of
+two products or models are never compared.
 --threshold or --false-alarm-rate replace the model's thresholds; nothing is scored again.
 """
 
 from __future__ import annotations
 
+import difflib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,23 +21,22 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
-from pyarrow import csv
 
-from jobs.cli import entry
+from jobs.cli import entry, rows
 from jobs.cli.console import echo
 from ops.archives.layouts import composed
 from ops.errors import SettingError, UserError
-from ops.plain_text import printable, spreadsheet_cell
-from ops.results import score_table
+from ops.plain_text import printable
 from ops.results.calibration import promised_rate
-from ops.storage import files, parquet
 from ops.storage.paths import Out
-from pipelines.tables import current_scores, run_records
+from pipelines.tables import current_scores, model_names, run_records, view_columns
 from pipelines.tables.current_scores import VerdictRule
+from pipelines.tables.model_names import NamedModel
+from pipelines.tables.view_columns import ViewColumns
 
 _Row = dict[str, Any]
 _SCREEN = 20
-_FORMATS = (".parquet", ".csv")
+_ON_SCREEN = "is_new,is_anomalous,p_value,score,status,product,peak_x,peak_y,uri,reason"
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,18 @@ class Settings:
     out: str = "out"
     """The output folder that holds the nights."""
     model_id: str = ""
-    """Id of the model; default: that of the latest finished run."""
+    """The model: its id or the start of it, or a name that a run recorded, such as "tiles v3" or
+    champion; default: the model of the latest finished run."""
     product: str = ""
     """Only images of this product."""
     where: str = ""
-    """An SQL expression over the columns of the score table, such as "width > 1000". Products are
-    stored in Unicode's composed form, NFC."""
+    """An SQL expression over is_new and the columns of the score table, such as "width > 1000".
+    Products are stored in Unicode's composed form, NFC."""
+    columns: str = ""
+    """Columns to show, comma-separated: is_new (scored by the last night under the model),
+    overlay_uri, model, and those of the score table; default: all in a file."""
+    new_first: bool = True
+    """Put images that the last night scored before others with the same verdict."""
     limit: int | None = None
     """The largest number of rows; default: 20 on the screen, all in a file."""
     threshold: float | dict[str, float] | None = None
@@ -67,36 +77,75 @@ class Settings:
 def main(argv: Sequence[str]) -> int:
     """Query current scores."""
     settings, _ = entry.parse(Settings, __doc__, argv)
-    if settings.output and not settings.output.endswith(_FORMATS):
-        raise SettingError(f"--output {settings.output} must end in one of {' '.join(_FORMATS)}")
+    rows.check_output(settings.output)
     if settings.limit is not None and settings.limit < 1:
         raise SettingError(f"limit {settings.limit} must be at least 1")
+    columns = _columns(settings)
     entry.check_access(settings)
     out = Out(settings.out)
-    model_id = settings.model_id or str(run_records.finished(out)["model_id"])
-    rules = _verdict_rules(settings, out, model_id)
+    if settings.model_id:
+        model = model_names.find(out, settings.model_id)
+    else:
+        model = model_names.named(run_records.finished(out))
+    rules = _verdict_rules(settings, out, model.model_id)
+    added = ViewColumns.of(out, model)
 
     def read(database: duckdb.DuckDBPyConnection, check: Callable[[], None]) -> list[_Row] | int:
-        rows = current_scores.query(
-            database,
-            model_id,
-            where=settings.where,
-            product=composed(settings.product),
-            limit=settings.limit or (None if settings.output else _SCREEN),
-            rules=rules,
-            only=settings.inventory,
-        )
+        found = _query(database, settings, model, rules)
+        selected = (added.complete(batch).select(columns) for batch in found)
         if settings.output:
-            return _write(settings.output, rows, settings.raw, check)
-        return list(itertools.chain.from_iterable(batch.to_pylist() for batch in rows))
+            schema = pa.schema([view_columns.SCHEMA.field(name) for name in columns])
+            return rows.write(settings.output, schema, selected, settings.raw, check)
+        return list(itertools.chain.from_iterable(batch.to_pylist() for batch in selected))
 
     answer = current_scores.read_consistently(out, read, "2GB", settings.inventory)
-    written = answer if isinstance(answer, int) else _show(answer)
-    if not written:
-        echo(f"no such image under model {model_id}")
-    elif settings.output:
-        echo(f"{written} images: {settings.output}")
+    echo(f"model: {model}")
+    if not answer:
+        echo("no such image under this model")
+    elif isinstance(answer, int):
+        echo(f"{answer:,} images: {settings.output}")
+    else:
+        rows.show(answer, columns)
     return 0
+
+
+def _columns(settings: Settings) -> list[str]:
+    """The names of the columns to show. Raises SettingError for an unknown one."""
+    known = view_columns.SCHEMA.names
+    chosen = settings.columns or (",".join(known) if settings.output else _ON_SCREEN)
+    names = [name.strip() for name in chosen.split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            similar = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {similar[0]}?" if similar else ""
+            raise SettingError(f"columns: there is no {name!r}{hint} Known: {', '.join(known)}")
+    return list(dict.fromkeys(names))
+
+
+def _query(
+    database: duckdb.DuckDBPyConnection,
+    settings: Settings,
+    model: NamedModel,
+    rules: dict[str, VerdictRule],
+) -> Iterator[pa.RecordBatch]:
+    """The rows that the settings ask for. Raises UserError if the model has none at all."""
+    has_rows = "SELECT 1 FROM scores_of($model) LIMIT 1"
+    if not database.execute(has_rows, {"model": model.model_id}).fetchall():
+        others = [str(each) for each in model_names.models_of(Out(settings.out)) if each != model]
+        raise UserError(
+            f"model {model} has scored no image in {settings.out}; models of its runs: "
+            f"{', '.join(others) or 'none'}"
+        )
+    return current_scores.query(
+        database,
+        model.model_id,
+        where=settings.where,
+        product=composed(settings.product),
+        limit=settings.limit or (None if settings.output else _SCREEN),
+        rules=rules,
+        only=settings.inventory,
+        new_first=settings.new_first,
+    )
 
 
 def _verdict_rules(settings: Settings, out: Out, model_id: str) -> dict[str, VerdictRule]:
@@ -138,52 +187,6 @@ def _held_out(out: Out, model_id: str) -> dict[str, int]:
         f"no run in {out.runs()} records the held-out images of model {model_id}; "
         """name thresholds by product: --threshold '{"PRODUCT": 1.5}'"""
     )
-
-
-def _write(
-    location: str, rows: Iterator[pa.RecordBatch], raw: bool, check: Callable[[], None]
-) -> int:
-    """Write rows; `check` may raise before the file appears."""
-
-    def checked() -> Iterator[pa.RecordBatch]:
-        yield from rows
-        check()
-
-    if location.endswith(".parquet"):
-        return parquet.write(location, score_table.SCHEMA, checked())
-    written = 0
-    with files.staged(location) as path, csv.CSVWriter(path, score_table.SCHEMA) as writer:
-        for batch in checked():
-            writer.write_batch(batch if raw else _with_safe_cells(batch))
-            written += len(batch)
-    return written
-
-
-def _with_safe_cells(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Rows whose text no spreadsheet takes for a formula."""
-    columns = map(_safe_cells, batch.columns)
-    return pa.RecordBatch.from_arrays(list(columns), schema=batch.schema)
-
-
-def _safe_cells(values: pa.Array) -> pa.Array:
-    if not pa.types.is_string(values.type):
-        return values
-    coded = values.dictionary_encode()
-    safe = [spreadsheet_cell(text) for text in coded.dictionary.to_pylist()]
-    return pa.array(safe, pa.string()).take(coded.indices)
-
-
-def _show(printed: list[_Row]) -> int:
-    if printed:
-        echo(f"{'score':>12} {'p':>7} {'bad':>3} {'status':12} {'product':16} address")
-    for row in printed:
-        score = "-" if row["score"] is None else f"{row['score']:.6g}"
-        p_value = "-" if row["p_value"] is None else f"{row['p_value']:.3g}"
-        bad = {True: "yes", False: "no", None: "-"}[row["is_anomalous"]]
-        product, uri = printable(row["product"] or "-")[:16], printable(row["uri"])
-        status = printable(row["status"])
-        echo(f"{score:>12} {p_value:>7} {bad:>3} {status:12} {product:16} {uri}")
-    return len(printed)
 
 
 if __name__ == "__main__":

@@ -87,7 +87,10 @@ def _score(
         inventory = sources.inventory_of(settings.inventory, settings, tracker.out, progress)
         model = SharedModel.read(folder, inventory.products())
         memory.check_scoring(model, settings.resources)
-        run = resume_or_start(inventory, model, tracker.out, policy, settings.night)
+        name = tracker.name_of(settings.model)
+        run = resume_or_start(
+            inventory, model, tracker.out, policy, settings.night, model_name=name
+        )
         if totals := finished_totals(run):
             echo(f"run {run.run_id} is finished; nothing to do")
             print_summary(totals)

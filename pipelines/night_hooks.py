@@ -24,6 +24,8 @@ class NightHooks:
 
     take_inventory: Callable[[str], object]
     """Lists the archive into an inventory at the given location."""
+    model_name: str
+    """What people call the model; empty if it has no name."""
     tracked: TrackedRun
     tracker_page: Callable[[str], str]
     """The tracker's page of a run id; empty if there is no tracker."""

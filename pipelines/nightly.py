@@ -204,7 +204,13 @@ class Night:
             model = SharedModel.read(self._model, work.inventory.products())
             memory.check_scoring(model, settings.resources)
             run = resume_or_start(
-                work.inventory, model, self._out, work.settings, work.night, work.after
+                work.inventory,
+                model,
+                self._out,
+                work.settings,
+                work.night,
+                work.after,
+                hooks.model_name,
             )
             begin(run)
             with deduplicate.open_score_cache(

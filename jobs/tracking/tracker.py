@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from jobs.tracking import database, pyfunc
+from jobs.tracking import database, pyfunc, registry
 from jobs.tracking.record import Record, flat
 from jobs.tracking.redact import redact
 from ops.detectors.model_folder import Model, read_model, versions, write_model
@@ -258,28 +258,26 @@ class Tracker:
         with self.located(model) as folder:
             yield read_model(folder)
 
+    def name_of(self, model: str) -> str:
+        """What people call a registered model; empty for a folder, or if the registry fails."""
+        if not model.startswith("models:/"):
+            return ""
+        name = ""
+        with _troubles(self.uri) as troubles:
+            name = registry.name_of(self._version(model), model)
+        for trouble in troubles:
+            log.warning("the registry was not asked for the name of %s (%s)", model, trouble)
+        return name
+
+    def _version(self, uri: str) -> Any:
+        return registry.find_version(uri, self._client, str(self.uri))
+
     def fetch_model(self, uri: str, folder: str) -> str:
         """The local folder of a registered model (`models:/name@alias`, `models:/name/3`)."""
-        match = re.fullmatch(r"models:/([^@/]+)(?:@([^/]+)|/(\d+))", uri)
-        if not match:
-            raise UserError(f"{uri!r} is neither models:/name@alias nor models:/name/version")
-        name, alias, number = match.groups()
-        from alembic.util import CommandError  # noqa: PLC0415 - with MLflow, takes seconds
-        from mlflow.artifacts import download_artifacts  # noqa: PLC0415
+        version = self._version(uri)
+        from mlflow.artifacts import download_artifacts  # noqa: PLC0415 - with MLflow, takes seconds
         from mlflow.exceptions import MlflowException  # noqa: PLC0415
-        from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
 
-        try:
-            client = self._client()
-            version = (
-                client.get_model_version_by_alias(name, alias)
-                if alias
-                else client.get_model_version(name, number)
-            )
-        except (MlflowException, SQLAlchemyError, CommandError) as error:
-            known = database.remedy(str(self.uri), str(error))
-            message = f"{uri} is not in the registry at {self.uri}: {str(error)[:300]}{known}"
-            raise NotFound(redact(message)) from None
         try:
             return str(download_artifacts(version.source, dst_path=folder, tracking_uri=self.uri))
         except (MlflowException, OSError) as error:  # the tracking server may have stopped

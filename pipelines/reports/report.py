@@ -88,7 +88,7 @@ def render(out: Out, data: ReportData) -> bytes:
     environment.filters |= {"number": number, "count": count, "duration": duration, "name": name}
     environment.globals["drifted"] = has_drifted
     environment.globals["value"] = lambda cell: "" if cell is None else cell
-    rows = [*(part.row for part in data.parts), *data.failed]
+    rows = [*(part.row for part in data.parts), *data.flagged, *data.failed]
     html = environment.get_template("report.html.j2").render(
         data=data,
         last=data.runs[-1],

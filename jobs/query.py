@@ -29,7 +29,7 @@ from ops.errors import SettingError, UserError
 from ops.plain_text import printable
 from ops.results.calibration import promised_rate
 from ops.storage.paths import Out
-from pipelines.tables import current_scores, model_names, run_records, view_columns
+from pipelines.tables import current_scores, gone, model_names, run_records, view_columns
 from pipelines.tables.current_scores import VerdictRule
 from pipelines.tables.model_names import NamedModel
 from pipelines.tables.view_columns import ViewColumns
@@ -66,7 +66,9 @@ class Settings:
     false_alarm_rate: float | None = None
     """Share of good images that may be called anomalous, instead of the model's."""
     inventory: str = ""
-    """Only images of this inventory file; scores may be of images that are no longer archived."""
+    """Only images of this inventory file."""
+    gone: bool = False
+    """Also show images that the last night did not find in the archive any more."""
     output: str = ""
     """The .parquet or .csv file to write, a path or s3:// URI; default: the screen."""
     raw: bool = False
@@ -89,17 +91,27 @@ def main(argv: Sequence[str]) -> int:
         model = model_names.named(run_records.finished(out))
     rules = _verdict_rules(settings, out, model.model_id)
     added = ViewColumns.of(out, model)
+    listing = None if settings.gone or settings.inventory else gone.newest_listing(out)
+    left_out = 0
 
     def read(database: duckdb.DuckDBPyConnection, check: Callable[[], None]) -> list[_Row] | int:
-        found = _query(database, settings, model, rules)
+        nonlocal left_out
+        found = _query(database, settings, model, rules, listing)
         selected = (added.complete(batch).select(columns) for batch in found)
+        answer: list[_Row] | int
         if settings.output:
             schema = pa.schema([view_columns.SCHEMA.field(name) for name in columns])
-            return rows.write(settings.output, schema, selected, settings.raw, check)
-        return list(itertools.chain.from_iterable(batch.to_pylist() for batch in selected))
+            answer = rows.write(settings.output, schema, selected, settings.raw, check)
+        else:
+            answer = list(itertools.chain.from_iterable(batch.to_pylist() for batch in selected))
+        left_out = gone.count(database)
+        return answer
 
-    answer = current_scores.read_consistently(out, read, "2GB", settings.inventory)
+    others = listing.location if listing else settings.inventory
+    answer = current_scores.read_consistently(out, read, "2GB", others)
     echo(f"model: {model}")
+    if left_out:
+        echo(f"{left_out:,} images are gone from the archive and left out; --gone true shows them")
     if not answer:
         echo("no such image under this model")
     elif isinstance(answer, int):
@@ -127,6 +139,7 @@ def _query(
     settings: Settings,
     model: NamedModel,
     rules: dict[str, VerdictRule],
+    listing: gone.Listing | None,
 ) -> Iterator[pa.RecordBatch]:
     """The rows that the settings ask for. Raises UserError if the model has none at all."""
     has_rows = "SELECT 1 FROM scores_of($model) LIMIT 1"
@@ -145,6 +158,7 @@ def _query(
         rules=rules,
         only=settings.inventory,
         new_first=settings.new_first,
+        listing=listing,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,6 +24,8 @@ class NightHooks:
 
     take_inventory: Callable[[str], object]
     """Lists the archive into an inventory at the given location."""
+    archive: Sequence[str]
+    """The locations that it lists."""
     model_name: str
     """What people call the model; empty if it has no name."""
     tracked: TrackedRun
@@ -35,6 +37,8 @@ class NightHooks:
     """Shows a message."""
     print_summary: Callable[[dict[str, Any]], object]
     """Shows a run's totals."""
+    describe: Callable[[BaseException], str]
+    """An error as text for records, without secrets."""
     progress: ProgressCallback
     check_lock: Callable[[], None]
     """Raises LostLock if another process has taken over the output folder."""

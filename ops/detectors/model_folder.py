@@ -58,6 +58,8 @@ class ProductCard:
     curves: dict[str, list[float]] = field(default_factory=dict)
     bit_depths: dict[str, int] = field(default_factory=dict)
     """Number of images of the fit by their bit depth."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Number of held-out images by their `WIDTHxHEIGHT` in pixels."""
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -163,6 +165,8 @@ class Model:
     backbone: dict[str, Tensor]
     products: dict[str, dict[str, Tensor]]
     pictures: dict[str, bytes] = field(default_factory=dict)
+    held_out: bytes = b""
+    """A Parquet file of the images that calibrated the model; empty if there are none."""
 
     @property
     def detectors(self) -> dict[str, dict[str, Tensor]]:
@@ -198,8 +202,10 @@ def write_model(location: str, model: Model) -> None:
     for file, tensors in model.detectors.items():
         data = save({k: v.contiguous() for k, v in tensors.items()})
         files.write_bytes(files.join(location, file), data)
-    for file, picture in model.pictures.items():
-        files.write_bytes(files.join(location, file), picture)
+    for file, content in model.pictures.items():
+        files.write_bytes(files.join(location, file), content)
+    if model.held_out:
+        files.write_bytes(files.join(location, paths.CALIBRATED_BY), model.held_out)
     content = {"model_id": model.card.model_id, **model.card.to_json()}
     files.write_json(card_file, content)
 
@@ -235,7 +241,9 @@ def read_model(location: str) -> Model:
     card = read_card(location)
     detectors = dict(read_detectors(location, card))
     products = {name: detectors[product.file] for name, product in card.products.items()}
-    return Model(card, read_backbone(location, card), products)
+    place = files.join(location, paths.CALIBRATED_BY)
+    held_out = files.read_bytes(place) if files.exists(place) else b""
+    return Model(card, read_backbone(location, card), products, held_out=held_out)
 
 
 def read_backbone(location: str, card: ModelCard) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from ops.errors import SettingError
 from ops.images.decode import DecodeSettings
 from ops.images.resize import InputSettings
 from ops.progress import ProgressCallback
+from ops.results.calibration import promised_rate
 from ops.storage.paths import Out
 from pipelines.reports import drift, report_queries
 from pipelines.reports.changed_verdicts import ChangedVerdicts, changed_verdicts
@@ -109,6 +110,12 @@ class ReportData(NamedTuple):
     def thresholds(self) -> Mapping[str, float | None]:
         """Thresholds by product."""
         return dict(self.runs[-1].get("thresholds", {}))
+
+    def promised(self, product: str | None) -> float | None:
+        """The false-alarm rate that calibration promises on average; None without calibration."""
+        run = self.runs[-1]
+        held_out, rate = run.get("held_out", {}).get(product), run.get("false_alarm_rate")
+        return promised_rate(rate, held_out) if held_out and rate else None
 
     @property
     def seconds(self) -> float | None:

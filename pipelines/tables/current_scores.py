@@ -21,9 +21,10 @@ from ops.results.calibration import promised_rate
 from ops.storage import files, parquet, s3
 from ops.storage.paths import Out
 from ops.storage.storage_errors import StorageError
-from pipelines.tables import condition, worst_first
+from pipelines.tables import condition, gone, worst_first
 from pipelines.tables.database import QueryFailed
 from pipelines.tables.database import opened as database_opened
+from pipelines.tables.gone import Listing
 
 #: Defines `current_scores(model)` and `current_keys(model)`; people may run the same file.
 MACROS = Path(__file__).parents[2] / "deploy" / "sql" / "duckdb.sql"
@@ -63,7 +64,7 @@ _CHOSEN = """
     ),
     kept AS (
         SELECT image_id, run_id, product, score, p_value, is_anomalous, is_new
-        FROM judged {listed}
+        FROM judged ANTI JOIN gone USING (image_id, run_id) {listed}
         WHERE ($product IS NULL OR nfc_normalize(product) = $product) AND (
             {where}
         )
@@ -227,6 +228,7 @@ def query(
     rules: Mapping[str, VerdictRule] | None = None,
     only: str = "",
     new_first: bool = True,
+    listing: Listing | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Stream current rows with the columns of `VIEW` in the order of `worst_first`.
 
@@ -235,7 +237,8 @@ def query(
     verdicts after `rules` (by product) are applied. With `product` (in NFC), only its rows are
     returned.
     `only` is an inventory, one of `opened`'s `others`: images that it does not list are left out.
-    Raises SettingError if `where` is invalid.
+    Those that are gone from the archive by `listing`, another one of these, are too; the table
+    `gone` has them. Raises SettingError if `where` is invalid.
     """
     columns = {"product": pa.string(), "threshold": pa.float64(), "p_value": pa.float64()}
     replaced = [
@@ -254,6 +257,7 @@ def query(
         limit=f"LIMIT {limit:d}" if limit is not None else "",
     )
     parameters = {"model": model_id, "product": product or None} | ({"only": only} if only else {})
+    gone.create(database, model_id, listing)
     try:
         database.execute(chosen, parameters)
         rows = _ROWS.format(order=worst_first.order(*within))

@@ -14,6 +14,7 @@ from ops.results import score_table
 from ops.storage import files, uris
 from ops.storage.paths import Out
 from pipelines.tables import view_columns
+from tests.pipelines.tables import test_gone
 from tests.pipelines.tables.test_current_scores import MODELS, publish, row
 
 
@@ -149,6 +150,18 @@ def test_what_cannot_be_asked_is_told(leave, nights, words, sentence, exit_code)
     assert code == exit_code
     assert sentence in err
     assert err.startswith("error: ")
+
+
+def test_images_that_are_gone_from_the_archive_are_left_out_and_counted(leave, tmp_path):
+    test_gone.drawn(Out(str(tmp_path / "gone")))
+    words = ["--out", "gone", "--columns", "uri"]
+    code, said, _ = leave("query", *words)
+    lines = said.splitlines()
+    assert code == 0
+    assert lines[1] == "3 images are gone from the archive and left out; --gone true shows them"
+    assert sorted(lines[3:]) == test_gone.KEPT
+    everything = leave("query", *words, "--gone", "true")[1].splitlines()[2:]
+    assert sorted(everything) == sorted(test_gone.KEPT + test_gone.GONE)
 
 
 HOSTILE = "=1+1\x1b[2J\u202e\nx"

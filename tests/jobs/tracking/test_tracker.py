@@ -45,7 +45,7 @@ def _no_tracker_is_named(monkeypatch, tmp_path):
 def runs(out: str, job: str) -> list:
     client = client_class()(Tracker(out).uri)
     experiment = client.get_experiment_by_name(EXPERIMENT)
-    return client.search_runs([experiment.experiment_id], f"attributes.run_name = '{job}'")
+    return client.search_runs([experiment.experiment_id], f"tags.job = '{job}'")
 
 
 def spooled(out: str) -> list[dict]:

@@ -174,6 +174,17 @@ def test_the_worst_of_each_product_come_in_turn_and_all_that_are_anomalous_are_l
     )
 
 
+def test_the_share_of_anomalous_images_stands_beside_what_is_promised(nights, data):
+    """Two held-out images promise a third, whatever was asked for."""
+    assert [data.promised(name) for name in ("bolt", "unknown", None)] == [1 / 3, None, None]
+    text = " ".join(" ".join(Elements(report.render(nights[0], data).decode()).text).split())
+    for row in data.products:
+        share = row["anomalous_b"] / (row["images_b"] - row["failed_b"])
+        assert f"{row['anomalous_b']} {share:.0%}".replace("%", " %, promised 33 %") in text
+    shown = {1.0: "100 %", 0.1: "10 %", 0.0123: "1.2 %", 0.001: "0.1 %", 0.0: "0 %"}
+    assert {share: report.percent(share) for share in shown} == shown
+
+
 def test_failures_of_every_kind_are_named_within_the_bound(nights, data):
     assert [row["status"] for row in data.failed] == ["unreadable"] * 6
     assert len(collect(nights[0], parts=2).failed) == 2

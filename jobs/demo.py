@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
         inventory.main(["--archive", archive, "--layout", "mvtec", "--output", listed])
         echo("\n2. fit")
         fit.main([
-            "--inventory", listed, "--out", settings.out, "--name", "demo",
+            "--inventory", listed, "--out", settings.out, "--name", "demo", "--alias", "champion",
             "--backbone.name", "resnet18", "--backbone.layers", "layer1,layer2",
             "--backbone.weights", "random", "--input.size", str(settings.size),
             "--patchcore.embedding", "concat", "--patchcore.coreset_ratio", "0.02",

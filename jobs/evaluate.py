@@ -118,7 +118,8 @@ def print_summary(metrics: pa.Table, theirs: Published | None = None) -> None:
     rows = metrics.to_pylist()
     rates = " ".join(f"{heading:>{width}}" for heading, width, _ in _RATES)
     echo(
-        f"{'product':16} {'good':>6} {'bad':>5} {rates} {'best-F1 errors':>14} {'model errors':>14}"
+        f"{'product':11} {'good':>6} {'bad':>5} {rates} {'best-F1 errors':>14} "
+        f"{'false alarms':>12} {'missed':>7}"
     )
     for row in rows:
         echo(_line(row, 4))
@@ -130,9 +131,11 @@ def print_summary(metrics: pa.Table, theirs: Published | None = None) -> None:
         )
         echo(f"published: {theirs.name}, {theirs.source}{note}")
     echo(
-        "errors = false alarms + misses: at the threshold with the best F1, which is chosen with "
-        "the\nlabels, and at the threshold of the model"
+        "best-F1 errors = false alarms + missed defects at the threshold with the best F1, which "
+        "is chosen\nwith the labels; the last two columns are those at the threshold of the model"
     )
+    for sentence in filter(None, [_caught(rows[:-1])]):
+        echo(sentence)
     mean = rows[-1]
     if further := _further(mean):
         echo(f"mean {further}")
@@ -162,20 +165,41 @@ def _line(row: dict[str, Any], digits: int) -> str:
     def cell(value: Any, width: int, form: str = "") -> str:
         return f"{'-' if value is None else format(value, form):>{width}}"
 
-    counts = f"{cell(row.get('good', ''), 6)} {cell(row.get('defective', ''), 5)}"
+    counts = f"{cell(row.get('good', ''), 6, _form(row, 'good'))} "
+    counts += cell(row.get("defective", ""), 5, _form(row, "defective"))
     rates = " ".join(cell(row.get(name), width, f".{digits}f") for _, width, name in _RATES)
-    oracle, model = _errors(row, "oracle_"), _errors(row, "")
-    product = printable(row["product"])[:16]
-    return f"{product:16} {counts} {rates} {cell(oracle, 14)} {cell(model, 14)}"
+    verdicts = f"{cell(row.get('false_alarms'), 12, ',')} {cell(row.get('misses'), 7, ',')}"
+    product = printable(row["product"])[:11]
+    return f"{product:11} {counts} {rates} {cell(_errors(row), 14)} {verdicts}"
 
 
-def _errors(row: dict[str, Any], kind: str) -> str | None:
+def _form(row: dict[str, Any], name: str) -> str:
+    return "," if name in row else ""
+
+
+def _caught(products: Sequence[dict[str, Any]]) -> str:
+    """What the verdicts of the model are worth, over products that it gives a verdict."""
+    judged = [row for row in products if row["misses"] is not None]
+    if not judged:
+        return ""
+    total = {
+        name: sum(row[name] for row in judged)
+        for name in ("good", "defective", "false_alarms", "misses")
+    }
+    caught = total["defective"] - total["misses"]
+    return (
+        f"at the threshold of the model, {caught:,} of {total['defective']:,} defects are caught,\n"
+        f"and {total['false_alarms']:,} of {total['good']:,} good images are false alarms"
+    )
+
+
+def _errors(row: dict[str, Any]) -> str | None:
     """`12 = 5 + 7`, or the sum alone where no more was published."""
-    alarms, misses = row.get(f"{kind}false_alarms"), row.get(f"{kind}misses")
+    alarms, misses = row.get("oracle_false_alarms"), row.get("oracle_misses")
     if alarms is None or misses is None:
-        total = row.get(f"{kind}errors")
-        return None if total is None else str(total)
-    return f"{alarms + misses} = {alarms} + {misses}"
+        total = row.get("oracle_errors")
+        return None if total is None else f"{total:,}"
+    return f"{alarms + misses:,} = {alarms:,} + {misses:,}"
 
 
 def _metrics_of(theirs: Published) -> dict[str, float]:

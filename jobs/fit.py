@@ -15,6 +15,9 @@ from typing import Any
 
 from jobs.cli import entry, sources
 from jobs.cli.console import Progress, echo
+from jobs.cli.fit_warnings import FitWarnings, shrunk, unlabelled
+from jobs.tracking import registry
+from jobs.tracking.record import Record, title
 from jobs.tracking.tracker import Tracker
 from ops.archives.fetch import FetchSettings
 from ops.archives.views import Views
@@ -69,8 +72,11 @@ class Settings(sources.Listing):
     """How many images may be unreadable before the job ends with an error: a count or a share."""
     name: str = "nightloupe"
     """Name of the model in the MLflow registry; empty = do not register."""
-    alias: str = "champion"
-    """Alias in the registry that is moved to the new model."""
+    alias: str = ""
+    """Alias in the registry that is moved to the new model; default: champion, or challenger if
+    champion is another model (see jobs.promote)."""
+    fail_on_warning: bool = False
+    """Exit with 3 if the job is done and warned."""
     cluster: str | None = None
     """Address of a Ray cluster; default: RAY_ADDRESS, else one is started for the job."""
     select: Select = field(default_factory=Select)
@@ -96,13 +102,20 @@ def main(argv: Sequence[str]) -> int:
         reserved(settings.model_folder) as check_lock,
         tracker.run("fit", asdict(settings) | {settings.method: asdict(method_settings)}) as record,
     ):
+        warnings = FitWarnings()
         if settings.backbone.weights == "random" and not settings.grow:
-            echo("warning: the backbone's weights are random; use them for trials only")
+            warnings.add("the backbone's weights are random; use them for trials only")
+        if not settings.holdout:
+            warnings.add(
+                "--holdout 0 holds no image out, so the model has no p-values, no thresholds and "
+                "calls no image anomalous; --holdout 0.1 holds out a tenth"
+            )
         with model_to_grow(settings, tracker) as grown, Progress() as progress:
             request = request_of(settings, method_settings, grown)
             check_free(settings.model_folder, request, grown)
             with connected(settings.cluster):
                 inventory = sources.inventory_of(settings.inventory, settings, out, progress)
+                warnings.add(unlabelled(inventory))
                 model = fit.fit(inventory, request, settings.resources, progress, grown)
         location = settings.model_folder or out.model(model.card.model_id)
         check_lock()
@@ -114,12 +127,32 @@ def main(argv: Sequence[str]) -> int:
         if grown:
             record.tags["grown_from"] = grown.card.model_id
             echo(f"grown from model {grown.card.model_id}")
-        _print_summary(model, location)
+            for sentence in shrunk(grown.card, model.card):
+                warnings.add(sentence)
+        _print_summary(model, location, warnings)
+        record.tags |= {f"warning_{n}": each for n, each in enumerate(warnings.sentences)}
+        _describe(record, model, len(warnings.sentences))
+        record.metrics["warnings"] = float(len(warnings.sentences))
         if settings.name:
             registered = tracker.register(model, settings.name, settings.alias, record)
             if registered:
                 echo(f"registered: {registered}")
-    return 0
+                if not settings.alias and registered.endswith(f"@{registry.CHALLENGER}"):
+                    echo(
+                        "champion stays another model; compare both, then let this one follow: "
+                        f"python -m jobs.promote {registered} --out {settings.out}"
+                    )
+    return entry.WARNED if warnings.sentences and settings.fail_on_warning else 0
+
+
+def _describe(record: Record, model: Model, warnings: int) -> None:
+    """Name the tracked run after its products and images, and say what came of it."""
+    card, images = model.card, model.card.fit["images"]
+    record.title = title("fit", products=card.products, images=images)
+    record.description = (
+        f"{card.method} fitted on {images:,} good images, {card.fit['held_out']:,} more held out "
+        f"for calibration: model {card.model_id}; {warnings:,} warnings."
+    )
 
 
 @contextlib.contextmanager
@@ -231,7 +264,7 @@ def _curves(model: Model) -> dict[str, list[float]]:
     }
 
 
-def _print_summary(model: Model, location: str) -> None:
+def _print_summary(model: Model, location: str, warnings: FitWarnings) -> None:
     rate = model.card.false_alarm_rate
     products = model.card.products
     for name, card in list(products.items())[:_SHOWN]:
@@ -240,16 +273,15 @@ def _print_summary(model: Model, location: str) -> None:
         promised = card.calibration.promised_rate(rate)
         if promised is not None and promised > rate:
             needed = math.ceil(1 / rate - 1e-9) - 1
-            echo(
-                f"warning: {printable(name)}: a false-alarm rate of {rate:g} needs {needed:,} "
-                f"held-out images; the threshold promises {promised:.2g}"
+            warnings.add(
+                f"{printable(name)}: a false-alarm rate of {rate:g} needs {needed:,} "
+                f"held-out images; the threshold promises {promised:.2g} on average"
             )
     if len(products) > _SHOWN:
         echo(f"{len(products) - _SHOWN:,} more products; model.json names all of them")
     if failures := model.card.fit["failures"]:
-        echo(
-            f"warning: {model.card.fit['failed']} unreadable images, such as "
-            f"{printable(failures[0])}"
+        warnings.add(
+            f"{model.card.fit['failed']} unreadable images, such as {printable(failures[0])}"
         )
     echo(f"model: {location}")
 
@@ -274,7 +306,8 @@ def describe_calibration(calibration: Calibration) -> str:
     count = len(calibration.scores)
     if not count:
         return "no image held out, so no p-values and no threshold"
-    return f"{count:,} held-out images can promise false-alarm rates down to {1 / (count + 1):.2g}"
+    lowest = 1 / (count + 1)
+    return f"{count:,} held-out images promise false-alarm rates down to {lowest:.2g} on average"
 
 
 if __name__ == "__main__":

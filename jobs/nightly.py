@@ -6,17 +6,20 @@ python -m jobs.nightly --archive s3://bucket/parts --pattern "{product}/{name}" 
 
 The command may be started at any time, also while another one runs. Exit codes: 0 every image of
 the archive has its row under the model; 1 not every image has, and a message says why; 2 a setting
-is wrong; 75 (--busy_code) another night is running on the output folder.
+is wrong; 3 as 0, but the night warned, with --fail-on-warning; 75 (--busy_code) another night is
+running on the output folder; 130 interrupted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from jobs import score
 from jobs.cli import entry, sources
 from jobs.cli.console import Progress, echo
+from jobs.tracking.record import title
 from jobs.tracking.tracker import Tracker
 from ops.detectors.model_folder import read_card
 from ops.errors import SettingError
@@ -45,15 +48,16 @@ def main(argv: Sequence[str]) -> int:
     tracker = Tracker(settings.out)
     try:
         with lock.locked(tracker.out, settings.lease) as check_lock, Progress() as progress:
-            _run_night(settings, tracker, check_lock, progress)
+            warnings = _run_night(settings, tracker, check_lock, progress)
     except lock.Locked as busy:
         return entry.busy(busy, settings.busy_code)
-    return 0
+    return entry.WARNED if warnings and settings.fail_on_warning else 0
 
 
 def _run_night(
     settings: Settings, tracker: Tracker, check_lock: Callable[[], None], progress: Progress
-) -> None:
+) -> list[str]:
+    """Run the night; returns its warnings."""
     with (
         tracker.located(settings.model) as model,
         tracker.run("nightly", asdict(settings)) as record,
@@ -61,15 +65,37 @@ def _run_night(
         score.check(read_card(model), settings)
         hooks = NightHooks(
             take_inventory=lambda location: sources.take(settings, location, progress),
+            archive=() if settings.inventory else settings.locations(),
+            model_name=tracker.name_of(settings.model),
             tracked=record,
             tracker_page=tracker.page,
             track_totals=lambda totals: record.metrics.update(score.metrics_of(totals)),
             echo=echo,
             print_summary=score.print_summary,
+            describe=entry.describe,
             progress=progress,
             check_lock=check_lock,
         )
-        Night(settings, tracker.out, model, settings.inventory, hooks).run()
+        night = Night(settings, tracker.out, model, settings.inventory, hooks)
+        try:
+            return night.run()
+        finally:
+            record.title, record.description = _described(night.record)
+
+
+def _described(night: Mapping[str, Any]) -> tuple[str, str]:
+    """The name of a night's tracked run, and a sentence about it, given the night's record."""
+    date, totals = night.get("night") or night["started"][:10], night.get("totals", {})
+    name = title("nightly", date, night.get("products", ()), totals.get("images", 0))
+    if "error" in night:
+        return name, f"The night {date} failed: {night['error']}"
+    images = "No image was pending"
+    if totals:
+        images = (
+            f"{totals['images']:,} images under {night['model_name'] or night['model_id'][:8]}: "
+            f"{totals['anomalous']:,} anomalous, {totals['failed']:,} failed"
+        )
+    return name, f"{images}; {len(night.get('warnings', ())):,} warnings."
 
 
 if __name__ == "__main__":

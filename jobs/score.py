@@ -5,32 +5,39 @@ python -m jobs.score --archive s3://bucket/parts --pattern "{product}/{name}" \
     --model models:/nightloupe@champion --out s3://bucket/out
 
 The same command continues a run that was killed, and does nothing if the run is finished. It exits
-with 75 while another job scores into the output folder or removes from it.
+with 75 while another job scores into the output folder or removes from it, and with 3 if it warned
+of the images and --fail-on-warning is set.
 """
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from jobs.cli import entry, sources
 from jobs.cli.console import Progress, echo
+from jobs.tracking.record import Record, title
 from jobs.tracking.tracker import Tracker
 from ops.archives.fetch import FetchSettings
 from ops.detectors.model_folder import ModelCard, read_card
 from ops.errors import SettingError, UserError
 from ops.failure import max_failures
+from ops.storage import files
 from ops.storage.paths import Out
 from pipelines.cluster import memory
 from pipelines.cluster.connection import connected
 from pipelines.cluster.resources import Resources
 from pipelines.cluster.shared_model import SharedModel
+from pipelines.reports import model_fit
 from pipelines.scoring import score
 from pipelines.scoring.resume import finished_totals, resume_or_start
-from pipelines.scoring.run import ScoreSettings, check_night
+from pipelines.scoring.run import Run, ScoreSettings, check_night
 from pipelines.tables import lock, run_order
+
+#: Share of a product's images that may be anomalous beyond the promised rate without a warning.
+_ANOMALOUS_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,8 @@ class Settings(ScoreSettings, sources.Listing):
     """Address of a Ray cluster; default: RAY_ADDRESS, else one is started for the job."""
     fetch: FetchSettings = field(default_factory=FetchSettings)
     resources: Resources = field(default_factory=Resources)
+    fail_on_warning: bool = False
+    """Exit with 3 if the job is done and warned."""
     lease: float = 120.0
     """On S3: seconds without a sign of life after which another job on the output folder is taken
     for dead."""
@@ -83,15 +92,21 @@ def _score(
 ) -> int:
     """Score an inventory with the model of a folder; the caller holds the lock of `out`."""
     policy = ScoreSettings(settings.maps, settings.overlays, settings.chunk_rows)
+    inventory = sources.inventory_of(settings.inventory, settings, tracker.out, progress)
+    warnings = list(filter(None, [model_fit.unknown_products(inventory, read_card(folder))]))
+    for sentence in warnings:
+        echo(f"warning: {sentence}")
     with connected(settings.cluster):
-        inventory = sources.inventory_of(settings.inventory, settings, tracker.out, progress)
         model = SharedModel.read(folder, inventory.products())
         memory.check_scoring(model, settings.resources)
-        run = resume_or_start(inventory, model, tracker.out, policy, settings.night)
+        name = tracker.name_of(settings.model)
+        run = resume_or_start(
+            inventory, model, tracker.out, policy, settings.night, model_name=name
+        )
         if totals := finished_totals(run):
             echo(f"run {run.run_id} is finished; nothing to do")
             print_summary(totals)
-            return 0
+            return _code(settings, warnings)
         with tracker.run("score", asdict(settings)) as record:
             record.tags |= {"run_id": run.run_id, "model_id": model.card.model_id}
             totals = score.score(
@@ -103,9 +118,38 @@ def _score(
                 check_lock=check_lock,
             )
             record.metrics |= metrics_of(totals)
+            warnings += _warn(run, warnings)
+            record.tags |= {f"warning_{n}": sentence for n, sentence in enumerate(warnings)}
+            record.metrics["warnings"] = float(len(warnings))
+            describe(record, "score", run, totals, len(warnings))
     echo(f"run: {run.run_id}")
     print_summary(totals)
-    return 0
+    return _code(settings, warnings)
+
+
+def describe(record: Record, job: str, run: Run, totals: Mapping[str, Any], warnings: int) -> None:
+    """Name a tracked run after its night, products and images, and say what came of it."""
+    model = run.model_name or f"{run.model.card.method} {run.model.card.model_id[:8]}"
+    record.title = title(job, run.night, run.inventory.products(), totals["images"])
+    record.description = (
+        f"{totals['images']:,} images of the night {run.night} under {model}: "
+        f"{totals['anomalous']:,} anomalous, {totals['failed']:,} failed; {warnings:,} warnings."
+    )
+
+
+def _warn(run: Run, earlier: Sequence[str]) -> list[str]:
+    """Warn of what the model does not fit, also in the record of the run; returns the sentences."""
+    location = run.out.run(run.run_id)
+    record = files.read_json(location)
+    found = model_fit.of_run(run.out, record, run.model.card, _ANOMALOUS_SHARE)
+    for sentence in found:
+        echo(f"warning: {sentence}")
+    files.write_json(location, {**record, "warnings": [*earlier, *found]})
+    return found
+
+
+def _code(settings: Settings, warnings: Sequence[str]) -> int:
+    return entry.WARNED if warnings and settings.fail_on_warning else 0
 
 
 def check(card: ModelCard, settings: Settings) -> None:

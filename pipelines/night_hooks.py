@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,6 +24,10 @@ class NightHooks:
 
     take_inventory: Callable[[str], object]
     """Lists the archive into an inventory at the given location."""
+    archive: Sequence[str]
+    """The locations that it lists."""
+    model_name: str
+    """What people call the model; empty if it has no name."""
     tracked: TrackedRun
     tracker_page: Callable[[str], str]
     """The tracker's page of a run id; empty if there is no tracker."""
@@ -33,6 +37,8 @@ class NightHooks:
     """Shows a message."""
     print_summary: Callable[[dict[str, Any]], object]
     """Shows a run's totals."""
+    describe: Callable[[BaseException], str]
+    """An error as text for records, without secrets."""
     progress: ProgressCallback
     check_lock: Callable[[], None]
     """Raises LostLock if another process has taken over the output folder."""

@@ -36,6 +36,9 @@ class NightSettings(ScoreSettings):
     warn_drift: float = 0.25
     """Warn if the scores of a product drift from all earlier ones by more than this population
     stability index. By convention 0.1 is a slight and 0.25 a marked shift; .inf turns it off."""
+    warn_anomalous: float | str = "10%"
+    """Warn if more of a product's images are called anomalous than calibration promises of good
+    ones plus this share, and chance does not explain it; 100% turns it off."""
     report: bool = True
     """Also write the report page of the night (see jobs.report)."""
 
@@ -47,20 +50,15 @@ class NightSettings(ScoreSettings):
         max_failures(str(self.warn_failed), 0, "warn_failed")
         self.retried_statuses()
         self.verified_share()
+        self.anomalous_share()
 
     def verified_share(self) -> float:
         """The share of `verify_content`, 0 to 1. Raises SettingError for any other value."""
-        text = str(self.verify_content).strip()
-        try:
-            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-        except ValueError:
-            share = -1.0
-        if not 0 <= share <= 1:
-            raise SettingError(
-                f"verify_content {self.verify_content!r} must be a share from 0% to 100%, such as "
-                "1% or 0.01"
-            )
-        return share
+        return _share("verify_content", self.verify_content)
+
+    def anomalous_share(self) -> float:
+        """The share of `warn_anomalous`, 0 to 1. Raises SettingError for any other value."""
+        return _share("warn_anomalous", self.warn_anomalous)
 
     def retried_statuses(self) -> list[str]:
         """The statuses of `retry`. Raises SettingError for an unknown one."""
@@ -76,3 +74,16 @@ class NightSettings(ScoreSettings):
     def score_settings(self) -> ScoreSettings:
         """Those that the id of the night's run depends on."""
         return ScoreSettings(self.maps, self.overlays, self.chunk_rows)
+
+
+def _share(setting: str, value: float | str) -> float:
+    text = str(value).strip()
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise SettingError(
+            f"{setting} {value!r} must be a share from 0% to 100%, such as 1% or 0.01"
+        )
+    return share

@@ -12,26 +12,24 @@ from dataclasses import asdict
 from typing import Any
 
 from ops.archives.inventory import Inventory
-from ops.archives.views import views_of
 from ops.detectors.model_folder import read_card
-from ops.errors import RunError
+from ops.errors import RunError, UserError
 from ops.failure import max_failures
-from ops.storage import files, parquet
+from ops.storage import files
 from ops.storage.paths import Out
 from pipelines.cluster import memory
 from pipelines.cluster.connection import connected
 from pipelines.cluster.shared_model import SharedModel
 from pipelines.night_hooks import NightHooks
 from pipelines.night_settings import NightSettings
-from pipelines.reports import drift, report
-from pipelines.reports.alerts import AlertLimits, find_alerts
-from pipelines.reports.part_summary import incomplete_parts
+from pipelines.night_warnings import NightWarnings
+from pipelines.reports import model_fit, report
 from pipelines.reports.report_data import ReportSettings
 from pipelines.scoring import deduplicate, score, verify_content
 from pipelines.scoring.resume import resume_or_start
 from pipelines.scoring.run import Run
 from pipelines.scoring.work_list import WorkList
-from pipelines.tables import lock, run_order, run_records, take_inventory
+from pipelines.tables import gone, lock, run_order, run_records, take_inventory
 from pipelines.tables.pending import find_pending
 
 
@@ -44,28 +42,39 @@ class Night:
         """`model` is a model folder. Without `inventory` the hooks list the archive."""
         self._settings, self._out, self._model, self._hooks = settings, out, model, hooks
         self._inventory = inventory
-        self._model_id = read_card(model).model_id
+        self._card = read_card(model)
+        self._model_id = self._card.model_id
         started = datetime.datetime.now(datetime.UTC)
         self._record_location = out.night(run_order.name_of_night(out, started))
-        self._clock_warning = run_order.clock_warning(out, started)
-        self._warnings: list[str] = []
-        self._record: dict[str, Any] = {
+        self._warnings = NightWarnings(hooks)
+        self._warnings.add(run_order.clock_warning(out, started))
+        self.record: dict[str, Any] = {
             "started": started.isoformat(timespec="seconds"),
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "model_id": self._model_id,
+            "model_name": hooks.model_name,
         }
 
-    def run(self) -> None:
-        """Run all steps.
+    def run(self) -> list[str]:
+        """Run all steps; returns the warnings.
 
-        Raises RunError if the pending images cannot be scored, and LostLock if another process has
-        taken over the output folder.
+        The record of the night has its end, and its error if it failed. Raises RunError if the
+        pending images cannot be scored, and LostLock if another process has taken over the output
+        folder.
         """
         self._hooks.tracked.tags["model_id"] = self._model_id
-        if self._clock_warning:
-            self._hooks.echo(f"warning: {self._clock_warning}")
-            self._warnings.append(self._clock_warning)
+        try:
+            self._run()
+        except BaseException as error:
+            self.record["error"] = self._hooks.describe(error)
+            with contextlib.suppress(UserError, OSError):  # the first error counts
+                self._end()
+            raise
+        self._end()
+        return self._warnings.sentences
+
+    def _run(self) -> None:
         last = run_records.last_night(self._out)
         interrupted = self._find_interrupted(last)
         if interrupted:
@@ -74,16 +83,22 @@ class Night:
         with contextlib.ExitStack() as cluster:
             differing = self._verify_content(inventory, last, cluster)
             self._process(self._find_pending(inventory, differing), interrupted)
-        self._record["warnings"] = self._warnings
-        self._record["ended"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+    def _end(self) -> None:
+        """Complete the record of the night."""
+        self._warnings.track()
+        self.record["warnings"] = self._warnings.sentences
+        self.record["ended"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self._write_record()
 
     def _process(self, work: WorkList | None, interrupted: Mapping[str, Any] | None) -> None:
         """Score and report what is pending."""
         if work:
+            self._warnings.add(model_fit.unknown_products(work.inventory, self._card))
             totals = self._score(work, lambda run: self._begin(run, work, interrupted))
             self._track_totals(totals)
-            self._warn(totals)
+            run_id = self.record["run_id"]
+            self._warnings.add_of_run(self._out, run_id, self._card, self._settings, totals)
             if self._settings.report:
                 self._report()
         else:
@@ -91,8 +106,8 @@ class Night:
             self._hooks.echo("nothing to do: every image has its row under this model")
 
     def _find_interrupted(self, last: dict[str, Any]) -> dict[str, Any] | None:
-        """The record of the last night if it was killed and its run can be finished."""
-        if "ended" in last or "run_id" not in last:
+        """The record of the last night if it was killed or failed, and its run can be finished."""
+        if ("ended" in last and "error" not in last) or "run_id" not in last:
             return None
         if not files.is_folder(self._out.work(last["run_id"])):
             return None
@@ -120,7 +135,9 @@ class Night:
         """The location of tonight's inventory."""
         if self._inventory:
             return self._inventory
+        listing = gone.before_listing(self._out, self._hooks.archive)
         self._hooks.take_inventory(self._out.warehouse())
+        self.record |= listing
         return self._out.warehouse()
 
     def _verify_content(
@@ -132,7 +149,7 @@ class Night:
         this takes stays connected as long as `cluster`.
         """
         settings, hooks = self._settings, self._hooks
-        night = settings.night or self._record["started"][:10]
+        night = settings.night or self.record["started"][:10]
         found = last.get("verified", {}).get("differing", ())
         again = [each["image_id"] for each in found]
         if not (again or settings.verified_share()):
@@ -146,7 +163,7 @@ class Night:
         verified = verify_content.verify(
             rows, settings.fetch, settings.resources, self._progress_under_lock
         )
-        self._record["verified"] = verified._asdict()
+        self.record["verified"] = verified._asdict()
         hooks.tracked.metrics |= {
             "verified": float(verified.read),
             "verified_differing": float(len(verified.differing)),
@@ -155,9 +172,7 @@ class Night:
             f"{verified.read} unchanged images were read again, {len(verified.differing)} of them "
             f"differ; {verified.unread} could not be read"
         )
-        if verified.warning:
-            hooks.echo(f"warning: {verified.warning}")
-            self._warnings.append(verified.warning)
+        self._warnings.add(verified.warning)
         return [each["image_id"] for each in verified.differing]
 
     def _find_pending(self, inventory: str, differing: Sequence[str]) -> WorkList | None:
@@ -185,7 +200,7 @@ class Night:
             f"{counts['listed']} images: {pending.new} new, {pending.changed} changed, "
             f"{pending.retried} to be tried again"
         )
-        self._record |= counts
+        self.record |= counts
         self._hooks.tracked.metrics |= {name: float(count) for name, count in counts.items()}
         if images is None:
             return None
@@ -206,7 +221,13 @@ class Night:
             model = SharedModel.read(self._model, work.inventory.products())
             memory.check_scoring(model, settings.resources)
             run = resume_or_start(
-                work.inventory, model, self._out, work.settings, work.night, work.after
+                work.inventory,
+                model,
+                self._out,
+                work.settings,
+                work.night,
+                work.after,
+                hooks.model_name,
             )
             begin(run)
             with deduplicate.open_score_cache(
@@ -231,12 +252,13 @@ class Night:
 
     def _begin(self, run: Run, work: WorkList, interrupted: Mapping[str, Any] | None) -> None:
         """Record what the next night needs to finish this run, should it be killed."""
-        self._record |= {
+        self.record |= {
             "work_list": work.inventory.location,
             "settings": asdict(work.settings),
             "after": list(work.after),
             "run_id": run.run_id,
             "night": run.night,
+            "products": sorted(work.inventory.products()),
         }
         self._hooks.tracked.tags["run_id"] = run.run_id
         if interrupted and interrupted["run_id"] != run.run_id:
@@ -250,31 +272,11 @@ class Night:
 
     def _track_totals(self, totals: dict[str, Any]) -> None:
         self._hooks.track_totals(totals)
-        self._record["totals"] = totals
-
-    def _warn(self, totals: Mapping[str, Any]) -> None:
-        """Compare the night's scores with all earlier ones, and warn about what is unusual."""
-        run_id, tracked = self._record["run_id"], self._hooks.tracked
-        record, location = run_records.finished(self._out, run_id), self._out.drift(run_id)
-        drift_rows = drift.drift_of_run(self._out, run_id, self._model_id, views=views_of(record))
-        parquet.write(location, drift.DRIFT, [drift_rows])
-        tracked.files["drift.parquet"] = location
-        limits = AlertLimits(str(self._settings.warn_failed), self._settings.warn_drift)
-        alerts = find_alerts(totals, drift_rows, limits)
-        for sentence in [*alerts, *incomplete_parts(self._out, record)]:
-            self._hooks.echo(f"warning: {sentence}")
-            self._warnings.append(sentence)
-        tracked.tags |= {f"warning_{n}": sentence for n, sentence in enumerate(self._warnings)}
-        tracked.metrics["warnings"] = float(len(self._warnings))
-        if indexes := [psi for psi in drift_rows["psi"].to_pylist() if psi is not None]:
-            tracked.metrics["max_psi"] = max(indexes)
-        self._record["warnings"] = self._warnings
-        run = self._out.run(run_id)
-        files.write_json(run, {**files.read_json(run), "warnings": self._warnings})
+        self.record["totals"] = totals
 
     def _report(self) -> None:
         """Write the report page. A failure is shown and does not fail the night."""
-        run_id, hooks = self._record["run_id"], self._hooks
+        run_id, hooks = self.record["run_id"], self._hooks
         record = run_records.finished(self._out, run_id)
         page = hooks.tracker_page(run_id)
         try:
@@ -288,8 +290,8 @@ class Night:
                 page,
             )
         except Exception as error:  # the table is already published
-            hooks.echo(
-                f"warning: the report page was not written ({type(error).__name__}: {error}); "
+            self._warnings.add(
+                f"the report page was not written ({type(error).__name__}: {error}); "
                 f"write it with python -m jobs.report {run_id} --out {self._out.root}"
             )
             return
@@ -297,4 +299,4 @@ class Night:
         hooks.echo(f"report: {location}")
 
     def _write_record(self) -> None:
-        files.write_json(self._record_location, self._record)
+        files.write_json(self._record_location, self.record)

@@ -40,7 +40,12 @@ FLOORS = [
     {"pipelines.cluster", "pipelines.tables"},
     {"pipelines.scoring", "pipelines.reports"},
     {"pipelines.fitting"},
-    {"pipelines.nightly", "pipelines.night_hooks", "pipelines.night_settings"},
+    {
+        "pipelines.nightly",
+        "pipelines.night_hooks",
+        "pipelines.night_settings",
+        "pipelines.night_warnings",
+    },
     {"jobs.cli", "jobs.tracking"},
 ]
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}

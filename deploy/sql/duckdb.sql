@@ -2,7 +2,8 @@
 --
 --   SET VARIABLE tables = 's3://bucket/out/scores/*/*/part-*.parquet';
 --   .read deploy/sql/duckdb.sql
---   FROM current_scores('4f2a...') ORDER BY score DESC LIMIT 20;
+--   FROM current_scores('4f2a...') ORDER BY is_anomalous DESC, p_value LIMIT 20;
+--   Scores of two products or models have no common unit: compare p-values.
 --   -- Other verdicts without scoring again: by a false-alarm rate, or by a threshold.
 --   SELECT * REPLACE (p_value <= 0.01 AS is_anomalous) FROM current_scores('4f2a...');
 --

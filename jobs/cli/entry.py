@@ -25,6 +25,8 @@ from pipelines.tables.lock import Locked
 S = TypeVar("S")
 #: The exit code EX_TEMPFAIL of sysexits.h: try again later.
 BUSY = 75
+#: The exit code of --fail-on-warning: the job is done, and it warned.
+WARNED = 3
 
 
 def parse(
@@ -107,6 +109,14 @@ def _remedy(error: Exception) -> str:
             "may list, read and write there"
         )
     return ""
+
+
+def describe(error: BaseException) -> str:
+    """An error as text for records: a user's sentence, or the class and message of a bug."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    text = printable(redact(str(error)))
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
 class _OneLine(logging.Formatter):

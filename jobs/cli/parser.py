@@ -83,7 +83,8 @@ class Parser(jsonargparse.ArgumentParser):
             self.refuse(self._wrong_type(match[1], message))
         sentence = " ".join(message.split())
         unknown = sentence.replace("unrecognized arguments", "unknown setting")
-        self.refuse(unknown, known=unknown != sentence)
+        hint = self._meant(sentence) if unknown != sentence else ""
+        self.refuse(unknown + hint, known=unknown != sentence)
 
     def refuse(self, message: str, known: bool = False) -> NoReturn:
         """Print a sentence, and the known settings if asked to; exit with 2."""
@@ -93,6 +94,20 @@ class Parser(jsonargparse.ArgumentParser):
             listed = textwrap.fill(names, 100, initial_indent="  ", subsequent_indent="  ")
             sys.stderr.write(f"known settings:\n{listed}\n")
         sys.exit(2)
+
+    def _meant(self, sentence: str) -> str:
+        """A question for the known names that are like the unknown ones of a sentence."""
+        unknown = [word[2:].partition("=")[0] for word in sentence.split() if word[:2] == "--"]
+        meant = [name for each in unknown for name in self.similar(each)]
+        names = " and ".join(f"--{name.replace('_', '-')}" for name in dict.fromkeys(meant))
+        return f"; did you mean {names}?" if names else ""
+
+    def similar(self, name: str) -> list[str]:
+        """The known setting that is most like a name, also without its group; or none."""
+        known = list(self.settings())
+        ends = {other.rpartition(".")[2]: other for other in reversed(known)}
+        close = difflib.get_close_matches(name, known, 1)
+        return close or [ends[each] for each in difflib.get_close_matches(name, list(ends), 1)]
 
     def _wrong_type(self, name: str, message: str) -> str:
         known = self.settings()
@@ -133,7 +148,7 @@ class ConfigFile(jsonargparse.ActionConfigFile):  # type: ignore[misc,name-defin
         known = list(parser.settings())
         if any(other.startswith(f"{name}.") for other in known):
             parser.refuse(f"{place}: {name} must be a table of settings: [{name}]")
-        similar = difflib.get_close_matches(name, known, 1)
+        similar = parser.similar(name)
         hint = f"; did you mean {similar[0]!r}?" if similar else ""
         parser.refuse(f"{place}: unknown setting {name!r}{hint}", known=True)
 

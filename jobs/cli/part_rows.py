@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import duckdb
 import pyarrow as pa
@@ -11,14 +11,46 @@ import pyarrow as pa
 from jobs.cli.console import echo
 from ops.archives.layouts import composed
 from ops.errors import SettingError
-from ops.plain_text import printable
+from ops.results import part_table
 from ops.storage.paths import Out
 from pipelines.tables import current_parts, run_records
 from pipelines.tables.current_parts import PartRules
+from pipelines.tables.gone import Listing
+from pipelines.tables.model_names import NamedModel
 
 
-def rules(out: Out, model_id: str, threshold: object, rate: float | None) -> PartRules:
-    """How to judge parts; without a rate, by that of the model. Raises SettingError."""
+class PartRows:
+    """The parts that the settings of jobs.query ask for."""
+
+    noun: ClassVar[str] = "part"
+    schema: ClassVar[pa.Schema] = part_table.SCHEMA
+    on_screen: ClassVar[str] = (
+        "is_anomalous,p_value,product,part,worst_view,views_scored,failed_views,missing_views,uri"
+    )
+
+    def __init__(self, settings: Any, out: Out, model: NamedModel, listing: Listing | None) -> None:
+        """Raises SettingError for a threshold, or if no false-alarm rate is known."""
+        self._settings, self._model, self._listing = settings, model, listing
+        self._rules = _rules(out, model.model_id, settings.threshold, settings.false_alarm_rate)
+
+    def read(
+        self, database: duckdb.DuckDBPyConnection, limit: int | None
+    ) -> Iterator[pa.RecordBatch]:
+        """Current parts with the columns of `schema`."""
+        return current_parts.query(
+            database,
+            self._model.model_id,
+            self._rules,
+            where=self._settings.where,
+            product=composed(self._settings.product),
+            limit=limit,
+            only=self._settings.inventory,
+            listing=self._listing,
+        )
+
+
+def _rules(out: Out, model_id: str, threshold: object, rate: float | None) -> PartRules:
+    """How to judge parts; without a rate, by that of the model."""
     if threshold is not None:
         raise SettingError(
             "--threshold is one of images, whose scores say nothing of a part; judge parts by "
@@ -44,42 +76,3 @@ def _rate(out: Out, model_id: str) -> float:
         f"no run in {out.runs()} records the false-alarm rate of model {model_id}; name one with "
         "--false-alarm-rate"
     )
-
-
-def read(
-    database: duckdb.DuckDBPyConnection,
-    model_id: str,
-    part_rules: PartRules,
-    settings: Any,
-    limit: int | None,
-) -> Iterator[pa.RecordBatch]:
-    """Current parts by the settings of jobs.query."""
-    return current_parts.query(
-        database,
-        model_id,
-        part_rules,
-        where=settings.where,
-        product=composed(settings.product),
-        limit=limit,
-        only=settings.inventory,
-    )
-
-
-def show(parts: Sequence[Mapping[str, Any]]) -> int:
-    """Print parts, the most anomalous first; what is missing or failed stands with each."""
-    if parts:
-        echo(f"{'p':>7} {'bad':>3} {'views':>5} {'product':16} {'part':16} {'worst':10} address")
-    for row in parts:
-        p_value = "-" if row["p_value"] is None else f"{row['p_value']:.3g}"
-        bad = {True: "yes", False: "no", None: "-"}[row["is_anomalous"]]
-        names = (printable(row[name])[:16] for name in ("product", "part"))
-        product, part = names
-        view = printable(row["worst_view"] or "-")[:10]
-        uri = printable(row["uri"] or "-")
-        echo(
-            f"{p_value:>7} {bad:>3} {row['views_scored']:>5} {product:16} {part:16} {view:10} {uri}"
-        )
-        for what in ("failed", "missing"):
-            if row[f"views_{what}"]:
-                echo(f"{'':17} {what}: {printable(row[f'{what}_views'] or '(without a name)')}")
-    return len(parts)

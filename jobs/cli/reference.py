@@ -34,6 +34,7 @@ JOBS = {
     "check": "check",
     "evaluate": "evaluate",
     "compare": "compare",
+    "promote": "promote",
     "nightly": "nightly",
     "query": "query",
     "report": "report",
@@ -58,8 +59,9 @@ test checks that it is up to date.
 are the same. `--config FILE` reads settings from a TOML file, a group as a table `[group]`; the
 command line overrides the file. `--help` shows the settings of one job.
 
-Exit codes: 0 the job is done; 1 it failed, and a message says why; 2 a setting is wrong; 75 another
-night is running on the output folder; 130 interrupted.
+Exit codes: 0 the job is done; 1 it failed, and a message says why; 2 a setting is wrong; 3 it is
+done and warned, with --fail-on-warning; 75 another night is running on the output folder; 130
+interrupted.
 """
 
 

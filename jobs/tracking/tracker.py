@@ -12,18 +12,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from jobs.tracking import database, pyfunc
+from jobs.tracking import database, pyfunc, registry
 from jobs.tracking.record import Record, flat
 from jobs.tracking.redact import redact
 from ops.detectors.model_folder import Model, read_model, versions, write_model
 from ops.errors import UserError
-from ops.plain_text import printable
+from ops.plain_text import in_markdown, printable
 from ops.storage import files, s3
 from ops.storage.paths import Out
 from ops.storage.storage_errors import NotFound, storage_errors
 
 #: MLflow refuses batches of more than 1000 entities, or of more than 100 parameters or tags.
 _METRICS, _TEXTS = 800, 100
+_NAME, _NOTE = 250, 4900  # characters that it takes
 log = logging.getLogger(__name__)
 EXPERIMENT = "nightloupe"
 #: Names of spooled records; other files, of systems and editors, stay where they are.
@@ -69,8 +70,9 @@ class Tracker:
         record = Record(job, params=flat(settings), tags=versions())
         try:
             yield record
-        except BaseException:
+        except BaseException as error:
             record.status = "FAILED"
+            record.tags["error"] = f"{type(error).__name__}: {error}"
             self._end(record)
             raise
         self._end(record)
@@ -155,11 +157,13 @@ class Tracker:
         client = self._client()
         from mlflow.entities import Metric, Param, RunTag  # noqa: PLC0415
 
+        note = {"mlflow.note.content": in_markdown(_told(record.description))[:_NOTE]}
         run = client.create_run(
             self._experiment(client),
             start_time=record.started_ms,
-            tags={"delivery": record.delivery},
-            run_name=record.job,
+            tags={"delivery": record.delivery, "job": record.job}
+            | (note if record.description else {}),
+            run_name=_told(record.title or record.job)[:_NAME],
         )
         run_id = str(run.info.run_id)
         now = record.ended_ms
@@ -223,7 +227,8 @@ class Tracker:
     def register(self, model: Model, name: str, alias: str, record: Record) -> str | None:
         """Deliver a fit's record with its model as artifact, as a version under an alias.
 
-        Returns `models:/name@alias`, or None if the tracker failed; the model folder is unharmed.
+        Without an alias it is `registry.free_alias`. Returns `models:/name@alias`, or None if the
+        tracker failed; the model folder is unharmed.
         """
         run_id = self.deliver(record)
         if run_id is None:
@@ -241,6 +246,7 @@ class Tracker:
             version = client.create_model_version(
                 name, source, run_id, tags=tags, description=redact(pyfunc.page(model))
             )
+            alias = alias or registry.free_alias(client, name, model.card.model_id)
             client.set_registered_model_alias(name, alias, version.version)
         for trouble in troubles:
             log.warning("the model was not registered (%s)", trouble)
@@ -258,28 +264,31 @@ class Tracker:
         with self.located(model) as folder:
             yield read_model(folder)
 
+    def name_of(self, model: str) -> str:
+        """What people call a registered model; empty for a folder, or if the registry fails."""
+        if not model.startswith("models:/"):
+            return ""
+        name = ""
+        with _troubles(self.uri) as troubles:
+            name = registry.name_of(self.version(model), model)
+        for trouble in troubles:
+            log.warning("the registry was not asked for the name of %s (%s)", model, trouble)
+        return name
+
+    def version(self, uri: str) -> Any:
+        """The version that a URI names, see `registry.find_version`."""
+        return registry.find_version(uri, self._client, str(self.uri))
+
+    def move_alias(self, version: Any, alias: str) -> Any | None:
+        """Give an alias to a version; returns the version that had it. Raises UserError."""
+        return registry.move_alias(self._client(), version, alias, str(self.uri))
+
     def fetch_model(self, uri: str, folder: str) -> str:
         """The local folder of a registered model (`models:/name@alias`, `models:/name/3`)."""
-        match = re.fullmatch(r"models:/([^@/]+)(?:@([^/]+)|/(\d+))", uri)
-        if not match:
-            raise UserError(f"{uri!r} is neither models:/name@alias nor models:/name/version")
-        name, alias, number = match.groups()
-        from alembic.util import CommandError  # noqa: PLC0415 - with MLflow, takes seconds
-        from mlflow.artifacts import download_artifacts  # noqa: PLC0415
+        version = self.version(uri)
+        from mlflow.artifacts import download_artifacts  # noqa: PLC0415 - with MLflow, takes seconds
         from mlflow.exceptions import MlflowException  # noqa: PLC0415
-        from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
 
-        try:
-            client = self._client()
-            version = (
-                client.get_model_version_by_alias(name, alias)
-                if alias
-                else client.get_model_version(name, number)
-            )
-        except (MlflowException, SQLAlchemyError, CommandError) as error:
-            known = database.remedy(str(self.uri), str(error))
-            message = f"{uri} is not in the registry at {self.uri}: {str(error)[:300]}{known}"
-            raise NotFound(redact(message)) from None
         try:
             return str(download_artifacts(version.source, dst_path=folder, tracking_uri=self.uri))
         except (MlflowException, OSError) as error:  # the tracking server may have stopped

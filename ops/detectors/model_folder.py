@@ -61,6 +61,8 @@ class ProductCard:
     curves: dict[str, list[float]] = field(default_factory=dict)
     bit_depths: dict[str, int] = field(default_factory=dict)
     """Number of images of the fit by their bit depth."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Number of held-out images by their `WIDTHxHEIGHT` in pixels."""
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -184,6 +186,8 @@ class Model:
     products: dict[str, dict[str, Tensor]]
     pictures: dict[str, bytes] = field(default_factory=dict)
     licence: bytes = b""
+    held_out: bytes = b""
+    """A Parquet file of the images that calibrated the model; empty if there are none."""
 
     @property
     def detectors(self) -> dict[str, dict[str, Tensor]]:
@@ -221,6 +225,8 @@ def write_model(location: str, model: Model) -> None:
         files.write_bytes(files.join(location, file), data)
     for file, picture in model.pictures.items():
         files.write_bytes(files.join(location, file), picture)
+    if model.held_out:
+        files.write_bytes(files.join(location, paths.CALIBRATED_BY), model.held_out)
     write_licence(location, model.licence)
     content = {"model_id": model.card.model_id, **model.card.to_json()}
     files.write_json(card_file, content)
@@ -257,8 +263,14 @@ def read_model(location: str) -> Model:
     card = read_card(location)
     detectors = dict(read_detectors(location, card))
     products = {name: detectors[product.file] for name, product in card.products.items()}
-    licence = read_licence(location, card.network)
-    return Model(card, read_backbone(location, card), products, licence=licence)
+    place = files.join(location, paths.CALIBRATED_BY)
+    return Model(
+        card,
+        read_backbone(location, card),
+        products,
+        held_out=files.read_bytes(place) if files.exists(place) else b"",
+        licence=read_licence(location, card.network),
+    )
 
 
 def read_backbone(location: str, card: ModelCard) -> dict[str, Tensor]:

@@ -73,6 +73,19 @@ def _shares(sample: Floats, edges: Floats) -> Floats:
     return np.asarray(counts / counts.sum(), dtype=np.float64)
 
 
+def chance_of_flagged(flagged: int, images: int, promised: float, held_out: int) -> float:
+    """The probability that at least `flagged` of `images` good images exceed a threshold.
+
+    The threshold is a held-out score that guarantees the rate `promised`, a multiple of
+    1 / (held_out + 1). Over calibrations, the number of images above it has a beta-binomial
+    distribution (Vovk 2012; Bates et al. 2023). 1 without held-out images.
+    """
+    above = round(promised * (held_out + 1))
+    if not 0 < above <= held_out or not flagged:
+        return 1.0
+    return float(stats.betabinom.sf(flagged - 1, images, above, held_out + 1 - above))
+
+
 def agreement(before: Floats, after: Floats) -> Agreement:
     """Rank correlations of two scores (N,) of the same images."""
     if len(before) < 2 or np.ptp(before) == 0 or np.ptp(after) == 0:

@@ -13,6 +13,7 @@ BACKBONE = "_backbone.safetensors"
 LICENCE = "_licence.txt"  # of the backbone's weights, in a model folder
 TABLE = "part-00000.parquet"  # the only file of a published run
 JOINT = "_joint.safetensors"  # of a detector that all products share
+CALIBRATED_BY = "_held-out.parquet"  # the images that calibrated a model
 
 
 #: A longer name is shortened. File systems take 255 bytes, and suffixes follow.
@@ -125,6 +126,14 @@ class Out:
     def night(self, name: str) -> str:
         """The record of a night: pending images when it starts, totals when it ends."""
         return files.join(self.nights(), f"{name}.json")
+
+    def promotions(self) -> str:
+        """The folder of the records of moved aliases."""
+        return files.join(self.root, "promotions")
+
+    def promotion(self, name: str) -> str:
+        """The record of an alias that was moved to another version of a model."""
+        return files.join(self.promotions(), f"{name}.json")
 
     def lock(self) -> str:
         """The lock that admits one night at a time: a file, or a prefix on S3."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -59,7 +60,11 @@ def calibrate(
                     parts.add(row)
             progress("calibrate", done, len(held_out), failed)
     cards = {
-        name: replace(card, calibration=Calibration.of(results[name].scores))
+        name: replace(
+            card,
+            calibration=Calibration.of(results[name].scores),
+            sizes=dict(sorted(results[name].sizes.items())),
+        )
         if name in results
         else card
         for name, card in model.card.products.items()
@@ -79,12 +84,15 @@ class HeldOutScores:
     """A product's held-out images: all scores, and the sketches of the highest."""
 
     scores: list[float] = field(default_factory=list)
+    sizes: Counter[str] = field(default_factory=Counter)
+    """Number of images by `WIDTHxHEIGHT`."""
     highest: list[tuple[float, str, bytes]] = field(default_factory=list)
     """Negative score, id and sketch; the highest score first."""
 
     def add(self, row: dict[str, Any], keep_sketch: bool) -> None:
         """Add the row of a scored image."""
         self.scores.append(row["score"])
+        self.sizes[f"{row['width']}x{row['height']}"] += 1
         if not keep_sketch:
             return
         self.highest.append((-row["score"], row["image_id"], row["sketch"]))

@@ -37,7 +37,7 @@ from pipelines.cluster.reservation import Reserved, reserved_for_fit
 from pipelines.cluster.resources import Resources
 from pipelines.cluster.shared_model import put
 from pipelines.cluster.timeouts import Stalled
-from pipelines.fitting import plan, quarantine
+from pipelines.fitting import held_out, plan, quarantine
 from pipelines.fitting.calibrate import calibrate, kept_parts
 from pipelines.fitting.coordinator import DetectorResult, FitCoordinator
 from pipelines.fitting.depths import Depths
@@ -64,12 +64,13 @@ def fit(
     """Fit one detector per product, or a joint one, on good images, then calibrate each product.
 
     To grow a model, pass it as `earlier`: it gives the backbone and the states that detectors start
-    from. A detector without new images stays as it is. All others are calibrated on newly held-out
-    images, because scores of another bank cannot be compared.
+    from. A detector without new images stays as it is. All others are calibrated anew, because
+    scores of another bank cannot be compared: on the images held out before, and on new ones.
     Raises NothingToFit, Stalled, and NoRoom; raises NotEnoughMemory before any image is read, if
     the nodes cannot hold the fit.
     """
     chosen = split(inventory, request)
+    chosen = held_out.with_earlier(chosen, earlier) if earlier else chosen
     licence = earlier.licence if earlier else given_licence(request.backbone.licence)
     configuration = request.backbone.configuration
     # Pretrained weights are downloaded here, once, and not by every worker.
@@ -119,7 +120,7 @@ def fit(
         for name in chosen.products
         for kind, picture in results[ALL if request.joint else name].fitted.pictures.items()
     }
-    model = Model(card, backbone, tensors, pictures, licence)
+    model = Model(card, backbone, tensors, pictures, licence, held_out.kept(chosen, earlier))
     return calibrate(model, chosen.held_out, request.fetch, resources, progress)
 
 

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import duckdb
 
+from pipelines.tables import worst_first
+
 _VERDICT_CHANGE = """
     CREATE OR REPLACE MACRO verdict_change(before, after) AS
         CASE WHEN after AND NOT before THEN 'became_anomalous'
@@ -39,16 +41,17 @@ _COMPARED = f"""
         SELECT * FROM earlier WHERE is_anomalous IS NOT NULL
         QUALIFY row_number() OVER (PARTITION BY uri, k ORDER BY run_number DESC, run_id DESC) = 1
     )
-    SELECT now.uri, now.product, now.is_anomalous, now.score, now.p_value,
+    SELECT now.image_id, now.uri, now.product, now.is_anomalous, now.score, now.p_value,
            newest.is_anomalous AS was_anomalous, newest.score AS score_before,
            newest.p_value AS p_value_before, newest.run_id AS run_before,
            verdict_change(newest.is_anomalous, now.is_anomalous) AS change
     FROM now JOIN newest USING (uri, k) WHERE now.is_anomalous IS NOT NULL
 """  # noqa: S608 - only names from the code
-_CHANGED = """
-    SELECT * EXCLUDE (change) FROM compared WHERE change IS NOT NULL
-    ORDER BY is_anomalous DESC, p_value, score DESC, uri LIMIT $most
-"""
+_CHANGED = f"""
+    SELECT * EXCLUDE (image_id, change, turn)
+    FROM (SELECT *, {worst_first.turn()} FROM compared WHERE change IS NOT NULL)
+    ORDER BY {worst_first.order()} LIMIT $most
+"""  # noqa: S608 - only names from the code
 _COUNTS = """
     SELECT count(*), count(*) FILTER (change = 'became_anomalous'),
            count(*) FILTER (change = 'became_normal') FROM compared

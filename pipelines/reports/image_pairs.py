@@ -158,11 +158,12 @@ def pair_images(
 
     `pairs` holds every image of either run once, `ranked` those that both runs scored. `labels` is
     an inventory, or empty; an image of a version that it does not list has the label of its
-    address.
+    address. Images of split train have no label here, because the detector has seen them.
     """
     define_verdict_change(database)
     if labels:
-        load(database, "labels", labels, ["image_id", "uri", "label"])
+        load(database, "labels", labels, ["image_id", "uri", "label", "split"])
+        database.execute("UPDATE labels SET label = NULL WHERE split = 'train'")
     else:
         database.execute("CREATE TABLE labels (image_id VARCHAR, uri VARCHAR, label TINYINT)")
     database.execute(_CREATE_PAIRS, {"join": join})

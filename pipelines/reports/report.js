@@ -49,6 +49,10 @@ function filter() {
 }
 
 form.addEventListener("input", filter);
-form.addEventListener("reset", () => setTimeout(filter)); // after the browser has emptied the fields
+form.addEventListener("reset", () => {
+  for (const heading of document.querySelectorAll("#list [aria-sort]")) heading.removeAttribute("aria-sort");
+  document.querySelector("#list tbody").append(...rows); // in their first order
+  setTimeout(filter); // after the browser has emptied the fields
+});
 form.addEventListener("submit", (event) => event.preventDefault());
 filter(); // after a reload, the browser may have kept the fields

@@ -86,9 +86,10 @@ def render(out: Out, data: ReportData) -> bytes:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "count": count, "duration": duration, "name": name}
+    environment.filters["percent"] = percent
     environment.globals["drifted"] = has_drifted
     environment.globals["value"] = lambda cell: "" if cell is None else cell
-    rows = [*(part.row for part in data.parts), *data.failed]
+    rows = [*(part.row for part in data.parts), *data.flagged, *data.failed]
     html = environment.get_template("report.html.j2").render(
         data=data,
         last=data.runs[-1],
@@ -135,6 +136,11 @@ def number(value: float | None, digits: int = 4) -> str:
 def count(value: int) -> str:
     """A whole number with commas between thousands."""
     return f"{value:,}"
+
+
+def percent(share: float) -> str:
+    """A share in percent with two significant digits, and none of them behind 10 %."""
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
 
 
 def duration(seconds: float) -> str:

@@ -14,6 +14,7 @@ from ops.errors import SettingError
 from ops.images.decode import DecodeSettings
 from ops.images.resize import InputSettings
 from ops.progress import ProgressCallback
+from ops.results.calibration import promised_rate
 from ops.storage.paths import Out
 from pipelines.reports import drift, report_queries
 from pipelines.reports.changed_verdicts import ChangedVerdicts, changed_verdicts
@@ -29,6 +30,8 @@ class ReportSettings:
 
     parts: int = 60
     """Maximum number of worst parts with pictures, of failures, and of changed verdicts."""
+    more_parts: int = 2000
+    """Maximum number of further anomalous parts, which are listed without pictures."""
     thumbnail: int = 256
     """Longer side of the pictures in pixels."""
     price_per_hour: float | None = None
@@ -38,7 +41,11 @@ class ReportSettings:
 
     def __post_init__(self) -> None:
         """Check values. Raises SettingError."""
-        for name, least, most in (("parts", 0, 1000), ("thumbnail", 32, 1024)):
+        for name, least, most in (
+            ("parts", 0, 1000),
+            ("more_parts", 0, 20_000),
+            ("thumbnail", 32, 1024),
+        ):
             if not least <= (value := getattr(self, name)) <= most:
                 raise SettingError(f"{name} {value} must lie between {least} and {most}")
         if self.price_per_hour is not None and not 0 <= self.price_per_hour < float("inf"):
@@ -67,7 +74,9 @@ class ReportData(NamedTuple):
     """Whether an earlier night was published."""
     histograms: Mapping[str | None, Histogram]
     parts: Sequence[Part]
-    """The worst parts, in descending order of score."""
+    """The first parts in the order of `worst_first`, with their pictures."""
+    flagged: Sequence[Row]
+    """Anomalous parts that follow them, without pictures."""
     failed: Sequence[Row]
     changed_verdicts: ChangedVerdicts
     tracker: str
@@ -95,9 +104,21 @@ class ReportData(NamedTuple):
         return sum(int(row["anomalous_b"]) for row in self.products)
 
     @property
+    def unlisted(self) -> int:
+        """Number of anomalous images that are listed nowhere on the page."""
+        pictured = sum(bool(part.row["is_anomalous"]) for part in self.parts)
+        return self.anomalous - pictured - len(self.flagged)
+
+    @property
     def thresholds(self) -> Mapping[str, float | None]:
         """Thresholds by product."""
         return dict(self.runs[-1].get("thresholds", {}))
+
+    def promised(self, product: str | None) -> float | None:
+        """The false-alarm rate that calibration promises on average; None without calibration."""
+        run = self.runs[-1]
+        held_out, rate = run.get("held_out", {}).get(product), run.get("false_alarm_rate")
+        return promised_rate(rate, held_out) if held_out and rate else None
 
     @property
     def seconds(self) -> float | None:
@@ -149,7 +170,7 @@ def collect(
         measure = drift.load_runs(database, names, model_id, later, views_of(last))
         products = drift.drift_of(database, measure or "score", drift.SAMPLE).to_pylist()
         tonight = [row for row in products if row["images_b"]]
-        worst = report_queries.worst(database, model_id, settings.parts)
+        worst = report_queries.worst(database, model_id, settings.parts + settings.more_parts)
         data = ReportData(
             runs=runs,
             settings=settings,
@@ -159,6 +180,7 @@ def collect(
             has_earlier=measure is not None,
             histograms=report_queries.histograms(database, measure == "score"),
             parts=[],
+            flagged=[],
             failed=report_queries.failed(database, model_id, settings.parts),
             changed_verdicts=changed_verdicts(database, settings.parts),
             tracker=tracker,
@@ -167,7 +189,9 @@ def collect(
         return data, worst
 
     with run_records.unexpired(out, *runs):
-        data, worst = current_scores.read_consistently(out, read)
+        data, rows = current_scores.read_consistently(out, read)
+    worst = rows[: settings.parts]
+    flagged = [row for row in rows[settings.parts :] if row["is_anomalous"]]
     draw = PartPictures(
         out,
         data.thresholds,
@@ -183,5 +207,6 @@ def collect(
         parts.append(part)
         missing = sum(not part.pictures.image for part in parts)
         progress("pictures", len(parts), len(worst), missing)
-    parts.sort(key=lambda part: report_queries.worst_first(part.row))
-    return data._replace(parts=parts)
+    place = {row["image_id"]: number for number, row in enumerate(worst)}
+    parts.sort(key=lambda part: place[part.row["image_id"]])
+    return data._replace(parts=parts, flagged=flagged)

@@ -8,6 +8,8 @@ import duckdb
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.tables import worst_first
+
 BINS = 48
 Counts = npt.NDArray[np.int64]
 Row = dict[str, Any]
@@ -78,14 +80,10 @@ def statuses(database: duckdb.DuckDBPyConnection) -> dict[str, int]:
     return dict(database.sql(query).fetchall())
 
 
-# Scores of different products cannot be compared, so the worst of each product take turns.
-_WORST = """
-    SELECT image_id, run_id FROM b WHERE score IS NOT NULL
-    ORDER BY is_anomalous DESC NULLS LAST,
-             row_number() OVER (PARTITION BY product ORDER BY score DESC, image_id),
-             score DESC, image_id
-    LIMIT $most
-"""
+_WORST = f"""
+    SELECT image_id, run_id FROM (SELECT *, {worst_first.turn()} FROM b WHERE score IS NOT NULL)
+    ORDER BY {worst_first.order()} LIMIT $most
+"""  # noqa: S608 - only names from the code
 _FAILED = """
     SELECT image_id, run_id FROM b WHERE score IS NULL
     ORDER BY row_number() OVER (PARTITION BY status ORDER BY uri, image_id), status
@@ -94,17 +92,8 @@ _FAILED = """
 
 
 def worst(database: duckdb.DuckDBPyConnection, model_id: str, most: int) -> list[Row]:
-    """Rows with the highest scores: anomalous images first, the worst of each product in turn.
-
-    Returned in descending order of score.
-    """
-    rows = _complete_rows(database, _WORST, model_id, most)
-    return sorted(rows, key=worst_first)
-
-
-def worst_first(row: Row) -> tuple[float, str]:
-    """The key that sorts rows with scores in descending order of score."""
-    return -row["score"], row["image_id"]
+    """Rows with scores in the order of `worst_first`: anomalous ones, then by p-value."""
+    return _complete_rows(database, _WORST, model_id, most)
 
 
 def failed(database: duckdb.DuckDBPyConnection, model_id: str, most: int) -> list[Row]:
@@ -114,10 +103,14 @@ def failed(database: duckdb.DuckDBPyConnection, model_id: str, most: int) -> lis
 
 
 def _complete_rows(
-    database: duckdb.DuckDBPyConnection, chosen: str, model_id: str, most: int
+    database: duckdb.DuckDBPyConnection, query: str, model_id: str, most: int
 ) -> list[Row]:
-    """All columns of the rows whose `image_id` and `run_id` the query `chosen` selects."""
+    """All columns of the rows whose `image_id` and `run_id` a query selects, in its order."""
+    chosen = database.sql(query, params={"most": most}).to_arrow_table()
+    columns = (chosen["image_id"].to_pylist(), chosen["run_id"].to_pylist())
+    place = {pair: number for number, pair in enumerate(zip(*columns, strict=True))}
+    database.register("chosen", chosen)
     where = "FROM scores_of($model) SEMI JOIN chosen USING (image_id, run_id)"
-    query = f"WITH chosen AS ({chosen}) {where}"
-    table = database.sql(query, params={"model": model_id, "most": most}).to_arrow_table()
-    return list(table.to_pylist())
+    rows = database.sql(where, params={"model": model_id}).to_arrow_table().to_pylist()
+    database.unregister("chosen")
+    return sorted(rows, key=lambda row: place[row["image_id"], row["run_id"]])

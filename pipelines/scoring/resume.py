@@ -22,12 +22,13 @@ def resume_or_start(
     settings: ScoreSettings,
     night: str | None,
     after: Sequence[str] = (),
+    model_name: str = "",
 ) -> Run:
     """A run with an id of its night and its key.
 
     Without `night` it resumes the latest unfinished run with the same key, or else starts one of
     today (UTC). `after` names the runs whose failures this run tries again; it distinguishes the
-    run from an earlier one over the same images.
+    run from an earlier one over the same images. `model_name` is what people call the model.
     """
     check_night(night)
     key = run_key(inventory, model.card.model_id, asdict(settings), after)
@@ -36,7 +37,7 @@ def resume_or_start(
         night = nights[-1] if nights else datetime.datetime.now(datetime.UTC).date().isoformat()
     run_id = f"{night}-{key}"
     number = _record(out, run_id).get("number") or run_order.next_number(out)
-    return Run(run_id, night, number, out, inventory, model, settings, tuple(after))
+    return Run(run_id, night, number, out, inventory, model, settings, tuple(after), model_name)
 
 
 def _unfinished(out: Out, key: str) -> list[str]:

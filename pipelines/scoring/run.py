@@ -54,7 +54,10 @@ class ScoreSettings:
 
 @dataclass(frozen=True)
 class Run:
-    """One scoring of one inventory with one model. `after`: see `resume_or_start`."""
+    """One scoring of one inventory with one model.
+
+    `after` and `model_name`: see `resume_or_start`.
+    """
 
     run_id: str
     night: str
@@ -65,6 +68,7 @@ class Run:
     model: SharedModel
     settings: ScoreSettings
     after: tuple[str, ...] = ()
+    model_name: str = ""
 
 
 def check_night(night: str | None) -> None:
@@ -97,6 +101,7 @@ def new_record(run: Run, fetch: FetchSettings, started: datetime.datetime) -> di
         "inventory": run.inventory.location,
         "images": len(run.inventory),
         "model_id": card.model_id,
+        "model_name": run.model_name,
         "method": card.method,
         "settings": asdict(run.settings),
         "after": list(run.after),

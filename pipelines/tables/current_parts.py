@@ -20,8 +20,9 @@ from ops.results.calibration import promised_rate
 from ops.results.part_calibration import PartCalibration
 from ops.storage import files
 from ops.storage.paths import Out
-from pipelines.tables import condition
+from pipelines.tables import condition, gone
 from pipelines.tables.current_scores import ROUNDING
+from pipelines.tables.gone import Listing
 
 #: Parts that are judged at once.
 _BATCH = 2**14
@@ -31,7 +32,7 @@ _GROUPED = """
     WITH images AS (
              SELECT nfc_normalize(product) AS product, part, coalesce(view, '') AS view, image_id,
                     uri, status, score, p_value
-             FROM current_scores($model) {listed}
+             FROM current_scores($model) ANTI JOIN gone USING (image_id, run_id) {listed}
              WHERE part IS NOT NULL AND product IS NOT NULL
                  AND ($product IS NULL OR nfc_normalize(product) = $product)
          ),
@@ -76,6 +77,7 @@ def query(
     product: str = "",
     limit: int | None = None,
     only: str = "",
+    listing: Listing | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Stream current parts with the columns of `part_table.SCHEMA`, the most anomalous first.
 
@@ -85,6 +87,7 @@ def query(
         condition.check(database, where, part_table.SCHEMA.names)
     listed = "SEMI JOIN read_parquet($only) USING (image_id)" if only else ""
     parameters = {"model": model_id, "product": product or None} | ({"only": only} if only else {})
+    gone.create(database, model_id, listing)
     database.execute(_GROUPED.format(listed=listed), parameters)
     with database.cursor() as reading:
         grouped = reading.sql("FROM grouped ORDER BY product, part").to_arrow_reader(_BATCH)

@@ -22,9 +22,10 @@ from ops.results.calibration import promised_rate
 from ops.storage import files, parquet, s3
 from ops.storage.paths import Out
 from ops.storage.storage_errors import StorageError
-from pipelines.tables import condition
+from pipelines.tables import condition, gone, worst_first
 from pipelines.tables.database import QueryFailed
 from pipelines.tables.database import opened as database_opened
+from pipelines.tables.gone import Listing
 
 #: Defines `current_scores(model)` and `current_keys(model)`; people may run the same file.
 MACROS = Path(__file__).parents[2] / "deploy" / "sql" / "duckdb.sql"
@@ -35,6 +36,44 @@ T = TypeVar("T")
 _TABLE = re.compile(r"(?:.*/)?part-\d+\.parquet", re.ASCII)
 #: Absorbs rounding: p-values are multiples of 1 / (1 + held-out images).
 ROUNDING = 1e-12
+#: Columns of the current view.
+VIEW = pa.schema(
+    [
+        *score_table.SCHEMA,
+        parquet.column("is_new", pa.bool_(), "scored by the last night under the model", False),
+    ]
+)
+#: Few columns, so that the rows of a hundred million images can be ordered within little memory.
+_CHOSEN = """
+    CREATE OR REPLACE TEMP TABLE chosen AS
+    WITH last AS (
+        SELECT left(max_by(run_id, run_number), 10) AS night FROM scores_of($model)
+    ),
+    judged AS (
+        SELECT current.* REPLACE (
+            CASE WHEN rules.threshold IS NOT NULL THEN current.score > rules.threshold
+                 WHEN rules.p_value IS NOT NULL THEN current.p_value <= rules.p_value
+                 ELSE current.is_anomalous END AS is_anomalous),
+            left(current.run_id, 10) = (SELECT night FROM last) AS is_new
+        FROM current_scores($model) AS current
+        LEFT JOIN rules ON nfc_normalize({detector}) = rules.product
+    ),
+    kept AS (
+        SELECT image_id, run_id, product, view, score, p_value, is_anomalous, is_new
+        FROM judged ANTI JOIN gone USING (image_id, run_id) {listed}
+        WHERE ($product IS NULL OR nfc_normalize(product) = $product) AND (
+            {where}
+        )
+    )
+    SELECT image_id, run_id, is_anomalous, is_new, turn FROM (SELECT *, {turn} FROM kept)
+    ORDER BY {order} {limit}
+"""
+_ROWS = """
+    SELECT image_id, run_id, chosen.is_anomalous, is_new, turn,
+           scores.* EXCLUDE (image_id, run_id, is_anomalous)
+    FROM scores_of($model) AS scores JOIN chosen USING (image_id, run_id)
+    ORDER BY {order}
+"""
 
 
 @dataclass(frozen=True)
@@ -185,45 +224,44 @@ def query(
     rules: Mapping[str, VerdictRule] | None = None,
     only: str = "",
     views: Views = "pooled",
+    new_first: bool = True,
+    listing: Listing | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """Stream current rows with the columns of `score_table.SCHEMA`, in descending order of score.
+    """Stream current rows with the columns of `VIEW` in the order of `worst_first`.
 
-    `where` is an expression over the columns of the score table (see `condition`). It sees the
+    Rows of the last night under the model are new; with `new_first` they come before other rows of
+    the same verdict. `where` is an expression over the columns (see `condition`). It sees the
     verdicts after `rules` are applied, which are by detector: by product, or by product and view
     with separate `views`. With `product` (in NFC), only its rows are
     returned.
     `only` is an inventory, one of `opened`'s `others`: images that it does not list are left out.
-    Raises SettingError if `where` is invalid.
+    Those that are gone from the archive by `listing`, another one of these, are too; the table
+    `gone` has them. Raises SettingError if `where` is invalid.
     """
     columns = {"product": pa.string(), "threshold": pa.float64(), "p_value": pa.float64()}
-    rows = [
+    replaced = [
         {"product": name, "threshold": rule.threshold, "p_value": rule.p_value}
         for name, rule in (rules or {}).items()
     ]
     if where:
-        condition.check(database, where, score_table.SCHEMA.names)
-    database.register("rules", pa.Table.from_pylist(rows, pa.schema(list(columns.items()))))
-    listed = "SEMI JOIN read_parquet($only) USING (image_id)" if only else ""
-    sql = f"""
-        WITH judged AS (
-            SELECT current.* REPLACE (
-                CASE WHEN rules.threshold IS NOT NULL THEN current.score > rules.threshold
-                     WHEN rules.p_value IS NOT NULL THEN current.p_value <= rules.p_value
-                     ELSE current.is_anomalous END AS is_anomalous)
-            FROM current_scores($model) AS current
-            LEFT JOIN rules ON nfc_normalize({detector_sql(views, "current")}) = rules.product
-        )
-        SELECT * FROM judged {listed}
-        WHERE ($product IS NULL OR nfc_normalize(product) = $product) AND (
-            {where or "true"}
-        )
-        ORDER BY score DESC NULLS LAST, image_id {f"LIMIT {limit:d}" if limit is not None else ""}
-    """  # noqa: S608 - `where` was checked
+        condition.check(database, where, VIEW.names)
+    database.register("rules", pa.Table.from_pylist(replaced, pa.schema(list(columns.items()))))
+    within = ("is_new",) if new_first else ()
+    chosen = _CHOSEN.format(
+        detector=detector_sql(views, "current"),
+        listed="SEMI JOIN read_parquet($only) USING (image_id)" if only else "",
+        where=where or "true",
+        turn=worst_first.turn(*within, *(("view",) if views == "separate" else ())),
+        order=worst_first.order(*within),
+        limit=f"LIMIT {limit:d}" if limit is not None else "",
+    )
     parameters = {"model": model_id, "product": product or None} | ({"only": only} if only else {})
+    gone.create(database, model_id, listing)
     try:
-        for batch in database.sql(sql, params=parameters).to_arrow_reader(2**16):
-            table = pa.Table.from_batches([batch]).select(score_table.SCHEMA.names)
-            yield from table.cast(score_table.SCHEMA).to_batches()
+        database.execute(chosen, parameters)
+        rows = _ROWS.format(order=worst_first.order(*within))
+        for batch in database.sql(rows, params={"model": model_id}).to_arrow_reader(2**16):
+            yield from pa.Table.from_batches([batch]).select(VIEW.names).cast(VIEW).to_batches()
     except condition.ERRORS as error:
         if not where:
             raise
@@ -237,7 +275,9 @@ def current(out: Out, model_id: str, where: str = "") -> pa.Table:
     """
     return read_consistently(
         out,
-        lambda database, _: pa.Table.from_batches(
-            query(database, model_id, where=where), score_table.SCHEMA
+        lambda database, _: (
+            pa.Table.from_batches(query(database, model_id, where=where), VIEW)
+            .select(score_table.SCHEMA.names)
+            .cast(score_table.SCHEMA)
         ),
     )

@@ -15,6 +15,8 @@ from ops.storage import parquet
 
 #: Default memory limit.
 MEMORY = "1GB"
+#: What DuckDB makes of Ctrl-C while a statement runs, in place of KeyboardInterrupt.
+_INTERRUPTED = "Query interrupted"
 
 
 class QueryFailed(UserError):
@@ -42,6 +44,10 @@ def opened(memory: str = MEMORY) -> Iterator[duckdb.DuckDBPyConnection]:
         database.execute("SET enable_progress_bar = false")
         try:
             yield database
+        except RuntimeError as error:
+            if str(error) != _INTERRUPTED:
+                raise
+            raise KeyboardInterrupt from None
         except duckdb.OutOfMemoryException as error:
             raise UserError(
                 f"a query needs more memory than its limit of {memory}: {error}"

@@ -197,11 +197,24 @@ def unexpired(out: Out, *records: Mapping[str, Any]) -> Iterator[None]:
 
 
 def last_night(out: Out) -> dict[str, Any]:
-    """The record of the night that started last; empty if there is none."""
-    names = _names(out.nights())
-    if not names:
-        return {}
-    location = files.join(out.nights(), names[-1])
+    """The record of the night that started last; empty if there is none.
+
+    Nights that failed before they began to score are passed over: what an earlier one left
+    unfinished is still to be finished.
+    """
+    for record in nights(out):
+        if "error" not in record or "run_id" in record:
+            return record
+    return {}
+
+
+def nights(out: Out) -> Iterator[dict[str, Any]]:
+    """The records of all nights, the last one first."""
+    for name in reversed(_names(out.nights())):
+        yield _night(files.join(out.nights(), name))
+
+
+def _night(location: str) -> dict[str, Any]:
     record: Any = files.read_json(location)
     if not isinstance(record, dict):
         raise UserError(

@@ -9,10 +9,13 @@ import unicodedata
 import pyarrow.parquet as pq
 import pytest
 
+from ops.archives.inventory import image_id
 from ops.results import part_table, score_table
 from ops.results.part_calibration import PartCalibration
-from ops.storage import files
+from ops.storage import files, uris
 from ops.storage.paths import Out
+from pipelines.tables import view_columns
+from tests.pipelines.tables import test_gone
 from tests.pipelines.tables.test_current_scores import MODELS, publish, row
 
 
@@ -21,34 +24,72 @@ def nights(tmp_path):
     """Two nights of one model and a later one of another, whose run failed to end."""
     out = Out(str(tmp_path / "out"))
 
-    def finish(number, model, rows, **totals):
+    def finish(number, model, rows, **more):
         run_id = publish(out, number, rows)
         record = {"run_id": run_id, "number": number + 1, "started": "2026-11-20T00"}
-        record |= {"model_id": model, "held_out": {"bolt": 9, "nut": 9}}
-        files.write_json(out.run(run_id), record | totals)
+        record |= {"model_id": model, "method": "patchcore", "held_out": {"bolt": 9, "nut": 9}}
+        files.write_json(out.run(run_id), record | more)
 
     done = {"totals": {"images": 1}}
     bolts = [row(f"u/{i}", score=float(i), p_value=(10 - i) / 10) for i in range(4)]
     finish(0, MODELS[0], bolts, **done)
     finish(1, MODELS[0], [row("u/9", product="nut", score=8.0, p_value=0.1)], **done)
-    finish(2, MODELS[1], [row("u/1", model=MODELS[1])])
+    drawn = {"model_name": "tiles v2, challenger", "settings": {"overlays": True}}
+    finish(2, MODELS[1], [row("u/1", model=MODELS[1], map_uri="file:///m.png")], **drawn)
     return out
 
 
 def shown(text: str) -> list[tuple[str, str]]:
     """Address and verdict of each line."""
-    return [(line.split()[-1], line.split()[2]) for line in text.splitlines()[1:]]
+    return [(line.split()[-1], line.split()[1]) for line in text.splitlines()[2:]]
 
 
-def test_the_screen_shows_the_worst_first_of_the_latest_finished_runs_model(leave, nights):
+def test_the_screen_shows_what_is_new_first_then_by_p_value_of_the_latest_finished_runs_model(
+    leave, nights
+):
     code, said, _ = leave("query")
     assert code == 0
+    assert said.splitlines()[:3] == [
+        f"model: patchcore ({MODELS[0]})",
+        "is_new  is_anomalous  p_value  score  status  product  peak_x  peak_y  uri  reason",
+        "yes     yes               0.1      8  ok      nut      1       2       u/9",
+    ]
     assert shown(said) == [
         ("u/9", "yes"), ("u/3", "no"), ("u/2", "no"), ("u/1", "no"), ("u/0", "no")
     ]  # fmt: skip
     assert shown(leave("query", "--limit", "2")[1]) == [("u/9", "yes"), ("u/3", "no")]
     assert shown(leave("query", "--product", "nut")[1]) == [("u/9", "yes")]
-    assert shown(leave("query", "--model-id", MODELS[1])[1]) == [("u/1", "no")]
+    code, said, _ = leave("query", "--model-id", "tiles v2")
+    assert said.startswith(f"model: tiles v2, challenger ({MODELS[1]})\n")
+    assert shown(said) == [("u/1", "no")]
+
+
+def test_a_model_without_rows_says_so(leave, nights):
+    code, _, err = leave("query", "--model-id", "c" * 32)
+    assert (code, err) == (
+        1,
+        f"error: model {'c' * 32} has scored no image in out; models of its runs: "
+        f"patchcore ({MODELS[0]}), tiles v2, challenger ({MODELS[1]})\n",
+    )
+    code, said, _ = leave("query", "--where", "score > 99")
+    assert (code, said) == (0, f"model: patchcore ({MODELS[0]})\nno such image under this model\n")
+
+
+def test_columns_are_chosen_and_overlays_and_the_model_are_named(leave, nights):
+    words = ["--model-id", "challenger", "--columns", "uri,model,map_uri,overlay_uri"]
+    _, said, _ = leave("query", *words)
+    overlay = nights.overlay(MODELS[1], image_id("u/1", "1"))
+    assert said.splitlines()[2].split("  ") == [
+        "u/1", "tiles v2, challenger", "file:///m.png", uris.make(overlay)
+    ]  # fmt: skip
+    _, said, _ = leave("query", "--columns", "overlay_uri,reason, uri,uri", "--limit", "1")
+    assert [line.split() for line in said.splitlines()[1:]] == [
+        ["overlay_uri", "reason", "uri"],
+        ["-", "u/9"],
+    ]
+    code, _, err = leave("query", "--columns", "uri,overlay")
+    assert code == 2
+    assert "columns: there is no 'overlay'; did you mean overlay_uri?" in err
 
 
 def test_labels_follow_a_threshold_or_a_rate_without_scoring_again(leave, nights):
@@ -75,15 +116,18 @@ def test_a_rate_that_too_few_held_out_images_can_promise_is_warned_of(leave, nig
 
 def test_files_hold_all_columns_and_rows(leave, nights):
     code, said, _ = leave("query", "--output", "found.parquet")
-    assert (code, said) == (0, "5 images: found.parquet\n")
+    assert (code, said.splitlines()[1:]) == (0, ["5 images: found.parquet"])
     found = pq.read_table("found.parquet")
-    assert score_table.violations(found) == []
+    assert found.schema.names == view_columns.SCHEMA.names
+    assert score_table.violations(found.select(score_table.SCHEMA.names)) == []
+    assert found["is_new"].to_pylist() == [True] * 5
+    assert set(found["model"].to_pylist()) == {"patchcore aaaaaaaa"}
     assert leave("query", "--output", "found.csv")[0] == 0
     import pandas as pd
 
     read = pd.read_csv("found.csv")
     assert read["score"].tolist() == found["score"].to_pylist() == [8.0, 3.0, 2.0, 1.0, 0.0]
-    assert list(read.columns) == score_table.SCHEMA.names
+    assert list(read.columns) == view_columns.SCHEMA.names
 
 
 @pytest.mark.parametrize(
@@ -98,6 +142,7 @@ def test_files_hold_all_columns_and_rows(leave, nights):
         (["--where", "exists(from read_text('/etc/passwd'))"], "subquery is not allowed", 2),
         (["--where", "product::int > 1"], "Could not convert string", 2),
         (["--model-id", "c" * 32, "--threshold", "1"], "held-out images of model cccc", 1),
+        (["--model-id", "nobody"], "used a model 'nobody'; models: patchcore (aaaa", 1),
         (["--out", "empty"], "empty holds no finished run", 1),
     ],
 )
@@ -108,16 +153,28 @@ def test_what_cannot_be_asked_is_told(leave, nights, words, sentence, exit_code)
     assert err.startswith("error: ")
 
 
+def test_images_that_are_gone_from_the_archive_are_left_out_and_counted(leave, tmp_path):
+    test_gone.drawn(Out(str(tmp_path / "gone")))
+    words = ["--out", "gone", "--columns", "uri"]
+    code, said, _ = leave("query", *words)
+    lines = said.splitlines()
+    assert code == 0
+    assert lines[1] == "3 images are gone from the archive and left out; --gone true shows them"
+    assert sorted(lines[3:]) == test_gone.KEPT
+    everything = leave("query", *words, "--gone", "true")[1].splitlines()[2:]
+    assert sorted(everything) == sorted(test_gone.KEPT + test_gone.GONE)
+
+
 HOSTILE = "=1+1\x1b[2J\u202e\nx"
 
 
 def test_hostile_names_are_escaped_on_the_screen_and_in_csv(leave, nights):
-    hostile = [row(f"u/{HOSTILE}", product=HOSTILE, score=99.0)]
+    hostile = [row(f"u/{HOSTILE}", product=HOSTILE, score=99.0, p_value=0.01)]
     publish(nights, 0, hostile)
     code, said, _ = leave("query", "--limit", "1")
     assert code == 0
     shown_name = "=1+1\\x1b[2J\\u202e\\nx"
-    assert said.splitlines()[1].split()[-2:] == [shown_name[:16], f"u/{shown_name}"]
+    assert said.splitlines()[2].split()[5::3] == [shown_name, f"u/{shown_name}"]
     assert leave("query", "--limit", "1", "--output", "a.csv")[0] == 0
     (read,) = rows_of("a.csv")
     assert (read["product"], read["uri"]) == (f"'{shown_name}", f"u/{shown_name}")

@@ -139,7 +139,7 @@ def browser(tmp_path_factory):
 @pytest.fixture(scope="module")
 def path(out):
     """The report of the second night."""
-    settings = ReportSettings(parts=30, thumbnail=64)
+    settings = ReportSettings(parts=30, more_parts=0, thumbnail=64)
     runs = run_records.latest(Out(out), 1)
     return Path(report.report(Out(out), runs, "page", settings, FetchSettings(), lambda *_: None))
 

@@ -257,9 +257,9 @@ def test_the_tracker_heard_of_every_job(night):
     client = MlflowClient(f"sqlite:///{night.tracker}/mlflow.db")
     (experiment,) = client.search_experiments(filter_string="name = 'nightloupe'")
     runs = client.search_runs([experiment.experiment_id])
-    assert sorted(run.info.run_name for run in runs) == ["evaluate", "fit", "score"]
+    assert sorted(run.data.tags["job"] for run in runs) == ["evaluate", "fit", "score"]
     assert {run.info.status for run in runs} == {"FINISHED"}
-    (of_score,) = [run for run in runs if run.info.run_name == "score"]
+    (of_score,) = [run for run in runs if run.data.tags["job"] == "score"]
     assert of_score.data.metrics["status.missing"] == 1
     assert of_score.data.tags["run_id"] == night.record["run_id"]
 

@@ -19,6 +19,7 @@ JOBS = (
     "evaluate",
     "check",
     "compare",
+    "promote",
     "nightly",
     "query",
     "expire",
@@ -99,6 +100,25 @@ def test_the_command_line_is_named_where_it_overrides_a_file(leave, tmp_path):
     file = toml(tmp_path, "[fetch]\nattempts = 3")
     code, _, err = leave("score", "--config", file, "--fetch.attempts", "x")
     assert (code, err) == (2, "error: --fetch.attempts must be an integer, not 'x'\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--max-faild", "3"], "; did you mean --max-failed?"),
+        (["--archve=x"], "; did you mean --archive?"),
+        (["--atempts", "3"], "; did you mean --fetch.attempts?"),
+        (["--fetch.attemps", "3"], "; did you mean --fetch.attempts?"),
+        (["--frobnicate", "3"], ""),
+    ],
+)
+def test_an_unknown_setting_gets_the_one_that_was_meant(leave, words, told):
+    code, _, err = leave("score", *words)
+    assert code == 2
+    first = err.splitlines()[0]
+    assert first.startswith("error: unknown setting")
+    assert ("did you mean" in first) == bool(told)
+    assert first.endswith(told)
 
 
 def test_a_setting_cut_short_is_unknown(leave):

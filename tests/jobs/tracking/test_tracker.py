@@ -45,7 +45,7 @@ def _no_tracker_is_named(monkeypatch, tmp_path):
 def runs(out: str, job: str) -> list:
     client = client_class()(Tracker(out).uri)
     experiment = client.get_experiment_by_name(EXPERIMENT)
-    return client.search_runs([experiment.experiment_id], f"attributes.run_name = '{job}'")
+    return client.search_runs([experiment.experiment_id], f"tags.job = '{job}'")
 
 
 def spooled(out: str) -> list[dict]:
@@ -198,8 +198,14 @@ def test_an_alias_moves_to_the_newest_version(out):
     for _ in range(2):
         with tracker.run("refit", {}) as record:
             tracker.register(model, "nuts", "champion", record)
-    version = client_class()(tracker.uri).get_model_version_by_alias("nuts", "champion")
+    client = client_class()(tracker.uri)
+    version = client.get_model_version_by_alias("nuts", "champion")
     assert version.version in {2, "2"}
+    client.set_registered_model_alias("nuts", "best", version.version)
+    assert tracker.name_of("models:/nuts@champion") == "nuts v2, champion, best"
+    assert tracker.name_of("models:/nuts/2") == "nuts v2, best, champion"
+    assert tracker.name_of("models:/nuts/1") == "nuts v1"
+    assert tracker.name_of("models:/nuts/9") == tracker.name_of(str(out)) == ""
 
 
 def test_a_registered_model_whose_files_are_gone_is_said_so(out, tmp_path):

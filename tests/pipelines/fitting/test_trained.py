@@ -183,14 +183,18 @@ def test_what_cannot_grow_is_refused_with_a_sentence(model, inventory):
 
 
 def test_the_sketches_of_the_highest_scores_are_kept():
+    size = {"width": 8, "height": 6}
     kept = HeldOutScores()
     for number in (3, 1, 7, 5, 2, 6, 4, 0):
         kept.add(
-            {"score": number / 10, "image_id": "a", "sketch": bytes([number])}, keep_sketch=True
+            size | {"score": number / 10, "image_id": "a", "sketch": bytes([number])},
+            keep_sketch=True,
         )
-    kept.add({"score": 0.7, "image_id": "b", "sketch": b"b"}, keep_sketch=True)
+    large = {"width": 80, "height": 60}
+    kept.add(large | {"score": 0.7, "image_id": "b", "sketch": b"b"}, keep_sketch=True)
+    assert kept.sizes == {"8x6": 8, "80x60": 1}
     assert kept.sketches == [bytes([7]), b"b", *(bytes([n]) for n in (6, 5, 4, 3))]
     assert len(kept.scores) == 9
     without = HeldOutScores()
-    without.add({"score": 1.0, "image_id": "a", "sketch": b"a"}, keep_sketch=False)
+    without.add(size | {"score": 1.0, "image_id": "a", "sketch": b"a"}, keep_sketch=False)
     assert (without.scores, without.sketches) == ([1.0], [])

@@ -148,15 +148,41 @@ def test_one_huge_score_leaves_the_histogram_readable(tmp_path):
     assert histogram.anomalous[-1] == 1
 
 
-def test_the_worst_of_each_product_come_in_turn(nights, data):
+def test_the_worst_of_each_product_come_in_turn_and_all_that_are_anomalous_are_listed(nights, data):
+    """All p-values above the threshold are equal, so the products take turns."""
     _, _, after = nights
+    high = [p for p in after if (p.score or 0) > THRESHOLD]
     turns = []
     for product in PRODUCTS:
-        high = [p.score for p in after if p.product == product and (p.score or 0) > THRESHOLD]
-        turns += [(turn, -score) for turn, score in enumerate(sorted(high, reverse=True))]
-    expected = sorted((-score for _, score in sorted(turns)[:25]), reverse=True)
-    assert [part.row["score"] for part in data.parts] == expected
-    assert {part.row["product"] for part in data.parts} == set(PRODUCTS)
+        scores = sorted((p.score for p in high if p.product == product), reverse=True)
+        turns += [(turn, product, score) for turn, score in enumerate(scores)]
+    expected = [(product, score) for _, product, score in sorted(turns)]
+    assert len(expected) > 30
+    shown = [(part.row["product"], part.row["score"]) for part in data.parts]
+    assert shown == expected[:25]
+    rest = [(row["product"], row["score"]) for row in data.flagged]
+    assert rest == expected[25:]
+    assert data.unlisted == 0
+    html = report.render(nights[0], data).decode()
+    assert f"then {len(rest)} more anomalous images without pictures" in html
+    assert all(image in html for image in (f'data-value="{score}"' for _, score in expected))
+    few = collect(nights[0], parts=25, more_parts=3)
+    assert [(row["product"], row["score"]) for row in few.flagged] == expected[25:28]
+    assert few.unlisted == len(expected) - 28
+    assert (
+        f"{few.unlisted} anomalous images are not listed" in report.render(nights[0], few).decode()
+    )
+
+
+def test_the_share_of_anomalous_images_stands_beside_what_is_promised(nights, data):
+    """Two held-out images promise a third, whatever was asked for."""
+    assert [data.promised(name) for name in ("bolt", "unknown", None)] == [1 / 3, None, None]
+    text = " ".join(" ".join(Elements(report.render(nights[0], data).decode()).text).split())
+    for row in data.products:
+        share = row["anomalous_b"] / (row["images_b"] - row["failed_b"])
+        assert f"{row['anomalous_b']} {share:.0%}".replace("%", " %, promised 33 %") in text
+    shown = {1.0: "100 %", 0.1: "10 %", 0.0123: "1.2 %", 0.001: "0.1 %", 0.0: "0 %"}
+    assert {share: report.percent(share) for share in shown} == shown
 
 
 def test_failures_of_every_kind_are_named_within_the_bound(nights, data):
@@ -299,7 +325,14 @@ def test_time_and_cost_are_those_on_record(nights):
 
 @pytest.mark.parametrize(
     "setting",
-    [{"parts": -1}, {"parts": 1001}, {"thumbnail": 8}, {"thumbnail": 4096}]
+    [
+        {"parts": -1},
+        {"parts": 1001},
+        {"more_parts": -1},
+        {"more_parts": 20_001},
+        {"thumbnail": 8},
+        {"thumbnail": 4096},
+    ]
     + [{"price_per_hour": price} for price in (-1.0, float("nan"), float("inf"))],
 )
 def test_settings_without_bounds_are_refused(setting):
@@ -401,7 +434,7 @@ def test_the_page_is_bounded_in_number_and_size(nights, data):
     assert len(pictures) <= 3 * 25
     longest = max(len(attrs["src"]) for attrs in pictures)
     assert longest <= small.bytes_each * 4 / 3 + 100
-    many = collect(out, parts=1, thumbnail=32)
+    many = collect(out, parts=1, more_parts=0, thumbnail=32)
     assert len(report.render(out, many)) < len(page) / 3
     rows = [dict(data.products[0], product=f"p{i}") for i in range(1000)]
     html = report.render(out, data._replace(products=rows, histograms={})).decode()

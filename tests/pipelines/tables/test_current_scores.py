@@ -223,7 +223,7 @@ def test_the_macros_read_what_a_glob_names_as_their_head_says(out):
 def query(out, **parameters):
     with current_scores.opened(out) as database:
         return pa.Table.from_batches(
-            current_scores.query(database, MODELS[0], **parameters), score_table.SCHEMA
+            current_scores.query(database, MODELS[0], **parameters), current_scores.VIEW
         ).to_pylist()
 
 
@@ -257,10 +257,54 @@ def test_a_threshold_changes_the_labels_of_its_product_alone(out):
     assert only["product"] == "bolt"
 
 
-def test_rows_come_with_the_highest_scores_first_and_failures_last(out):
-    publish(out, 0, [row("u/1", score=1.0), row("u/2", status="missing"), row("u/3", score=3.0)])
-    assert [r["score"] for r in query(out)] == [3.0, 1.0, None]
-    assert [r["score"] for r in query(out, limit=1)] == [3.0]
+def worst(number, product, scores, p_value, **more):
+    return [
+        row(f"{product}/{number}/{i}", product=product, score=s, p_value=p_value, **more)
+        for i, s in enumerate(scores)
+    ]
+
+
+def test_the_order_is_call_then_p_value_then_turns_of_products_and_failures_are_last(out):
+    """Scores of nuts are a hundred times those of bolts; no order of products follows from that."""
+    flagged = {"is_anomalous": True}
+    rows = [
+        *worst(0, "nut", (900.0, 800.0, 700.0), 0.01, **flagged),
+        *worst(0, "bolt", (9.0, 8.0, 7.0), 0.01, **flagged),
+        *worst(1, "bolt", (99.0,), 0.5, is_anomalous=False),
+        *worst(1, "nut", (1.0,), 0.001, is_anomalous=False),
+        *worst(2, "nut", (5000.0,), 0.02, **flagged),
+        *worst(2, "cap", (1e6,), None, is_anomalous=None),
+        row("u/failed", status="unreadable"),
+    ]
+    publish(out, 0, rows)
+    expected = [
+        *("bolt/0/0", "nut/0/0", "bolt/0/1", "nut/0/1", "bolt/0/2", "nut/0/2", "nut/2/0"),
+        *("nut/1/0", "bolt/1/0", "cap/2/0", "u/failed"),
+    ]
+    assert [r["uri"] for r in query(out)] == expected
+    for limit in (1, 4, 11):
+        assert [r["uri"] for r in query(out, limit=limit)] == expected[:limit]
+    # The verdicts of the rules are those that count.
+    nuts = query(out, rules={"nut": VerdictRule(p_value=0.005)}, limit=4)
+    assert [r["uri"] for r in nuts] == ["nut/1/0", "bolt/0/0", "bolt/0/1", "bolt/0/2"]
+
+
+def test_what_the_last_night_scored_comes_first_among_images_of_the_same_call(out):
+    def night(number, scores):
+        publish(out, number, worst(number, "bolt", scores, 0.1, is_anomalous=True))
+
+    night(0, (9.0, 1.0))
+    publish(out, 20, worst(5, "bolt", (50.0,), 0.001, is_anomalous=False))  # a day later
+    night(21, (8.0, 2.0))  # the same day
+    publish(out, 22, [row("u/1", model=MODELS[1])])
+    new_first = [(r["uri"], r["is_new"]) for r in query(out)]
+    assert new_first == [
+        *(("bolt/21/0", True), ("bolt/21/1", True), ("bolt/0/0", False), ("bolt/0/1", False)),
+        ("bolt/5/0", True),
+    ]
+    by_score = [r["uri"] for r in query(out, new_first=False)]
+    assert by_score == ["bolt/0/0", "bolt/21/0", "bolt/21/1", "bolt/0/1", "bolt/5/0"]
+    assert [r["uri"] for r in query(out, where="NOT is_new")] == ["bolt/0/0", "bolt/0/1"]
 
 
 def test_a_condition_that_is_none_is_quoted(out):

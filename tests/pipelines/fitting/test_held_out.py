@@ -1,0 +1,92 @@
+"""Which images calibrate a grown model, over drawn splits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pyarrow as pa
+import pytest
+
+from ops.archives.inventory import SCHEMA
+from ops.detectors.model_folder import read_model, write_model
+from ops.errors import UserError
+from pipelines.fitting import held_out
+from pipelines.fitting.request import DETECTOR, ROW, NothingToFit, Split
+from pipelines.scoring.read_stage import CARRIED
+from tests.conftest import tiny_model
+
+
+def rows(*names, version="1"):
+    """Rows of images named `product/name`."""
+    listed = [
+        {"image_id": f"{name}{version}", "uri": name, "version": version}
+        | {"product": name.split("/")[0]}
+        for name in names
+    ]
+    return pa.Table.from_pylist(listed, SCHEMA).select(list(CARRIED))
+
+
+def split(fitted, calibrating):
+    numbers = list(range(len(fitted)))[::-1]  # the order of reading is another one
+    table = fitted.append_column(DETECTOR, fitted["product"])
+    return Split(table.append_column(ROW, pa.array(numbers, pa.int64())), calibrating)
+
+
+def model_with(table, **card):
+    model = tiny_model("bolt")
+    changed = replace(model.card, **card) if card else model.card
+    return replace(model, card=changed, held_out=held_out.to_bytes(table))
+
+
+def uris(table):
+    return table["uri"].to_pylist()
+
+
+def test_earlier_images_calibrate_again_and_none_is_fitted_on_and_calibrates():
+    earlier = model_with(rows("bolt/1", "bolt/2", "bolt/3", "nut/1"))
+    new = split(
+        rows("bolt/7", "bolt/2", "bolt/8", version="2"), rows("bolt/9", "bolt/3", version="2")
+    )
+    grown = held_out.with_earlier(new, earlier)
+    assert uris(grown.fit) == ["bolt/7", "bolt/8"]
+    assert grown.fit[ROW].to_pylist() == [1, 0]
+    expected = {"bolt/1": "1", "bolt/2": "2", "bolt/9": "2", "bolt/3": "2"}
+    found = grown.held_out.select(["uri", "version"]).to_pylist()
+    assert {row["uri"]: row["version"] for row in found} == expected
+    assert len(found) == 4
+    # The file of the new model also has those of products that stay as they are.
+    again = held_out.of_model(replace(earlier, held_out=held_out.kept(grown, earlier)))
+    assert sorted(uris(again)) == ["bolt/1", "bolt/2", "bolt/3", "bolt/9", "nut/1"]
+
+
+@pytest.mark.parametrize("images", [1, 10, 150])
+def test_growing_by_any_number_of_images_never_calibrates_on_fewer(images):
+    earlier = model_with(rows(*(f"bolt/{i}" for i in range(75))))
+    new = split(rows(*(f"bolt/new{i}" for i in range(images))), rows())
+    assert len(held_out.with_earlier(new, earlier).held_out) == 75
+
+
+def test_products_without_anything_new_to_fit_stay_as_they_are():
+    earlier = model_with(rows("bolt/1", "nut/1"))
+    grown = held_out.with_earlier(split(rows("bolt/2", "nut/1"), rows("nut/5")), earlier)
+    assert (uris(grown.fit), uris(grown.held_out)) == (["bolt/2"], ["bolt/1"])
+    with pytest.raises(NothingToFit, match="add other images"):
+        held_out.with_earlier(split(rows("nut/1"), rows()), earlier)
+
+
+def test_a_joint_model_calibrates_all_products_again():
+    joint = {"bolt": replace(tiny_model("bolt").card.products["bolt"], file="_joint.safetensors")}
+    earlier = model_with(rows("bolt/1", "nut/1"), products=joint)
+    grown = held_out.with_earlier(split(rows("bolt/2"), rows()), earlier)
+    assert uris(grown.held_out) == ["bolt/1", "nut/1"]
+
+
+def test_the_images_lie_in_the_model_folder_and_a_damaged_file_is_told(tmp_path):
+    location = str(tmp_path / "model")
+    write_model(location, model_with(rows("bolt/1")))
+    model = read_model(location)
+    assert uris(held_out.of_model(model)) == ["bolt/1"]
+    with pytest.raises(UserError, match=r"held-out images of model .* cannot be read"):
+        held_out.of_model(replace(model, held_out=b"damaged"))
+    chosen = split(rows("bolt/2"), rows("bolt/3"))
+    assert held_out.with_earlier(chosen, replace(model, held_out=b"")) is chosen

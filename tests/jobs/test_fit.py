@@ -17,7 +17,9 @@ from pipelines.tables import lock
 from tests.conftest import TINY, tiny_model
 
 TINY_MODEL = tiny_model("bolt")
-MODEL = replace(TINY_MODEL, card=replace(TINY_MODEL.card, fit={"failures": []}))
+MODEL = replace(
+    TINY_MODEL, card=replace(TINY_MODEL.card, fit={"failures": [], "images": 3, "held_out": 1})
+)
 WORDS = ["--archive", "parts", "--model-folder", "model", "--name", ""]
 #: The settings of the tiny model, which reserves one of ten images as a fit does by default.
 SAME = [word for pair in TINY.items() for word in pair] + ["--false-alarm-rate", "0.1"]
@@ -37,6 +39,7 @@ def fits(monkeypatch):
     monkeypatch.setattr(job.fit, "fit", fit)
     monkeypatch.setattr(job, "connected", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(sources, "inventory_of", lambda *_: None)
+    monkeypatch.setattr(job, "unlabelled", lambda _: "")
     monkeypatch.setattr(Tracker, "deliver", lambda *_: None)
     return done
 

@@ -187,8 +187,8 @@ CONTRADICTIONS = {
         "--layout and --pattern exclude each other",
     ),
     "unknown field": (
-        "inventory", ["--archive", ".", "--pattern", "{part}"],
-        "'part' is not a field; known: {product}",
+        "inventory", ["--archive", ".", "--pattern", "{wafer}"],
+        "'wafer' is not a field; known: {product}",
     ),
     "no archive": ("inventory", [], "name the images: --archive"),
     "archive that is not there": (

@@ -90,3 +90,42 @@ def test_the_images_lie_in_the_model_folder_and_a_damaged_file_is_told(tmp_path)
         held_out.of_model(replace(model, held_out=b"damaged"))
     chosen = split(rows("bolt/2"), rows("bolt/3"))
     assert held_out.with_earlier(chosen, replace(model, held_out=b"")) is chosen
+
+
+def of_parts(*names):
+    """Rows of images named `product/part/view`."""
+    listed = [
+        {"image_id": name, "uri": name, "version": "1"}
+        | dict(zip(("product", "part", "view"), name.split("/"), strict=True))
+        for name in names
+    ]
+    return pa.Table.from_pylist(listed, SCHEMA).select(list(CARRIED))
+
+
+def test_a_part_of_which_an_image_calibrates_is_not_fitted_on():
+    """Another view of the part may have come later."""
+    earlier = model_with(of_parts("bolt/1/top", "nut/2/top"))
+    new = split(of_parts("bolt/1/side", "bolt/2/side", "nut/1/side"), of_parts("bolt/3/side"))
+    grown = held_out.with_earlier(new, earlier)
+    assert uris(grown.fit) == ["bolt/2/side", "nut/1/side"]
+    expected = ["bolt/1/side", "bolt/1/top", "bolt/3/side", "nut/2/top"]
+    assert sorted(uris(grown.held_out)) == expected
+
+
+def test_all_views_of_a_product_calibrate_its_parts_again():
+    """Also those whose detectors stay as they are; else parts would be judged without them."""
+    before = of_parts("bolt/1/side", "bolt/1/top", "nut/1/side")
+    earlier = model_with(before, views="separate")
+    fitted = of_parts("bolt/2/top", "bolt/1/top")
+    at = fitted.schema.get_field_index("product")
+    names = pa.array(["bolt/top", "bolt/top"])
+    grown = held_out.with_earlier(
+        split(fitted.set_column(at, "product", names), of_parts("bolt/3/top")), earlier
+    )
+    assert uris(grown.fit) == ["bolt/2/top"]
+    assert grown.fit["product"].to_pylist() == ["bolt/top"]
+    expected = ["bolt/1/side", "bolt/1/top", "bolt/3/top"]
+    assert sorted(uris(grown.held_out)) == expected
+    assert set(grown.held_out["product"].to_pylist()) == {"bolt"}
+    again = held_out.of_model(replace(earlier, held_out=held_out.kept(grown, earlier)))
+    assert sorted(uris(again)) == [*expected, "nut/1/side"]

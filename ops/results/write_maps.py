@@ -74,6 +74,20 @@ class _Target:
             self.error = str(error)
 
 
+def of_picture(
+    patch_scores: Map, width: int, height: int, settings: InputSettings, sigma: float
+) -> Map:
+    """The smoothed map of a picture of this size; `sigma` is in pixels that the network sees."""
+    if not settings.tiled:
+        return anomaly_map.upsample(patch_scores, settings.size, sigma)
+    size = map_size(width, height, settings)
+    # From pixels of tiles to those of the map, which may be larger.
+    across, down = (
+        sigma / (step * settings.scale) for step in geometry(width, height, settings)[:2]
+    )
+    return anomaly_map.enlarge(patch_scores, size, (across, down))
+
+
 @dataclass(frozen=True)
 class DrawMaps:
     """Finds the peaks of maps, and writes the maps that `policy` selects.
@@ -112,14 +126,8 @@ class DrawMaps:
     def _added(self, row: dict[str, Any], target: _Target) -> dict[str, object]:
         """The added columns of an ok row."""
         patch_scores = np.frombuffer(row["patch_scores"], "<f4").reshape(-1, row["grid_width"])
-        if not self.input.tiled:
-            values = anomaly_map.upsample(patch_scores, self.input.size, self.sigma)
-            return self._draw(row, values, target)
-        size = map_size(row["width"], row["height"], self.input)
-        where = geometry(row["width"], row["height"], self.input)
-        # From pixels of tiles to those of the map, which may be larger.
-        across, down = (self.sigma / (step * self.input.scale) for step in where[:2])
-        return self._draw(row, anomaly_map.enlarge(patch_scores, size, (across, down)), target)
+        values = of_picture(patch_scores, row["width"], row["height"], self.input, self.sigma)
+        return self._draw(row, values, target)
 
     def _draw(self, row: dict[str, Any], values: Map, target: _Target) -> dict[str, object]:
         """The added columns of a row with this map; writes its files."""

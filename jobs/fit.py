@@ -15,6 +15,7 @@ from typing import Any
 
 from jobs.cli import entry, sources
 from jobs.cli.console import Progress, echo
+from jobs.cli.detail_seen import detail_seen
 from jobs.tracking.tracker import Tracker
 from ops.archives.fetch import FetchSettings
 from ops.archives.views import Views
@@ -33,6 +34,7 @@ from ops.storage.storage_errors import AlreadyExists
 from pipelines.cluster.connection import connected
 from pipelines.cluster.resources import Resources
 from pipelines.fitting import fit
+from pipelines.fitting.picture_sizes import Detail
 from pipelines.fitting.request import FitRequest, Select
 from pipelines.tables import lock
 
@@ -246,6 +248,10 @@ def _print_summary(model: Model, location: str) -> None:
             )
     if len(products) > _SHOWN:
         echo(f"{len(products) - _SHOWN:,} more products; model.json names all of them")
+    seen = [Detail.from_metrics(card.fit_metrics) for card in products.values()]
+    coarsest = max(filter(None, seen), key=lambda detail: detail.patch, default=None)
+    for sentence in detail_seen(coarsest):
+        echo(sentence)
     if failures := model.card.fit["failures"]:
         echo(
             f"warning: {model.card.fit['failed']} unreadable images, such as "

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from jobs import fit
 from jobs.cli import entry, sources
 from jobs.cli.console import Progress, echo
+from jobs.cli.detail_seen import detail_seen
 from jobs.tracking.tracker import Tracker
 from ops.detectors.registry import DETECTORS
 from ops.features.backbone import Backbone
@@ -22,13 +23,10 @@ from ops.plain_text import printable
 from ops.storage.paths import Out
 from pipelines.cluster.connection import connected
 from pipelines.fitting import plan
-from pipelines.fitting.picture_sizes import Detail, read_sizes
+from pipelines.fitting.picture_sizes import read_sizes
 from pipelines.fitting.plan import Plan
 from pipelines.fitting.rehearsal import Rehearsal, rehearse_on_worker
 from pipelines.fitting.request import split
-
-#: A pixel seen of so many pixels of the picture is warned of.
-_COARSE = 3.0
 
 
 def main(argv: Sequence[str]) -> int:
@@ -50,7 +48,8 @@ def main(argv: Sequence[str]) -> int:
         pictures = read_sizes(chosen, request)
         planned = plan.of_fit(chosen, request, backbone, settings.resources, pictures)
         _print_summary(planned)
-        _print_detail(pictures.coarsest(request, planned.patches))
+        for sentence in detail_seen(pictures.coarsest(request, planned.patches)):
+            echo(sentence)
         plan.check(planned)
         measured = rehearse_on_worker(
             chosen.fit, request, planned.sizes, backbone, settings.resources
@@ -82,21 +81,6 @@ def _print_summary(planned: Plan) -> None:
         f"{_size(planned.score_bytes)} to score"
     )
     echo(f"size of the model: {_size(planned.model_bytes)}")
-
-
-def _print_detail(detail: Detail | None) -> None:
-    if detail is None:
-        return
-    width, height = detail.size
-    echo(
-        f"a pixel that the network sees is {detail.step:.3g} pixels of a picture of "
-        f"{width:,} x {height:,}, and a patch {detail.patch:.3g}; smaller defects are easily missed"
-    )
-    if detail.step >= _COARSE:
-        echo(
-            "warning: most of the picture's detail is not seen; for small defects, raise "
-            "--input.size or cut pictures into tiles (--input.fit tile)"
-        )
 
 
 def _print_gpu(planned: Plan, measured: Rehearsal) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -43,7 +43,7 @@ from pipelines.fitting.coordinator import DetectorResult, FitCoordinator
 from pipelines.fitting.depths import Depths
 from pipelines.fitting.heartbeat import Watch
 from pipelines.fitting.interruptible import interruptible_fit
-from pipelines.fitting.picture_sizes import PictureSizes, read_sizes
+from pipelines.fitting.picture_sizes import Detail, PictureSizes, coarsest, read_sizes
 from pipelines.fitting.request import ALL, FitRequest, NothingToFit, Split, split
 from pipelines.fitting.whole_shards import WholeShards
 from pipelines.fitting.worker import program
@@ -75,7 +75,8 @@ def fit(
     # Pretrained weights are downloaded here, once, and not by every worker.
     network = Backbone(request.backbone.emulated, earlier.backbone if earlier else None)
     sizes = read_sizes(chosen, request) if request.input.tiled else PictureSizes({})
-    plan.check(plan.of_fit(chosen, request, network, resources, sizes))
+    planned = plan.of_fit(chosen, request, network, resources, sizes)
+    plan.check(planned)
     backbone = network.state()
     with reserved_for_fit(resources) as (held, turn):
         # It may have fewer workers.
@@ -83,13 +84,17 @@ def fit(
         coordinator = _fit_detectors(chosen, request, backbone, held, turn.close, progress, earlier)
     failures: list[str] = _ask(coordinator.failures)
     depths: Depths = _ask(coordinator.depths)
+    seen = {
+        product: coarsest(found, request.input, planned.patches)
+        for product, found in _ask(coordinator.sizes).items()
+    }
     for sentence in depths.warnings():
         log.warning("%s", sentence)
     results = {name: _ask(coordinator.result, name) for name in chosen.detectors}
     del coordinator  # its actor ends, and with it another copy of all tensors
     ceiling = 4 * max(result.map_ceiling for result in results.values()) or 1.0
     ceiling = max(ceiling, earlier.card.map_scale.scale * (LEVELS - 1)) if earlier else ceiling
-    cards, tensors = _cards(chosen, request.joint, results, earlier, depths)
+    cards, tensors = _cards(chosen, request.joint, results, earlier, depths, seen)
     card = ModelCard(
         method=request.method,
         settings=asdict(request.settings),
@@ -129,6 +134,7 @@ def _cards(
     results: dict[str, DetectorResult],
     earlier: Model | None,
     depths: Depths,
+    seen: Mapping[str, Detail | None],
 ) -> tuple[dict[str, ProductCard], dict[str, dict[str, Tensor]]]:
     """Cards without calibration, and tensors, of all products, also those of a grown model."""
     cards = dict(earlier.card.products) if earlier else {}
@@ -139,11 +145,14 @@ def _cards(
     for product in dict.fromkeys([*(cards if joint else ()), *chosen.products]):
         detector = ALL if joint else product
         result = results[detector]
+        detail = seen.get(product)
         cards[product] = ProductCard(
             file=JOINT if joint else product_file(product),
             sha256=hashes[detector],
             counts=result.fitted.counts,
-            fit_metrics=result.fitted.fit_metrics | {"map_ceiling": result.map_ceiling},
+            fit_metrics=result.fitted.fit_metrics
+            | {"map_ceiling": result.map_ceiling}
+            | (detail.as_metrics() if detail else {}),
             calibration=Calibration(()),
             curves=result.fitted.curves,
             bit_depths=counts.get(product, {}),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -15,6 +15,8 @@ from pipelines.fitting.request import DETECTOR, FitRequest, Split
 
 #: Pictures that are read of each detector's, and of how many detectors.
 _PICTURES, _DETECTORS = 4, 16
+#: What a product's card records of `Detail`, among the metrics of its fit.
+_METRICS = ("picture_width", "picture_height", "pixels_per_pixel_seen", "pixels_per_patch")
 
 
 class Detail(NamedTuple):
@@ -26,6 +28,18 @@ class Detail(NamedTuple):
     """The longest side of a pixel that is seen, in pixels of the picture."""
     patch: float
     """The longest side of a patch, in pixels of the picture."""
+
+    def as_metrics(self) -> dict[str, float]:
+        """By name, as the card of a product records it."""
+        return dict(zip(_METRICS, (*self.size, self.step, self.patch), strict=True))
+
+    @classmethod
+    def from_metrics(cls, metrics: Mapping[str, float]) -> Detail | None:
+        """The inverse of `as_metrics`; None where they are not among the metrics."""
+        if not set(_METRICS) <= set(metrics):
+            return None
+        width, height, step, patch = (metrics[name] for name in _METRICS)
+        return cls((int(width), int(height)), step, patch)
 
 
 @dataclass(frozen=True)
@@ -55,11 +69,21 @@ class PictureSizes:
 
         `patches`: patches along a side of the input.
         """
-        steps = [(_step(size, request.input), size) for size in self.all]
-        if not steps:
-            return None
-        step, size = max(steps)
-        return Detail(size, step, step * request.input.size / patches)
+        return coarsest(self.all, request.input, patches)
+
+
+def coarsest(
+    sizes: Iterable[tuple[int, int]], settings: InputSettings, patches: int
+) -> Detail | None:
+    """The picture, of some of these widths and heights, of which the least is seen.
+
+    `patches`: patches along a side of the input.
+    """
+    steps = [(_step(size, settings), size) for size in sizes]
+    if not steps:
+        return None
+    step, size = max(steps)
+    return Detail(size, step, step * settings.size / patches)
 
 
 def _step(size: tuple[int, int], settings: InputSettings) -> float:

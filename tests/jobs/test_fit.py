@@ -13,6 +13,7 @@ from jobs.tracking.tracker import Tracker
 from ops.detectors.model_folder import read_card, write_model
 from ops.storage import files
 from ops.storage.paths import Out
+from pipelines.fitting.picture_sizes import Detail
 from pipelines.tables import lock
 from tests.conftest import TINY, tiny_model
 
@@ -101,6 +102,20 @@ def test_a_fit_takes_what_is_not_set_from_the_configuration_of_the_backbone(leav
     request = fits[1][1]
     assert (request.input.size, request.backbone.std) == (96, "1,1,1")
     assert request.backbone.weights == "random"
+
+
+def test_a_fit_says_how_much_it_saw_of_the_coarsest_product(leave, fits, monkeypatch):
+    card = MODEL.card.products["bolt"]
+    seen = Detail((2240, 1120), 10.0, 80.0).as_metrics()
+    coarse = replace(card, fit_metrics=card.fit_metrics | seen)
+    products = {"bolt": card, "nut": coarse}
+    told = replace(MODEL, card=replace(MODEL.card, products=products))
+    monkeypatch.setattr(job.fit, "fit", lambda *_: told)
+    monkeypatch.setattr(job, "write_model", lambda *_: None)
+    code, said, err = leave("fit", *WORDS)
+    assert (code, err) == (0, "")
+    assert "a pixel that the network sees is 10 pixels of a picture of 2,240 x 1,120" in said
+    assert "warning: most of the picture's detail is not seen" in said
 
 
 def test_a_fit_takes_size_and_normalisation_from_timm(leave, fits):

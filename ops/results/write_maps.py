@@ -113,7 +113,7 @@ class DrawMaps:
         """The added columns of an ok row."""
         patch_scores = np.frombuffer(row["patch_scores"], "<f4").reshape(-1, row["grid_width"])
         if not self.input.tiled:
-            values = anomaly_map.upsample(patch_scores, self.input.size, self.sigma)
+            values = anomaly_map.upsample(patch_scores, self.input.sides, self.sigma)
             return self._draw(row, values, target)
         size = map_size(row["width"], row["height"], self.input)
         where = geometry(row["width"], row["height"], self.input)

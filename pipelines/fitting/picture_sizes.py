@@ -67,7 +67,7 @@ class PictureSizes:
     def coarsest(self, request: FitRequest, patches: int) -> Detail | None:
         """The picture of which the least is seen, if one was read.
 
-        `patches`: patches along a side of the input.
+        `patches`: patches along the width of the input.
         """
         return coarsest(self.all, request.input, patches)
 
@@ -77,13 +77,13 @@ def coarsest(
 ) -> Detail | None:
     """The picture, of some of these widths and heights, of which the least is seen.
 
-    `patches`: patches along a side of the input.
+    `patches`: patches along the width of the input.
     """
     steps = [(_step(size, settings), size) for size in sizes]
     if not steps:
         return None
     step, size = max(steps)
-    return Detail(size, step, step * settings.size / patches)
+    return Detail(size, step, step * settings.sides[0] / patches)
 
 
 def _step(size: tuple[int, int], settings: InputSettings) -> float:

@@ -119,7 +119,7 @@ def _auroc(listed: Inventory, request: FitRequest, test: pa.Table, shots: int, s
 
 
 def _images(request: FitRequest, rows: pa.Table) -> torch.Tensor:
-    return to_images(rows, request.input.size, "cpu")
+    return to_images(rows, request.input, "cpu")
 
 
 def _draw(results: dict[str, list[list[float]]]) -> None:

@@ -34,6 +34,7 @@ from ops.storage.storage_errors import AlreadyExists
 from pipelines.cluster.connection import connected
 from pipelines.cluster.resources import Resources
 from pipelines.fitting import fit
+from pipelines.fitting.choose_input import settled
 from pipelines.fitting.picture_sizes import Detail
 from pipelines.fitting.request import FitRequest, Select
 from pipelines.tables import lock
@@ -77,7 +78,7 @@ class Settings(sources.Listing):
     """Address of a Ray cluster; default: RAY_ADDRESS, else one is started for the job."""
     select: Select = field(default_factory=Select)
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
-    input: InputSettings = field(default_factory=lambda: InputSettings(size=0))
+    input: InputSettings = field(default_factory=lambda: InputSettings(size="auto", fit="auto"))
     decode: DecodeSettings = field(default_factory=DecodeSettings)
     fetch: FetchSettings = field(default_factory=FetchSettings)
     resources: Resources = field(default_factory=Resources)
@@ -105,7 +106,7 @@ def main(argv: Sequence[str]) -> int:
             check_free(settings.model_folder, request, grown)
             with connected(settings.cluster):
                 inventory = sources.inventory_of(settings.inventory, settings, out, progress)
-                model = fit.fit(inventory, request, settings.resources, progress, grown)
+                model = fit.fit(inventory, request, settings.resources, progress, grown, echo)
         location = settings.model_folder or out.model(model.card.model_id)
         check_lock()
         write_model(location, model)
@@ -113,6 +114,7 @@ def main(argv: Sequence[str]) -> int:
         record.curves |= _curves(model)
         record.tags |= {f"product_{n}": name for n, name in enumerate(sorted(model.card.products))}
         record.tags |= {"model_id": model.card.model_id, "model": location}
+        record.tags |= {"input_fit": model.card.input.fit, "input_size": str(model.card.input.size)}
         if grown:
             record.tags["grown_from"] = grown.card.model_id
             echo(f"grown from model {grown.card.model_id}")
@@ -151,7 +153,8 @@ def check_free(folder: str, request: FitRequest, grown: Model | None) -> None:
         method=card.method,
         settings=settings_from(detector_class(card.method).Settings, card.settings),
         backbone=card.backbone.configured(),
-        input=card.input,
+        # Pictures decide about what is left open.
+        input=request.input if request.input.is_open else card.input,
         decode=card.decode,
         joint=card.joint,
         views=card.views,
@@ -168,12 +171,13 @@ def check_free(folder: str, request: FitRequest, grown: Model | None) -> None:
 def request_of(settings: Settings, method_settings: Any, grown: Model | None) -> FitRequest:
     """The request that the settings describe; a grown model brings its own `method_settings`.
 
-    What the settings leave to the configuration of the backbone is filled in.
+    What the settings leave to the configuration of the backbone is filled in; an input that
+    pictures decide about stays open.
     """
     backbone, size = settings.backbone, settings.input
     if not grown:
         backbone = backbone.configured()
-        size = replace(size, size=size.size or backbone.configuration.size)
+        size = settled(size, backbone.configuration.size)
     request = FitRequest(
         method=settings.method,
         settings=method_settings,

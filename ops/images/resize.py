@@ -17,6 +17,8 @@ from ops.images.tiles import Tiling
 #: How the exposure of images is normalised, in `ops.images.exposure`.
 Exposure = Literal["as_is", "median", "standard"]
 
+#: Sizes that a fit replaces by numbers.
+_CHOSEN_LATER = {"auto", "network"}
 _Box = tuple[float, float, float, float]
 #: A picture is resized as a whole up to so many pixels, and otherwise where the input keeps it: the
 #: shorter side of a strip may have to grow by a large factor.
@@ -29,12 +31,14 @@ class InputSettings:
     """The input of a detector."""
 
     size: int | str = 224
-    """Side of the square input in pixels, or its width and height, such as 320x224. For a fit the
-    default is 0, the size of the backbone's configuration: 224 for torchvision."""
-    fit: Literal["squash", "crop", "tile"] = "squash"
+    """Side of the square input in pixels, or its width and height, such as 320x224. Of a fit also:
+    `network`, the size of the backbone's configuration (224 for torchvision), and `auto`, the
+    default, which chooses from the pictures and never below that size; see docs/fitting.md."""
+    fit: Literal["auto", "squash", "crop", "tile"] = "squash"
     """`squash` resizes the whole image and ignores its aspect ratio; `crop` resizes the shorter
     side to `short_side` and cuts out the centre, as in most papers; `tile` cuts the image into
-    squares that overlap, for defects that are small in a large picture."""
+    squares that overlap, for defects that are small in a large picture. For a fit the default is
+    `auto`: `squash`, or with size auto `tile` where pictures are large."""
     short_side: int = 256
     """With `crop`: length of the shorter side, in pixels, before the centre is cut out."""
     filter: Literal["bilinear", "lanczos"] = "bilinear"
@@ -54,17 +58,17 @@ class InputSettings:
 
     def __post_init__(self) -> None:
         """Raise SettingError for values out of range."""
-        if self.fit not in {"squash", "crop", "tile"}:
-            raise SettingError(f"input.fit {self.fit!r} must be squash, crop or tile")
+        if self.fit not in {"auto", "squash", "crop", "tile"}:
+            raise SettingError(f"input.fit {self.fit!r} must be auto, squash, crop or tile")
         size = size_of(self.size)
         object.__setattr__(self, "size", size)  # equal inputs are written equally
         if self.fit != "tile":
             return
-        if isinstance(size, str):
+        if isinstance(size, str) and size not in _CHOSEN_LATER:
             raise SettingError(
                 f"input.size {size} must be one number with input.fit tile: tiles are squares"
             )
-        if 0 < size < 32:
+        if isinstance(size, int) and size < 32:
             raise SettingError(f"input.size {size} must be at least 32 with input.fit tile")
         if not 0 < self.scale <= 1:
             raise SettingError(f"input.scale {self.scale} must lie in (0, 1]; 1 = native")
@@ -72,6 +76,11 @@ class InputSettings:
             raise SettingError(f"input.overlap {self.overlap} must lie in [0, 0.75]")
         if self.map_pixels < 1:
             raise SettingError(f"input.map_pixels {self.map_pixels} must be at least 1")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a fit has yet to choose; only then may `sides` not be asked for."""
+        return self.fit == "auto" or self.size in _CHOSEN_LATER
 
     @property
     def tiled(self) -> bool:
@@ -92,13 +101,16 @@ def size_of(given: int | str) -> int | str:
 
     Raises SettingError.
     """
+    if given in _CHOSEN_LATER:
+        return given
     words = str(given).lower().split("x")
     if not 1 <= len(words) <= 2 or not all(w.strip().isdecimal() and w.isascii() for w in words):
         raise SettingError(
-            f"input.size {given!r} must be a number of pixels, or width x height, such as 320x224"
+            f"input.size {given!r} must be a number of pixels, or width x height, such as 320x224; "
+            "or, for a fit, auto or network"
         )
     width, height = int(words[0]), int(words[-1])
-    if not (width and height) and len(words) == 2:
+    if not (width and height):
         raise SettingError(f"input.size {given!r} must have sides of at least 1 pixel")
     return width if width == height else f"{width}x{height}"
 

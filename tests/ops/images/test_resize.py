@@ -224,7 +224,7 @@ def test_maps_of_other_fits_have_the_size_of_the_input():
         ),
         ({"size": 16}, "input.size 16 must be at least 32 with input.fit tile"),
         ({"map_pixels": 0}, "input.map_pixels 0 must be at least 1"),
-        ({"fit": "cut"}, "input.fit 'cut' must be squash, crop or tile"),
+        ({"fit": "cut"}, "input.fit 'cut' must be auto, squash, crop or tile"),
     ],
 )
 def test_settings_of_tiles_out_of_range_are_refused(values, words):
@@ -256,10 +256,12 @@ def test_a_size_that_is_none_is_refused(size):
     with pytest.raises(SettingError) as error:
         InputSettings(size=size)
     assert str(error.value) == (
-        f"input.size {size!r} must be a number of pixels, or width x height, such as 320x224"
+        f"input.size {size!r} must be a number of pixels, or width x height, such as 320x224; or, "
+        "for a fit, auto or network"
     )
-    with pytest.raises(SettingError, match="must have sides of at least 1 pixel"):
-        InputSettings(size="0x224")
+    for nothing in ("0x224", 0):
+        with pytest.raises(SettingError, match="must have sides of at least 1 pixel"):
+            InputSettings(size=nothing)
 
 
 def test_a_rectangle_is_filled_by_the_whole_picture_or_cut_from_its_centre():
@@ -274,3 +276,10 @@ def test_a_rectangle_is_filled_by_the_whole_picture_or_cut_from_its_centre():
     assert found.shape == (32, 48)
     assert found[:16].all()
     assert not found[16:].any()
+
+
+def test_a_fit_may_leave_its_input_open():
+    assert InputSettings(size="auto").is_open
+    assert InputSettings(size="network", fit="tile").is_open
+    assert InputSettings(fit="auto").is_open
+    assert not InputSettings().is_open

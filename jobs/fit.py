@@ -15,6 +15,7 @@ from typing import Any
 
 from jobs.cli import entry, sources
 from jobs.cli.console import Progress, echo
+from jobs.cli.detail_seen import detail_seen
 from jobs.cli.fit_warnings import FitWarnings, shrunk, unlabelled
 from jobs.tracking import registry
 from jobs.tracking.record import Record, title
@@ -36,6 +37,8 @@ from ops.storage.storage_errors import AlreadyExists
 from pipelines.cluster.connection import connected
 from pipelines.cluster.resources import Resources
 from pipelines.fitting import fit
+from pipelines.fitting.choose_input import settled
+from pipelines.fitting.picture_sizes import Detail
 from pipelines.fitting.request import FitRequest, Select
 from pipelines.tables import lock
 
@@ -81,7 +84,7 @@ class Settings(sources.Listing):
     """Address of a Ray cluster; default: RAY_ADDRESS, else one is started for the job."""
     select: Select = field(default_factory=Select)
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
-    input: InputSettings = field(default_factory=lambda: InputSettings(size=0))
+    input: InputSettings = field(default_factory=lambda: InputSettings(size="auto", fit="auto"))
     decode: DecodeSettings = field(default_factory=DecodeSettings)
     fetch: FetchSettings = field(default_factory=FetchSettings)
     resources: Resources = field(default_factory=Resources)
@@ -116,7 +119,7 @@ def main(argv: Sequence[str]) -> int:
             with connected(settings.cluster):
                 inventory = sources.inventory_of(settings.inventory, settings, out, progress)
                 warnings.add(unlabelled(inventory))
-                model = fit.fit(inventory, request, settings.resources, progress, grown)
+                model = fit.fit(inventory, request, settings.resources, progress, grown, echo)
         location = settings.model_folder or out.model(model.card.model_id)
         check_lock()
         write_model(location, model)
@@ -124,6 +127,7 @@ def main(argv: Sequence[str]) -> int:
         record.curves |= _curves(model)
         record.tags |= {f"product_{n}": name for n, name in enumerate(sorted(model.card.products))}
         record.tags |= {"model_id": model.card.model_id, "model": location}
+        record.tags |= {"input_fit": model.card.input.fit, "input_size": str(model.card.input.size)}
         if grown:
             record.tags["grown_from"] = grown.card.model_id
             echo(f"grown from model {grown.card.model_id}")
@@ -182,7 +186,8 @@ def check_free(folder: str, request: FitRequest, grown: Model | None) -> None:
         method=card.method,
         settings=settings_from(detector_class(card.method).Settings, card.settings),
         backbone=card.backbone.configured(),
-        input=card.input,
+        # Pictures decide about what is left open.
+        input=request.input if request.input.is_open else card.input,
         decode=card.decode,
         joint=card.joint,
         views=card.views,
@@ -199,12 +204,13 @@ def check_free(folder: str, request: FitRequest, grown: Model | None) -> None:
 def request_of(settings: Settings, method_settings: Any, grown: Model | None) -> FitRequest:
     """The request that the settings describe; a grown model brings its own `method_settings`.
 
-    What the settings leave to the configuration of the backbone is filled in.
+    What the settings leave to the configuration of the backbone is filled in; an input that
+    pictures decide about stays open.
     """
     backbone, size = settings.backbone, settings.input
     if not grown:
         backbone = backbone.configured()
-        size = replace(size, size=size.size or backbone.configuration.size)
+        size = settled(size, backbone.configuration.size)
     request = FitRequest(
         method=settings.method,
         settings=method_settings,
@@ -279,6 +285,10 @@ def _print_summary(model: Model, location: str, warnings: FitWarnings) -> None:
             )
     if len(products) > _SHOWN:
         echo(f"{len(products) - _SHOWN:,} more products; model.json names all of them")
+    seen = [Detail.from_metrics(card.fit_metrics) for card in products.values()]
+    coarsest = max(filter(None, seen), key=lambda detail: detail.patch, default=None)
+    for sentence in detail_seen(coarsest):
+        echo(sentence)
     if failures := model.card.fit["failures"]:
         warnings.add(
             f"{model.card.fit['failed']} unreadable images, such as {printable(failures[0])}"

@@ -10,11 +10,13 @@ with 1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from jobs import fit
 from jobs.cli import entry, sources
 from jobs.cli.console import Progress, echo
+from jobs.cli.detail_seen import detail_seen
 from jobs.tracking.tracker import Tracker
 from ops.detectors.registry import DETECTORS
 from ops.features.backbone import Backbone
@@ -22,13 +24,12 @@ from ops.plain_text import printable
 from ops.storage.paths import Out
 from pipelines.cluster.connection import connected
 from pipelines.fitting import plan
-from pipelines.fitting.picture_sizes import Detail, read_sizes
+from pipelines.fitting.choose_input import NetworkInput, choose_input
+from pipelines.fitting.compare_inputs import Compared, compare_inputs, name_of
+from pipelines.fitting.picture_sizes import read_sizes
 from pipelines.fitting.plan import Plan
 from pipelines.fitting.rehearsal import Rehearsal, rehearse_on_worker
 from pipelines.fitting.request import split
-
-#: A pixel seen of so many pixels of the picture is warned of.
-_COARSE = 3.0
 
 
 def main(argv: Sequence[str]) -> int:
@@ -48,9 +49,13 @@ def main(argv: Sequence[str]) -> int:
         chosen = split(inventory, request)
         backbone = Backbone(request.backbone.emulated, grown.backbone if grown else None)
         pictures = read_sizes(chosen, request)
+        request, sentences = choose_input(request, backbone, pictures)
+        for sentence in sentences:
+            echo(sentence)
         planned = plan.of_fit(chosen, request, backbone, settings.resources, pictures)
         _print_summary(planned)
-        _print_detail(pictures.coarsest(request, planned.patches))
+        for sentence in detail_seen(pictures.coarsest(request, planned.patches)):
+            echo(sentence)
         plan.check(planned)
         measured = rehearse_on_worker(
             chosen.fit, request, planned.sizes, backbone, settings.resources
@@ -58,11 +63,28 @@ def main(argv: Sequence[str]) -> int:
         _print_gpu(planned, measured)
         plan.check_on_gpu(planned, measured, settings.resources.gpus)
         minutes = plan.minutes(planned, measured)
+        size = max(pictures.medians.values(), key=math.prod, default=None)
+        takes = NetworkInput.of(request, backbone)
+        others = compare_inputs(request, takes, size, planned, measured) if size else []
     echo(
         f"estimated minutes: {minutes.extract:.1f} to extract features, {minutes.fit:.1f} to fit, "
         f"{minutes.calibrate:.1f} to calibrate"
     )
+    _print_inputs(others)
     return 0
+
+
+def _print_inputs(compared: list[Compared]) -> None:
+    """A table of inputs; that of the fit comes first."""
+    if not compared:
+        return
+    width, height = compared[0].detail.size
+    echo(f"inputs for pictures of {width:,} x {height:,}; the first is that of the fit:")
+    echo(f"  {'input':<24}{'patches':>12}{'minutes':>10}{'smallest defect':>18}")
+    for row in compared:
+        smallest = f"{row.detail.patch:.0f} pixels"
+        echo(f"  {name_of(row.input):<24}{row.patches:>12,}{row.minutes:>10.1f}{smallest:>18}")
+    echo("minutes to extract features and to calibrate; a defect of a patch can still be found")
 
 
 def _tiles(planned: Plan, detector: str) -> str:
@@ -82,21 +104,6 @@ def _print_summary(planned: Plan) -> None:
         f"{_size(planned.score_bytes)} to score"
     )
     echo(f"size of the model: {_size(planned.model_bytes)}")
-
-
-def _print_detail(detail: Detail | None) -> None:
-    if detail is None:
-        return
-    width, height = detail.size
-    echo(
-        f"a pixel that the network sees is {detail.step:.3g} pixels of a picture of "
-        f"{width:,} x {height:,}, and a patch {detail.patch:.3g}; smaller defects are easily missed"
-    )
-    if detail.step >= _COARSE:
-        echo(
-            "warning: most of the picture's detail is not seen; for small defects, raise "
-            "--input.size or cut pictures into tiles (--input.fit tile)"
-        )
 
 
 def _print_gpu(planned: Plan, measured: Rehearsal) -> None:

@@ -128,8 +128,8 @@ def _row(run: Run, place: int, part: Part) -> dict[str, object]:
 
 def draw_map(out: Out, card: ModelCard, name: str, scale: anomaly_map.Scale | None = None) -> str:
     """Write a map of a picture of 80 x 60 pixels; its URI."""
-    side = card.input.size
-    values = np.linspace(0, 60, side * side, dtype=np.float32).reshape(side, side)
+    width, height = card.input.sides
+    values = np.linspace(0, 60, width * height, dtype=np.float32).reshape(height, width)
     place = geometry(80, 60, card.input)
     location = out.map(card.model_id, name)
     files.write_bytes(

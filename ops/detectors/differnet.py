@@ -94,7 +94,7 @@ class DifferNet(Trained):
         width = fit_size.channels * settings.scales
         weights = 4 * VectorFlow.parameter_count(width, settings.blocks, settings.hidden)
         cached = settings.features == "cached"
-        sample = 4 * settings.views * width if cached else 2 * 3 * fit_size.size**2
+        sample = 4 * settings.views * width if cached else 2 * 3 * fit_size.pixels
         return ResourceEstimate(
             vectors=fit_size.images * (settings.views if cached else settings.transforms),
             kept=0,

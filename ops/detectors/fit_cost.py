@@ -15,8 +15,8 @@ from ops.features.backbone import Backbone, LayerShape
 class FitSize:
     """The size of one detector's fit: input, features, images and workers."""
 
-    size: int
-    """Side of the input in pixels."""
+    size: int | tuple[int, int]
+    """Side of the square input in pixels, or its width and height."""
     layers: list[LayerShape]
     """Shape (C, h, w) of each backbone layer's features of one image, the finest first."""
     images: int
@@ -30,9 +30,19 @@ class FitSize:
         return self.backbone.device if self.backbone else torch.device("cpu")
 
     @property
+    def sides(self) -> tuple[int, int]:
+        """Width and height of the input in pixels."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of the input."""
+        return self.sides[0] * self.sides[1]
+
+    @property
     def pixel_bytes(self) -> int:
         """Bytes of a worker's images, in 16 bits, which a trained detector keeps in the node."""
-        return self.images_per_worker * 2 * 3 * self.size**2
+        return self.images_per_worker * 2 * 3 * self.pixels
 
     @property
     def channels(self) -> int:

@@ -31,7 +31,7 @@ class _Image(NamedTuple):
 def to_images(
     rows: pa.Table, settings: InputSettings, device: str, chosen: Sequence[int] | None = None
 ) -> Tensor:
-    """Images (B, 3, size, size) in [0, 1] on the device, exposed by the settings.
+    """Images (B, 3, height, width) in [0, 1] on the device, exposed by the settings.
 
     They are those of the chosen rows, or of all. Integers are copied to the device, which are
     smaller, and divided by their full scale there.
@@ -39,7 +39,7 @@ def to_images(
     chosen = range(len(rows)) if chosen is None else chosen
     pixels = views(rows["pixels"])
     channels, depths = rows["channels"].to_pylist(), rows["bit_depth"].to_pylist()
-    size = settings.size, settings.size
+    size = settings.sides
     images = [
         _Image(unpack(pixels[row], channels[row], depths[row], size), depths[row]) for row in chosen
     ]

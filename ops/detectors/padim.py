@@ -188,7 +188,7 @@ class PaDiM(Detector):
                 f"{tuple(self.mean.shape)}; score images of the size that it was fitted on"
             )
         distances = torch.cat([self._distances(part) for part in torch.split(vectors, _BLOCK)])
-        size, sigma = images.shape[-1], self.settings.sigma
+        size, sigma = (images.shape[3], images.shape[2]), self.settings.sigma
         scores = [anomaly_map.upsample(grid.numpy(), size, sigma).max() for grid in distances.cpu()]
         return Scores(torch.tensor(scores), distances)
 

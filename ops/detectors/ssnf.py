@@ -128,8 +128,8 @@ class Ssnf(FlowDetector):
         return ResourceEstimate(
             vectors=fit_size.images * sum(h * w for _, h, w in fit_size.layers),
             kept=0,
-            fit_bytes=cost.fit_bytes(fit_size, step) + sources * 2 * 3 * fit_size.size**2,
-            fit_host_bytes=fit_size.pixel_bytes + sources * 2 * 3 * fit_size.size**2,
+            fit_bytes=cost.fit_bytes(fit_size, step) + sources * 2 * 3 * fit_size.pixels,
+            fit_host_bytes=fit_size.pixel_bytes + sources * 2 * 3 * fit_size.pixels,
             score_bytes=cost.score_bytes,
             model_bytes=cost.model_bytes,
             remedy="lower --ssnf.batch or --ssnf.sources, or set --ssnf.dropout 0",

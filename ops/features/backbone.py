@@ -29,6 +29,8 @@ from ops.features.weights import fingerprint, load_weights
 LayerShape = tuple[int, int, int]
 #: Images of a pass on a CPU in less than float32, whose kernels need them to gain anything.
 _LOW_BLOCK = 8
+#: Networks of convolutions halve an image five times at most.
+_STRIDE = 32
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,18 @@ class Backbone(nn.Module):
     def device(self) -> torch.device:
         """The device that holds the weights."""
         return next(self.buffers()).device
+
+    @property
+    def step(self) -> int:
+        """What sides of inputs should be multiples of: the side of a transformer's patches, which
+        must divide them, or the coarsest stride of networks of convolutions.
+        """
+        return int(getattr(self._network, "patch", _STRIDE))
+
+    @property
+    def takes_one_size(self) -> bool:
+        """Whether inputs must have the size of the configuration."""
+        return bool(getattr(self._network, "takes_one_size", False))
 
     @property
     def block(self) -> int:

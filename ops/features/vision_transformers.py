@@ -5,6 +5,7 @@ Class and register tokens take part in the network and are left out of the maps.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -52,6 +53,8 @@ class TorchvisionTransformer(nn.Module):
         if "encoder.ln" not in blocks:
             network.encoder.ln = nn.Identity()
         self.network = network
+        #: The side of patches in pixels.
+        self.patch = int(network.patch_size)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images (B, 3, H, W) -> maps (B, C, h, w) of the layers' patch tokens, by layer.
@@ -97,6 +100,10 @@ class TimmTransformer(nn.Module):
             self.numbers, prune_norm="norm" not in blocks, prune_head=True
         )
         self.network = network
+        embed = network.patch_embed
+        #: The side of patches in pixels.
+        self.patch = math.lcm(*embed.patch_size)
+        self.takes_one_size = bool(embed.strict_img_size and embed.img_size)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images (B, 3, H, W) -> maps (B, C, h, w) of the layers' patch tokens, by layer.
@@ -105,7 +112,7 @@ class TimmTransformer(nn.Module):
         """
         embed = self.network.patch_embed
         check_sides(self.name, images, embed.patch_size)
-        fixed = tuple(embed.img_size or ()) if embed.strict_img_size else ()
+        fixed = tuple(embed.img_size) if self.takes_one_size else ()
         if fixed and tuple(images.shape[2:]) != fixed:
             raise SettingError(
                 f"{self.name} takes inputs of {fixed[0]} x {fixed[1]} pixels only, not "

@@ -17,6 +17,8 @@ from ops.images.tiles import Tiling
 #: How the exposure of images is normalised, in `ops.images.exposure`.
 Exposure = Literal["as_is", "median", "standard"]
 
+#: Sizes that a fit replaces by numbers.
+_CHOSEN_LATER = {"auto", "network"}
 _Box = tuple[float, float, float, float]
 #: A picture is resized as a whole up to so many pixels, and otherwise where the input keeps it: the
 #: shorter side of a strip may have to grow by a large factor.
@@ -26,15 +28,17 @@ _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "lanczos": Image.Resampling.L
 
 @dataclass(frozen=True)
 class InputSettings:
-    """The square input of a detector."""
+    """The input of a detector."""
 
-    size: int = 224
-    """Side of the square, in pixels. For a fit the default is 0, the size of the backbone's
-    configuration: 224 for torchvision."""
-    fit: Literal["squash", "crop", "tile"] = "squash"
+    size: int | str = 224
+    """Side of the square input in pixels, or its width and height, such as 320x224. Of a fit also:
+    `network`, the size of the backbone's configuration (224 for torchvision), and `auto`, the
+    default, which chooses from the pictures and never below that size; see docs/fitting.md."""
+    fit: Literal["auto", "squash", "crop", "tile"] = "squash"
     """`squash` resizes the whole image and ignores its aspect ratio; `crop` resizes the shorter
     side to `short_side` and cuts out the centre, as in most papers; `tile` cuts the image into
-    squares that overlap, for defects that are small in a large picture."""
+    squares that overlap, for defects that are small in a large picture. For a fit the default is
+    `auto`: `squash`, or with size auto `tile` where pictures are large."""
     short_side: int = 256
     """With `crop`: length of the shorter side, in pixels, before the centre is cut out."""
     filter: Literal["bilinear", "lanczos"] = "bilinear"
@@ -54,12 +58,18 @@ class InputSettings:
 
     def __post_init__(self) -> None:
         """Raise SettingError for values out of range."""
-        if self.fit not in {"squash", "crop", "tile"}:
-            raise SettingError(f"input.fit {self.fit!r} must be squash, crop or tile")
+        if self.fit not in {"auto", "squash", "crop", "tile"}:
+            raise SettingError(f"input.fit {self.fit!r} must be auto, squash, crop or tile")
+        size = size_of(self.size)
+        object.__setattr__(self, "size", size)  # equal inputs are written equally
         if self.fit != "tile":
             return
-        if 0 < self.size < 32:
-            raise SettingError(f"input.size {self.size} must be at least 32 with input.fit tile")
+        if isinstance(size, str) and size not in _CHOSEN_LATER:
+            raise SettingError(
+                f"input.size {size} must be one number with input.fit tile: tiles are squares"
+            )
+        if isinstance(size, int) and size < 32:
+            raise SettingError(f"input.size {size} must be at least 32 with input.fit tile")
         if not 0 < self.scale <= 1:
             raise SettingError(f"input.scale {self.scale} must lie in (0, 1]; 1 = native")
         if not 0 <= self.overlap <= 0.75:
@@ -68,9 +78,41 @@ class InputSettings:
             raise SettingError(f"input.map_pixels {self.map_pixels} must be at least 1")
 
     @property
+    def is_open(self) -> bool:
+        """Whether a fit has yet to choose; only then may `sides` not be asked for."""
+        return self.fit == "auto" or self.size in _CHOSEN_LATER
+
+    @property
     def tiled(self) -> bool:
         """Whether pictures are cut into tiles."""
         return self.fit == "tile"
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Width and height of the input in pixels; of a tile, with `tile`."""
+        if isinstance(self.size, int):
+            return self.size, self.size
+        width, height = self.size.split("x")
+        return int(width), int(height)
+
+
+def size_of(given: int | str) -> int | str:
+    """A size as it is written in a model: a number for squares, otherwise WIDTHxHEIGHT.
+
+    Raises SettingError.
+    """
+    if given in _CHOSEN_LATER:
+        return given
+    words = str(given).lower().split("x")
+    if not 1 <= len(words) <= 2 or not all(w.strip().isdecimal() and w.isascii() for w in words):
+        raise SettingError(
+            f"input.size {given!r} must be a number of pixels, or width x height, such as 320x224; "
+            "or, for a fit, auto or network"
+        )
+    width, height = int(words[0]), int(words[-1])
+    if not (width and height):
+        raise SettingError(f"input.size {given!r} must have sides of at least 1 pixel")
+    return width if width == height else f"{width}x{height}"
 
 
 class Geometry(NamedTuple):
@@ -102,27 +144,27 @@ def map_size(width: int, height: int, settings: InputSettings) -> tuple[int, int
     """Width and height of the anomaly map of an image of this size."""
     if settings.tiled:
         return _plan(width, height, settings)[:2]
-    return settings.size, settings.size
+    return settings.sides
 
 
 def tiling(width: int, height: int, settings: InputSettings) -> Tiling:
     """The tiles of an image of this size, with `tile`."""
-    return tiles.tiling(
-        *tiles.scaled_size(width, height, settings.scale), settings.size, settings.overlap
-    )
+    side, _ = settings.sides
+    scaled = tiles.scaled_size(width, height, settings.scale)
+    return tiles.tiling(*scaled, side, settings.overlap)
 
 
 def _plan(width: int, height: int, settings: InputSettings) -> tuple[int, int, int, int]:
     """The size of the resized image, and the corner of the part that the map shows of it."""
-    size = settings.size
+    across, down = settings.sides
     if settings.fit == "squash":
-        return size, size, 0, 0
+        return across, down, 0, 0
     if settings.tiled:
         scaled = tiles.scaled_size(width, height, settings.scale)
         return *tiles.map_size(*scaled, settings.map_pixels), 0, 0
     scale = settings.short_side / min(width, height)
-    w, h = max(size, round(width * scale)), max(size, round(height * scale))
-    return w, h, (w - size) // 2, (h - size) // 2
+    w, h = max(across, round(width * scale)), max(down, round(height * scale))
+    return w, h, (w - across) // 2, (h - down) // 2
 
 
 def _is_whole(picture: npt.NDArray[np.generic], w: int, h: int) -> bool:
@@ -131,7 +173,7 @@ def _is_whole(picture: npt.NDArray[np.generic], w: int, h: int) -> bool:
 
 
 def resize(picture: Picture, settings: InputSettings) -> Pixels:
-    """The input of one image: (size, size) or (size, size, 3), of the same type and bit depth.
+    """The input of one image: (height, width) or (height, width, 3), of the same type and depth.
 
     With `tile` it is the whole scaled picture (height, width) or (height, width, 3), from which
     tiles are cut later. Memory is bounded by the picture, whatever its aspect ratio.
@@ -143,13 +185,13 @@ def resize(picture: Picture, settings: InputSettings) -> Pixels:
             settings,
         )
     w, h, left, top = _plan(picture.width, picture.height, settings)
-    size, kernel = settings.size, _FILTERS[settings.filter]
+    (across, down), kernel = settings.sides, _FILTERS[settings.filter]
     if _is_whole(picture.pixels, w, h):
         resized = _resample(picture.pixels, w, h, kernel)
-        return resized[top : top + size, left : left + size]
+        return resized[top : top + down, left : left + across]
     x, y = picture.width / w, picture.height / h
-    right, low = min((left + size) * x, picture.width), min((top + size) * y, picture.height)
-    return _resample(picture.pixels, size, size, kernel, (left * x, top * y, right, low))
+    right, low = min((left + across) * x, picture.width), min((top + down) * y, picture.height)
+    return _resample(picture.pixels, across, down, kernel, (left * x, top * y, right, low))
 
 
 def shrunk(pixels: Pixels, size: tuple[int, int], settings: InputSettings) -> Pixels:

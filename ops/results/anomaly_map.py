@@ -43,13 +43,14 @@ def _upsampling_matrix(cells: int, size: int, sigma: float) -> npt.NDArray[np.fl
     return np.asarray(smooth, dtype=np.float32)
 
 
-def upsample(patch_scores: Map, size: int, sigma: float) -> Map:
-    """Patch scores (h, w), up-sampled to (size, size) and smoothed; `sigma` is in input pixels.
+def upsample(patch_scores: Map, size: tuple[int, int], sigma: float) -> Map:
+    """Patch scores (h, w), up-sampled to a width and height and smoothed.
 
-    Both steps are linear and separable, so they are one product of matrices per axis.
+    `sigma` is in input pixels. Both steps are linear and separable, so they are one product of
+    matrices per axis.
     """
-    rows = _upsampling_matrix(patch_scores.shape[0], size, sigma)
-    columns = _upsampling_matrix(patch_scores.shape[1], size, sigma)
+    rows = _upsampling_matrix(patch_scores.shape[0], size[1], sigma)
+    columns = _upsampling_matrix(patch_scores.shape[1], size[0], sigma)
     return np.asarray(rows @ patch_scores @ columns.T, dtype=np.float32)
 
 

@@ -79,7 +79,7 @@ def of_picture(
 ) -> Map:
     """The smoothed map of a picture of this size; `sigma` is in pixels that the network sees."""
     if not settings.tiled:
-        return anomaly_map.upsample(patch_scores, settings.size, sigma)
+        return anomaly_map.upsample(patch_scores, settings.sides, sigma)
     size = map_size(width, height, settings)
     # From pixels of tiles to those of the map, which may be larger.
     across, down = (

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
@@ -37,6 +39,7 @@ class FitCoordinator:
         self._total = total
         self._refusal = ""
         self._depths = depths
+        self._sizes: dict[str, set[tuple[int, int]]] = {}
         self._rows: set[int] = set()
         self._failures: dict[str, str] = {}
         self._results: dict[str, DetectorResult] = {}
@@ -53,16 +56,23 @@ class FitCoordinator:
         return {rank: now - sign for rank, sign in self._signs.items()}
 
     def add_images(
-        self, rows: list[int], failures: dict[str, str], pictures: dict[int, tuple[str, int, str]]
+        self,
+        rows: list[int],
+        failures: dict[str, str],
+        pictures: dict[int, tuple[str, int, str]],
+        sizes: Mapping[str, Collection[tuple[int, int]]] = MappingProxyType({}),
     ) -> tuple[int, str]:
         """Record images as read, by row, and `failures_of` them.
 
-        `pictures`: product, bit depth and URI of those that were read, by row. Returns the number
-        of failures so far, and why the fit cannot succeed.
+        `pictures`: product, bit depth and URI of those that were read, by row. `sizes`: widths and
+        heights of pictures, by product. Returns the number of failures so far, and why the fit
+        cannot succeed.
         """
         for row, picture in pictures.items():
             if row not in self._rows:
                 self._depths.add(*picture)
+        for product, found in sizes.items():
+            self._sizes.setdefault(product, set()).update(found)
         self._rows.update(rows)
         self._failures.update(failures)
         self._progress = ("extract", len(self._rows), self._total)
@@ -72,6 +82,10 @@ class FitCoordinator:
     def depths(self) -> Depths:
         """The bit depths of the images so far."""
         return self._depths
+
+    def sizes(self) -> dict[str, set[tuple[int, int]]]:
+        """Widths and heights of the images so far, by product."""
+        return self._sizes
 
     def failures(self) -> list[str]:
         """A sentence for each image that could not be read."""

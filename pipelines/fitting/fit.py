@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -32,25 +30,24 @@ from ops.progress import ProgressCallback
 from ops.results.anomaly_map import LEVELS, Scale
 from ops.results.calibration import Calibration
 from ops.storage.paths import JOINT, picture_file, product_file
-from pipelines.cluster.answers import answered, is_silent
 from pipelines.cluster.reservation import Reserved, reserved_for_fit
 from pipelines.cluster.resources import Resources
 from pipelines.cluster.shared_model import put
-from pipelines.cluster.timeouts import Stalled
 from pipelines.fitting import held_out, plan, quarantine
+from pipelines.fitting.answers import ask, report_progress
 from pipelines.fitting.calibrate import calibrate, kept_parts
+from pipelines.fitting.choose_input import choose_input
 from pipelines.fitting.coordinator import DetectorResult, FitCoordinator
 from pipelines.fitting.depths import Depths
 from pipelines.fitting.heartbeat import Watch
 from pipelines.fitting.interruptible import interruptible_fit
-from pipelines.fitting.picture_sizes import PictureSizes, read_sizes
+from pipelines.fitting.picture_sizes import Detail, PictureSizes, coarsest, read_sizes_apart
 from pipelines.fitting.request import ALL, FitRequest, NothingToFit, Split, split
 from pipelines.fitting.whole_shards import WholeShards
 from pipelines.fitting.worker import program
 from pipelines.scoring.read_stage import ReadStage
 
 log = logging.getLogger(__name__)
-_ANSWER = 600.0  # seconds in which the coordinator hands out the tensors of one detector
 _RESTARTS = 2  # of the workers of a fit, before images that crash them are looked for
 
 
@@ -60,12 +57,15 @@ def fit(
     resources: Resources,
     progress: ProgressCallback,
     earlier: Model | None = None,
+    say: Callable[[str], object] = log.info,
 ) -> Model:
     """Fit one detector per product, or a joint one, on good images, then calibrate each product.
 
     To grow a model, pass it as `earlier`: it gives the backbone and the states that detectors start
     from. A detector without new images stays as it is. All others are calibrated anew, because
-    scores of another bank cannot be compared: on the images held out before, and on new ones.
+    scores of another bank cannot be compared: on the images held out before, and on new ones. An
+    input that is left open is chosen from a few pictures, and `say` is told what it is and what it
+    costs.
     Raises NothingToFit, Stalled, and NoRoom; raises NotEnoughMemory before any image is read, if
     the nodes cannot hold the fit.
     """
@@ -75,22 +75,31 @@ def fit(
     configuration = request.backbone.configuration
     # Pretrained weights are downloaded here, once, and not by every worker.
     network = Backbone(request.backbone.emulated, earlier.backbone if earlier else None)
-    sizes = read_sizes(chosen, request) if request.input.tiled else PictureSizes({})
-    plan.check(plan.of_fit(chosen, request, network, resources, sizes))
+    looks = request.input.tiled or request.input.is_open
+    sizes = read_sizes_apart(chosen, request) if looks else PictureSizes({})
+    request, sentences = choose_input(request, network, sizes)
+    for sentence in sentences:
+        say(sentence)
+    planned = plan.of_fit(chosen, request, network, resources, sizes)
+    plan.check(planned)
     backbone = network.state()
     with reserved_for_fit(resources) as (held, turn):
         # It may have fewer workers.
         plan.check(plan.of_fit(chosen, request, network, held, sizes))
         coordinator = _fit_detectors(chosen, request, backbone, held, turn.close, progress, earlier)
-    failures: list[str] = _ask(coordinator.failures)
-    depths: Depths = _ask(coordinator.depths)
+    failures: list[str] = ask(coordinator.failures)
+    depths: Depths = ask(coordinator.depths)
+    seen = {
+        product: coarsest(found, request.input, planned.patches)
+        for product, found in ask(coordinator.sizes).items()
+    }
     for sentence in depths.warnings():
         log.warning("%s", sentence)
-    results = {name: _ask(coordinator.result, name) for name in chosen.detectors}
+    results = {name: ask(coordinator.result, name) for name in chosen.detectors}
     del coordinator  # its actor ends, and with it another copy of all tensors
     ceiling = 4 * max(result.map_ceiling for result in results.values()) or 1.0
     ceiling = max(ceiling, earlier.card.map_scale.scale * (LEVELS - 1)) if earlier else ceiling
-    cards, tensors = _cards(chosen, request.joint, results, earlier, depths)
+    cards, tensors = _cards(chosen, request.joint, results, earlier, depths, seen)
     card = ModelCard(
         method=request.method,
         settings=asdict(request.settings),
@@ -130,6 +139,7 @@ def _cards(
     results: dict[str, DetectorResult],
     earlier: Model | None,
     depths: Depths,
+    seen: Mapping[str, Detail | None],
 ) -> tuple[dict[str, ProductCard], dict[str, dict[str, Tensor]]]:
     """Cards without calibration, and tensors, of all products, also those of a grown model."""
     cards = dict(earlier.card.products) if earlier else {}
@@ -140,11 +150,14 @@ def _cards(
     for product in dict.fromkeys([*(cards if joint else ()), *chosen.products]):
         detector = ALL if joint else product
         result = results[detector]
+        detail = seen.get(product)
         cards[product] = ProductCard(
             file=JOINT if joint else product_file(product),
             sha256=hashes[detector],
             counts=result.fitted.counts,
-            fit_metrics=result.fitted.fit_metrics | {"map_ceiling": result.map_ceiling},
+            fit_metrics=result.fitted.fit_metrics
+            | {"map_ceiling": result.map_ceiling}
+            | (detail.as_metrics() if detail else {}),
             calibration=Calibration(()),
             curves=result.fitted.curves,
             bit_depths=counts.get(product, {}),
@@ -231,7 +244,7 @@ def _attempt(
     coordinator.add_images.remote([], failures, {})
     with (
         tempfile.TemporaryDirectory(prefix="nightloupe-") as scratch,
-        _report_progress(coordinator, progress),
+        report_progress(coordinator, progress),
     ):
         trainer = TorchTrainer(
             program,
@@ -252,7 +265,7 @@ def _attempt(
             ),
         )
         interruptible_fit(trainer, Watch(coordinator, resources, on_start))
-    if refusal := _ask(coordinator.refusal):
+    if refusal := ask(coordinator.refusal):
         raise NothingToFit(refusal)
     return coordinator
 
@@ -268,34 +281,3 @@ def _earlier_fits(model: Model) -> dict[str, tuple[Any, FitCounts]]:
 
 def _earlier_depths(model: Model) -> dict[str, dict[str, int]]:
     return {product: card.bit_depths for product, card in model.card.products.items()}
-
-
-def _ask(method: Any, *arguments: Any) -> Any:
-    """What a method of the coordinator returns. Raises Stalled if it does not answer."""
-    return answered(lambda: ray.get(method.remote(*arguments)), _ANSWER, "the results of a fit")
-
-
-@contextlib.contextmanager
-def _report_progress(coordinator: Any, progress: ProgressCallback) -> Iterator[None]:
-    """Report progress twice a second, in a thread, because the trainer blocks this one."""
-    ended = threading.Event()
-
-    def report() -> None:
-        progress(*_ask(coordinator.progress))
-
-    def report_until_ended() -> None:
-        while not ended.wait(0.5):
-            try:
-                report()
-            except Stalled:  # whoever waits for the fit finds it out, too
-                return
-
-    thread = threading.Thread(target=report_until_ended, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        if not is_silent():
-            report()

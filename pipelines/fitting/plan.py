@@ -39,8 +39,8 @@ class Plan:
 
     @property
     def patches(self) -> int:
-        """Patches along a side of the input."""
-        return next(iter(self.sizes.values())).layers[0][1]
+        """Patches along the width of the input."""
+        return next(iter(self.sizes.values())).layers[0][2]
 
     @property
     def fit_bytes(self) -> int:
@@ -88,10 +88,10 @@ def of_fit(
     counts = chosen.fit[DETECTOR].value_counts().to_pylist()
     images = {entry["values"]: entry["counts"] for entry in counts}
     kind, workers = detector_class(request.method), resources.count()
-    shapes = _layer_shapes(backbone, request.input.size)
+    shapes = layer_shapes(backbone, request.input.sides)
     sizes = {
         name: FitSize(
-            request.input.size,
+            request.input.sides,
             shapes,
             math.ceil(count * pictures.tiles(name, request)),
             workers,
@@ -112,8 +112,9 @@ def of_fit(
     )
 
 
-def _layer_shapes(backbone: Backbone, size: int) -> list[LayerShape]:
-    maps = backbone(torch.zeros(1, 3, size, size))
+def layer_shapes(backbone: Backbone, sides: tuple[int, int]) -> list[LayerShape]:
+    """Shapes of the features of an input of this width and height."""
+    maps = backbone(torch.zeros(1, 3, *sides[::-1]))
     return [(layer.shape[1], layer.shape[2], layer.shape[3]) for layer in maps]
 
 

@@ -51,7 +51,7 @@ def rehearse(
     """Measure in this process; `network` is a backbone on `device`."""
     kind = detector_class(request.method)
     detector = kind(request.settings, network)
-    image = torch.zeros(1, 3, request.input.size, request.input.size, device=device)
+    image = torch.zeros(1, 3, *request.input.sides[::-1], device=device)
     detector.add_images(image, torch.tensor([0]))
     read = _seconds(lambda: _read(Read(request.input, request.decode, request.fetch), rows), device)
     add = _seconds(

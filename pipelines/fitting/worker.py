@@ -162,7 +162,9 @@ class Stream:
             failures = failures_of(broken)
             rows = batch[ROW].to_pylist()
             good = batch.filter(pc.equal(batch["status"], "ok"))
-            report = self._coordinator.add_images.remote(rows, failures, _pictures(good))
+            report = self._coordinator.add_images.remote(
+                rows, failures, _pictures(good), _sizes(good)
+            )
             failed, refused = ray.get(report)
             if refused:
                 return  # `_fit` then ends the fit on all ranks
@@ -208,6 +210,15 @@ def _add_tiles(part: TileBatch, numbers: list[int], detector: Detector) -> None:
 def _pictures(rows: pa.Table) -> dict[int, tuple[str, int, str]]:
     columns = (rows[name].to_pylist() for name in (ROW, "product", "bit_depth", "uri"))
     return {row: (product, depth, uri) for row, product, depth, uri in zip(*columns, strict=True)}
+
+
+def _sizes(rows: pa.Table) -> dict[str, set[tuple[int, int]]]:
+    """Widths and heights of pictures, by product."""
+    columns = (rows[name].to_pylist() for name in ("product", "width", "height"))
+    found: dict[str, set[tuple[int, int]]] = {}
+    for product, *size in zip(*columns, strict=True):
+        found.setdefault(product, set()).add((size[0], size[1]))
+    return found
 
 
 @dataclass(frozen=True)

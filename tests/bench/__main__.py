@@ -1,8 +1,8 @@
 """Runs benchmarks and prints their results as one Markdown table.
 
 `make bench` or `python -m tests.bench` runs those of `DEFAULT`; `python -m tests.bench coreset
-chain` runs some of them. `glance`, `shots`, `boards`, `scaling`, `large` and `rows`, which starts
-Ray, run only by name, and so does `gpu`, which has a command line of its own:
+chain` runs some of them. `detail`, `glance`, `shots`, `boards`, `scaling`, `large` and `rows`,
+which starts Ray, run only by name, and so does `gpu`, which has a command line of its own:
 `python -m tests.bench gpu --help`.
 """
 

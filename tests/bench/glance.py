@@ -80,7 +80,7 @@ def _rows(name: str, backbone: Backbone, tolerances: tuple[float, ...]) -> Itera
     detector = fitted(backbone)
     s, network = detector.settings, detector.network
     pixels = detector._pixels(images()[IMAGES])
-    columns = s.grid.count(INPUT.size)
+    columns = s.grid.count(INPUT.sides[0])
     count = columns**2
     numbers = list(range(0, count, count // SAMPLE))[:SAMPLE]
     results: dict[float, Tensor] = {}

@@ -53,14 +53,14 @@ def rows() -> Iterator[Row]:
         listed = _inventory(folder)
         results: dict[str, list[list[float]]] = {}
         for preset, changes in CURVES.items():
-            request = _request(preset, changes)
+            request = preset_request(preset, changes)
             test = _test(listed, request)
             for shots in SHOTS:
                 values = [_auroc(listed, request, test, shots, seed) for seed in SEEDS]
                 results.setdefault(request.method, []).append(values)
                 yield _row(request.method, shots, values)
         _draw(results)
-        request = _request("differnet-squeezenet", FLOW)
+        request = preset_request("differnet-squeezenet", FLOW)
         test = _test(listed, request)
         yield _row("differnet", 16, [_auroc(listed, request, test, 16, s) for s in FLOW_SEEDS])
 
@@ -78,7 +78,8 @@ def _inventory(folder: str) -> Inventory:
     return Inventory(where)
 
 
-def _request(preset: str, changes: dict[str, str]) -> FitRequest:
+def preset_request(preset: str, changes: dict[str, str]) -> FitRequest:
+    """The request of a fit with a preset of deploy/methods/ and some settings changed."""
     groups = {name: kind.Settings for name, kind in DETECTORS.items()}
     words = ["--config", str(ROOT / "deploy" / "methods" / f"{preset}.toml")]
     words += ["--backbone.weights", str(WEIGHTS)]
@@ -119,7 +120,7 @@ def _auroc(listed: Inventory, request: FitRequest, test: pa.Table, shots: int, s
 
 
 def _images(request: FitRequest, rows: pa.Table) -> torch.Tensor:
-    return to_images(rows, request.input.size, "cpu")
+    return to_images(rows, request.input, "cpu")
 
 
 def _draw(results: dict[str, list[list[float]]]) -> None:

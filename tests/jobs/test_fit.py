@@ -11,8 +11,10 @@ from jobs import fit as job
 from jobs.cli import sources
 from jobs.tracking.tracker import Tracker
 from ops.detectors.model_folder import read_card, write_model
+from ops.images.resize import InputSettings
 from ops.storage import files
 from ops.storage.paths import Out
+from pipelines.fitting.picture_sizes import Detail
 from pipelines.tables import lock
 from tests.conftest import TINY, tiny_model
 
@@ -74,6 +76,14 @@ def test_a_folder_with_a_model_of_other_settings_is_refused_before_the_fit(leave
     assert len(fits) == 1
 
 
+def test_an_input_that_pictures_decide_about_may_give_the_same_model(leave, fits):
+    write_model("model", MODEL)
+    at = SAME.index("--input.size")
+    assert leave("fit", *WORDS, *SAME[:at], *SAME[at + 2 :])[0] == 0
+    assert fits[0][1].input.is_open
+    assert leave("fit", *WORDS, *SAME[:at], *SAME[at + 2 :], "--input.size", "network")[0] == 1
+
+
 def test_a_model_is_not_grown_into_its_own_folder(leave, fits):
     write_model("model", MODEL)
     code, _, err = leave("fit", *WORDS, "--grow", "model")
@@ -96,19 +106,35 @@ def test_the_same_settings_over_other_images_are_refused_before_they_are_written
 def test_a_fit_takes_what_is_not_set_from_the_configuration_of_the_backbone(leave, fits):
     assert leave("fit", "--archive", "parts", "--name", "", "--backbone.name", "resnet18")[0] == 0
     (_, request, *_), *_ = fits
-    assert request.input.size == 224
+    assert request.input == InputSettings(size="auto", fit="auto")  # until pictures were read
     assert (request.backbone.weights, request.backbone.std) == ("IMAGENET1K_V1", STD)
     assert request.backbone.mean == "0.485,0.456,0.406"
     set_by_hand = ["--input.size", "96", "--backbone.std", "1,1,1", "--backbone.weights", "random"]
     assert leave("fit", "--archive", "parts", "--name", "", *set_by_hand)[0] == 0
     request = fits[1][1]
-    assert (request.input.size, request.backbone.std) == (96, "1,1,1")
+    assert (request.input.fit, request.input.size) == ("squash", 96)
+    assert request.backbone.std == "1,1,1"
     assert request.backbone.weights == "random"
+
+
+def test_a_fit_says_how_much_it_saw_of_the_coarsest_product(leave, fits, monkeypatch):
+    card = MODEL.card.products["bolt"]
+    seen = Detail((2240, 1120), 10.0, 80.0).as_metrics()
+    coarse = replace(card, fit_metrics=card.fit_metrics | seen)
+    products = {"bolt": card, "nut": coarse}
+    told = replace(MODEL, card=replace(MODEL.card, products=products))
+    monkeypatch.setattr(job.fit, "fit", lambda *_: told)
+    monkeypatch.setattr(job, "write_model", lambda *_: None)
+    code, said, err = leave("fit", *WORDS)
+    assert (code, err) == (0, "")
+    assert "a pixel that the network sees is 10 pixels of a picture of 2,240 x 1,120" in said
+    assert "warning: most of the picture's detail is not seen" in said
 
 
 def test_a_fit_takes_size_and_normalisation_from_timm(leave, fits):
     pytest.importorskip("timm", reason="the optional library timm is not installed")
     name = ["--backbone.name", "timm/vit_small_patch14_reg4_dinov2", "--backbone.layers", "norm"]
+    name += ["--input.size", "network"]
     assert leave("fit", "--archive", "parts", "--name", "", *name)[0] == 0
     request = fits[0][1]
     assert (request.input.size, request.backbone.std) == (518, STD)

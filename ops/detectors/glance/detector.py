@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -122,18 +123,18 @@ class Glance(Trained):
     def estimate(cls, settings: GlanceSettings, fit_size: FitSize) -> ResourceEstimate:
         """Weights, gradients, Adam's moments and a checkpoint; images; feature maps of a step."""
         assert fit_size.backbone
-        windows = settings.grid.count(fit_size.size) ** 2
+        windows = math.prod(map(settings.grid.count, fit_size.sides))
         copied = sum(4 * t.numel() for t in fit_size.backbone.state().values())
         others = nn.ModuleList(_empty_modules(settings, fit_size.backbone)).parameters()
         weights = copied + sum(4 * weight.numel() for weight in others)
         examples = -(-settings.batch // fit_size.workers) * settings.patches
-        step = examples * _BYTES_PER_PIXEL * fit_size.size**2
+        step = examples * _BYTES_PER_PIXEL * fit_size.pixels
         return ResourceEstimate(
             vectors=fit_size.images * windows,
             kept=0,
             fit_bytes=6 * weights + fit_size.pixel_bytes + step,
             fit_host_bytes=fit_size.pixel_bytes,
-            score_bytes=2 * weights + _SCORE_FACTOR * _BYTES_PER_PIXEL * fit_size.size**2,
+            score_bytes=2 * weights + _SCORE_FACTOR * _BYTES_PER_PIXEL * fit_size.pixels,
             model_bytes=weights,
             remedy="lower --glance.batch, --glance.patches or --input.size",
         )
@@ -144,7 +145,7 @@ class Glance(Trained):
         assert fit_size.backbone
         detector = cls(settings, fit_size.backbone)
         detector.add_images(
-            torch.rand(1, 3, fit_size.size, fit_size.size), torch.zeros(1, dtype=torch.int64)
+            torch.rand(1, 3, *fit_size.sides[::-1]), torch.zeros(1, dtype=torch.int64)
         )
 
         def work() -> None:

@@ -30,7 +30,7 @@ def _draw(count: int) -> None:
     grid = np.random.default_rng(0).random((28, 28), dtype=np.float32)
     where = geometry(SIZE, SIZE, InputSettings(SIZE))
     for _ in range(count):
-        values = anomaly_map.upsample(grid, SIZE, 4.0)
+        values = anomaly_map.upsample(grid, (SIZE, SIZE), 4.0)
         map_png.encode(values, Scale(0.0, 1e-4), where, "0" * 32)
 
 

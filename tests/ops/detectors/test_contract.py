@@ -168,9 +168,25 @@ def test_planted_blobs_score_highest_and_maps_peak_inside_them(name, fitted, uns
     where = geometry(64, 64, InputSettings(size=64))
     for (x, y), values in zip(BLOBS, scores.map[3:], strict=True):
         peak = anomaly_map.peak(
-            anomaly_map.upsample(values.numpy(), 64, fitted[name].settings.sigma), where
+            anomaly_map.upsample(values.numpy(), (64, 64), fitted[name].settings.sigma), where
         )
         assert math.dist(peak, (x, y)) <= 7 + 1
+
+
+@every_detector
+def test_inputs_may_be_rectangles(name, backbone):
+    """The upper half of textures: 64 x 32 pixels."""
+    good = to_images([pictures.texture(seed)[:32] for seed in range(4)])
+    quick = {"epochs": 1} if issubclass(kind_of(name), Trained) else {}
+    detector = fit(new(name, backbone, **quick), [(good, list(range(4)))], Alone())
+    scores = detector.score(good[:1])
+    height, width = scores.map.shape[1:]
+    assert torch.isfinite(scores.map).all()
+    assert torch.isfinite(scores.image).all()
+    assert (height, width) in {(7, 15), (8, 16), (4, 8), (32, 64), (3, 7)}
+    restored = new(name, backbone)
+    restored.load_state({key: value.clone() for key, value in detector.state().items()})
+    assert torch.equal(restored.score(good[:1]).map, scores.map)
 
 
 @every_detector

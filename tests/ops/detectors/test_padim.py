@@ -53,7 +53,7 @@ def test_maps_are_mahalanobis_distances_in_float64(backbone, images):
 def test_an_image_scores_the_maximum_of_its_drawn_map(backbone, images):
     detector = fit(backbone, images[:9], sigma=2.0)
     scores = detector.score(images)
-    drawn = [anomaly_map.upsample(grid.numpy().copy(), 32, 2.0).max() for grid in scores.map]
+    drawn = [anomaly_map.upsample(grid.numpy().copy(), (32, 32), 2.0).max() for grid in scores.map]
     assert scores.image.tolist() == [float(value) for value in drawn]
 
 

@@ -248,6 +248,21 @@ def test_maps_are_drawn_as_asked_for_and_point_at_the_blob(rows, tensors, tmp_pa
     assert not {"pixels", "patch_scores"} & drawn[0].keys()
 
 
+def test_rectangular_inputs_give_rectangular_maps_that_point_at_the_blob(rows, tensors, tmp_path):
+    wide = InputSettings(size="96x64")
+    theirs = copy.copy(tensors)
+    theirs.card = dataclasses.replace(tensors.card, input=wide)
+    done = ScoreImages(theirs, keep=True)(Read(wide, DecodeSettings(), FetchSettings())(rows))
+    out, scale = Out(str(tmp_path / "out")), theirs.card.map_scale
+    draw = DrawMaps("m1", wide, scale, 2.0, {"nut": 1.0}, out, "all", overlays=True)
+    drawn = draw(done).to_pylist()
+    assert np.hypot(drawn[4]["peak_x"] - 20, drawn[4]["peak_y"] - 40) <= 8
+    decoded = map_png.decode(files.read_bytes(uris.parse(drawn[4]["map_uri"]).location))
+    assert decoded.levels.shape == (64, 96)
+    assert decoded.geometry == (64 / 96, 1.0, 0, 0)
+    assert ModelCard.from_json(theirs.card.to_json()).input == wide
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
 def test_maps_that_cannot_be_written_cost_no_score_and_are_tried_once(
     rows, tensors, tmp_path, monkeypatch, number

@@ -20,6 +20,8 @@ from tests import pictures
 
 SQUASH = InputSettings(size=32)
 CROP = InputSettings(size=32, fit="crop", short_side=40)
+WIDE = InputSettings(size="48x32")
+WIDE_CROP = InputSettings(size="48x32", fit="crop", short_side=40)
 
 
 def ramps(width: int, height: int) -> tuple[Picture, Picture]:
@@ -28,7 +30,7 @@ def ramps(width: int, height: int) -> tuple[Picture, Picture]:
     return Picture((100 * x).astype(np.uint16), 16), Picture((100 * y).astype(np.uint16), 16)
 
 
-@pytest.mark.parametrize("settings", [SQUASH, CROP], ids=["squash", "crop"])
+@pytest.mark.parametrize("settings", [SQUASH, CROP, WIDE, WIDE_CROP])
 @pytest.mark.parametrize("size", [(100, 60), (60, 100), (64, 64), (20, 30), (33, 500)])
 def test_input_pixels_map_back_to_where_their_values_came_from(settings, size):
     across, down = (resize(ramp, settings) for ramp in ramps(*size))
@@ -206,6 +208,7 @@ def test_pixels_of_the_map_of_tiles_lie_on_the_picture(size, scale, pixels):
 
 def test_maps_of_other_fits_have_the_size_of_the_input():
     assert map_size(100, 60, SQUASH) == map_size(100, 60, CROP) == (32, 32)
+    assert map_size(100, 60, WIDE) == map_size(100, 60, WIDE_CROP) == (48, 32)
 
 
 @pytest.mark.parametrize(
@@ -215,12 +218,68 @@ def test_maps_of_other_fits_have_the_size_of_the_input():
         ({"scale": 1.5}, "input.scale 1.5 must lie in (0, 1]; 1 = native"),
         ({"overlap": 0.8}, "input.overlap 0.8 must lie in [0, 0.75]"),
         ({"overlap": -0.1}, "input.overlap -0.1 must lie in [0, 0.75]"),
+        (
+            {"size": "64x32"},
+            "input.size 64x32 must be one number with input.fit tile: tiles are squares",
+        ),
         ({"size": 16}, "input.size 16 must be at least 32 with input.fit tile"),
         ({"map_pixels": 0}, "input.map_pixels 0 must be at least 1"),
-        ({"fit": "cut"}, "input.fit 'cut' must be squash, crop or tile"),
+        ({"fit": "cut"}, "input.fit 'cut' must be auto, squash, crop or tile"),
     ],
 )
 def test_settings_of_tiles_out_of_range_are_refused(values, words):
     with pytest.raises(SettingError) as error:
         InputSettings(**{"fit": "tile"} | values)
     assert str(error.value) == words
+
+
+@pytest.mark.parametrize(
+    ("size", "kept", "sides"),
+    [
+        (224, 224, (224, 224)),
+        ("224", 224, (224, 224)),
+        ("224x224", 224, (224, 224)),
+        ("320x224", "320x224", (320, 224)),
+        ("0320 X 224", "320x224", (320, 224)),
+    ],
+)
+def test_equal_sizes_are_written_equally(size, kept, sides):
+    settings = InputSettings(size=size)
+    assert (settings.size, settings.sides) == (kept, sides)
+    assert settings == InputSettings(size=kept)
+
+
+@pytest.mark.parametrize(
+    "size", ["", "x", "320x", "x224", "3x2x1", "-5", "a", "3.5", "\u0663x4", -5]
+)
+def test_a_size_that_is_none_is_refused(size):
+    with pytest.raises(SettingError) as error:
+        InputSettings(size=size)
+    assert str(error.value) == (
+        f"input.size {size!r} must be a number of pixels, or width x height, such as 320x224; or, "
+        "for a fit, auto or network"
+    )
+    for nothing in ("0x224", 0):
+        with pytest.raises(SettingError, match="must have sides of at least 1 pixel"):
+            InputSettings(size=nothing)
+
+
+def test_a_rectangle_is_filled_by_the_whole_picture_or_cut_from_its_centre():
+    picture = ramps(100, 50)[0]
+    assert resize(picture, WIDE).shape == (32, 48)
+    assert geometry(96, 64, WIDE) == Geometry(2, 2, 0, 0)
+    assert resize(picture, WIDE_CROP).shape == (32, 48)
+    assert geometry(100, 50, WIDE_CROP) == Geometry(1.25, 1.25, 16, 4)
+    mask = np.zeros((64, 96), np.uint8)
+    mask[:32] = 255
+    found = resize_mask(mask, WIDE)
+    assert found.shape == (32, 48)
+    assert found[:16].all()
+    assert not found[16:].any()
+
+
+def test_a_fit_may_leave_its_input_open():
+    assert InputSettings(size="auto").is_open
+    assert InputSettings(size="network", fit="tile").is_open
+    assert InputSettings(fit="auto").is_open
+    assert not InputSettings().is_open

@@ -25,16 +25,22 @@ def test_upsampling_is_bilinear_then_gaussian(shape, sigma):
         0, 0
     ].numpy()
     expected = gaussian_filter(larger, sigma) if sigma else larger
-    assert np.allclose(anomaly_map.upsample(cells, 64, sigma), expected, rtol=1e-5, atol=1e-6)
+    assert np.allclose(anomaly_map.upsample(cells, (64, 64), sigma), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_flat_map_stays_flat_and_a_map_is_the_same_alone_or_after_others():
     assert np.allclose(
-        anomaly_map.upsample(np.full((7, 7), 2.5, np.float32), 64, 4), 2.5, rtol=1e-6
+        anomaly_map.upsample(np.full((7, 7), 2.5, np.float32), (64, 64), 4), 2.5, rtol=1e-6
     )
-    first = anomaly_map.upsample(patch_scores(7, 7), 64, 4)
-    anomaly_map.upsample(patch_scores(9, 9, 1), 64, 4)
-    assert np.array_equal(anomaly_map.upsample(patch_scores(7, 7), 64, 4), first)
+    first = anomaly_map.upsample(patch_scores(7, 7), (64, 64), 4)
+    anomaly_map.upsample(patch_scores(9, 9, 1), (64, 64), 4)
+    assert np.array_equal(anomaly_map.upsample(patch_scores(7, 7), (64, 64), 4), first)
+
+
+def test_a_rectangular_map_has_its_own_width_and_height():
+    ramp = np.arange(3, dtype=np.float32)[None, :].repeat(2, 0)
+    found = anomaly_map.upsample(ramp, (6, 2), 0)
+    assert found.tolist() == [[0, 0.25, 0.75, 1.25, 1.75, 2]] * 2
 
 
 def test_values_beyond_the_scale_are_clipped():

@@ -16,7 +16,7 @@ WHERE = Geometry(2.0, 1.5, 3.0, 4.0)
 
 def test_a_decoded_map_differs_by_at_most_half_a_level():
     values = anomaly_map.upsample(
-        np.random.default_rng(0).gamma(2, size=(7, 7)).astype(np.float32).clip(0, 2.9), 64, 2
+        np.random.default_rng(0).gamma(2, size=(7, 7)).astype(np.float32).clip(0, 2.9), (64, 64), 2
     )
     decoded = map_png.decode(map_png.encode(values, SCALE, WHERE, "m1"))
     assert np.abs(decoded.values() - values).max() <= SCALE.scale * 0.501 + 1e-6

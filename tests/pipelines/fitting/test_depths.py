@@ -52,7 +52,15 @@ def test_the_coordinator_counts_each_picture_once_and_refuses_at_the_first_mixtu
     assert coordinator.add_images([0, 1], {}, first) == (0, "")
     assert coordinator.add_images([0, 1], {}, first) == (0, "")
     assert coordinator.depths().counts() == {"bolt": {"8": 2}}
+    assert coordinator.sizes() == {}
     failed, refusal = coordinator.add_images([2], {"x": "cut"}, {2: ("bolt", 16, "c.png")})
     assert failed == 1
     assert refusal.startswith("the pictures of 'bolt' differ in depth")
     assert coordinator.refusal() == refusal
+
+
+def test_the_coordinator_keeps_the_sizes_of_each_product_once():
+    coordinator = Coordinator(3, Depths(None, {}))
+    coordinator.add_images([0], {}, {}, {"bolt": {(30, 20)}, "nut": {(8, 9)}})
+    coordinator.add_images([1], {}, {}, {"bolt": {(30, 20), (40, 20)}})
+    assert coordinator.sizes() == {"bolt": {(30, 20), (40, 20)}, "nut": {(8, 9)}}

@@ -32,6 +32,18 @@ def test_the_picture_of_which_the_least_is_seen_is_told():
     assert PictureSizes({}).coarsest(SQUASH, 28) is None
 
 
+def test_the_metrics_of_a_fit_give_the_detail_back():
+    detail = Detail((4000, 3000), 4000 / 224, 4000 / 28)
+    assert detail.as_metrics() == {
+        "picture_width": 4000,
+        "picture_height": 3000,
+        "pixels_per_pixel_seen": 4000 / 224,
+        "pixels_per_patch": 4000 / 28,
+    }
+    assert Detail.from_metrics(detail.as_metrics() | {"map_ceiling": 1.0}) == detail
+    assert Detail.from_metrics({"map_ceiling": 1.0}) is None
+
+
 @pytest.mark.parametrize("request_", [SQUASH, TILE])
 def test_a_few_pictures_of_each_detector_are_read(tmp_path, request_):
     rows = []

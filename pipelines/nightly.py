@@ -97,10 +97,7 @@ class Night:
             self._warnings.add(model_fit.unknown_products(work.inventory, self._card))
             totals = self._score(work, lambda run: self._begin(run, work, interrupted))
             self._track_totals(totals)
-            run_id = self.record["run_id"]
-            self._warnings.add_of_run(self._out, run_id, self._card, self._settings, totals)
-            if self._settings.report:
-                self._report()
+            self._conclude(self.record["run_id"], totals)
         else:
             self._discard(interrupted)
             self._hooks.echo("nothing to do: every image has its row under this model")
@@ -125,11 +122,13 @@ class Night:
         run_id = interrupted["run_id"]
         self._hooks.echo(f"run {run_id} was left unfinished; finishing it first")
         try:
-            self._score(WorkList.of_record(interrupted))
+            totals = self._score(WorkList.of_record(interrupted))
         except lock.LostLock:
             raise
         except (RunError, FileNotFoundError) as error:
             self._hooks.echo(f"run {run_id} cannot be finished: {error}")
+        else:
+            self._conclude(run_id, totals)
 
     def _list_images(self) -> str:
         """The location of tonight's inventory."""
@@ -274,9 +273,15 @@ class Night:
         self._hooks.track_totals(totals)
         self.record["totals"] = totals
 
-    def _report(self) -> None:
+    def _conclude(self, run_id: str, totals: Mapping[str, Any]) -> None:
+        """Warn of what is unusual in a published run, and write its report."""
+        self._warnings.add_of_run(self._out, run_id, self._card, self._settings, totals)
+        if self._settings.report:
+            self._report(run_id)
+
+    def _report(self, run_id: str) -> None:
         """Write the report page. A failure is shown and does not fail the night."""
-        run_id, hooks = self.record["run_id"], self._hooks
+        hooks = self._hooks
         record = run_records.finished(self._out, run_id)
         page = hooks.tracker_page(run_id)
         try:

@@ -344,6 +344,9 @@ def test_parts_are_fitted_scored_by_a_killed_night_checked_and_queried(
     assert check.main(["--out", out, "--model", model]) == 0
     (warning,) = (w for w in night.records[-1]["warnings"] if "parts" in w)
     assert warning.startswith("1 of 6 parts lack the image of a view")
+    # The run of the killed night has its report, too.
+    (page,) = tmp_path.glob("out/reports/*.html")
+    assert "1 of 6 parts lack" in page.read_text()
     table = str(tmp_path / "parts.parquet")
     assert query.main(["--out", out, "--parts", "true", "--output", table]) == 0
     rows = {row["part"]: row for row in parquet.read(table).to_pylist()}

@@ -22,6 +22,7 @@ from ops.plain_text import printable
 from ops.storage.paths import Out
 from pipelines.cluster.connection import connected
 from pipelines.fitting import plan
+from pipelines.fitting.inspection import Masks, masks_of
 from pipelines.fitting.picture_sizes import Detail, read_sizes
 from pipelines.fitting.plan import Plan
 from pipelines.fitting.rehearsal import Rehearsal, rehearse_on_worker
@@ -36,6 +37,7 @@ def main(argv: Sequence[str]) -> int:
     groups = {name: kind.Settings for name, kind in DETECTORS.items()}
     settings, methods = entry.parse(fit.Settings, __doc__, argv, groups)
     sources.check(settings.inventory, settings)
+    fit.check_masks(settings)
     entry.check_access(settings)
     with (
         fit.model_to_grow(settings, Tracker(settings.out)) as grown,
@@ -46,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
         out = Out(settings.out)
         inventory = sources.inventory_of(settings.inventory, settings, out, progress)
         chosen = split(inventory, request)
+        _print_masks(masks_of(chosen, request, grown))
         backbone = Backbone(request.backbone.emulated, grown.backbone if grown else None)
         pictures = read_sizes(chosen, request)
         planned = plan.of_fit(chosen, request, backbone, settings.resources, pictures)
@@ -63,6 +66,13 @@ def main(argv: Sequence[str]) -> int:
         f"{minutes.calibrate:.1f} to calibrate"
     )
     return 0
+
+
+def _print_masks(masks: Masks) -> None:
+    for detector, mask in masks.by_detector.items():
+        echo(f"{printable(detector)}: {mask.share:.1%} of the picture is inspected")
+    if masks.by_detector:
+        echo("what follows is estimated for whole pictures, so it is more than the fit will take")
 
 
 def _tiles(planned: Plan, detector: str) -> str:

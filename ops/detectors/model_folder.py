@@ -26,6 +26,8 @@ from ops.errors import UserError
 from ops.features.backbone import Backbone, BackboneSettings
 from ops.features.weights import fingerprint
 from ops.images.decode import DecodeSettings
+from ops.images.inspection import InspectionMask
+from ops.images.inspection_files import read_masks, write_masks
 from ops.images.resize import InputSettings
 from ops.results.anomaly_map import Scale
 from ops.results.calibration import Calibration
@@ -89,6 +91,8 @@ class ModelCard:
     """With separate views the keys of `products` name detectors, see `ops.archives.views`."""
     parts: dict[str, PartCalibration] = field(default_factory=dict)
     """Calibrations of the parts of several images, by product."""
+    masks: dict[str, str] = field(default_factory=dict)
+    """Hashes of inspection masks, by detector."""
 
     #: The id in the file. The hash of a card that was read may differ from it, because settings
     #: that the file lacks are filled in.
@@ -117,8 +121,9 @@ class ModelCard:
         if self.views == "pooled":
             del content["views"]
         content["parts"] = {name: parts.to_json() for name, parts in self.parts.items()}
-        if not self.parts:
-            del content["parts"]
+        for name in ("parts", "masks"):
+            if not content[name]:
+                del content[name]
         return {"format": FORMAT, **content}
 
     @classmethod
@@ -157,6 +162,9 @@ class ModelCard:
             composed(name): PartCalibration.from_json(parts)
             for name, parts in values.get("parts", {}).items()
         }
+        values["masks"] = {composed(n): str(h) for n, h in values.get("masks", {}).items()}
+        if strange := set(values["masks"]) - set(values["products"]):
+            raise UserError(f"model.json names masks of no product: {sorted(strange)}")
         return cls(**values)
 
     def new_backbone(self, state: Mapping[str, Tensor], device: str = "cpu") -> Backbone:
@@ -176,7 +184,7 @@ class Model:
     """A model with the tensors of its backbone and of each product's detector.
 
     Pictures of the fit, PNG by file name, are written with it and never read. The licence of the
-    backbone's weights goes with every copy.
+    backbone's weights goes with every copy. `masks` are the inspection masks by detector.
     """
 
     card: ModelCard
@@ -184,6 +192,7 @@ class Model:
     products: dict[str, dict[str, Tensor]]
     pictures: dict[str, bytes] = field(default_factory=dict)
     licence: bytes = b""
+    masks: dict[str, InspectionMask] = field(default_factory=dict)
 
     @property
     def detectors(self) -> dict[str, dict[str, Tensor]]:
@@ -222,6 +231,7 @@ def write_model(location: str, model: Model) -> None:
     for file, picture in model.pictures.items():
         files.write_bytes(files.join(location, file), picture)
     write_licence(location, model.licence)
+    write_masks(location, model.masks)
     content = {"model_id": model.card.model_id, **model.card.to_json()}
     files.write_json(card_file, content)
 
@@ -257,8 +267,8 @@ def read_model(location: str) -> Model:
     card = read_card(location)
     detectors = dict(read_detectors(location, card))
     products = {name: detectors[product.file] for name, product in card.products.items()}
-    licence = read_licence(location, card.network)
-    return Model(card, read_backbone(location, card), products, licence=licence)
+    licence, masks = read_licence(location, card.network), read_masks(location, card.masks)
+    return Model(card, read_backbone(location, card), products, licence=licence, masks=masks)
 
 
 def read_backbone(location: str, card: ModelCard) -> dict[str, Tensor]:

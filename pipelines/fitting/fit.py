@@ -7,7 +7,7 @@ import logging
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pyarrow as pa
@@ -27,6 +27,7 @@ from ops.distributed import backend
 from ops.failure import max_failures
 from ops.features.backbone import Backbone
 from ops.features.weights import fingerprint
+from ops.images.inspection_files import hashes
 from ops.images.read_images import Read
 from ops.progress import ProgressCallback
 from ops.results.anomaly_map import LEVELS, Scale
@@ -42,6 +43,7 @@ from pipelines.fitting.calibrate import calibrate, kept_parts
 from pipelines.fitting.coordinator import DetectorResult, FitCoordinator
 from pipelines.fitting.depths import Depths
 from pipelines.fitting.heartbeat import Watch
+from pipelines.fitting.inspection import masks_of
 from pipelines.fitting.interruptible import interruptible_fit
 from pipelines.fitting.picture_sizes import PictureSizes, read_sizes
 from pipelines.fitting.request import ALL, FitRequest, NothingToFit, Split, split
@@ -70,6 +72,8 @@ def fit(
     the nodes cannot hold the fit.
     """
     chosen = split(inventory, request)
+    masks = masks_of(chosen, request, earlier)
+    request = replace(request, masks=masks.by_detector)
     licence = earlier.licence if earlier else given_licence(request.backbone.licence)
     configuration = request.backbone.configuration
     # Pretrained weights are downloaded here, once, and not by every worker.
@@ -103,6 +107,7 @@ def fit(
         false_alarm_rate=request.false_alarm_rate,
         views=request.views,
         parts=kept_parts(earlier, cards),
+        masks=hashes(masks.by_detector),
         fit={
             "holdout": request.holdout,
             "images": len(chosen.fit),
@@ -119,7 +124,8 @@ def fit(
         for name in chosen.products
         for kind, picture in results[ALL if request.joint else name].fitted.pictures.items()
     }
-    model = Model(card, backbone, tensors, pictures, licence)
+    pictures |= masks.pictures
+    model = Model(card, backbone, tensors, pictures, licence, masks.by_detector)
     return calibrate(model, chosen.held_out, request.fetch, resources, progress)
 
 
@@ -175,7 +181,7 @@ def _fit_detectors(
     Returns the coordinator, which holds the results. Raises NothingToFit.
     """
     rows = chosen.fit
-    read = Read(request.input, request.decode, request.fetch)
+    read = Read(request.input, request.decode, request.fetch, masks=request.masks)
     config = {
         "request": request,
         "detectors": chosen.detectors,

@@ -106,5 +106,5 @@ def test_the_order_of_tiles_plays_no_part_but_for_rounding():
     one, other = Mosaic(tiles, (8, 8), FULL), Mosaic(tiles, (8, 8), FULL)
     for number in range(tiles.total):
         one.add(number, maps[number])
-        other.add(tiles.total - 1 - number, maps[tiles.count - 1 - number])
+        other.add(tiles.total - 1 - number, maps[tiles.total - 1 - number])
     assert np.abs(one.values - other.values).max() < 1e-6

@@ -258,7 +258,7 @@ def test_too_many_failures_end_the_run_keep_its_rows_and_can_be_continued(world,
 def test_an_image_that_kills_its_workers_becomes_a_row_and_the_others_are_scored(world, tmp_path):
     out = Out(str(tmp_path))
     run = resume_or_start(world.inventory, world.model, out, ScoreSettings("none", False, 10), None)
-    draw = draw_step(world.model.card, out, "none")
+    draw = draw_step(world.model, out, "none")
     victims = ("washer/test/good/011.png",)
     fetch = FetchSettings(backoff=0.01)
     stream = DeadlyStream(world.model, draw, fetch, SLOTS, world.inventory, victims=victims)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -56,14 +56,13 @@ def masks_of(chosen: Split, request: FitRequest, earlier: Model | None = None) -
 
     Raises UserError if a detector has none, or one that fits none of a few of its pictures.
     """
-    if earlier:
-        return Masks(_kept(chosen, earlier))
-    if not request.roi and not request.ignore:
+    by_detector = _kept(chosen, earlier) if earlier else {}
+    if not (by_detector or request.roi or request.ignore):
         return Masks()
-    by_detector, pictures = {}, {}
+    pictures = {}
     for number, detector in enumerate(chosen.products):
         samples = _samples(chosen, detector, request)
-        mask, sample = _mask(detector, samples, request)
+        mask, sample = _mask(detector, samples, request, by_detector.get(detector))
         by_detector[detector] = mask
         if number < _DRAWN:
             name = picture_file(product_file(detector), INSPECTED)
@@ -108,40 +107,37 @@ def _good(read: pa.Table) -> Iterator[_Sample]:
 
 
 def _mask(
-    detector: str, samples: list[_Sample], request: FitRequest
+    detector: str, samples: list[_Sample], request: FitRequest, known: InspectionMask | None
 ) -> tuple[InspectionMask, _Sample]:
-    """The mask of a detector, and the first picture that it fits."""
-    sources = {name: getattr(request, name) for name in ("roi", "ignore") if getattr(request, name)}
+    """The mask of a detector, if it is not `known`, and the first picture that it fits."""
     first: UserError | None = None
     for sample in samples:
         try:
-            drawn = {
-                name: _pixels(place, detector, sample, request) for name, place in sources.items()
-            }
-            return _joined(detector, drawn, sample, request), sample
+            mask = known or _read(detector, sample, request)
+            mask.check(sample.width, sample.height, request.input)
+            return mask, sample
+        except Failure as failure:
+            message = f"the inspection mask of {detector!r} fits no picture: {failure.reason}"
+            first = first or UserError(message)
         except UserError as error:
             first = first or error
     assert first
     raise first
 
 
-def _joined(
-    detector: str, drawn: Mapping[str, Bools], sample: _Sample, request: FitRequest
-) -> InspectionMask:
+def _read(detector: str, sample: _Sample, request: FitRequest) -> InspectionMask:
     """What is in the region of interest, and not ignored."""
+    places = {name: getattr(request, name) for name in ("roi", "ignore") if getattr(request, name)}
+    drawn = {name: _pixels(place, detector, sample, request) for name, place in places.items()}
     parts = [drawn[name] if name == "roi" else ~drawn[name] for name in drawn]
     rows, columns = max((part.shape for part in parts), key=lambda shape: shape[0] * shape[1])
     size = columns, rows
     resized = [nearest(part, size, (0, 0), size) for part in parts]
-    mask = InspectionMask.of(np.logical_and.reduce(resized))
-    names = " and ".join(f"--{name}" for name in drawn)
-    if not mask.inspected.any():
-        raise UserError(f"{names} leave nothing of {detector!r} to inspect")
-    try:
-        mask.check(sample.width, sample.height, request.input)
-    except Failure as failure:
-        raise UserError(f"{names} of {detector!r}: a picture fits not: {failure.reason}") from None
-    return mask
+    inspected = np.logical_and.reduce(resized)
+    if not inspected.any():
+        names = " and ".join(f"--{name} {place}" for name, place in places.items())
+        raise UserError(f"{names}: nothing of {detector!r} is left to inspect; draw other masks")
+    return InspectionMask.of(inspected)
 
 
 def _pixels(pattern: str, detector: str, sample: _Sample, request: FitRequest) -> Bools:

@@ -7,7 +7,7 @@ python -m jobs.evaluate --out s3://bucket/out --run 2026-11-20-6f0c2b8d1e3a4c55
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -20,6 +20,8 @@ from jobs.tracking.tracker import Tracker
 from ops.archives.fetch import FetchSettings
 from ops.archives.inventory import Inventory
 from ops.archives.views import views_of, with_detectors
+from ops.images.inspection import InspectionMask
+from ops.images.inspection_files import read_masks
 from ops.images.resize import InputSettings
 from ops.plain_text import printable
 from ops.results import plots
@@ -93,6 +95,7 @@ def main(argv: Sequence[str]) -> int:
                 settings.resources,
                 progress,
                 Scale(**record["map_scale"]),
+                _masks(out, record, scored),
             )
         parquet.write(out.evaluation(run_id), evaluate.SCHEMA, [metrics])
         for number, row in enumerate(metrics.to_pylist()):
@@ -111,6 +114,13 @@ def main(argv: Sequence[str]) -> int:
     echo(f"metrics: {out.evaluation(run_id)}")
     echo(f"plots: {files.join(out.root, 'evaluations', run_id)}")
     return 0
+
+
+def _masks(out: Out, record: Mapping[str, Any], scored: pa.Table) -> dict[str, InspectionMask]:
+    """The model's inspection masks for the run's detectors, of which the run left a copy."""
+    detectors = set(scored["product"].unique().to_pylist())
+    folder = out.inspection_masks(record["model_id"])
+    return read_masks(folder, record.get("masks", {}), detectors)
 
 
 def print_summary(metrics: pa.Table, theirs: Published | None = None) -> None:

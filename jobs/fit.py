@@ -25,6 +25,7 @@ from ops.archives.views import Views
 from ops.detectors.detector import settings_from
 from ops.detectors.model_folder import Model, ModelCard, ProductCard, read_card, write_model
 from ops.detectors.registry import DETECTORS, detector_class
+from ops.errors import SettingError
 from ops.failure import max_failures
 from ops.features.backbone import BackboneSettings
 from ops.images.decode import DecodeSettings
@@ -66,6 +67,11 @@ class Settings(sources.Listing):
     views: Views = "pooled"
     """Where paths name {view}: pooled = one detector for all views of a product, separate = one for
     each product and view."""
+    roi: str = ""
+    """Inspect only what these masks mark: a PNG that is white there, such as masks/{product}.png,
+    or a JSON file of polygons. {view} stands for the view with --views separate."""
+    ignore: str = ""
+    """Inspect everything but what these masks mark, in the same forms."""
     holdout: float = 0.1
     """Share of each product's good images, or of its parts where paths name {part}, that is held
     out for calibration. 0 = no p-values and no thresholds."""
@@ -96,6 +102,7 @@ def main(argv: Sequence[str]) -> int:
     settings, methods = entry.parse(Settings, __doc__, argv, groups)
     detector_class(settings.method)
     sources.check(settings.inventory, settings)
+    check_masks(settings)
     max_failures(str(settings.max_failed), 0)
     entry.check_access(settings)
     method_settings = methods[settings.method]
@@ -194,7 +201,8 @@ def check_free(folder: str, request: FitRequest, grown: Model | None) -> None:
         holdout=card.fit.get("holdout", request.holdout),
         false_alarm_rate=card.false_alarm_rate,
     )
-    if grown or same != request or "grown_from" in card.fit:
+    masked = bool(request.roi or request.ignore) != bool(card.masks)
+    if grown or masked or same != request or "grown_from" in card.fit:
         raise AlreadyExists(
             f"model {card.model_id} lies at {folder}, and a fit replaces no other model; choose "
             "another --model-folder"
@@ -224,8 +232,19 @@ def request_of(settings: Settings, method_settings: Any, grown: Model | None) ->
         holdout=settings.holdout,
         false_alarm_rate=settings.false_alarm_rate,
         max_failed=str(settings.max_failed),
+        roi=settings.roi,
+        ignore=settings.ignore,
     )
     return _as_in_model(request, grown.card) if grown else request
+
+
+def check_masks(settings: Settings) -> None:
+    """Refuse masks for a model that brings its own. Raises SettingError."""
+    if settings.grow and (settings.roi or settings.ignore):
+        raise SettingError(
+            "--grow keeps the inspection masks of the model; leave out --roi and --ignore, or fit "
+            "a new model"
+        )
 
 
 @contextlib.contextmanager
@@ -275,6 +294,8 @@ def _print_summary(model: Model, location: str, warnings: FitWarnings) -> None:
     products = model.card.products
     for name, card in list(products.items())[:_SHOWN]:
         fitted = describe_fit(card, "tiles" if model.card.input.tiled else "images")
+        if mask := model.masks.get(name):
+            fitted += f", {mask.share:.1%} of the picture inspected"
         echo(f"{printable(name)}: {fitted}; {describe_calibration(card.calibration)}")
         promised = card.calibration.promised_rate(rate)
         if promised is not None and promised > rate:

@@ -26,6 +26,7 @@ from pipelines.cluster.connection import connected
 from pipelines.fitting import plan
 from pipelines.fitting.choose_input import NetworkInput, choose_input
 from pipelines.fitting.compare_inputs import Compared, compare_inputs, name_of
+from pipelines.fitting.inspection import Masks, masks_of
 from pipelines.fitting.picture_sizes import read_sizes
 from pipelines.fitting.plan import Plan
 from pipelines.fitting.rehearsal import Rehearsal, rehearse_on_worker
@@ -37,6 +38,7 @@ def main(argv: Sequence[str]) -> int:
     groups = {name: kind.Settings for name, kind in DETECTORS.items()}
     settings, methods = entry.parse(fit.Settings, __doc__, argv, groups)
     sources.check(settings.inventory, settings)
+    fit.check_masks(settings)
     entry.check_access(settings)
     with (
         fit.model_to_grow(settings, Tracker(settings.out)) as grown,
@@ -47,6 +49,7 @@ def main(argv: Sequence[str]) -> int:
         out = Out(settings.out)
         inventory = sources.inventory_of(settings.inventory, settings, out, progress)
         chosen = split(inventory, request)
+        _print_masks(masks_of(chosen, request, grown))
         backbone = Backbone(request.backbone.emulated, grown.backbone if grown else None)
         pictures = read_sizes(chosen, request)
         request, sentences = choose_input(request, backbone, pictures)
@@ -85,6 +88,13 @@ def _print_inputs(compared: list[Compared]) -> None:
         smallest = f"{row.detail.patch:.0f} pixels"
         echo(f"  {name_of(row.input):<24}{row.patches:>12,}{row.minutes:>10.1f}{smallest:>18}")
     echo("minutes to extract features and to calibrate; a defect of a patch can still be found")
+
+
+def _print_masks(masks: Masks) -> None:
+    for detector, mask in masks.by_detector.items():
+        echo(f"{printable(detector)}: {mask.share:.1%} of the picture is inspected")
+    if masks.by_detector:
+        echo("what follows is estimated for whole pictures, so it is more than the fit will take")
 
 
 def _tiles(planned: Plan, detector: str) -> str:

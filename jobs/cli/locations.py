@@ -22,6 +22,8 @@ _ONE_PLACE = (
     "grow",
     "labels",
     "train_names",
+    "roi",
+    "ignore",
 )
 #: Those that may also name a model of the registry.
 _REGISTERED = ("model", "grow")

@@ -23,7 +23,7 @@ from ops.detectors.score_images import ScoreImages
 from ops.images.read_images import Read
 from ops.plain_text import in_markdown
 from ops.storage import uris
-from ops.storage.paths import HELD_OUT, SYNTHETIC, picture_kind
+from ops.storage.paths import HELD_OUT, INSPECTED, SYNTHETIC, picture_kind
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,6 +33,7 @@ ANSWER = ("uri", "product", "status", "reason", "score", "p_value", "is_anomalou
 #: What the pictures of a model folder show, by kind.
 _SHOWN = {
     HELD_OUT: "the good images held out of the fit that score highest; below, where in each",
+    INSPECTED: "a good image; what is inspected is outlined, what is not is dark",
     SYNTHETIC: "good images, and below what synthetic defects made of them",
 }
 #: Characters of a page; a database refuses more than 5,000.
@@ -62,11 +63,16 @@ class PyfuncModel:
 
     def __init__(self, model: Model) -> None:
         card = model.card
-        products, depths = set(card.products), card.bit_depths
         self._read = Read(
-            card.input, card.decode, FetchSettings(), products, depths=depths, views=card.views
+            card.input,
+            card.decode,
+            FetchSettings(),
+            set(card.products),
+            depths=card.bit_depths,
+            views=card.views,
+            masks=model.masks,
         )
-        self._detect = ScoreImages(_Held(model))
+        self._detect = ScoreImages(_Held(model), masks=model.masks)
 
     def predict(self, data: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:  # noqa: ARG002 - as MLflow calls it
         """Scores of images whose `location` (a path or s3:// URI) and `product` the rows tell.

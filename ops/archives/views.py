@@ -58,6 +58,12 @@ def product_of(detector: str, views: Views) -> str:
     return detector.partition(_BETWEEN)[0] if views == "separate" else detector
 
 
+def view_of(detector: str, views: Views) -> tuple[str, str | None]:
+    """The product and the view of a detector; the view is None where it has none of its own."""
+    product, between, view = detector.partition(_BETWEEN)
+    return (product, view) if views == "separate" and between else (detector, None)
+
+
 def check_names(names: Iterable[str | None]) -> None:
     """Check products and views of which separate detectors are fitted. Raises UserError."""
     wrong = sorted({name for name in names if name and _BETWEEN in name})

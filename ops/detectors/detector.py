@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,6 +17,7 @@ from ops.distributed import Group
 from ops.errors import SettingError, UserError
 from ops.features.backbone import Backbone
 from ops.progress import ProgressCallback
+from ops.results.anomaly_map import Map, extended
 
 S = TypeVar("S")
 
@@ -136,9 +138,10 @@ class Detector(ABC):
         """Add good images (B, 3, H, W) with their numbers (B,) in the fit's list."""
 
     def add_inside(self, images: Tensor, rows: Tensor, inside: Tensor) -> None:  # noqa: ARG002
-        """`add_images` of images that are padded where the masks `inside` (B, H, W) are False.
+        """`add_images` of images of which pixels do not count where `inside` (B, H, W) is False.
 
-        Detectors that learn from whole images learn from their padding, too.
+        They are padding, or lie outside of an inspection mask. Detectors that learn from whole
+        images learn from them, too.
         """
         self.add_images(images, rows)
 
@@ -165,9 +168,10 @@ class Detector(ABC):
         """Score images (B, 3, H, W) in [0, 1] on the backbone's device."""
 
     def score_inside(self, images: Tensor, inside: Tensor) -> Scores:
-        """`score` of images that are padded where the masks `inside` (B, H, W) are False.
+        """`score` of images of which pixels do not count where `inside` (B, H, W) is False.
 
-        Padding plays no part in the score, unless the score is not that of a patch.
+        They are padding, or lie outside of an inspection mask, and play no part in the score,
+        unless the score is not that of a patch. Maps have values there all the same.
         """
         scores = self.score(images)
         if not self.score_is_peak:
@@ -205,3 +209,26 @@ def finite_rows(vectors: Tensor) -> Tensor:
 def shown_cells(inside: Tensor, grid: Sequence[int]) -> Tensor:
     """The cells (B, h, w) of a grid (h, w) in which masks (B, H, W) are True somewhere."""
     return F.adaptive_max_pool2d(inside.float(), tuple(grid)).bool()
+
+
+def extended_maps(maps: Sequence[Map], inside: Tensor, masked: Sequence[bool]) -> list[Map]:
+    """Maps (h, w), each `extended` from the cells in which `inside` (B, H, W) is True somewhere.
+
+    Those that are not `masked` stay as they are.
+    """
+    pixels = inside.cpu()
+    return [
+        extended(one, shown_cells(pixels[i : i + 1], one.shape)[0].numpy()) if masked[i] else one
+        for i, one in enumerate(maps)
+    ]
+
+
+def nearest_shown(inside: Tensor, grid: Sequence[int]) -> Tensor:
+    """For each cell (B, h * w) of a grid (h, w), the nearest in which `inside` is True somewhere.
+
+    `inside` (B, H, W) must be True somewhere in each image; the result is on its device.
+    """
+    numbers = np.arange(grid[0] * grid[1]).reshape(tuple(grid))
+    shown = shown_cells(inside.cpu(), grid).numpy()
+    places = np.stack([extended(numbers, cells).ravel() for cells in shown])
+    return torch.from_numpy(places).to(inside.device)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ops.images.exposure import Statistics, normalise_exposure, statistics_of
+from ops.images.inspection import Bools, InspectionMask
 from ops.images.packed_pixels import Bytes, views
 from ops.images.resize import InputSettings, map_size, tiling, unpack
 from ops.images.tiles import Tiling, cut
@@ -37,13 +38,56 @@ def to_images(
     smaller, and divided by their full scale there.
     """
     chosen = range(len(rows)) if chosen is None else chosen
+    return _batch(_inputs(rows, settings, chosen), settings, device)
+
+
+def _inputs(rows: pa.Table, settings: InputSettings, chosen: Sequence[int]) -> list[_Image]:
     pixels = views(rows["pixels"])
     channels, depths = rows["channels"].to_pylist(), rows["bit_depth"].to_pylist()
     size = settings.sides
-    images = [
+    return [
         _Image(unpack(pixels[row], channels[row], depths[row], size), depths[row]) for row in chosen
     ]
-    return _batch(images, settings, device)
+
+
+class Inspection(NamedTuple):
+    """Which pixels of some rows are inspected, and what the others are replaced by."""
+
+    masks: Sequence[InspectionMask | None]
+    """That of each chosen row's product; None inspects all of the picture."""
+    fill: Sequence[float]
+    """The mean (3,) of the network's inputs: normalised, it is zero."""
+
+    def applied(self, images: Tensor, shown: Sequence[Bools]) -> Tensor:
+        """Images (B, 3, H, W) whose pixels that are not shown (H, W) are the mean."""
+        mean = torch.tensor(self.fill, device=images.device).view(1, 3, 1, 1)
+        visible = torch.from_numpy(np.stack(shown)).to(images.device)
+        return images.where(visible[:, None], mean)
+
+
+def inspected_images(
+    rows: pa.Table,
+    settings: InputSettings,
+    device: str,
+    chosen: Sequence[int],
+    inspection: Inspection,
+) -> tuple[Tensor, Tensor]:
+    """`to_images`, of which pixels outside of the masks are the mean; and masks (B, size, size).
+
+    Exposure is that of the pixels inside.
+    """
+    widths, heights = rows["width"].to_pylist(), rows["height"].to_pylist()
+    images, shown = _inputs(rows, settings, chosen), []
+    for place, (row, mask) in enumerate(zip(chosen, inspection.masks, strict=True)):
+        pixels, depth, _ = images[place]
+        inside = np.ones(pixels.shape[:2], bool)
+        if mask:
+            inside = mask.on_map(widths[row], heights[row], settings)
+        shown.append(inside)
+        if settings.exposure != "as_is":
+            images[place] = _Image(pixels, depth, statistics_of(pixels[inside][None], depth))
+    batch = inspection.applied(_batch(images, settings, device), shown)
+    return batch, torch.from_numpy(np.stack(shown)).to(device)
 
 
 def _batch(images: Sequence[_Image], settings: InputSettings, device: str) -> Tensor:
@@ -88,16 +132,25 @@ class TileBatch(NamedTuple):
     numbers: list[int]
     """The number of each tile in its picture."""
     inside: Tensor | None
-    """Masks (B, size, size), False where a tile is padding; None if there is no padding."""
+    """Masks (B, size, size), False where a tile is padding or outside of an inspection mask; None
+    if all of all tiles counts."""
 
 
 class Tiles:
     """The tiles of the chosen rows' pictures, which are cut batch by batch."""
 
     def __init__(
-        self, rows: pa.Table, settings: InputSettings, device: str, chosen: Sequence[int]
+        self,
+        rows: pa.Table,
+        settings: InputSettings,
+        device: str,
+        chosen: Sequence[int],
+        inspection: Inspection | None = None,
     ) -> None:
-        """`rows` have packed pixels of whole scaled pictures; they are views of Arrow's memory."""
+        """`rows` have packed pixels of whole scaled pictures; they are views of Arrow's memory.
+
+        Tiles of which nothing is inspected are left out; each picture has one that is not.
+        """
         self._settings, self._device = settings, device
         pixels = views(rows["pixels"])
         self._pixels = [pixels[row] for row in chosen]
@@ -109,11 +162,29 @@ class Tiles:
             tiling(kind["width"], kind["height"], settings) for kind in self._kinds
         ]
         self._whole: tuple[int, Statistics | None] = (-1, None)
+        self._inspection = inspection
+
+    def mask(self, row: int) -> InspectionMask | None:
+        """The inspection mask of a row, if it has one."""
+        return self._inspection.masks[row] if self._inspection else None
+
+    def _shown(self, row: int, number: int) -> Bools:
+        """Which pixels (size, size) of a tile are inspected; padding mirrors them."""
+        mask, tiles = self.mask(row), self.tilings[row]
+        return mask.on_tile(tiles, number) if mask else np.ones((tiles.size, tiles.size), bool)
+
+    def _is_seen(self, row: int, number: int) -> bool:
+        if self.mask(row) is None:
+            return True
+        return bool((self._shown(row, number) & self.tilings[row].inside()).any())
 
     def batches(self, count: int) -> Iterator[TileBatch]:
         """All tiles, at most `count` at a time, whichever pictures they are of."""
         places = (
-            (row, number) for row, tiles in enumerate(self.tilings) for number in range(tiles.total)
+            (row, number)
+            for row, tiles in enumerate(self.tilings)
+            for number in range(tiles.total)
+            if self._is_seen(row, number)
         )
         while part := list(itertools.islice(places, count)):
             yield self._cut(part)
@@ -121,20 +192,30 @@ class Tiles:
     def _cut(self, places: Sequence[tuple[int, int]]) -> TileBatch:
         images = [self._tile(row, number) for row, number in places]
         rows, numbers = [row for row, _ in places], [number for _, number in places]
-        inside = None
-        if any(self.tilings[row].is_padded for row in rows):
+        batch, inside = _batch(images, self._settings, self._device), None
+        if self._inspection or any(self.tilings[row].is_padded for row in rows):
             masks = np.stack([self.tilings[row].inside() for row in rows])
+            if self._inspection:
+                shown = [self._shown(row, number) for row, number in places]
+                batch = self._inspection.applied(batch, shown)
+                masks &= np.stack(shown)
             inside = torch.from_numpy(masks).to(self._device)
-        batch = _batch(images, self._settings, self._device)
         return TileBatch(batch, rows, numbers, inside)
 
     def _tile(self, row: int, number: int) -> _Image:
         tiles, depth = self.tilings[row], self._kinds[row]["bit_depth"]
         picture = self.picture(row)
         if self._settings.exposure != "as_is" and self._whole[0] != row:
-            self._whole = row, statistics_of(picture, depth)
+            self._whole = row, self._statistics(row, picture)
         pixels: Integers = cut(picture, tiles, number)
         return _Image(pixels, depth, self._whole[1])
+
+    def _statistics(self, row: int, picture: Integers) -> Statistics:
+        mask, depth, tiles = self.mask(row), self._kinds[row]["bit_depth"], self.tilings[row]
+        if mask is None:
+            return statistics_of(picture, depth)
+        size = tiles.width, tiles.height
+        return statistics_of(picture, depth, lambda start, stop: mask.rows(size, start, stop))
 
     def map_size(self, row: int) -> tuple[int, int]:
         """Width and height of the anomaly map of a row."""

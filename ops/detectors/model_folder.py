@@ -26,6 +26,8 @@ from ops.errors import UserError
 from ops.features.backbone import Backbone, BackboneSettings
 from ops.features.weights import fingerprint
 from ops.images.decode import DecodeSettings
+from ops.images.inspection import InspectionMask
+from ops.images.inspection_files import read_masks, write_masks
 from ops.images.resize import InputSettings
 from ops.results.anomaly_map import Scale
 from ops.results.calibration import Calibration
@@ -91,6 +93,8 @@ class ModelCard:
     """With separate views the keys of `products` name detectors, see `ops.archives.views`."""
     parts: dict[str, PartCalibration] = field(default_factory=dict)
     """Calibrations of the parts of several images, by product."""
+    masks: dict[str, str] = field(default_factory=dict)
+    """Hashes of inspection masks, by detector."""
 
     #: The id in the file. The hash of a card that was read may differ from it, because settings
     #: that the file lacks are filled in.
@@ -119,8 +123,9 @@ class ModelCard:
         if self.views == "pooled":
             del content["views"]
         content["parts"] = {name: parts.to_json() for name, parts in self.parts.items()}
-        if not self.parts:
-            del content["parts"]
+        for name in ("parts", "masks"):
+            if not content[name]:
+                del content[name]
         return {"format": FORMAT, **content}
 
     @classmethod
@@ -159,6 +164,9 @@ class ModelCard:
             composed(name): PartCalibration.from_json(parts)
             for name, parts in values.get("parts", {}).items()
         }
+        values["masks"] = {composed(n): str(h) for n, h in values.get("masks", {}).items()}
+        if strange := set(values["masks"]) - set(values["products"]):
+            raise UserError(f"model.json names masks of no product: {sorted(strange)}")
         return cls(**values)
 
     def new_backbone(self, state: Mapping[str, Tensor], device: str = "cpu") -> Backbone:
@@ -178,7 +186,7 @@ class Model:
     """A model with the tensors of its backbone and of each product's detector.
 
     Pictures of the fit, PNG by file name, are written with it and never read. The licence of the
-    backbone's weights goes with every copy.
+    backbone's weights goes with every copy. `masks` are the inspection masks by detector.
     """
 
     card: ModelCard
@@ -188,6 +196,7 @@ class Model:
     licence: bytes = b""
     held_out: bytes = b""
     """A Parquet file of the images that calibrated the model; empty if there are none."""
+    masks: dict[str, InspectionMask] = field(default_factory=dict)
 
     @property
     def detectors(self) -> dict[str, dict[str, Tensor]]:
@@ -228,6 +237,7 @@ def write_model(location: str, model: Model) -> None:
     if model.held_out:
         files.write_bytes(files.join(location, paths.CALIBRATED_BY), model.held_out)
     write_licence(location, model.licence)
+    write_masks(location, model.masks)
     content = {"model_id": model.card.model_id, **model.card.to_json()}
     files.write_json(card_file, content)
 
@@ -270,6 +280,7 @@ def read_model(location: str) -> Model:
         products,
         held_out=files.read_bytes(place) if files.exists(place) else b"",
         licence=read_licence(location, card.network),
+        masks=read_masks(location, card.masks),
     )
 
 

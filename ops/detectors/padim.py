@@ -16,7 +16,9 @@ from ops.detectors.detector import (
     Fitted,
     MapSettings,
     Scores,
+    extended_maps,
     finite_rows,
+    nearest_shown,
 )
 from ops.detectors.fit_cost import FitSize, ResourceEstimate, TimingProbe
 from ops.detectors.position_gaussians import SAMPLE, STEP, GaussianFit
@@ -145,7 +147,20 @@ class PaDiM(Detector):
 
     def add_images(self, images: Tensor, rows: Tensor) -> None:
         """Keep the images' embeddings until the next exchange, except those that are not finite."""
+        self._add(self.embed(images), rows)
+
+    def add_inside(self, images: Tensor, rows: Tensor, inside: Tensor) -> None:
+        """As `add_images`; positions that do not count take the features of the nearest that do.
+
+        Their Gaussians play no part in scores, and so neither in the map ceiling.
+        """
         vectors = self.embed(images)
+        count, height, width, _ = vectors.shape
+        places = nearest_shown(inside, (height, width)).to(vectors.device)
+        chosen = vectors.flatten(1, 2)[torch.arange(count, device=places.device)[:, None], places]
+        self._add(chosen.view_as(vectors), rows)
+
+    def _add(self, vectors: Tensor, rows: Tensor) -> None:
         finite = finite_rows(vectors.flatten(1))
         keep = finite.cpu()
         self._images += len(vectors)
@@ -179,6 +194,29 @@ class PaDiM(Detector):
     @torch.inference_mode()
     def score(self, images: Tensor) -> Scores:
         """Equation 2 at each position; an image's score is the maximum of its upsampled map."""
+        distances, sigma = self._maps(images), self.settings.sigma
+        size = images.shape[3], images.shape[2]
+        scores = [anomaly_map.upsample(grid.numpy(), size, sigma).max() for grid in distances.cpu()]
+        return Scores(torch.tensor(scores), distances)
+
+    @torch.inference_mode()
+    def score_inside(self, images: Tensor, inside: Tensor) -> Scores:
+        """As `score`, with the maximum over the pixels that count.
+
+        Positions that do not count take the distances of the nearest that do before the map is
+        smoothed.
+        """
+        distances, sigma = self._maps(images), self.settings.sigma
+        size = images.shape[3], images.shape[2]
+        grids = extended_maps(list(distances.cpu().numpy()), inside, [True] * len(images))
+        scores = [
+            anomaly_map.upsample(grid, size, sigma)[pixels].max()
+            for grid, pixels in zip(grids, inside.cpu().numpy(), strict=True)
+        ]
+        return Scores(torch.tensor(scores), distances)
+
+    def _maps(self, images: Tensor) -> Tensor:
+        """The distances (B, h, w) of all positions."""
         if not len(self.factor):
             raise ValueError("this detector is not fitted")
         vectors = self.embed(images)
@@ -187,10 +225,7 @@ class PaDiM(Detector):
                 f"features have shape {tuple(vectors.shape[1:])}, but the detector was fitted on "
                 f"{tuple(self.mean.shape)}; score images of the size that it was fitted on"
             )
-        distances = torch.cat([self._distances(part) for part in torch.split(vectors, _BLOCK)])
-        size, sigma = (images.shape[3], images.shape[2]), self.settings.sigma
-        scores = [anomaly_map.upsample(grid.numpy(), size, sigma).max() for grid in distances.cpu()]
-        return Scores(torch.tensor(scores), distances)
+        return torch.cat([self._distances(part) for part in torch.split(vectors, _BLOCK)])
 
     def _distances(self, vectors: Tensor) -> Tensor:
         """|L^-1 (x - mean)| of at most `_BLOCK` images (B, h, w, d): (B, h, w)."""

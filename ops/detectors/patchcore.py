@@ -176,7 +176,7 @@ class PatchCore(Detector):
         self._add(images, rows, None)
 
     def add_inside(self, images: Tensor, rows: Tensor, inside: Tensor) -> None:
-        """As `add_images`, without the patches of padding."""
+        """As `add_images`, without the patches whose own cells do not count."""
         self._add(images, rows, inside)
 
     def _add(self, images: Tensor, rows: Tensor, inside: Tensor | None) -> None:
@@ -289,7 +289,7 @@ class PatchCore(Detector):
 
     @torch.inference_mode()
     def score_inside(self, images: Tensor, inside: Tensor) -> Scores:
-        """As `score`; patches of padding are never the largest."""
+        """As `score`; patches whose own cells do not count are never the largest."""
         return self._scores(images, inside)
 
     def _scores(self, images: Tensor, inside: Tensor | None) -> Scores:

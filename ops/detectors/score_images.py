@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from ops.archives.views import detector_names
-from ops.detectors.detector import Detector
-from ops.detectors.image_batches import Tiles, to_images
+from ops.detectors.detector import Detector, extended_maps
+from ops.detectors.image_batches import Inspection, Tiles, inspected_images, to_images
 from ops.detectors.model_folder import ModelCard
 from ops.detectors.score_tiles import previews, score_tiles
+from ops.images.inspection import InspectionMask
 from ops.results.anomaly_map import Map
 
 #: Columns that `ScoreImages` adds.
@@ -60,16 +61,19 @@ class ScoreImages:
         memory: int = 2**32,
         keep: bool = False,
         batch: int = 16,
+        masks: Mapping[str, InspectionMask] | None = None,
     ) -> None:
         """`keep` leaves the pixels in the rows, for overlays; with tiles, in the size of maps.
 
-        `batch`: tiles that are scored together.
+        `batch`: tiles that are scored together. `masks`: inspection masks by detector; pictures
+        must be covered by them, as `Read` does.
         """
         torch.set_num_threads(threads)
         self._tensors = tensors
         self._card = tensors.card
         self._keep = keep
         self._batch = batch
+        self._masks = masks or {}
         self._device = device
         self._backbone = self._card.new_backbone(tensors.of_backbone(), device)
         self._memory = memory
@@ -105,12 +109,23 @@ class ScoreImages:
         self, product: str, rows: pa.Table, chosen: list[int]
     ) -> tuple[npt.NDArray[np.float64], Sequence[Map]]:
         """Score (B,) and map (h, w) of each of the chosen rows."""
-        detector = self._detector(product)
+        detector, where = self._detector(product), (self._card.input, self._device, chosen)
+        inspection = self._inspection(product, len(chosen))
         if self.tiled:
-            tiles = Tiles(rows, self._card.input, self._device, chosen)
-            return score_tiles(detector, tiles, self._batch, self.step)
-        scores = detector.score(to_images(rows, self._card.input, self._device, chosen))
-        return scores.image.double().cpu().numpy(), list(scores.map.float().cpu().numpy())
+            return score_tiles(detector, Tiles(rows, *where, inspection), self._batch, self.step)
+        if inspection is None:
+            scores = detector.score(to_images(rows, *where))
+            return scores.image.double().cpu().numpy(), list(scores.map.float().cpu().numpy())
+        images, inside = inspected_images(rows, *where, inspection)
+        scores = detector.score_inside(images, inside)
+        maps = list(scores.map.float().cpu().numpy())
+        maps = extended_maps(maps, inside, [True] * len(chosen))
+        return scores.image.double().cpu().numpy(), maps
+
+    def _inspection(self, product: str, count: int) -> Inspection | None:
+        if (mask := self._masks.get(product)) is None:
+            return None
+        return Inspection([mask] * count, self._card.backbone.normalisation[0])
 
     def step(self) -> contextlib.AbstractContextManager[None]:
         """The context of scoring one batch of tiles."""

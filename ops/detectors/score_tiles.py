@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ops.detectors.detector import Detector
+from ops.detectors.detector import Detector, extended_maps
 from ops.detectors.image_batches import Tiles
 from ops.images.packed_pixels import Bytes, column
 from ops.images.resize import InputSettings, pack, shrunk
@@ -37,12 +37,18 @@ def score_tiles(
             else:
                 scores = detector.score_inside(part.images, part.inside)
             images = scores.image.double().cpu().numpy()
-            maps = scores.map.float().cpu().numpy()
+            maps = list(scores.map.float().cpu().numpy())
+        if part.inside is not None:
+            masked = [tiles.mask(row) is not None for row in part.rows]
+            maps = extended_maps(maps, part.inside, masked)
         for row, number, value, one in zip(part.rows, part.numbers, images, maps, strict=True):
             if row == len(mosaics):
-                mosaics.append(Mosaic(tiles.tilings[row], one.shape, tiles.map_size(row)))
+                partial = tiles.mask(row) is not None
+                mosaics.append(Mosaic(tiles.tilings[row], one.shape, tiles.map_size(row), partial))
             values[row] = np.maximum(values[row], value)
             mosaics[row].add(number, one)
+    for mosaic in mosaics:
+        mosaic.fill()
     return values, [mosaic.values for mosaic in mosaics]
 
 

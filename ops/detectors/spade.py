@@ -17,7 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ops.detectors.detector import Checkpoint, Detector, FitCounts, Fitted, MapSettings, Scores
+from ops.detectors.detector import (
+    Checkpoint,
+    Detector,
+    FitCounts,
+    Fitted,
+    MapSettings,
+    Scores,
+    nearest_shown,
+)
 from ops.detectors.fit_cost import FitSize, ResourceEstimate
 from ops.distributed import Group
 from ops.errors import SettingError, UserError
@@ -116,7 +124,27 @@ class Spade(Detector):
 
     def add_images(self, images: Tensor, rows: Tensor) -> None:
         """Keep every image's descriptor and pyramid."""
-        for (descriptor, *levels), row in zip(self.describe(images), rows.tolist(), strict=True):
+        self._add(self.describe(images), rows)
+
+    def add_inside(self, images: Tensor, rows: Tensor, inside: Tensor) -> None:
+        """As `add_images`; positions that do not count take the features of the nearest that do.
+
+        So the gallery has no position that a defect could resemble without being good.
+        """
+        described = []
+        for i, (descriptor, *levels) in enumerate(self.describe(images)):
+            own = inside[i : i + 1]
+            near = [
+                level.flatten(0, 1)[nearest_shown(own, level.shape[:2])[0].to(level.device)]
+                for level in levels
+            ]
+            described.append(
+                [descriptor, *(n.view_as(v) for n, v in zip(near, levels, strict=True))]
+            )
+        self._add(described, rows)
+
+    def _add(self, described: list[list[Tensor]], rows: Tensor) -> None:
+        for (descriptor, *levels), row in zip(described, rows.tolist(), strict=True):
             # Copies; a view would keep its whole batch in memory.
             image = [descriptor.cpu()]
             image += [level.to("cpu", self._dtype, copy=True) for level in levels]

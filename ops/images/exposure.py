@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -34,13 +34,20 @@ _COUNTED = 2**22
 
 
 def statistics_of(
-    pixels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16], bit_depth: int
+    pixels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16],
+    bit_depth: int,
+    inside: Callable[[int, int], npt.NDArray[np.bool_]] | None = None,
 ) -> Statistics:
-    """The statistics of a picture (H, W, C), exact, with little memory beside the picture."""
+    """The statistics of a picture (H, W, C), exact, with little memory beside the picture.
+
+    `inside` tells which pixels (rows, W) of rows [start, stop) count; without it all do.
+    """
     counts = np.zeros(2**bit_depth, np.int64)
     rows = max(1, _COUNTED // max(1, pixels[:1].size))
     for start in range(0, len(pixels), rows):
-        counts += np.bincount(pixels[start : start + rows].ravel(), minlength=len(counts))
+        part = pixels[start : start + rows]
+        counted = part if inside is None else part[inside(start, start + len(part))]
+        counts += np.bincount(counted.ravel(), minlength=len(counts))
     total, levels = int(counts.sum()), np.arange(len(counts), dtype=object)
     median = int(np.searchsorted(counts.cumsum(), (total + 1) // 2))
     mean, square = (float(int((counts * levels**n).sum())) / total for n in (1, 2))

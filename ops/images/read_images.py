@@ -20,6 +20,7 @@ from ops.failure import Failure
 from ops.images.byte_budget import ByteBudget
 from ops.images.content_index import Contents
 from ops.images.decode import DecodeSettings, Picture, decode
+from ops.images.inspection import InspectionMask
 from ops.images.packed_pixels import Bytes, column
 from ops.images.resize import InputSettings, pack, resize, tiling
 from ops.images.tiles import TILE_BITS
@@ -94,6 +95,7 @@ class Read:
     `depths`: bit depths of the images that the detector of each product was fitted on; images of
     another depth are scaled by their own, and a note says so. With separate `views` both name
     detectors, see `ops.archives.views`.
+    `masks`: inspection masks by detector; what lies outside of them is replaced by grey.
     `known`: images with these contents are not decoded; their rows get the hash and status `KNOWN`.
     """
 
@@ -105,6 +107,7 @@ class Read:
     depths: Mapping[str, Collection[int]] = field(default_factory=dict)
     threads: int = 8
     views: Views = "pooled"
+    masks: Mapping[str, InspectionMask] = field(default_factory=dict)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """One row out for every row in, in the same order.
@@ -189,6 +192,9 @@ class Read:
                     stack.enter_context(_BUDGET.reserved(pixels))
 
             picture = decode(data, self.decode, admit)
+            if mask := self.masks.get(str(detector)):
+                mask.check(picture.width, picture.height, self.input)
+                picture = mask.covered(picture)
             pixels = resize(picture, self.input)
         if self.input.tiled:
             _check_tiles(picture, self.input)

@@ -232,12 +232,38 @@ def resize_mask(pixels: Pixels, settings: InputSettings) -> npt.NDArray[np.bool_
     w, h, left, top = _plan(width, height, settings)
     across, down = map_size(width, height, settings)
     if not _is_whole(grey, w, h):
-        columns = (2 * (left + np.arange(across)) + 1) * width // (2 * w)
-        rows = (2 * (top + np.arange(down)) + 1) * height // (2 * h)
-        return grey[np.ix_(rows, columns)]
+        return nearest(grey, (w, h), (left, top), (across, down))
     binary = Image.fromarray(grey.astype(np.uint8))
     resized = np.asarray(binary.resize((w, h), Image.Resampling.NEAREST)) > 0
     return resized[top : top + down, left : left + across]
+
+
+def nearest(
+    values: npt.NDArray[np.bool_],
+    whole: tuple[int, int],
+    corner: tuple[int, int],
+    size: tuple[int, int],
+) -> npt.NDArray[np.bool_]:
+    """A part of `values` (H, W), resized by nearest pixel; memory for the part (h, w) alone.
+
+    `whole` is the width and height that all of them are resized to, `corner` the left column and
+    top row of the part there, and `size` its width and height.
+    """
+    height, width = values.shape
+    columns = (2 * (corner[0] + np.arange(size[0])) + 1) * width // (2 * whole[0])
+    rows = (2 * (corner[1] + np.arange(size[1])) + 1) * height // (2 * whole[1])
+    return values[np.ix_(rows, columns)]
+
+
+def on_map(
+    values: npt.NDArray[np.bool_], width: int, height: int, settings: InputSettings
+) -> npt.NDArray[np.bool_]:
+    """Of values (H, W) for all of a picture, those at the pixels of its map, by nearest pixel.
+
+    `width` and `height` are those of the picture, of which `values` may have fewer or more.
+    """
+    w, h, left, top = _plan(width, height, settings)
+    return nearest(values, (w, h), (left, top), map_size(width, height, settings))
 
 
 def pack(pixels: Pixels) -> npt.NDArray[np.uint8]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from scipy.ndimage import gaussian_filter, gaussian_filter1d
+from scipy.ndimage import distance_transform_edt, gaussian_filter, gaussian_filter1d
 
 from ops.images.resize import Geometry
 
@@ -61,6 +61,18 @@ def enlarge(grid: Map, size: tuple[int, int], sigma: tuple[float, float]) -> Map
     """
     large = np.asarray(Image.fromarray(grid).resize(size, Image.Resampling.BILINEAR), np.float32)
     return np.asarray(gaussian_filter(large, sigma[::-1]), np.float32) if any(sigma) else large
+
+
+def extended(grid: npt.NDArray[Any], shown: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
+    """Values (h, w) of which those that are not `shown` are replaced by the nearest that are.
+
+    So what is not shown does not leak into its neighbours when a map is enlarged and smoothed.
+    At least one value must be shown.
+    """
+    if shown.all():
+        return grid
+    places = distance_transform_edt(~shown, return_distances=False, return_indices=True)
+    return np.asarray(grid[tuple(places)])
 
 
 def peak(values: Map, geometry: Geometry) -> tuple[int, int]:

@@ -137,12 +137,16 @@ class PixelHistogram:
         self.regions = 0
         self.images = 0
 
-    def add(self, levels: npt.NDArray[np.uint16], mask: Bools) -> None:
-        """Add the grey levels (h, w) and the mask (h, w) of one image."""
+    def add(self, levels: npt.NDArray[np.uint16], mask: Bools, inside: Bools | None = None) -> None:
+        """Add the grey levels (h, w) and the mask (h, w) of one image.
+
+        `inside` (h, w) are the pixels that count; without it all do. The mask must lie within it.
+        """
         labels, regions = connected_components(mask, structure=_EIGHT)
         sizes = np.bincount(labels.ravel(), minlength=regions + 1).astype(np.float64)
         share = 1 / sizes[labels[mask]]
-        self.counts[0] += np.bincount(levels[~mask], minlength=LEVELS)
+        good = ~mask if inside is None else inside & ~mask
+        self.counts[0] += np.bincount(levels[good], minlength=LEVELS)
         self.counts[1] += np.bincount(levels[mask], minlength=LEVELS)
         self.counts[2] += np.bincount(levels[mask], weights=share, minlength=LEVELS)
         self.regions += int(regions)

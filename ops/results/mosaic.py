@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ops.images.tiles import Tiling
-from ops.results.anomaly_map import Map
+from ops.results.anomaly_map import Map, extended
 
 #: The weight of a tile at its border, as a share of its side; it counts where no other tile does.
 _LEAST = 1e-6
@@ -20,6 +20,8 @@ class _Span(NamedTuple):
     cells: slice
     matrix: npt.NDArray[np.float32]
     """Cells of the slice from patches of the tile: interpolation times the tile's weight."""
+    share: npt.NDArray[np.float64]
+    """The tile's weight at each cell of the slice; those of all tiles add up to 1."""
 
 
 class Mosaic:
@@ -29,9 +31,18 @@ class Mosaic:
     larger. Where tiles overlap, their values are averaged with weights that fall linearly to zero
     at the borders of each tile. So values change continuously from one tile to the next, and where
     all tiles agree, the grid has the value that they agree on. Padding is left out.
+
+    With `partial`, tiles may be missing, as those of which nothing is inspected are: call `fill`
+    after the last.
     """
 
-    def __init__(self, tiles: Tiling, patches: tuple[int, int], map_size: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        tiles: Tiling,
+        patches: tuple[int, int],
+        map_size: tuple[int, int],
+        partial: bool = False,
+    ) -> None:
         """`patches`: rows and columns of a tile's map; `map_size`: width and height of the map."""
         self._columns_of_tiles = len(tiles.lefts)
         columns = _cells(tiles.width, tiles.size, patches[1], map_size[0])
@@ -40,6 +51,7 @@ class Mosaic:
         self._down = _spans(tiles.tops, tiles.height, tiles.size, patches[0], rows)
         self.values: Map = np.zeros((rows, columns), np.float32)
         """The grid (rows, columns); complete once every tile was added."""
+        self._shares: Map | None = np.zeros((rows, columns), np.float32) if partial else None
 
     def add(self, number: int, scores: Map) -> None:
         """Add the map (rows, columns) of a tile."""
@@ -47,6 +59,17 @@ class Mosaic:
         down, across = self._down[row], self._across[column]
         with np.errstate(invalid="ignore"):  # of scores that are not finite
             self.values[down.cells, across.cells] += down.matrix @ scores @ across.matrix.T
+        if self._shares is not None:
+            shares = down.share[:, None] * across.share
+            self._shares[down.cells, across.cells] += shares.astype(np.float32)
+
+    def fill(self) -> None:
+        """Average over the tiles that were added; cells of none take the value of the nearest."""
+        if self._shares is None:
+            return
+        known = self._shares > 0
+        self.values /= self._shares.clip(np.finfo(np.float32).tiny)
+        self.values = extended(self.values, known)
 
 
 def _cells(length: int, size: int, patches: int, most: int) -> int:
@@ -75,7 +98,7 @@ def _spans(
         matrix *= (weight / total[inside])[:, None]
         padded = np.zeros((len(at), patches), np.float32)
         padded[:, : matrix.shape[1]] = matrix
-        spans.append(_Span(inside, padded))
+        spans.append(_Span(inside, padded, weight / total[inside]))
     return spans
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from scipy.ndimage import binary_dilation
+from scipy.ndimage import binary_dilation, binary_erosion
 
 from ops.augment import synthetic_defects
 from ops.augment.synthetic_defects import Defective
@@ -127,6 +127,22 @@ def join_columns(columns: Sequence[bytes]) -> bytes:
     """The contact sheet of columns that are PNG files, as a PNG file."""
     images = [Image.open(io.BytesIO(column), formats=["PNG"]) for column in columns]
     return to_png(contact_sheet(images))
+
+
+def outlined(picture: Pixels8, inside: npt.NDArray[np.bool_], size: tuple[int, int]) -> bytes:
+    """A PNG of a picture (h, w, 1 or 3) that is dark outside of an area, outlined in red.
+
+    `inside` is (h, w); the PNG has the proportions of `size`, a width and a height, and the longer
+    side of the picture.
+    """
+    colours = np.broadcast_to(picture, (*picture.shape[:2], 3))
+    shown = np.where(inside[..., None], colours, colours // 3)
+    # Two pixels wide, so that it remains visible if the picture shrinks.
+    edge = binary_dilation(inside, iterations=1) & ~binary_erosion(inside, border_value=1)
+    shown = np.where(edge[..., None], np.array([255, 0, 0], np.uint8), shown)
+    factor = max(picture.shape[:2]) / max(size)
+    small = tuple(max(1, round(length * factor)) for length in size)
+    return to_png(Image.fromarray(shown.astype(np.uint8)).resize(small, Image.Resampling.LANCZOS))
 
 
 def defects_sheet(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from ops.archives.views import Views, detector_name
+from ops.images.inspection import InspectionMask
 from ops.images.packed_pixels import views
 from ops.images.resize import InputSettings, geometry, map_size, unpack
 from ops.results import anomaly_map, map_png, overlays
@@ -107,6 +108,8 @@ class DrawMaps:
     policy: Policy
     overlays: bool = False
     views: Views = "pooled"
+    masks: Mapping[str, InspectionMask] = field(default_factory=dict)
+    """Inspection masks by detector; outside of them maps have the lowest value."""
     columns: ClassVar[pa.Schema] = MAP_COLUMNS
 
     def __call__(self, rows: pa.Table) -> pa.Table:
@@ -127,7 +130,15 @@ class DrawMaps:
         """The added columns of an ok row."""
         patch_scores = np.frombuffer(row["patch_scores"], "<f4").reshape(-1, row["grid_width"])
         values = of_picture(patch_scores, row["width"], row["height"], self.input, self.sigma)
-        return self._draw(row, values, target)
+        return self._draw(row, self._inspected(row, values), target)
+
+    def _inspected(self, row: dict[str, Any], values: Map) -> Map:
+        """The map of a row, -inf where nothing is inspected, which the lowest level stands for."""
+        mask = self.masks.get(detector_name(row, self.views)) if self.masks else None
+        if mask is None:
+            return values
+        inside = mask.on_map(row["width"], row["height"], self.input)
+        return np.where(inside, values, np.float32(-np.inf))
 
     def _draw(self, row: dict[str, Any], values: Map, target: _Target) -> dict[str, object]:
         """The added columns of a row with this map; writes its files."""

@@ -45,8 +45,13 @@ def product_file(product: str) -> str:
     return f"{file_name(product)}.safetensors"
 
 
+def mask_file(detector: str) -> str:
+    """The file of the inspection mask of one detector's pictures."""
+    return f"{file_name(detector)}.mask.png"
+
+
 #: Kinds of pictures in a model folder.
-HELD_OUT, SYNTHETIC = "held-out", "synthetic"
+HELD_OUT, SYNTHETIC, INSPECTED = "held-out", "synthetic", "inspected"
 
 
 def picture_file(file: str, kind: str) -> str:
@@ -146,6 +151,10 @@ class Out:
     def part_calibrations(self, model_id: str) -> str:
         """A copy of a model's calibrations of parts, for readers that have no model."""
         return files.join(self.root, "parts", f"{file_name(model_id)}.json")
+
+    def inspection_masks(self, model_id: str) -> str:
+        """The folder of copies of a model's inspection masks, for readers that have no model."""
+        return files.join(self.root, "masks", file_name(model_id))
 
     def evaluation(self, run_id: str) -> str:
         """The metrics of a run, one row per product."""

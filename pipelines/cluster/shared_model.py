@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from torch import Tensor
 
+from ops.archives.views import product_of
 from ops.detectors.model_folder import Model, ModelCard, read_backbone, read_card, read_detectors
+from ops.images.inspection import InspectionMask
+from ops.images.inspection_files import read_masks
 from pipelines.cluster.answers import answered
 
 _PUT = 600.0  # seconds for the tensors of one detector, also if the store must spill others
@@ -17,18 +20,20 @@ _PUT = 600.0  # seconds for the tensors of one detector, also if the store must 
 
 @dataclass(frozen=True)
 class SharedModel:
-    """A model's card, and references to its tensors. It is small, so every task carries it."""
+    """A model's card and masks, and references to its tensors: small enough for every task."""
 
     card: ModelCard
     backbone: Any  # ray.ObjectRef of a dict of tensors
     detectors: dict[str, Any]  # references to dicts of tensors, by file
     bytes_of_backbone: int = 0
     bytes_of_detectors: tuple[int, ...] = ()
+    masks: dict[str, InspectionMask] = field(default_factory=dict)
+    """Inspection masks by detector."""
 
     @classmethod
     def put(cls, model: Model) -> SharedModel:
         """Store a model's tensors: one object for the backbone, and one for each detector."""
-        return cls._put(model.card, model.backbone, model.detectors.items())
+        return cls._put(model.card, model.backbone, model.detectors.items(), model.masks)
 
     @classmethod
     def read(cls, location: str, products: Collection[str]) -> SharedModel:
@@ -38,7 +43,9 @@ class SharedModel:
         """
         card = read_card(location)
         detectors = read_detectors(location, card, products)
-        return cls._put(card, read_backbone(location, card), detectors)
+        chosen = [name for name in card.masks if product_of(name, card.views) in products]
+        masks = read_masks(location, card.masks, chosen)
+        return cls._put(card, read_backbone(location, card), detectors, masks)
 
     @classmethod
     def _put(
@@ -46,12 +53,13 @@ class SharedModel:
         card: ModelCard,
         backbone: dict[str, Tensor],
         detectors: Iterable[tuple[str, dict[str, Tensor]]],
+        masks: dict[str, InspectionMask],
     ) -> SharedModel:
         references, sizes = {}, []
         for file, tensors in detectors:
             references[file] = put(tensors)
             sizes.append(_bytes(tensors))
-        return cls(card, put(backbone), references, _bytes(backbone), tuple(sizes))
+        return cls(card, put(backbone), references, _bytes(backbone), tuple(sizes), masks)
 
     def of_backbone(self) -> dict[str, Tensor]:
         """The backbone's tensors."""

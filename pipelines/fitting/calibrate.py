@@ -42,8 +42,8 @@ def calibrate(
     """
     if not len(held_out):
         return model
-    draw = draw_step(model.card, Out(""), "none", overlays=True, kind=DrawSketches)
     shared = SharedModel.put(model)
+    draw = draw_step(shared, Out(""), "none", overlays=True, kind=DrawSketches)
     products = sorted(set(detector_names(held_out, model.card.views).to_pylist()))
     results = {name: HeldOutScores() for name in products}
     with_sheet = set(products[:_SHEETS])

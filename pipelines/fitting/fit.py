@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pyarrow as pa
@@ -25,6 +25,7 @@ from ops.distributed import backend
 from ops.failure import max_failures
 from ops.features.backbone import Backbone
 from ops.features.weights import fingerprint
+from ops.images.inspection_files import hashes
 from ops.images.read_images import Read
 from ops.progress import ProgressCallback
 from ops.results.anomaly_map import LEVELS, Scale
@@ -40,6 +41,7 @@ from pipelines.fitting.choose_input import choose_input
 from pipelines.fitting.coordinator import DetectorResult, FitCoordinator
 from pipelines.fitting.depths import Depths
 from pipelines.fitting.heartbeat import Watch
+from pipelines.fitting.inspection import masks_of
 from pipelines.fitting.interruptible import interruptible_fit
 from pipelines.fitting.picture_sizes import Detail, PictureSizes, coarsest, read_sizes_apart
 from pipelines.fitting.request import ALL, FitRequest, NothingToFit, Split, split
@@ -71,6 +73,8 @@ def fit(
     """
     chosen = split(inventory, request)
     chosen = held_out.with_earlier(chosen, earlier) if earlier else chosen
+    masks = masks_of(chosen, request, earlier)
+    request = replace(request, masks=masks.by_detector)
     licence = earlier.licence if earlier else given_licence(request.backbone.licence)
     configuration = request.backbone.configuration
     # Pretrained weights are downloaded here, once, and not by every worker.
@@ -113,6 +117,7 @@ def fit(
         false_alarm_rate=request.false_alarm_rate,
         views=request.views,
         parts=kept_parts(earlier, cards),
+        masks=hashes(masks.by_detector),
         fit={
             "holdout": request.holdout,
             "images": len(chosen.fit),
@@ -129,7 +134,16 @@ def fit(
         for name in chosen.products
         for kind, picture in results[ALL if request.joint else name].fitted.pictures.items()
     }
-    model = Model(card, backbone, tensors, pictures, licence, held_out.kept(chosen, earlier))
+    pictures |= masks.pictures
+    model = Model(
+        card,
+        backbone,
+        tensors,
+        pictures,
+        licence,
+        held_out=held_out.kept(chosen, earlier),
+        masks=masks.by_detector,
+    )
     return calibrate(model, chosen.held_out, request.fetch, resources, progress)
 
 
@@ -189,7 +203,7 @@ def _fit_detectors(
     Returns the coordinator, which holds the results. Raises NothingToFit.
     """
     rows = chosen.fit
-    read = Read(request.input, request.decode, request.fetch)
+    read = Read(request.input, request.decode, request.fetch, masks=request.masks)
     config = {
         "request": request,
         "detectors": chosen.detectors,

@@ -18,6 +18,7 @@ from ops.detectors.registry import detector_class
 from ops.errors import SettingError, UserError
 from ops.features.backbone import BackboneSettings
 from ops.images.decode import DecodeSettings
+from ops.images.inspection import InspectionMask
 from ops.images.resize import InputSettings
 from ops.storage import uris
 from pipelines.fitting import hold_out
@@ -60,6 +61,12 @@ class FitRequest:
     holdout: float = 0.1
     false_alarm_rate: float = 0.01
     max_failed: str = "0"
+    roi: str = ""
+    """Place of the masks of what is inspected, with {product} and {view}; empty = everything."""
+    ignore: str = ""
+    """Place of the masks of what is not inspected."""
+    masks: dict[str, InspectionMask] = field(default_factory=dict)
+    """What `pipelines.fitting.inspection` read from these places, by detector."""
 
     def __post_init__(self) -> None:
         """Raise SettingError for values out of range, or that cannot be combined."""
@@ -81,6 +88,12 @@ class FitRequest:
             )
         if not 0 < self.false_alarm_rate < 1:
             raise SettingError(f"false_alarm_rate {self.false_alarm_rate} must lie in (0, 1)")
+        for name in ("roi", "ignore"):
+            if "{view}" in getattr(self, name) and self.views != "separate":
+                raise SettingError(
+                    f"--{name} {getattr(self, name)!r} names {{view}}, and one detector takes all "
+                    "views of a product; choose --views separate, or one mask for each product"
+                )
 
 
 class NothingToFit(UserError):

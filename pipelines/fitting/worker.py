@@ -16,7 +16,13 @@ import torch
 
 from ops.archives.views import product_of
 from ops.detectors.detector import Checkpoint, Detector
-from ops.detectors.image_batches import TileBatch, Tiles, to_images
+from ops.detectors.image_batches import (
+    Inspection,
+    TileBatch,
+    Tiles,
+    inspected_images,
+    to_images,
+)
 from ops.detectors.registry import detector_class
 from ops.distributed import Distributed, Group
 from ops.errors import UserError
@@ -26,7 +32,7 @@ from ops.images.tiles import tile_id
 from pipelines.cluster.resources import Resources
 from pipelines.fitting.coordinator import DetectorResult, failures_of
 from pipelines.fitting.heartbeat import send_signs
-from pipelines.fitting.request import DETECTOR, ROW
+from pipelines.fitting.request import DETECTOR, ROW, FitRequest
 
 
 def program(config: dict[str, Any]) -> None:
@@ -40,7 +46,7 @@ def program(config: dict[str, Any]) -> None:
     backbone = Backbone(request.backbone, weights, resources.device)
     finished = set(ray.get(coordinator.finished.remote()))  # before a restart
     remaining = [detector for detector in config["detectors"] if detector not in finished]
-    stream = Stream(resources, coordinator, config["limit"], request.input, remaining)
+    stream = Stream(resources, coordinator, config["limit"], request, remaining)
     group = Distributed()
     for name in remaining:
         detector = detector_class(request.method)(request.settings, backbone)
@@ -119,12 +125,12 @@ class Stream:
         resources: Resources,
         coordinator: Any,
         limit: int,
-        input_settings: InputSettings,
+        request: FitRequest,
         detectors: list[str],
     ) -> None:
         """Skips images for other than these `detectors`."""
         self._resources, self._coordinator, self._limit = resources, coordinator, limit
-        self._input = input_settings
+        self._input, self._request = request.input, request
         wanted = set(detectors)
         self._batches = (batch for batch in self._read() if batch.detector in wanted)
         self._next = next(self._batches, None)
@@ -183,17 +189,34 @@ class Stream:
     def _additions(self, rows: pa.Table) -> Iterator[Callable[[Detector], None]]:
         """What adds the images of some rows, at most a batch at a time, to their detector."""
         device, numbers = self._resources.device, rows[ROW].to_pylist()
+        inspection = _inspection(rows, self._request)
         if not self._input.tiled:
-            yield functools.partial(_add_rows, rows, self._input, device)
+            yield functools.partial(_add_rows, rows, self._input, device, inspection)
             return
-        tiles = Tiles(rows, self._input, device, range(len(rows)))
+        tiles = Tiles(rows, self._input, device, range(len(rows)), inspection)
         for part in tiles.batches(self._resources.images_per_batch):
             yield functools.partial(_add_tiles, part, numbers)
 
 
-def _add_rows(rows: pa.Table, settings: InputSettings, device: str, detector: Detector) -> None:
-    images = to_images(rows, settings, device)
-    detector.add_images(images, torch.tensor(rows[ROW].to_pylist()))
+def _inspection(rows: pa.Table, request: FitRequest) -> Inspection | None:
+    """What is inspected of the pictures of some rows; None if all of all of them is."""
+    masks = [request.masks.get(product) for product in rows["product"].to_pylist()]
+    return Inspection(masks, request.backbone.normalisation[0]) if any(masks) else None
+
+
+def _add_rows(
+    rows: pa.Table,
+    settings: InputSettings,
+    device: str,
+    inspection: Inspection | None,
+    detector: Detector,
+) -> None:
+    numbers = torch.tensor(rows[ROW].to_pylist())
+    if inspection is None:
+        detector.add_images(to_images(rows, settings, device), numbers)
+        return
+    images, inside = inspected_images(rows, settings, device, range(len(rows)), inspection)
+    detector.add_inside(images, numbers, inside)
 
 
 def _add_tiles(part: TileBatch, numbers: list[int], detector: Detector) -> None:

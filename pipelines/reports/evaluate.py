@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from ops.archives.fetch import FetchSettings
 from ops.errors import UserError
+from ops.images.inspection import InspectionMask
 from ops.images.resize import InputSettings
 from ops.progress import ProgressCallback
 from ops.results import metrics
@@ -73,7 +74,8 @@ SCHEMA = pa.schema(
             (
                 "no_usable_mask",
                 pa.int64(),
-                "defective images not among them: no mask, an empty one, or one that does not fit",
+                "defective images not among them: no mask, an empty one, one that does not fit, or "
+                "one outside of what is inspected",
             ),
             ("regions", pa.int64(), "connected defects in the masks at the size of the maps"),
             ("regions_drawn", pa.int64(), "the same at full size; resizing may lose or merge some"),
@@ -113,12 +115,14 @@ def evaluate(
     resources: Resources,
     progress: ProgressCallback,
     scale: Scale | None = None,
+    masks: Mapping[str, InspectionMask] | None = None,
 ) -> Evaluation:
     """Metrics per product of a score table against an inventory's labels.
 
     Rows of split `train` are left out, because the detector has seen them. An image whose version
     is not labelled is taken with the label of its address. `thresholds` are those of the model, and
-    `scale` is that of its maps; without it, thresholds of pixels are unknown.
+    `scale` is that of its maps; without it, thresholds of pixels are unknown. Pixels outside of the
+    model's inspection `masks` count for no metric of pixels.
     Raises NothingLabelled if no labelled image was scored.
     """
     columns = ["image_id", "uri", "product", "status", "score", "is_anomalous", "map_uri"]
@@ -129,7 +133,7 @@ def evaluate(
             "no scored image has a label; take an inventory with --layout or --pattern"
         )
     ok = rows.filter(pc.equal(rows["status"], "ok"))
-    compare = ComparePixels(input_settings, fetch_settings)
+    compare = ComparePixels(input_settings, fetch_settings, masks or {})
     pixels = compare_pixels(ok, compare, resources, progress)
     products = sorted(set(rows["product"].to_pylist()) - {None})
     table, separations = [], []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum
@@ -19,6 +19,7 @@ import ray
 from ops.archives.fetch import FetchSettings, fetch
 from ops.failure import Failure
 from ops.images.decode import DecodeSettings, Pixels, decode
+from ops.images.inspection import InspectionMask
 from ops.images.orientation import UPRIGHT, orientation, upright
 from ops.images.resize import InputSettings, binarise, map_size, resize_mask
 from ops.progress import ProgressCallback
@@ -110,6 +111,8 @@ class _MapAndMask(NamedTuple):
     join: Join = Join.AS_IS
     misfit: str = ""
     unreadable: str = ""
+    inside: npt.NDArray[np.bool_] | None = None
+    """The pixels of the map that are inspected; None if all are."""
 
 
 _NO_MASK = _MapAndMask(None, None, 0)
@@ -121,6 +124,8 @@ class ComparePixels:
 
     input: InputSettings
     fetch: FetchSettings
+    masks: Mapping[str, InspectionMask] = field(default_factory=dict)
+    """Inspection masks by detector; pixels outside count neither as good nor as defective."""
 
     def __call__(self, rows: pa.Table) -> dict[str, ProductPixels]:
         """Pixels by product. A good image needs no mask; a defective image needs its own."""
@@ -139,7 +144,7 @@ class ComparePixels:
                 if pair.levels is None or pair.mask is None:
                     pixels.no_usable_mask += 1
                 else:
-                    pixels.histogram.add(pair.levels, pair.mask)
+                    pixels.histogram.add(pair.levels, pair.mask, pair.inside)
         return by_product
 
     def _read(self, row: dict[str, Any]) -> _MapAndMask:
@@ -152,8 +157,10 @@ class ComparePixels:
                 misfit=f"the map {row['map_uri']} has {levels.shape[1]} x {levels.shape[0]} px, "
                 f"not the {width} x {height} of the model's input"
             )
+        inspected = self.masks.get(row["product"])
+        inside = inspected.on_map(row["width"], row["height"], self.input) if inspected else None
         if not row["label"]:
-            return _MapAndMask(levels, np.zeros(levels.shape, dtype=bool), 0)
+            return _MapAndMask(levels, np.zeros(levels.shape, dtype=bool), 0, inside=inside)
         try:
             mask = decode(fetch(row["mask_uri"], None, None, self.fetch), _MASK_DECODING)
             pixels, join = self._fitted(mask.pixels, row)
@@ -161,9 +168,13 @@ class ComparePixels:
             return _NO_MASK._replace(unreadable=f"{row['mask_uri']}: {failure}")
         except Misfit as misfit:
             return _NO_MASK._replace(misfit=str(misfit))
-        regions_drawn = metrics.count_regions(binarise(pixels))
-        resized = resize_mask(pixels, self.input)
-        return _MapAndMask(levels, resized if resized.any() else None, regions_drawn, join)
+        drawn, resized = binarise(pixels), resize_mask(pixels, self.input)
+        if inspected and inside is not None:
+            drawn = drawn & inspected.rows((row["width"], row["height"]), 0, row["height"])
+            resized = resized & inside
+        regions_drawn = metrics.count_regions(drawn)
+        usable = resized if resized.any() else None
+        return _MapAndMask(levels, usable, regions_drawn, join, inside=inside)
 
     def _fitted(self, mask: Pixels, row: dict[str, Any]) -> tuple[Pixels, Join]:
         """A mask (H, W[, 3]) in the shape of its upright picture. Raises Misfit, or a Failure.

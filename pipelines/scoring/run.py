@@ -13,9 +13,10 @@ from typing import Any
 from ops.archives.fetch import FetchSettings
 from ops.archives.inventory import Inventory
 from ops.errors import SettingError
+from ops.images.inspection_files import write_masks
 from ops.results.write_maps import Policy
 from ops.storage import files
-from ops.storage.paths import Out
+from ops.storage.paths import Out, mask_file
 from pipelines.cluster.shared_model import SharedModel
 
 
@@ -115,6 +116,7 @@ def new_record(run: Run, fetch: FetchSettings, started: datetime.datetime) -> di
             for name, product in card.products.items()
         },
         "views": card.views,
+        "masks": card.masks,
         "held_out": {name: len(p.calibration.scores) for name, p in card.products.items()},
         "started": started.isoformat(timespec="seconds"),
     }
@@ -126,3 +128,17 @@ def keep_part_calibrations(run: Run) -> None:
     location = run.out.part_calibrations(run.model.card.model_id)
     if parts and not files.exists(location):
         files.write_json(location, {name: each.to_json() for name, each in parts.items()})
+
+
+def keep_masks(run: Run) -> None:
+    """Copy the model's inspection masks into the output folder; evaluations need them.
+
+    Those of products that the inventory lacks are not read, and so not copied either.
+    """
+    folder = run.out.inspection_masks(run.model.card.model_id)
+    missing = {
+        name: mask
+        for name, mask in run.model.masks.items()
+        if not files.exists(files.join(folder, mask_file(name)))
+    }
+    write_masks(folder, missing)

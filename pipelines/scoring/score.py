@@ -25,7 +25,7 @@ from pipelines.scoring.deduplicate import ScoreCache
 from pipelines.scoring.publish import MapsMissing, publish, top_maps
 from pipelines.scoring.read_stage import span_blocks
 from pipelines.scoring.resume import finished_totals, lost_table
-from pipelines.scoring.run import Run, keep_part_calibrations, new_record
+from pipelines.scoring.run import Run, keep_masks, keep_part_calibrations, new_record
 from pipelines.scoring.stream import ScoringStream, draw_step
 from pipelines.tables.lock import LostLock
 
@@ -60,11 +60,12 @@ def score(
     record = new_record(run, fetch, started)
     files.write_json(run.out.run(run.run_id), record)
     keep_part_calibrations(run)
+    keep_masks(run)
     # Marks the run as unfinished, so that the next attempt finds its night.
     files.write_bytes(files.join(run.out.work(run.run_id), "started"), b"")
     chunks = Chunks(run.out, run.run_id, run.inventory, run.settings.chunk_rows)
     resumed = chunks.done
-    draw = draw_step(run.model.card, run.out, run.settings.policy, run.settings.overlays)
+    draw = draw_step(run.model, run.out, run.settings.policy, run.settings.overlays)
     limit = max_failures(max_failed, len(run.inventory))
 
     def progress_under_lock(stage: str, done: int, total: int, failed: int = 0, /) -> None:

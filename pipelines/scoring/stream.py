@@ -12,7 +12,6 @@ from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 
 from ops.archives.fetch import FetchSettings
 from ops.archives.inventory import Inventory
-from ops.detectors.model_folder import ModelCard
 from ops.detectors.score_images import ScoreImages
 from ops.images.content_index import Contents
 from ops.images.read_images import Read
@@ -65,7 +64,14 @@ class ScoringStream:
         card = self.model.card
         products, depths = frozenset(card.products), card.bit_depths
         return Read(
-            card.input, card.decode, self.fetch, products, self.known, depths, views=card.views
+            card.input,
+            card.decode,
+            self.fetch,
+            products,
+            self.known,
+            depths,
+            views=card.views,
+            masks=self.model.masks,
         )
 
     def apply(self, blocks: Dataset) -> Dataset:
@@ -130,7 +136,7 @@ class ScoringStream:
         return pa.concat_tables(self.draw(score(piece)) for piece in pieces)
 
     @property
-    def _score_arguments(self) -> tuple[SharedModel, str, int, int, bool, int]:
+    def _score_arguments(self) -> tuple[Any, ...]:
         """The arguments of `ScoreImages`."""
         resources = self.resources
         return (
@@ -140,17 +146,19 @@ class ScoringStream:
             resources.detector_cache,
             self.draw.overlays,
             resources.images_per_batch,
+            self.model.masks,
         )
 
 
 def draw_step(
-    card: ModelCard,
+    model: SharedModel,
     out: Out,
     policy: Policy,
     overlays: bool = False,
     kind: type[DrawMaps] = DrawMaps,
 ) -> DrawMaps:
     """The step that writes the maps of a model's scores."""
+    card = model.card
     rate = card.false_alarm_rate
     return kind(
         model_id=card.model_id,
@@ -162,4 +170,5 @@ def draw_step(
         policy=policy,
         overlays=overlays,
         views=card.views,
+        masks=model.masks,
     )

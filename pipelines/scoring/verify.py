@@ -9,6 +9,7 @@ import duckdb
 from ops.archives.inventory import Inventory
 from ops.detectors.model_folder import ModelCard
 from ops.errors import UserError
+from ops.images.inspection_files import read_masks
 from ops.progress import ProgressCallback
 from ops.storage import files, paths
 from ops.storage.paths import Out
@@ -101,6 +102,7 @@ def _check_record(run: RunUnderCheck, findings: Findings) -> None:
             "name the model that scored the run with --model",
         )
         _check_parts(run, run.card, findings)
+        _check_masks(run, run.card, findings)
 
 
 def _check_parts(run: RunUnderCheck, card: ModelCard, findings: Findings) -> None:
@@ -115,6 +117,25 @@ def _check_parts(run: RunUnderCheck, card: ModelCard, findings: Findings) -> Non
             [f"{location} {'does not exist' if stored is None else 'has others'}"],
             f"remove {location}; the next run with this model writes it again",
         )
+
+
+def _check_masks(run: RunUnderCheck, card: ModelCard, findings: Findings) -> None:
+    """Check the copies of the inspection masks by which `jobs.evaluate` counts pixels."""
+    folder = run.out.inspection_masks(card.model_id)
+    if card.model_id != run.record["model_id"]:
+        return
+    for name in card.masks:
+        location = files.join(folder, paths.mask_file(name))
+        if not files.exists(location):
+            continue  # of a product that no run has scored
+        try:
+            read_masks(folder, card.masks, [name])
+        except UserError as error:
+            findings.add(
+                "the output folder has the model's inspection masks",
+                [str(error)],
+                f"remove {location}; the next run with this model writes it again",
+            )
 
 
 def _check_files(run: RunUnderCheck, findings: Findings) -> None:

@@ -120,7 +120,7 @@ def outcomes(mutants: Sequence[Mutant]) -> Iterator[Outcome]:
         rows = read_rows(found := listed(folder, Path(name) / "parts.parquet"), 0, len(mutants))
         assert len(found) == len(mutants)
         model = Tensors(tiny_model("part"))
-        draw = draw_step(model.card, Out(f"{name}/out"), "flagged")
+        draw = draw_step(model, Out(f"{name}/out"), "flagged")
         scoring = ScoringStream(model, draw, FETCH, Resources())
         by_name = {one.name: one for one in mutants}
         alone = []

@@ -64,7 +64,7 @@ def test_nothing_is_unpickled_from_weights_to_scores(tmp_path, no_pickle):
     (tmp_path / "a.png").write_bytes(pictures.encoded(pictures.texture(0)))
     row = {"image_id": "ab", "uri": uris.make(str(tmp_path / "a.png")), "product": "part"}
     row |= {"bytes": None, "member": None, "problem": None, "inventory_row": 0}
-    draw = draw_step(model.card, Out(str(tmp_path / "out")), "all")
+    draw = draw_step(model, Out(str(tmp_path / "out")), "all")
     scored = ScoringStream(model, draw, FetchSettings(), Resources()).run_locally(
         pa.Table.from_pylist([row])
     )

@@ -1,19 +1,34 @@
 """What every detector must do. A new one is tested once its name is in DETECTORS."""
 
+import contextlib
 import math
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor
 
-from ops.detectors.detector import Checkpoint, Detector, MapSettings, settings_from
+from ops.detectors.detector import (
+    Checkpoint,
+    Detector,
+    MapSettings,
+    extended_maps,
+    nearest_shown,
+    settings_from,
+    shown_cells,
+)
+from ops.detectors.image_batches import Inspection, Tiles, inspected_images
 from ops.detectors.registry import DETECTORS, detector_class
+from ops.detectors.score_tiles import score_tiles
 from ops.detectors.trained import Trained
 from ops.distributed import Alone, Group
 from ops.errors import UserError
 from ops.features.backbone import Backbone
-from ops.images.resize import InputSettings, geometry
+from ops.images.decode import Picture
+from ops.images.inspection import InspectionMask
+from ops.images.packed_pixels import column
+from ops.images.resize import InputSettings, geometry, pack, resize
 from ops.results import anomaly_map
 from tests import pictures
 from tests.ops.threads import together
@@ -302,3 +317,68 @@ def test_a_product_with_one_good_image_gets_a_detector(name, backbone):
     scores = detector.score(image.flip(3))
     assert torch.isfinite(scores.image).all()
     assert torch.isfinite(scores.map).all()
+
+
+#: Left of a slanted line, of pictures of 90 x 70 pixels.
+MASK = np.add.outer(np.arange(70), 2 * np.arange(90)) < 120
+INPUTS = {
+    "squash": InputSettings(64, exposure="standard"),
+    "crop": InputSettings(64, "crop", 72, exposure="median"),
+    "tile": InputSettings(64, "tile", overlap=0.5, exposure="standard"),
+}
+
+
+def scored(detector: Detector, drawn: np.ndarray, settings: InputSettings, mask: InspectionMask):
+    """Score and map (h, w) of a picture of which only the mask is inspected."""
+    picture = resize(mask.covered(Picture(drawn, 8)), settings)
+    kinds = {"width": [drawn.shape[1]], "height": [drawn.shape[0]], "channels": [1]}
+    rows = pa.table({**kinds, "bit_depth": [8], "pixels": column([pack(picture)])})
+    where = (rows, settings, "cpu", [0], Inspection([mask], (0.485, 0.456, 0.406)))
+    if settings.tiled:
+        values, maps = score_tiles(detector, Tiles(*where), 4, contextlib.nullcontext)
+        return float(values[0]), maps[0]
+    images, inside = inspected_images(*where)
+    found = detector.score_inside(images, inside)
+    return float(found.image), extended_maps(list(found.map.numpy()), inside, [True])[0]
+
+
+@every_detector
+@pytest.mark.parametrize("how", INPUTS)
+def test_a_defect_outside_of_the_mask_changes_no_score_by_a_bit(name, how, fitted):
+    detector, mask = fitted[name], InspectionMask.of(MASK)
+    if INPUTS[how].tiled and detector.no_tiles:
+        pytest.skip(detector.no_tiles)
+    good = pictures.texture(300, 90)[:70]
+    other = np.where(MASK, good, np.random.default_rng(1).integers(0, 256, MASK.shape))
+    score, values = scored(detector, good, INPUTS[how], mask)
+    changed, others = scored(detector, other.astype(np.uint8), INPUTS[how], mask)
+    assert changed == score
+    assert np.array_equal(others, values)
+    assert math.isfinite(score)
+    if how == "squash":
+        seen = pictures.with_blob(good, 20, 30)
+        assert scored(detector, seen, INPUTS[how], mask)[0] != score
+
+
+@every_detector
+def test_what_is_not_inspected_is_fitted_as_if_it_were_not_there(name, backbone, good):
+    """The cells outside play no part in a fit, or show the same constant in every picture."""
+    inside = torch.zeros(2, 64, 64, dtype=torch.bool)
+    inside[:, :, :40] = True
+    images = good[:2].where(inside[:, None], 0.45)
+    detector = new(name, backbone)
+    detector.add_inside(images, torch.arange(2), inside)
+    detector.exchange(Alone())
+    counts = detector.fit(Alone(), lambda *_: None, Checkpoint()).counts
+    assert counts.images == 2
+    if name.startswith("patchcore"):
+        cells = shown_cells(inside, detector.embed(images).shape[1:3])
+        assert counts.patches == int(cells.sum()) < cells.numel()
+    if name == "padim":
+        places = nearest_shown(inside[:1], detector.mean.shape[:2])[0]
+        assert torch.equal(detector.mean.flatten(0, 1), detector.mean.flatten(0, 1)[places])
+    if name == "spade":
+        (level,) = detector.levels
+        places = nearest_shown(inside[:1], level.shape[1:3])[0]
+        assert torch.equal(level.flatten(1, 2), level.flatten(1, 2)[:, places])
+        assert len(set(places.tolist())) < len(places)

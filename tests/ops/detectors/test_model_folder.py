@@ -2,6 +2,7 @@ import dataclasses
 import json
 import unicodedata
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,6 +23,8 @@ from ops.distributed import Alone
 from ops.errors import UserError
 from ops.features.weights import fingerprint
 from ops.images.decode import DecodeSettings
+from ops.images.inspection import InspectionMask
+from ops.images.inspection_files import hashes
 from ops.images.resize import InputSettings
 from ops.results.anomaly_map import Scale
 from ops.results.calibration import Calibration
@@ -324,3 +327,30 @@ def test_views_and_held_out_parts_travel_in_the_card(model, tmp_path):
     assert read.model_id == card.model_id != model.card.model_id
     assert [found for found, _ in read_detectors(str(tmp_path), read, ["nut"])] == [file]
     assert list(read_detectors(str(tmp_path), read, ["bolt"])) == []
+
+
+def test_masks_are_part_of_the_model_and_of_its_id(model, tmp_path):
+    masks = {name: InspectionMask.of(np.eye(9, dtype=bool)) for name in PRODUCTS}
+    card = dataclasses.replace(model.card, masks=hashes(masks))
+    other = hashes(masks) | {"nut": InspectionMask.of(np.ones((9, 9), bool)).sha256}
+    ids = {c.model_id for c in (model.card, card, dataclasses.replace(card, masks=other))}
+    assert len(ids) == 3
+    assert "masks" not in model.card.to_json()  # so models without masks keep their ids
+    location = str(tmp_path / "model")
+    write_model(location, dataclasses.replace(model, card=card, masks=masks))
+    assert read_model(location).masks == masks
+    assert read_card(location) == card
+    assert (tmp_path / "model" / "%2E.%2Fbolt %231%25.mask.png").exists()
+    (tmp_path / "model" / "nut.mask.png").write_bytes(InspectionMask.of(np.ones((9, 9), bool)).png)
+    with pytest.raises(UserError, match=r"nut\.mask\.png is not the inspection mask"):
+        read_model(location)
+
+
+@pytest.mark.parametrize("name", ["../nut", "/etc/passwd", "washer"])
+def test_a_card_with_masks_of_no_product_is_refused_even_under_its_own_id(folder, name):
+    place = files.join(folder, paths.MODEL_CARD)
+    content = files.read_json(place) | {"masks": {name: "0" * 64}}
+    content["model_id"] = identity(content)
+    files.write_json(place, content)
+    with pytest.raises(UserError, match="names masks of no product"):
+        read_model(folder)

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from ops.archives.fetch import FetchSettings
+from ops.archives.inventory import SCHEMA
 from ops.detectors.detector import Checkpoint, FitCounts
 from ops.detectors.image_batches import to_images
 from ops.detectors.model_folder import ModelCard, ProductCard
@@ -22,6 +23,7 @@ from ops.detectors.score_images import ScoreImages
 from ops.distributed import Alone
 from ops.images.content_index import Contents, key
 from ops.images.decode import DecodeSettings
+from ops.images.inspection import InspectionMask
 from ops.images.read_images import KNOWN, Read
 from ops.images.resize import InputSettings
 from ops.results import anomaly_map, map_png, overlays
@@ -338,3 +340,40 @@ def test_separate_views_are_read_scored_and_drawn_by_detectors_of_their_own(
     )
     drawn = draw(ScoreImages(theirs, keep=True)(step(rows))).to_pylist()
     assert [row["map_uri"] is not None for row in drawn] == [True, *[False] * 3, True, False]
+
+
+@pytest.mark.parametrize("size", ["squash", "tile"])
+def test_maps_are_lowest_and_have_no_peak_outside_of_the_mask(tensors, tmp_path, size):
+    settings = dataclasses.replace(INPUT, fit=size, overlap=0.5)
+    inside = np.tile(np.arange(96) < 40, (96, 1))
+    masks = {"nut": InspectionMask.of(inside)}
+    good = pictures.texture(100, 96)
+    seen = pictures.with_blob(good, 20, 40)
+    drawn = {"good": good, "seen": seen, "hidden": pictures.with_blob(seen, 70, 30)}
+    for name, pixels in drawn.items():
+        (tmp_path / f"{name}.png").write_bytes(pictures.encoded(pixels))
+    rows = [
+        {"uri": uris.make(str(tmp_path / f"{name}.png")), "product": "nut", "image_id": name}
+        for name in drawn
+    ]
+    rows = pa.Table.from_pylist(rows, SCHEMA)
+    theirs = Tensors(dataclasses.replace(tensors.card, input=settings), None, None)
+    theirs.of_backbone, theirs.of_product = tensors.of_backbone, tensors.of_product
+    read = Read(settings, DecodeSettings(), FetchSettings(), masks=masks)
+    scored = ScoreImages(theirs, keep=True, masks=masks)(pa.concat_tables(read.pieces(rows)))
+    scale, out = tensors.card.map_scale, Out(str(tmp_path / "out"))
+    draw = DrawMaps("m", settings, scale, 4.0, {"nut": 1.0}, out, "all", True, masks=masks)
+    one, two, three = draw(scored).to_pylist()
+    assert two["score"] == three["score"] > one["score"]
+    maps = [
+        map_png.decode(files.read_bytes(uris.parse(row["map_uri"]).location))
+        for row in (one, two, three)
+    ]
+    assert np.array_equal(maps[1].levels, maps[2].levels)
+    on_map = masks["nut"].on_map(96, 96, settings)
+    for row, found in zip((one, two, three), maps, strict=True):
+        assert (found.levels[~on_map] == 0).all()
+        assert (found.levels[on_map] > 0).all()
+        assert row["peak_x"] < 40
+    assert abs(three["peak_x"] - 20) <= 10
+    assert abs(three["peak_y"] - 40) <= 10

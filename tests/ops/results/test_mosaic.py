@@ -108,3 +108,20 @@ def test_the_order_of_tiles_plays_no_part_but_for_rounding():
         one.add(number, maps[number])
         other.add(tiles.total - 1 - number, maps[tiles.total - 1 - number])
     assert np.abs(one.values - other.values).max() < 1e-6
+
+
+def test_tiles_that_are_missing_take_the_values_of_the_nearest():
+    tiles = tiling(200, 200, 64, 0.5)
+    whole, part = Mosaic(tiles, (8, 8), FULL), Mosaic(tiles, (8, 8), FULL, partial=True)
+    scores = np.tile(np.arange(1, 9, dtype=np.float32)[:, None], (1, 8))
+    for number in range(tiles.total):
+        whole.add(number, scores)
+        if tiles.corner(number)[0] < 100:
+            part.add(number, scores)
+    part.fill()
+    last = max(left for left in tiles.lefts if left < 100) + 64
+    known = (np.arange(part.values.shape[1]) + 0.5) * 200 / part.values.shape[1] < last
+    assert not known.all()
+    # Columns of a row have one value, whichever tiles they are averaged of.
+    assert np.allclose(part.values[:, known], whole.values[:, known], rtol=1e-5)
+    assert np.allclose(part.values, part.values[:, :1], rtol=1e-5)

@@ -89,7 +89,7 @@ def test_an_image_that_hangs_becomes_a_row_that_names_the_limit(warehouse, tmp_p
     listed = Inventory(warehouse.listed)
     run = resume_or_start(listed, model, out, ScoreSettings("none", False, 10), None)
     resources = Resources(workers=1, batch=4, stall_timeout=96.0)
-    draw = draw_step(model.card, out, "none")
+    draw = draw_step(model, out, "none")
     stream = HangingStream(model, draw, FetchSettings(), resources, listed)
     chunks = Chunks(out, run.run_id, listed, 10)
     score.score_missing(run, stream, chunks, 24, lambda *_: None)

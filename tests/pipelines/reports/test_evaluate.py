@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 
 from ops.archives.fetch import FetchSettings
 from ops.archives.inventory import SCHEMA as INVENTORY
+from ops.images.inspection import InspectionMask
 from ops.images.orientation import upright
 from ops.images.resize import InputSettings, geometry
 from ops.results import map_png
@@ -140,6 +141,42 @@ def test_a_worker_adds_up_maps_and_masks_of_any_format(tmp_path):
     assert np.allclose(pixels.histogram.counts, histogram(expected).counts, rtol=1e-12)
     assert (pixels.histogram.images, pixels.histogram.regions) == (3, 2)
     assert (pixels.no_usable_mask, pixels.regions_drawn) == (2, 2)
+
+
+def test_pixels_outside_of_what_is_inspected_are_not_counted(tmp_path):
+    levels = np.arange(256, dtype=np.float32).reshape(16, 16)
+    where = geometry(32, 32, InputSettings(16))
+    (tmp_path / "map.png").write_bytes(map_png.encode(levels, Scale(0.0, 1.0), where, "m"))
+    drawn = np.zeros((32, 32), np.uint8)
+    drawn[4:8, 8:24] = 255  # of which the left half is inspected
+    drawn[20:24, 20:24] = 255  # and of this nothing
+    Image.fromarray(drawn).save(tmp_path / "both.png")
+    Image.fromarray(np.where(np.arange(32)[:, None] > 10, drawn, 0)).save(tmp_path / "right.png")
+    shared = {"uri": "/gone.png", "member": None, "bytes": None, "width": 32, "height": 32}
+    shared |= {"content_sha256": None, "map_uri": str(tmp_path / "map.png")}
+    rows = [
+        shared
+        | {"product": product, "label": int(bool(name)), "mask_uri": name and str(tmp_path / name)}
+        for product in ("bolt", "nut")
+        for name in (None, "both.png", "right.png")
+    ]
+    left = np.tile(np.arange(8) < 4, (8, 1))
+    masks = {"bolt": InspectionMask.of(left)}
+    compare = ComparePixels(InputSettings(16), FetchSettings(attempts=1), masks)
+    found = compare(pa.Table.from_pylist(rows))
+    inside = np.tile(np.arange(16) < 8, (16, 1))
+    truth = (drawn[1::2, 1::2] > 0) & inside
+    counts = found["bolt"].histogram.counts
+    whole = levels.astype(int)
+    good = np.bincount(whole[inside], minlength=65536) + np.bincount(
+        whole[inside & ~truth], minlength=65536
+    )
+    assert np.array_equal(counts[0], good)
+    assert np.array_equal(counts[1], np.bincount(whole[truth], minlength=65536))
+    bolt, nut = found["bolt"], found["nut"]
+    assert (bolt.histogram.images, bolt.no_usable_mask, bolt.regions_drawn) == (2, 1, 1)
+    assert (nut.histogram.images, nut.no_usable_mask, nut.regions_drawn) == (3, 0, 3)
+    assert nut.histogram.counts[:2].sum() == 3 * 256
 
 
 def joined(tmp_path, picture, mask, how=1, input_side=32, **more):

@@ -23,6 +23,7 @@ from ops.detectors.model_folder import Model, read_model, write_model
 from ops.detectors.patchcore import PatchCoreSettings
 from ops.failure import TooManyFailures
 from ops.features.backbone import Backbone, BackboneSettings
+from ops.images.inspection_files import hashes, read_masks
 from ops.images.resize import InputSettings
 from ops.results import map_png, score_table
 from ops.storage import files, parquet, uris
@@ -258,7 +259,7 @@ def test_too_many_failures_end_the_run_keep_its_rows_and_can_be_continued(world,
 def test_an_image_that_kills_its_workers_becomes_a_row_and_the_others_are_scored(world, tmp_path):
     out = Out(str(tmp_path))
     run = resume_or_start(world.inventory, world.model, out, ScoreSettings("none", False, 10), None)
-    draw = draw_step(world.model.card, out, "none")
+    draw = draw_step(world.model, out, "none")
     victims = ("washer/test/good/011.png",)
     fetch = FetchSettings(backoff=0.01)
     stream = DeadlyStream(world.model, draw, fetch, SLOTS, world.inventory, victims=victims)
@@ -342,7 +343,13 @@ def test_every_good_image_is_in_the_bank_whatever_the_number_of_workers(world, t
 
 @pytest.mark.slow
 def test_tiles_go_all_the_way_from_the_fit_to_check_and_evaluation(world, tmp_path):
-    tiled = request(input=InputSettings(32, fit="tile", overlap=0.5, map_pixels=2_500))
+    inspected = np.ones((64, 64), np.uint8) * 255
+    inspected[:2] = inspected[:, 62:] = 0
+    Image.fromarray(inspected).save(tmp_path / "mask.png")
+    tiled = request(
+        input=InputSettings(32, fit="tile", overlap=0.5, map_pixels=2_500),
+        roi=str(tmp_path / "mask.png"),
+    )
     model, alone = (
         fit.fit(world.inventory, tiled, slots, nothing)
         for slots in (SLOTS, replace(SLOTS, workers=1, batch=3))
@@ -354,6 +361,7 @@ def test_tiles_go_all_the_way_from_the_fit_to_check_and_evaluation(world, tmp_pa
         assert len(card.calibration.scores) == 2
     write_model(str(tmp_path / "model"), model)
     shared, out = SharedModel.put(read_model(str(tmp_path / "model"))), Out(str(tmp_path / "out"))
+    assert sorted(shared.masks) == sorted(model.products)
     run = resume_or_start(
         world.inventory, shared, out, ScoreSettings("all", True, 10), "2026-11-20"
     )
@@ -366,12 +374,17 @@ def test_tiles_go_all_the_way_from_the_fit_to_check_and_evaluation(world, tmp_pa
     assert verify.check(subject, 1.0, nothing).violations == {}
     fetch = FetchSettings()
     thresholds = record["thresholds"]
+    assert record["masks"] == hashes(model.masks)
+    masks = read_masks(out.inspection_masks(model.card.model_id), record["masks"])
     found = evaluate.evaluate(
-        rows, world.inventory.read(), thresholds, tiled.input, fetch, SLOTS, nothing
+        *(rows, world.inventory.read(), thresholds, tiled.input, fetch, SLOTS, nothing),
+        masks=masks,
     ).table.to_pylist()
     assert found[1]["image_auroc"] > 0.9
     assert found[1]["pixel_images"] == 8
-    grown = fit.fit(world.inventory, tiled, SLOTS, nothing, read_model(str(tmp_path / "model")))
+    bare = replace(tiled, roi="")  # the model brings its masks
+    grown = fit.fit(world.inventory, bare, SLOTS, nothing, read_model(str(tmp_path / "model")))
+    assert grown.masks == model.masks
     before, after = (card.products["washer"].counts.images for card in (model.card, grown.card))
     assert after == 2 * before
 

@@ -74,15 +74,15 @@ def main(argv: Sequence[str]) -> int:
         of_product = rows.filter(pc.equal(rows["product"], product))
         for preset in chosen.presets:
             request = _request(preset, chosen)
-            settings = request.backbone
-            backbone = backbones.setdefault(settings, RememberingBackbone(settings))
-            bench = Bench(request, of_product, backbone, product)
+            if request.backbone not in backbones:
+                backbones[request.backbone] = RememberingBackbone(request.backbone)
+            bench = Bench(request, of_product, backbones[request.backbone], product)
             what = preset if len(products) == 1 else f"{preset}, {product}"
             if chosen.held_out:
                 bench.show_held_out(what, chosen.held_out)
                 continue
-            for line in bench.lines(what, changes, chosen.seeds or [None]):
-                print(line, flush=True)
+            for row in bench.lines(what, changes, chosen.seeds or [None]):
+                print(row, flush=True)
     return 0
 
 
@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--backbone", default="", help="another network for all presets")
     add("--layers", default="", help="its layers")
     add("--weights", default="", help="its weights")
-    add("--exposure", default="", help="as is, median or standard; default: the preset's")
+    add("--exposure", default="", help="as_is, median or standard; default: the preset's")
     add("--epochs", type=int, default=0, help="of trained detectors; 0 = the preset's")
     add("--seeds", type=int, nargs="*", help="one fit for each; means and deviations are shown")
     add("--changes", nargs="+", default=["as_is"], help="of test images: x0.7, gamma0.8, ...")

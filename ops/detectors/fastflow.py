@@ -9,7 +9,13 @@ from typing import Literal
 from torch import Tensor
 
 from ops.detectors.fit_cost import FitSize, ResourceEstimate, TimingProbe
-from ops.detectors.flow_detector import FlowCost, FlowDetector, FlowSettings, timing_probe
+from ops.detectors.flow_detector import (
+    FlowCost,
+    FlowDetector,
+    FlowSettings,
+    joint_density,
+    timing_probe,
+)
 from ops.detectors.trained_on_features import kept_bytes
 from ops.flows.subnets import Subnet, convolutions
 
@@ -73,7 +79,7 @@ class FastFlow(FlowDetector):
 
     def density(self, latent: Tensor) -> Tensor:
         """exp(-mean over channels of z^2 / 2)."""
-        return (-latent.square().mean(dim=1) / 2).exp()
+        return joint_density(latent)
 
 
 def _subnets(settings: FastFlowSettings) -> list[Subnet]:

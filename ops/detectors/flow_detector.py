@@ -68,6 +68,11 @@ class FlowDetector(TrainedOnFeatures):
         return maps.amax(dim=(1, 2)), maps
 
 
+def joint_density(latent: Tensor) -> Tensor:
+    """Latent maps (n, C, h, w) -> exp(-mean over channels of z^2 / 2), (n, h, w)."""
+    return (-latent.square().mean(dim=1) / 2).exp()
+
+
 @dataclass(frozen=True)
 class FlowCost:
     """Memory of flows on feature maps, in bytes."""

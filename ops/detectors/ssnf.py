@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,7 +15,13 @@ from ops.augment import synthetic_defects
 from ops.augment.synthetic_defects import Defective, Picture, rules_for
 from ops.detectors.detector import Checkpoint, Fitted
 from ops.detectors.fit_cost import FitSize, ResourceEstimate, TimingProbe
-from ops.detectors.flow_detector import FlowCost, FlowDetector, FlowSettings, timing_probe
+from ops.detectors.flow_detector import (
+    FlowCost,
+    FlowDetector,
+    FlowSettings,
+    joint_density,
+    timing_probe,
+)
 from ops.detectors.gated_loss import gate
 from ops.detectors.prefetch import prefetch
 from ops.detectors.uint16_images import from_uint16
@@ -66,9 +73,15 @@ class SsnfSettings(FlowSettings):
     """Category whose rules synthetic defects follow (carpet, bottle, screw, ...); empty = the
     product's name."""
     max_nll: float = 1e5
-    """Synthetic images with a larger negative log-likelihood, in nats, do not enter the loss. The
-    value is for the paper's 602,112 map elements; it is scaled in proportion to the number of
-    elements (our choice)."""
+    """Synthetic images with a larger negative log-likelihood, in nats, do not enter the loss; 0 =
+    any may. The value is for the paper's 602,112 map elements; it is scaled in proportion to the
+    number of elements (our choice): 0.17 nats an element, which flows on features of small
+    networks do not reach in few epochs. Then synthetic images change nothing, and the figure
+    `pushed` of the fit is 0."""
+    density: Literal["channels", "joint"] = "channels"
+    """Density of a position. channels: the mean of its channels' densities, as in the author's
+    code, in which a channel counts the same however far it is off; joint: their geometric mean, as
+    in FastFlow."""
     sources: int = 0
     """Good images from which patches for synthetic defects are taken; each worker holds them in
     memory. 0 = all."""
@@ -88,10 +101,9 @@ class SsnfSettings(FlowSettings):
 class Ssnf(FlowDetector):
     """Flows that make good images likely and synthetic defects unlikely.
 
-    Subnets stack convolution and self-attention. The density of a position is the mean over
-    channels of their densities. The paper has one layer; for several, likelihoods are multiplied
-    and densities averaged, as in FastFlow (our choice). A synthetic image follows from the seed,
-    the epoch and the row of its good image, whichever worker makes it.
+    Subnets stack convolution and self-attention. The paper has one layer; for several, likelihoods
+    are multiplied and densities averaged, as in FastFlow (our choice). A synthetic image follows
+    from the seed, the epoch and the row of its good image, whichever worker makes it.
     """
 
     name = "ssnf"
@@ -226,7 +238,7 @@ class Ssnf(FlowDetector):
             return super().loss_weights(losses, share, group)
         assert self.network is not None
         good, synthetic = losses.cpu().chunk(2) if len(losses) else (losses.cpu(), losses.cpu())
-        max_nll = self.settings.max_nll * self.network.elements / _PAPER_ELEMENTS
+        max_nll = self.settings.max_nll * self.network.elements / _PAPER_ELEMENTS or math.inf
         gated = gate(good, synthetic, self._changed[: len(synthetic)], max_nll, group)
         self._pushed += gated.pushed
         return gated.weights.to(losses)
@@ -246,6 +258,8 @@ class Ssnf(FlowDetector):
 
     def density(self, latent: Tensor) -> Tensor:
         """The mean over channels of exp(-z^2 / 2): normal densities relative to their maximum."""
+        if self.settings.density == "joint":
+            return joint_density(latent)
         return (-latent.square() / 2).exp().mean(dim=1)
 
 

@@ -2,8 +2,8 @@
 
 `make bench` or `python -m tests.bench` runs those of `DEFAULT`; `python -m tests.bench coreset
 chain` runs some of them. `detail`, `glance`, `shots`, `boards`, `scaling`, `large` and `rows`,
-which starts Ray, run only by name, and so does `gpu`, which has a command line of its own:
-`python -m tests.bench gpu --help`.
+which starts Ray, run only by name, and so do `gpu` and `tiles`, which have command lines of their
+own: `python -m tests.bench tiles --help`.
 """
 
 from __future__ import annotations
@@ -47,4 +47,8 @@ if __name__ == "__main__":
         from tests.bench.gpu.command import main as gpu
 
         sys.exit(gpu(sys.argv[2:]))
+    if sys.argv[1:2] == ["tiles"]:
+        from tests.bench.tiles import main as tiles
+
+        sys.exit(tiles(sys.argv[2:]))
     main(sys.argv[1:])

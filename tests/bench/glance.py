@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ops.archives.fetch import FetchSettings
 from ops.detectors.detector import Checkpoint
-from ops.detectors.glance.detector import Glance, GlanceSettings
+from ops.detectors.glance.detector import Glance
 from ops.detectors.glance.global_net import inconsistency
 from ops.detectors.glance.score_windows import average_map, window_scores
+from ops.detectors.glance.settings import GlanceSettings
 from ops.detectors.image_batches import to_images
 from ops.distributed import Alone
 from ops.features.backbone import Backbone, BackboneSettings

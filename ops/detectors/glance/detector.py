@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +20,7 @@ from ops.detectors.glance.local_net import (
     teacher_features,
 )
 from ops.detectors.glance.score_windows import Grid, average_map, inconsistencies, window_scores
+from ops.detectors.glance.settings import GlanceSettings
 from ops.detectors.glance.training_patches import (
     gather_stain_sources,
     hidden_patch_example,
@@ -29,10 +28,10 @@ from ops.detectors.glance.training_patches import (
     random_patch,
     stack_images,
 )
-from ops.detectors.trained import Stage, Trained, TrainingSettings
+from ops.detectors.trained import Stage, Trained
 from ops.detectors.uint16_images import from_uint16, to_uint16
 from ops.distributed import Alone, Group
-from ops.errors import SettingError
+from ops.errors import UserError
 from ops.features.backbone import Backbone
 
 #: Quantile of s_IAD on validation images that `scale` sets to 1.
@@ -42,61 +41,6 @@ _QUANTILE = 0.99
 _BYTES_PER_PIXEL = 1536
 #: Memory of scoring an image, in the same unit: its feature maps, and those of a few windows.
 _SCORE_FACTOR = 4
-
-
-@dataclass(frozen=True)
-class GlanceSettings(TrainingSettings):
-    """Settings of Glance.
-
-    The paper gives the losses and the score but none of these numbers; defaults are ours.
-    """
-
-    epochs: int = 200
-    """Epochs of training of Global-Net and the distortion head."""
-    local_epochs: int = 200
-    """Epochs of training of Local-Net, which comes first."""
-    batch: int = 64
-    lr: float = 1e-4
-    patch: int = 64
-    """Side of a patch in input pixels; it should suit the size of defects."""
-    stride: int = 16
-    """Distance in input pixels between scored windows; must divide `patch` and the input size."""
-    patches: int = 1
-    """Random patches per image and epoch."""
-    width: int = 128
-    """Channels of the first layers of Local-Net."""
-    dim: int = 128
-    """Dimension of patch descriptors."""
-    distillation: float = 1.0
-    """Weight lambda_k of the distillation loss of Local-Net; the backbone is the teacher."""
-    compactness: float = 1.0
-    """Weight lambda_c of the compactness loss of Local-Net: the mean squared correlation between
-    dimensions of descriptors."""
-    distortion: float = 1.0
-    """Weight lambda_t of the loss of the distortion head, which classifies patches as clean or
-    stained."""
-    inconsistency: float = 0.5
-    """Weight lambda_s of the inconsistency score s_IAD; that of the distortion score s_DAD is 1 -
-    lambda_s."""
-    scale: Literal["quantile", "raw"] = "quantile"
-    """Scale of s_IAD in the score. quantile: divided by its 99th percentile on validation images;
-    raw: not divided."""
-    validation_images: int = 8
-    """Good images left out of training to set the scale, at most a tenth of all. With fewer than
-    ten images, some are used for both."""
-    tolerance: float = 0.0
-    """Windows are interpolated instead of computed where the estimated error of the map is below
-    this; scores of good images are mostly below 1. 0 = every window is computed."""
-
-    def __post_init__(self) -> None:
-        """Raises SettingError if settings contradict each other."""
-        if self.patch % self.stride:
-            raise SettingError(f"stride {self.stride} must divide patch {self.patch}")
-
-    @property
-    def grid(self) -> Grid:
-        """The windows of an image."""
-        return Grid(self.patch, self.stride)
 
 
 class Glance(Trained):
@@ -116,6 +60,7 @@ class Glance(Trained):
     def __init__(self, settings: GlanceSettings, backbone: Backbone) -> None:
         """A detector without networks, until `fit` or `load_state`."""
         super().__init__(settings, backbone)
+        self._grids: tuple[Sequence[int], Sequence[int]] = ((0, 0), (0, 0))
         self._validation_rows: set[int] = set()
         self._stain_sources: dict[int, Tensor] = {}
 
@@ -123,10 +68,11 @@ class Glance(Trained):
     def estimate(cls, settings: GlanceSettings, fit_size: FitSize) -> ResourceEstimate:
         """Weights, gradients, Adam's moments and a checkpoint; images; feature maps of a step."""
         assert fit_size.backbone
-        windows = math.prod(map(settings.grid.count, fit_size.sides))
+        grids = settings.grid.windows_and_cells(fit_size.sides)
+        windows, cells = (math.prod(grid) for grid in grids)
         copied = sum(4 * t.numel() for t in fit_size.backbone.state().values())
         others = nn.ModuleList(_empty_modules(settings, fit_size.backbone)).parameters()
-        weights = copied + sum(4 * weight.numel() for weight in others)
+        weights = copied + sum(4 * weight.numel() for weight in others) + 8 * (windows + cells)
         examples = -(-settings.batch // fit_size.workers) * settings.patches
         step = examples * _BYTES_PER_PIXEL * fit_size.pixels
         return ResourceEstimate(
@@ -160,12 +106,15 @@ class Glance(Trained):
 
     def new_network(self) -> GlanceNetwork:
         """All networks that scores depend on, with initial weights."""
+        s = self.settings
+        if any(self._size):  # that of this fit's images; else that of the loaded state
+            self._grids = s.grid.windows_and_cells(self._size)
         local, linear, head = _empty_modules(self.settings, self.backbone)
         for module in (local, linear, head):
             # The names of these classes are part of the key: they determine the weights.
             initialise(module, self.generator("weights", type(module).__name__))
         global_net = GlobalNet(self.backbone.trainable_copy(), linear)
-        return GlanceNetwork(local, global_net, head, self.settings.distortion)
+        return GlanceNetwork(local, global_net, head, self._grids, s.distortion)
 
     def stages(self) -> Iterator[Stage]:
         """First Local-Net; then, with Local-Net frozen, Global-Net and the distortion head."""
@@ -264,7 +213,7 @@ class Glance(Trained):
 
     @torch.inference_mode()
     def finish(self, group: Group) -> None:
-        """Set the scale of s_IAD and the map ceiling from validation images."""
+        """Set what scores are compared with, and the map ceiling, from validation images."""
         network, s = self.network, self.settings
         assert isinstance(network, GlanceNetwork)
         mine = sorted(self._validation_rows & set(self._samples))
@@ -274,6 +223,9 @@ class Glance(Trained):
             values = [inconsistencies(network, self._pixels(image), grid) for image in images]
             everyone = torch.cat(group.all_gather(torch.cat([torch.empty(0), *values])))
             network.scale.copy_(everyone.quantile(_QUANTILE).clamp(min=1e-12))
+        if s.places == "compared":
+            network.usual_windows.learn([self._scores(image) for image in images], group)
+            network.usual_cells.learn([self._map(image) for image in images], group)
         largest = [torch.zeros(()), *(self._map(image).max().cpu() for image in images)]
         self._ceiling = group.all_reduce(torch.stack(largest).max()[None], "max")[0]
         self._stain_sources.clear()
@@ -289,13 +241,32 @@ class Glance(Trained):
         anomaly_map = self._map(images[0])
         return anomaly_map.max()[None], anomaly_map[None]
 
-    def _map(self, image: Tensor) -> Tensor:
+    def _scores(self, image: Tensor) -> Tensor:
+        """Scores (h, w) of all windows of an image (3, H, W)."""
         s = self.settings
         assert isinstance(self.network, GlanceNetwork)
-        scores = window_scores(
+        return window_scores(
             self.network, self._pixels(image), s.grid, s.inconsistency, s.tolerance
         )
-        return average_map(scores, s.grid)
+
+    def _map(self, image: Tensor) -> Tensor:
+        """The map of an image (3, H, W)."""
+        assert isinstance(self.network, GlanceNetwork)
+        means = average_map(self._scores(image), self.settings.grid)
+        return torch.as_tensor(self.network.usual_cells(means))
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore networks, what scores are compared with, and the map ceiling.
+
+        Raises UserError if the state holds no usual scores.
+        """
+        usual = ("usual_windows.mean", "usual_cells.mean")
+        if any(name not in state for name in usual):
+            raise UserError(
+                "this glance model does not hold what good images get at each place; fit it again"
+            )
+        self._size, self._grids = (0, 0), (state[usual[0]].shape, state[usual[1]].shape)
+        super().load_state(state)
 
 
 def _empty_modules(

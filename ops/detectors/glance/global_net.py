@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from ops.detectors.glance.partial_convolution import (
     PartialNetwork,
     check_network,
 )
+from ops.detectors.glance.usual_scores import UsualScores
 
 #: Windows that are hidden in one pass.
 _WINDOWS_PER_PASS = {"cpu": 32, "cuda": 256}
@@ -97,14 +99,21 @@ class GlanceNetwork(nn.Module):
     """Local-Net, Global-Net and the distortion head: all that scores depend on.
 
     Forward trains Global-Net (`around`) and the head; Local-Net is frozen. The buffer `scale` is
-    the divisor of s_IAD in the score.
+    the divisor of s_IAD in the score. `usual_windows` and `usual_cells` hold what good images get
+    at each window, and at each cell of the map of means over windows.
     """
 
     def __init__(
-        self, local: LocalNet, around: GlobalNet, head: Head, distortion: float = 1.0
+        self,
+        local: LocalNet,
+        around: GlobalNet,
+        head: Head,
+        grids: tuple[Sequence[int], Sequence[int]],
+        distortion: float = 1.0,
     ) -> None:
-        """`distortion` is the weight lambda_t."""
+        """`grids` are the windows and the cells (h, w); `distortion` is the weight lambda_t."""
         super().__init__()
+        self.usual_windows, self.usual_cells = (UsualScores(grid) for grid in grids)
         self.local, self.around, self.head = local.requires_grad_(False), around, head
         self._distortion = distortion
         self.scale: Tensor

@@ -30,6 +30,12 @@ class Grid(NamedTuple):
             )
         return (side - self.patch) // self.stride + 1
 
+    def windows_and_cells(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Windows (h, w) of images (H, W), and cells (h, w) of `stride` pixels that they cover."""
+        down, across = (self.count(side) for side in size)
+        more = self.patch // self.stride - 1
+        return (down, across), (down + more, across + more)
+
     def corners(self, numbers: Tensor, columns: int) -> tuple[Tensor, Tensor]:
         """Top and left in pixels of windows, given by their numbers in row-major order."""
         return numbers // columns * self.stride, numbers % columns * self.stride
@@ -50,10 +56,12 @@ def window_scores(
 ) -> Tensor:
     """S (h, w) = weight * s_IAD / scale + (1 - weight) * s_DAD of all windows of an image.
 
-    `pixels` (1, 3, H, W) are normalised. With a tolerance above 0, Global-Net's descriptors are
-    interpolated where that hardly changes the map: see `refine`.
+    Each is compared with what good images get at its place. `pixels` (1, 3, H, W) are normalised.
+    With a tolerance above 0, Global-Net's descriptors are interpolated where that hardly changes
+    the map: see `refine`.
     """
     height, width = (grid.count(side) for side in pixels.shape[2:])
+    factor, shift = (of.flatten() for of in network.usual_windows.on((height, width)))
     local = network.local.dense(pixels, grid.stride)[0].flatten(1).T
     unmasked = network.around.unmasked(pixels)
 
@@ -62,10 +70,11 @@ def window_scores(
         return network.around.hidden_windows(unmasked, top, left, grid.patch)
 
     def score(numbers: Tensor, predicted: Tensor) -> Tensor:
-        descriptors = local[numbers.to(pixels.device)]
+        numbers = numbers.to(pixels.device)
+        descriptors = local[numbers]
         s_dad = torch.sigmoid(-network.head(descriptors, predicted))
         s_iad = inconsistency(descriptors, predicted) / network.scale
-        return weight * s_iad + (1 - weight) * s_dad
+        return (weight * s_iad + (1 - weight) * s_dad) * factor[numbers] + shift[numbers]
 
     predicted = refine((height, width), _COARSE_STEP, tolerance, predict, score)
     return score(torch.arange(height * width), predicted).view(height, width)

@@ -17,6 +17,7 @@ from ops.detectors.uint16_images import to_uint16
 from ops.distributed import Alone
 from ops.errors import UserError
 from tests.ops.detectors.test_fastflow import kept_bytes
+from tests.ops.detectors.test_trained import no_progress
 from tests.ops.threads import together
 
 SMALL = {"blocks": 2, "hidden": 4, "heads": 1, "epochs": 2, "batch": 3, "max_nll": 1e9}
@@ -79,6 +80,24 @@ def test_the_gate_is_the_same_for_any_split_of_a_step_over_ranks(split, syntheti
         *(part.weights.chunk(2) for part in found if len(part.weights)), strict=True
     )
     torch.testing.assert_close(torch.cat([*of_good, *of_synthetic]), whole.weights)
+
+
+def test_the_bound_of_the_gate_is_scaled_by_elements_and_0_is_none(backbone, images):
+    pushed = []
+    for max_nll in (1e-9, 0.0, 1e9):
+        detector = new(backbone, images, max_nll=max_nll)
+        pushed.append(detector.fit(Alone(), no_progress, Checkpoint()).fit_metrics["pushed"])
+    assert pushed[0] == 0
+    assert pushed[1] == pushed[2] > 0
+
+
+def test_a_joint_density_grows_worse_with_one_channel_and_that_of_channels_does_not(backbone):
+    latent = torch.zeros(1, 4, 1, 2)
+    latent[0, 0, 0] = torch.tensor([6.0, 12.0])
+    by_channels = Ssnf(SsnfSettings(**SMALL), backbone).density(latent)
+    joint = Ssnf(SsnfSettings(**SMALL, density="joint"), backbone).density(latent)
+    torch.testing.assert_close(by_channels, torch.full((1, 1, 2), 0.75), atol=1e-7, rtol=0)
+    torch.testing.assert_close(joint[0, 0], torch.tensor([-36.0 / 8, -144.0 / 8]).exp())
 
 
 def test_every_synthetic_image_follows_from_seed_epoch_and_number_alone(backbone, images):

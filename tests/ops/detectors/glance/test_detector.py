@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -10,11 +11,13 @@ from torch import Tensor
 
 from ops.detectors.detector import Checkpoint
 from ops.detectors.fit_cost import FitSize
-from ops.detectors.glance.detector import Glance, GlanceSettings
+from ops.detectors.glance.detector import Glance
 from ops.detectors.glance.global_net import GlanceNetwork
 from ops.detectors.glance.local_net import Distillation
 from ops.detectors.glance.score_windows import Grid, inconsistencies
+from ops.detectors.glance.settings import GlanceSettings
 from ops.detectors.glance.training_patches import gather_stain_sources
+from ops.detectors.glance.usual_scores import UsualScores
 from ops.detectors.uint16_images import to_uint16
 from ops.distributed import Alone, Group
 from ops.errors import UserError
@@ -38,7 +41,11 @@ SMALL = GlanceSettings(
 
 @pytest.fixture(scope="module")
 def images() -> Tensor:
-    drawn = [torch.from_numpy(pictures.texture(seed, colour=True)) for seed in range(5)]
+    return drawn_images(range(5))
+
+
+def drawn_images(seeds: Iterable[int]) -> Tensor:
+    drawn = [torch.from_numpy(pictures.texture(seed, colour=True)) for seed in seeds]
     return torch.stack(drawn).permute(0, 3, 1, 2).float() / 255
 
 
@@ -90,10 +97,64 @@ def mean_over_windows(scores: Tensor, cells: int) -> Tensor:
 def test_a_pixel_of_the_map_is_the_mean_over_the_windows_that_cover_it(fitted, images):
     detector, _ = fitted
     scores = detector.score(images[:1])
-    expected = mean_over_windows(windows(detector, images[0]), 2)
+    network = detector.network
+    expected = mean_over_windows(compared(network.usual_windows, windows(detector, images[0])), 2)
+    expected = compared(network.usual_cells, expected)
     assert scores.map.shape == (1, 8, 8)
-    torch.testing.assert_close(scores.map[0], expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(scores.map[0], expected, rtol=1e-4, atol=1e-5)
     assert scores.image[0] == scores.map.max()
+
+
+def compared(usual: UsualScores, scores: Tensor) -> Tensor:
+    """By the definition: as many typical spreads above the mean level as at the place itself."""
+    spreads_above = (scores - usual.mean) / usual.spread
+    return usual.mean.mean() + spreads_above * usual.spread.square().mean().sqrt()
+
+
+def test_good_images_have_their_maxima_anywhere_and_not_at_the_border(backbone):
+    good = drawn_images(range(9))
+    detector = with_images(backbone, good, range(9), validation_images=9)
+    detector.fit(Alone(), no_progress, Checkpoint())
+    raw = Glance(replace(SMALL, places="raw"), backbone)
+    raw.load_state(detector.state())
+    for usual in (raw.network.usual_windows, raw.network.usual_cells):
+        usual.load_state_dict(UsualScores(usual.mean.shape).state_dict())
+    others = drawn_images(range(100, 112))
+    border = torch.ones(8, 8, dtype=torch.bool)
+    border[1:-1, 1:-1] = False  # 28 of 64 cells
+    assert int(border.sum()) == 28
+    at_border = [
+        sum(bool(border.flatten()[m.argmax()]) for m in scored.score(others).map)
+        for scored in (raw, detector)
+    ]
+    assert at_border[0] >= 10
+    assert at_border[1] <= 7
+
+
+def test_raw_places_are_left_as_they_are(backbone, images):
+    detector = with_images(backbone, images, places="raw")
+    detector.fit(Alone(), no_progress, Checkpoint())
+    expected = mean_over_windows(windows(detector, images[0]), 2)
+    torch.testing.assert_close(detector.score(images[:1]).map[0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_saved_detector_scores_the_same_bits_alone_and_in_a_batch(fitted, backbone, images):
+    detector, _ = fitted
+    loaded = Glance(SMALL, backbone)
+    loaded.load_state({name: value.clone() for name, value in detector.state().items()})
+    assert "usual_cells.spread" in detector.state()
+    batch = detector.score(images[:3])
+    for number in range(3):
+        alone = loaded.score(images[number : number + 1])
+        assert torch.equal(alone.map[0], batch.map[number])
+        assert torch.equal(alone.image[0], batch.image[number])
+
+
+def test_a_state_without_usual_scores_is_refused(fitted, backbone):
+    detector, _ = fitted
+    state = {name: v for name, v in detector.state().items() if not name.startswith("usual")}
+    with pytest.raises(UserError, match="does not hold what good images get at each place; fit it"):
+        Glance(SMALL, backbone).load_state(state)
 
 
 @pytest.mark.parametrize("good", [True, False])

@@ -15,12 +15,14 @@ from typing import Any
 
 from jobs.cli import entry, sources
 from jobs.cli.console import Progress, echo
+from jobs.tracking.record import Record
 from jobs.tracking.tracker import Tracker
 from ops.archives.fetch import FetchSettings
 from ops.archives.views import Views
 from ops.detectors.detector import settings_from
 from ops.detectors.model_folder import Model, ModelCard, ProductCard, read_card, write_model
 from ops.detectors.registry import DETECTORS, detector_class
+from ops.errors import UserError
 from ops.failure import max_failures
 from ops.features.backbone import BackboneSettings
 from ops.images.decode import DecodeSettings
@@ -104,22 +106,30 @@ def main(argv: Sequence[str]) -> int:
             with connected(settings.cluster):
                 inventory = sources.inventory_of(settings.inventory, settings, out, progress)
                 model = fit.fit(inventory, request, settings.resources, progress, grown)
-        location = settings.model_folder or out.model(model.card.model_id)
         check_lock()
-        write_model(location, model)
-        record.metrics |= _metrics(model)
-        record.curves |= _curves(model)
-        record.tags |= {f"product_{n}": name for n, name in enumerate(sorted(model.card.products))}
-        record.tags |= {"model_id": model.card.model_id, "model": location}
         if grown:
             record.tags["grown_from"] = grown.card.model_id
             echo(f"grown from model {grown.card.model_id}")
-        _print_summary(model, location)
-        if settings.name:
-            registered = tracker.register(model, settings.name, settings.alias, record)
-            if registered:
-                echo(f"registered: {registered}")
+        location = settings.model_folder or out.model(model.card.model_id)
+        keep(model, location, record)
+        register(model, settings.name, settings.alias, tracker, record)
     return 0
+
+
+def keep(model: Model, location: str, record: Record) -> None:
+    """Write a new model, track what it was fitted on, and print it."""
+    write_model(location, model)
+    record.metrics |= _metrics(model)
+    record.curves |= _curves(model)
+    record.tags |= {f"product_{n}": name for n, name in enumerate(sorted(model.card.products))}
+    record.tags |= {"model_id": model.card.model_id, "model": location}
+    _print_summary(model, location)
+
+
+def register(model: Model, name: str, alias: str, tracker: Tracker, record: Record) -> None:
+    """Register a new model under a name, unless that is empty."""
+    if name and (registered := tracker.register(model, name, alias, record)):
+        echo(f"registered: {registered}")
 
 
 @contextlib.contextmanager
@@ -144,6 +154,12 @@ def check_free(folder: str, request: FitRequest, grown: Model | None) -> None:
     if not folder or not files.exists(files.join(folder, paths.MODEL_CARD)):
         return
     card = read_card(folder)
+    refusal = AlreadyExists(
+        f"model {card.model_id} lies at {folder}, and a fit replaces no other model; choose "
+        "another --model-folder"
+    )
+    if card.members:
+        raise refusal
     same = replace(
         request,
         method=card.method,
@@ -157,10 +173,7 @@ def check_free(folder: str, request: FitRequest, grown: Model | None) -> None:
         false_alarm_rate=card.false_alarm_rate,
     )
     if grown or same != request or "grown_from" in card.fit:
-        raise AlreadyExists(
-            f"model {card.model_id} lies at {folder}, and a fit replaces no other model; choose "
-            "another --model-folder"
-        )
+        raise refusal
 
 
 def request_of(settings: Settings, method_settings: Any, grown: Model | None) -> FitRequest:
@@ -191,11 +204,16 @@ def request_of(settings: Settings, method_settings: Any, grown: Model | None) ->
 
 @contextlib.contextmanager
 def model_to_grow(settings: Settings, tracker: Tracker) -> Iterator[Model | None]:
-    """The model that --grow names, if any."""
+    """The model that --grow names, if any. Raises UserError if it is an ensemble."""
     if not settings.grow:
         yield None
         return
     with tracker.opened(settings.grow) as model:
+        if model.card.members:
+            raise UserError(
+                f"{settings.grow} is an ensemble, whose calibration holds for its members as they "
+                "are; grow each member, then make a new one with python -m jobs.ensemble"
+            )
         yield model
 
 

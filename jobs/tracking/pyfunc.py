@@ -50,6 +50,10 @@ class _Held:
     def card(self) -> ModelCard:
         return self.model.card
 
+    @property
+    def members(self) -> list[_Held]:
+        return [_Held(member) for member in self.model.members]
+
     def of_backbone(self) -> dict[str, Tensor]:
         return self.model.backbone
 
@@ -64,7 +68,13 @@ class PyfuncModel:
         card = model.card
         products, depths = set(card.products), card.bit_depths
         self._read = Read(
-            card.input, card.decode, FetchSettings(), products, depths=depths, views=card.views
+            card.input,
+            card.decode,
+            FetchSettings(),
+            products,
+            depths=depths,
+            views=card.views,
+            further=card.inputs[1:],
         )
         self._detect = ScoreImages(_Held(model))
 
@@ -108,13 +118,12 @@ def describe(folder: str) -> None:
 def page(model: Model) -> str:
     """What people read of a model in the registry, as Markdown."""
     card, rate = model.card, model.card.false_alarm_rate
-    head = [
-        f"Detector `{card.method}` on `{card.backbone.name}` ({card.backbone.layers}), "
-        f"weights `{card.backbone.weights}`, "
-        f"{'tiles' if card.input.tiled else 'pictures'} of {card.input.size} px; "
-        f"model `{card.model_id}`.",
-        "",
-    ]
+    if card.members:
+        head = [f"Ensemble, combined by `{card.settings['combine']}`; model `{card.model_id}`.", ""]
+        head += [f"* {_described(member)}" for member in card.members]
+    else:
+        head = [_described(card)]
+    head += [""]
     if model.pictures:
         kinds = sorted({picture_kind(file) for file in model.pictures})
         head += ["Pictures below `model/` in the artifacts of the run that fitted it:", ""]
@@ -129,6 +138,15 @@ def page(model: Model) -> str:
     fitting = sum(length <= room for length in accumulate(len(line) + 1 for line in lines))
     rest = [_MORE.format(len(lines) - fitting)] if fitting < len(lines) else []
     return "\n".join(head + lines[:fitting] + rest)
+
+
+def _described(card: ModelCard) -> str:
+    return (
+        f"Detector `{card.method}` on `{card.backbone.name}` ({card.backbone.layers}), "
+        f"weights `{card.backbone.weights}`, "
+        f"{'tiles' if card.input.tiled else 'pictures'} of {card.input.size} px; "
+        f"model `{card.model_id}`."
+    )
 
 
 def _line(name: str, product: ProductCard, rate: float) -> str:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ops.images.exposure import Statistics, normalise_exposure, statistics_of
-from ops.images.packed_pixels import Bytes, views
-from ops.images.resize import InputSettings, map_size, tiling, unpack
+from ops.images.packed_pixels import Bytes, column, views
+from ops.images.resize import InputSettings, map_size, packed_bytes, tiling, unpack
 from ops.images.tiles import Tiling, cut
 
 Integers = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
@@ -29,21 +29,47 @@ class _Image(NamedTuple):
 
 
 def to_images(
-    rows: pa.Table, settings: InputSettings, device: str, chosen: Sequence[int] | None = None
+    rows: pa.Table,
+    settings: InputSettings,
+    device: str,
+    chosen: Sequence[int] | None = None,
+    before: Sequence[InputSettings] = (),
 ) -> Tensor:
     """Images (B, 3, size, size) in [0, 1] on the device, exposed by the settings.
 
     They are those of the chosen rows, or of all. Integers are copied to the device, which are
-    smaller, and divided by their full scale there.
+    smaller, and divided by their full scale there. `before`: inputs that are packed before this.
     """
     chosen = range(len(rows)) if chosen is None else chosen
-    pixels = views(rows["pixels"])
+    pixels = _inputs(rows, settings, before)
     channels, depths = rows["channels"].to_pylist(), rows["bit_depth"].to_pylist()
     size = settings.size, settings.size
     images = [
         _Image(unpack(pixels[row], channels[row], depths[row], size), depths[row]) for row in chosen
     ]
     return _batch(images, settings, device)
+
+
+def first_inputs(rows: pa.Table, settings: InputSettings) -> pa.ChunkedArray:
+    """The column of packed pixels, with the first of several inputs alone."""
+    ok = [status == "ok" for status in rows["status"].to_pylist()]
+    first = _inputs(rows, settings, ())
+    return column([pixels if is_ok else None for pixels, is_ok in zip(first, ok, strict=True)])
+
+
+def _inputs(
+    rows: pa.Table, settings: InputSettings, before: Sequence[InputSettings]
+) -> list[Bytes]:
+    """The packed input of each row, behind those `before`; none in rows without pixels."""
+    found = []
+    kinds = zip(rows["channels"].to_pylist(), rows["bit_depth"].to_pylist(), strict=True)
+    for data, kind in zip(views(rows["pixels"]), kinds, strict=True):
+        if not len(data):
+            found.append(data)
+            continue
+        start = sum(packed_bytes(each, *kind) for each in before)
+        found.append(data[start : start + packed_bytes(settings, *kind)])
+    return found
 
 
 def _batch(images: Sequence[_Image], settings: InputSettings, device: str) -> Tensor:

@@ -207,6 +207,11 @@ def pack(pixels: Pixels) -> npt.NDArray[np.uint8]:
     return ordered.reshape(-1).view(np.uint8)
 
 
+def packed_bytes(settings: InputSettings, channels: int, bit_depth: int) -> int:
+    """Bytes of a packed input that is no whole picture."""
+    return settings.size**2 * channels * (1 if bit_depth <= 8 else 2)
+
+
 def unpack(
     data: bytes | npt.NDArray[np.uint8], channels: int, bit_depth: int, size: tuple[int, int]
 ) -> Pixels:

@@ -65,7 +65,14 @@ class ScoringStream:
         card = self.model.card
         products, depths = frozenset(card.products), card.bit_depths
         return Read(
-            card.input, card.decode, self.fetch, products, self.known, depths, views=card.views
+            card.input,
+            card.decode,
+            self.fetch,
+            products,
+            self.known,
+            depths,
+            views=card.views,
+            further=card.inputs[1:],
         )
 
     def apply(self, blocks: Dataset) -> Dataset:

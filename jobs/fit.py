@@ -25,7 +25,7 @@ from ops.archives.views import Views
 from ops.detectors.detector import settings_from
 from ops.detectors.model_folder import Model, ModelCard, ProductCard, read_card, write_model
 from ops.detectors.registry import DETECTORS, detector_class
-from ops.errors import SettingError
+from ops.errors import SettingError, UserError
 from ops.failure import max_failures
 from ops.features.backbone import BackboneSettings
 from ops.images.decode import DecodeSettings
@@ -127,43 +127,48 @@ def main(argv: Sequence[str]) -> int:
                 inventory = sources.inventory_of(settings.inventory, settings, out, progress)
                 warnings.add(unlabelled(inventory))
                 model = fit.fit(inventory, request, settings.resources, progress, grown, echo)
-        location = settings.model_folder or out.model(model.card.model_id)
         check_lock()
-        write_model(location, model)
-        record.metrics |= _metrics(model)
-        record.curves |= _curves(model)
-        record.tags |= {f"product_{n}": name for n, name in enumerate(sorted(model.card.products))}
-        record.tags |= {"model_id": model.card.model_id, "model": location}
-        record.tags |= {"input_fit": model.card.input.fit, "input_size": str(model.card.input.size)}
         if grown:
             record.tags["grown_from"] = grown.card.model_id
             echo(f"grown from model {grown.card.model_id}")
             for sentence in shrunk(grown.card, model.card):
                 warnings.add(sentence)
-        _print_summary(model, location, warnings)
-        record.tags |= {f"warning_{n}": each for n, each in enumerate(warnings.sentences)}
-        _describe(record, model, len(warnings.sentences))
-        record.metrics["warnings"] = float(len(warnings.sentences))
-        if settings.name:
-            registered = tracker.register(model, settings.name, settings.alias, record)
-            if registered:
-                echo(f"registered: {registered}")
-                if not settings.alias and registered.endswith(f"@{registry.CHALLENGER}"):
-                    echo(
-                        "champion stays another model; compare both, then let this one follow: "
-                        f"python -m jobs.promote {registered} --out {settings.out}"
-                    )
+        location = settings.model_folder or out.model(model.card.model_id)
+        keep(model, location, record, warnings)
+        register(model, settings.name, settings.alias, tracker, record)
     return entry.WARNED if warnings.sentences and settings.fail_on_warning else 0
 
 
-def _describe(record: Record, model: Model, warnings: int) -> None:
-    """Name the tracked run after its products and images, and say what came of it."""
-    card, images = model.card, model.card.fit["images"]
-    record.title = title("fit", products=card.products, images=images)
+def keep(model: Model, location: str, record: Record, warnings: FitWarnings) -> None:
+    """Write a new model, track what it was made of, and print it."""
+    write_model(location, model)
+    card = model.card
+    record.metrics |= _metrics(model)
+    record.curves |= _curves(model)
+    record.tags |= {f"product_{n}": name for n, name in enumerate(sorted(card.products))}
+    record.tags |= {"model_id": card.model_id, "model": location}
+    record.tags |= {"input_fit": card.input.fit, "input_size": str(card.input.size)}
+    _print_summary(model, location, warnings)
+    record.tags |= {f"warning_{n}": each for n, each in enumerate(warnings.sentences)}
+    record.metrics["warnings"] = float(len(warnings.sentences))
+    record.title = title(record.job, products=card.products, images=card.fit["images"])
     record.description = (
-        f"{card.method} fitted on {images:,} good images, {card.fit['held_out']:,} more held out "
-        f"for calibration: model {card.model_id}; {warnings:,} warnings."
+        f"{card.method} fitted on {card.fit['images']:,} good images, {card.fit['held_out']:,} "
+        f"more held out for calibration: model {card.model_id}; {len(warnings.sentences):,} "
+        "warnings."
     )
+
+
+def register(model: Model, name: str, alias: str, tracker: Tracker, record: Record) -> None:
+    """Register a new model under a name, unless that is empty."""
+    if not name or not (registered := tracker.register(model, name, alias, record)):
+        return
+    echo(f"registered: {registered}")
+    if not alias and registered.endswith(f"@{registry.CHALLENGER}"):
+        echo(
+            "champion stays another model; compare both, then let this one follow: "
+            f"python -m jobs.promote {registered} --out {tracker.out}"
+        )
 
 
 @contextlib.contextmanager
@@ -188,6 +193,12 @@ def check_free(folder: str, request: FitRequest, grown: Model | None) -> None:
     if not folder or not files.exists(files.join(folder, paths.MODEL_CARD)):
         return
     card = read_card(folder)
+    refusal = AlreadyExists(
+        f"model {card.model_id} lies at {folder}, and a fit replaces no other model; choose "
+        "another --model-folder"
+    )
+    if card.members:
+        raise refusal
     same = replace(
         request,
         method=card.method,
@@ -203,10 +214,7 @@ def check_free(folder: str, request: FitRequest, grown: Model | None) -> None:
     )
     masked = bool(request.roi or request.ignore) != bool(card.masks)
     if grown or masked or same != request or "grown_from" in card.fit:
-        raise AlreadyExists(
-            f"model {card.model_id} lies at {folder}, and a fit replaces no other model; choose "
-            "another --model-folder"
-        )
+        raise refusal
 
 
 def request_of(settings: Settings, method_settings: Any, grown: Model | None) -> FitRequest:
@@ -249,11 +257,16 @@ def check_masks(settings: Settings) -> None:
 
 @contextlib.contextmanager
 def model_to_grow(settings: Settings, tracker: Tracker) -> Iterator[Model | None]:
-    """The model that --grow names, if any."""
+    """The model that --grow names, if any. Raises UserError if it is an ensemble."""
     if not settings.grow:
         yield None
         return
     with tracker.opened(settings.grow) as model:
+        if model.card.members:
+            raise UserError(
+                f"{settings.grow} is an ensemble, whose calibration holds for its members as they "
+                "are; grow each member, then make a new one with python -m jobs.ensemble"
+            )
         yield model
 
 

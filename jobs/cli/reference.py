@@ -30,6 +30,7 @@ JOBS = {
     "inventory": "inventory",
     "plan": "fit",
     "fit": "fit",
+    "ensemble": "ensemble",
     "score": "score",
     "check": "check",
     "evaluate": "evaluate",

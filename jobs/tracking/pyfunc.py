@@ -9,6 +9,7 @@ pickled code, and its tensors are safetensors.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,10 @@ from torch import Tensor
 
 from ops.archives.fetch import FetchSettings
 from ops.archives.inventory import SCHEMA
+from ops.detectors.loaded_model import ModelTensors
 from ops.detectors.model_folder import Model, ModelCard, ProductCard, read_model
 from ops.detectors.score_images import ScoreImages
+from ops.images.inspection import InspectionMask
 from ops.images.read_images import Read
 from ops.plain_text import in_markdown
 from ops.storage import uris
@@ -51,6 +54,14 @@ class _Held:
     def card(self) -> ModelCard:
         return self.model.card
 
+    @property
+    def masks(self) -> Mapping[str, InspectionMask]:
+        return self.model.masks
+
+    @property
+    def members(self) -> Sequence[ModelTensors]:
+        return [_Held(member) for member in self.model.members]
+
     def of_backbone(self) -> dict[str, Tensor]:
         return self.model.backbone
 
@@ -71,8 +82,9 @@ class PyfuncModel:
             depths=card.bit_depths,
             views=card.views,
             masks=model.masks,
+            further=card.inputs[1:],
         )
-        self._detect = ScoreImages(_Held(model), masks=model.masks)
+        self._detect = ScoreImages(_Held(model))
 
     def predict(self, data: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:  # noqa: ARG002 - as MLflow calls it
         """Scores of images whose `location` (a path or s3:// URI) and `product` the rows tell.
@@ -114,13 +126,12 @@ def describe(folder: str) -> None:
 def page(model: Model) -> str:
     """What people read of a model in the registry, as Markdown."""
     card, rate = model.card, model.card.false_alarm_rate
-    head = [
-        f"Detector `{card.method}` on `{card.backbone.name}` ({card.backbone.layers}), "
-        f"weights `{card.backbone.weights}`, "
-        f"{'tiles' if card.input.tiled else 'pictures'} of {card.input.size} px; "
-        f"model `{card.model_id}`.",
-        "",
-    ]
+    if card.members:
+        head = [f"Ensemble, combined by `{card.settings['combine']}`; model `{card.model_id}`.", ""]
+        head += [f"* {_described(member)}" for member in card.members]
+    else:
+        head = [_described(card)]
+    head += [""]
     if model.pictures:
         kinds = sorted({picture_kind(file) for file in model.pictures})
         head += ["Pictures below `model/` in the artifacts of the run that fitted it:", ""]
@@ -135,6 +146,15 @@ def page(model: Model) -> str:
     fitting = sum(length <= room for length in accumulate(len(line) + 1 for line in lines))
     rest = [_MORE.format(len(lines) - fitting)] if fitting < len(lines) else []
     return "\n".join(head + lines[:fitting] + rest)
+
+
+def _described(card: ModelCard) -> str:
+    return (
+        f"Detector `{card.method}` on `{card.backbone.name}` ({card.backbone.layers}), "
+        f"weights `{card.backbone.weights}`, "
+        f"{'tiles' if card.input.tiled else 'pictures'} of {card.input.size} px; "
+        f"model `{card.model_id}`."
+    )
 
 
 def _line(name: str, product: ProductCard, rate: float) -> str:

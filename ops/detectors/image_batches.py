@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ops.images.exposure import Statistics, normalise_exposure, statistics_of
 from ops.images.inspection import Bools, InspectionMask
-from ops.images.packed_pixels import Bytes, views
-from ops.images.resize import InputSettings, map_size, tiling, unpack
+from ops.images.packed_pixels import Bytes, column, views
+from ops.images.resize import InputSettings, map_size, packed_bytes, tiling, unpack
 from ops.images.tiles import Tiling, cut
 
 Integers = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
@@ -30,19 +30,28 @@ class _Image(NamedTuple):
 
 
 def to_images(
-    rows: pa.Table, settings: InputSettings, device: str, chosen: Sequence[int] | None = None
+    rows: pa.Table,
+    settings: InputSettings,
+    device: str,
+    chosen: Sequence[int] | None = None,
+    before: Sequence[InputSettings] = (),
 ) -> Tensor:
     """Images (B, 3, height, width) in [0, 1] on the device, exposed by the settings.
 
     They are those of the chosen rows, or of all. Integers are copied to the device, which are
-    smaller, and divided by their full scale there.
+    smaller, and divided by their full scale there. `before`: inputs that are packed before this.
     """
     chosen = range(len(rows)) if chosen is None else chosen
-    return _batch(_inputs(rows, settings, chosen), settings, device)
+    return _batch(_inputs(rows, settings, chosen, before), settings, device)
 
 
-def _inputs(rows: pa.Table, settings: InputSettings, chosen: Sequence[int]) -> list[_Image]:
-    pixels = views(rows["pixels"])
+def _inputs(
+    rows: pa.Table,
+    settings: InputSettings,
+    chosen: Sequence[int],
+    before: Sequence[InputSettings],
+) -> list[_Image]:
+    pixels = _packed(rows, settings, before)
     channels, depths = rows["channels"].to_pylist(), rows["bit_depth"].to_pylist()
     size = settings.sides
     return [
@@ -71,13 +80,14 @@ def inspected_images(
     device: str,
     chosen: Sequence[int],
     inspection: Inspection,
+    before: Sequence[InputSettings] = (),
 ) -> tuple[Tensor, Tensor]:
     """`to_images`, of which pixels outside of the masks are the mean; and masks (B, size, size).
 
     Exposure is that of the pixels inside.
     """
     widths, heights = rows["width"].to_pylist(), rows["height"].to_pylist()
-    images, shown = _inputs(rows, settings, chosen), []
+    images, shown = _inputs(rows, settings, chosen, before), []
     for place, (row, mask) in enumerate(zip(chosen, inspection.masks, strict=True)):
         pixels, depth, _ = images[place]
         inside = np.ones(pixels.shape[:2], bool)
@@ -88,6 +98,28 @@ def inspected_images(
             images[place] = _Image(pixels, depth, statistics_of(pixels[inside][None], depth))
     batch = inspection.applied(_batch(images, settings, device), shown)
     return batch, torch.from_numpy(np.stack(shown)).to(device)
+
+
+def first_inputs(rows: pa.Table, settings: InputSettings) -> pa.ChunkedArray:
+    """The column of packed pixels, with the first of several inputs alone."""
+    ok = [status == "ok" for status in rows["status"].to_pylist()]
+    first = _packed(rows, settings, ())
+    return column([pixels if is_ok else None for pixels, is_ok in zip(first, ok, strict=True)])
+
+
+def _packed(
+    rows: pa.Table, settings: InputSettings, before: Sequence[InputSettings]
+) -> list[Bytes]:
+    """The packed input of each row, behind those `before`; none in rows without pixels."""
+    found = []
+    kinds = zip(rows["channels"].to_pylist(), rows["bit_depth"].to_pylist(), strict=True)
+    for data, kind in zip(views(rows["pixels"]), kinds, strict=True):
+        if not len(data):
+            found.append(data)
+            continue
+        start = sum(packed_bytes(each, *kind) for each in before)
+        found.append(data[start : start + packed_bytes(settings, *kind)])
+    return found
 
 
 def _batch(images: Sequence[_Image], settings: InputSettings, device: str) -> Tensor:

@@ -7,30 +7,30 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from ops.archives.layouts import composed, forms
-from ops.archives.views import Views, product_of
+from ops.archives.views import Views
 from ops.detectors.detector import Detector, FitCounts, settings_from
+from ops.detectors.model_tensors import read_backbone, read_detectors
 from ops.detectors.network_licence import read_licence, write_licence
 from ops.detectors.registry import detector_class
 from ops.errors import UserError
 from ops.features.backbone import Backbone, BackboneSettings
-from ops.features.weights import fingerprint
 from ops.images.decode import DecodeSettings
 from ops.images.inspection import InspectionMask
 from ops.images.inspection_files import read_masks, write_masks
 from ops.images.resize import InputSettings
 from ops.results.anomaly_map import Scale
 from ops.results.calibration import Calibration
+from ops.results.combination import Position
 from ops.results.part_calibration import PartCalibration
 from ops.storage import files, paths
 from ops.storage.storage_errors import AlreadyExists, NotFound
@@ -65,6 +65,8 @@ class ProductCard:
     """Number of images of the fit by their bit depth."""
     sizes: dict[str, int] = field(default_factory=dict)
     """Number of held-out images by their `WIDTHxHEIGHT` in pixels."""
+    peaks: tuple[Position, ...] = ()
+    """Of an ensemble: where the peaks of each member's maps lie, over the held-out images."""
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -95,6 +97,8 @@ class ModelCard:
     """Calibrations of the parts of several images, by product."""
     masks: dict[str, str] = field(default_factory=dict)
     """Hashes of inspection masks, by detector."""
+    members: tuple[ModelCard, ...] = ()
+    """Of an ensemble, which has no detectors of its own; `backbone` is then its first member's."""
 
     #: The id in the file. The hash of a card that was read may differ from it, because settings
     #: that the file lacks are filled in.
@@ -115,10 +119,22 @@ class ModelCard:
         """Bit depths of the images of the fit, by product."""
         return {name: frozenset(map(int, card.bit_depths)) for name, card in self.products.items()}
 
+    @property
+    def inputs(self) -> tuple[InputSettings, ...]:
+        """How pictures are read: the model's own input, then those of members that differ."""
+        # Exposure is normalised when an input is scored.
+        theirs = (replace(member.input, exposure=self.input.exposure) for member in self.members)
+        return tuple(dict.fromkeys((self.input, *theirs)))
+
     def to_json(self) -> dict[str, Any]:
-        """The card as JSON values."""
-        content = asdict(self) | {"map_scale": self.map_scale._asdict()}
+        """The card as JSON values; members are named by their ids."""
+        content = asdict(replace(self, members=())) | {"map_scale": self.map_scale._asdict()}
         del content["written_id"]
+        content["members"] = [member.model_id for member in self.members]
+        if not self.members:
+            del content["members"]
+            for product in content["products"].values():
+                del product["peaks"]
         # Cards of models without views and parts stay what they were, and with them their ids.
         if self.views == "pooled":
             del content["views"]
@@ -129,8 +145,10 @@ class ModelCard:
         return {"format": FORMAT, **content}
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> ModelCard:
-        """A card from the content of model.json.
+    def from_json(
+        cls, content: Mapping[str, Any], members: tuple[ModelCard, ...] = ()
+    ) -> ModelCard:
+        """A card from the content of model.json, with the cards of its members.
 
         Raises UserError if it has another format, or names files outside the folder.
         """
@@ -140,6 +158,7 @@ class ModelCard:
                 "that wrote it, or fit the model again"
             )
         values = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
+        values["members"] = members
         values["backbone"] = settings_from(BackboneSettings, values["backbone"])
         values["input"] = settings_from(InputSettings, values["input"])
         values["decode"] = settings_from(DecodeSettings, values["decode"])
@@ -152,6 +171,7 @@ class ModelCard:
                 | {
                     "counts": FitCounts(**card["counts"]),
                     "calibration": Calibration(tuple(card["calibration"]["scores"])),
+                    "peaks": tuple(Position(*peaks) for peaks in card.get("peaks", ())),
                 }
             )
             for name, card in stored
@@ -197,6 +217,8 @@ class Model:
     held_out: bytes = b""
     """A Parquet file of the images that calibrated the model; empty if there are none."""
     masks: dict[str, InspectionMask] = field(default_factory=dict)
+    members: tuple[Model, ...] = ()
+    """Of an ensemble, which has no tensors of its own."""
 
     @property
     def detectors(self) -> dict[str, dict[str, Tensor]]:
@@ -228,7 +250,10 @@ def write_model(location: str, model: Model) -> None:
         if files.read_json(card_file)["model_id"] == model.card.model_id:
             return
         raise AlreadyExists(f"another model lies at {location}; choose a new folder")
-    files.write_bytes(files.join(location, paths.BACKBONE), save(model.backbone))
+    for number, member in enumerate(model.members):
+        write_model(files.join(location, paths.member(number)), member)
+    if not model.members:
+        files.write_bytes(files.join(location, paths.BACKBONE), save(model.backbone))
     for file, tensors in model.detectors.items():
         data = save({k: v.contiguous() for k, v in tensors.items()})
         files.write_bytes(files.join(location, file), data)
@@ -250,7 +275,12 @@ def read_card(location: str) -> ModelCard:
         message = f"no complete model at {location}: there is no {paths.MODEL_CARD}"
         raise NotFound(f"{message}; make one with python -m jobs.fit") from None
     with _malformed(location):
-        card = ModelCard.from_json(content)
+        named = content.get("members", [])
+        folders = [files.join(location, paths.member(number)) for number in range(len(named))]
+        members = tuple(map(read_card, folders))
+        if [member.model_id for member in members] != named:
+            raise UserError(f"{location}: its members are not those that model.json names")
+        card = ModelCard.from_json(content, members)
         if content.get("model_id") != identity(content):
             raise UserError(f"{location}: model.json was changed after it was written (id differs)")
         return replace(card, written_id=content["model_id"])
@@ -271,6 +301,10 @@ def _malformed(location: str) -> Iterator[None]:
 def read_model(location: str) -> Model:
     """A model with its tensors. Raises UserError if tensors differ from their hash in the card."""
     card = read_card(location)
+    if card.members:
+        folders = [files.join(location, paths.member(n)) for n in range(len(card.members))]
+        masks = read_masks(location, card.masks)
+        return Model(card, {}, {}, masks=masks, members=tuple(map(read_model, folders)))
     detectors = dict(read_detectors(location, card))
     products = {name: detectors[product.file] for name, product in card.products.items()}
     place = files.join(location, paths.CALIBRATED_BY)
@@ -282,48 +316,3 @@ def read_model(location: str) -> Model:
         licence=read_licence(location, card.network),
         masks=read_masks(location, card.masks),
     )
-
-
-def read_backbone(location: str, card: ModelCard) -> dict[str, Tensor]:
-    """The tensors of a model's backbone. Raises UserError if they differ from their hash."""
-    backbone = _read_tensors(location, paths.BACKBONE)
-    _check(location, paths.BACKBONE, fingerprint(backbone), card.backbone_sha256)
-    return backbone
-
-
-def read_detectors(
-    location: str, card: ModelCard, products: Collection[str] | None = None
-) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """File and tensors of the detectors of some products (None = all), one after the other.
-
-    Raises UserError if tensors differ from their hash in the card.
-    """
-    chosen = [
-        name
-        for name in card.products
-        if products is None or product_of(name, card.views) in products
-    ]
-    by_file: dict[str, list[str]] = {}
-    for name in chosen:
-        by_file.setdefault(card.products[name].file, []).append(name)
-    for file, names in by_file.items():
-        tensors = _read_tensors(location, file)
-        sha256 = fingerprint(tensors)
-        for name in names:
-            _check(location, file, sha256, card.products[name].sha256)
-        yield file, tensors
-
-
-def _read_tensors(location: str, file: str) -> dict[str, Tensor]:
-    try:
-        return load(files.read_bytes(files.join(location, file)))
-    except SafetensorError as error:
-        raise UserError(
-            f"{location}/{file} is damaged: it is not a safetensors file ({error}); restore it "
-            "from a backup, or fit the model again"
-        ) from error
-
-
-def _check(location: str, file: str, sha256: str, expected: str) -> None:
-    if sha256 != expected:
-        raise UserError(f"{location}/{file} does not hold the tensors that model.json names")

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from ops.archives.fetch import FetchSettings, change_time_note, fetch
@@ -97,6 +98,7 @@ class Read:
     detectors, see `ops.archives.views`.
     `masks`: inspection masks by detector; what lies outside of them is replaced by grey.
     `known`: images with these contents are not decoded; their rows get the hash and status `KNOWN`.
+    `further`: other inputs of the same picture, whose pixels are packed behind those of `input`.
     """
 
     input: InputSettings
@@ -108,6 +110,7 @@ class Read:
     threads: int = 8
     views: Views = "pooled"
     masks: Mapping[str, InspectionMask] = field(default_factory=dict)
+    further: tuple[InputSettings, ...] = ()
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """One row out for every row in, in the same order.
@@ -195,11 +198,13 @@ class Read:
             if mask := self.masks.get(str(detector)):
                 mask.check(picture.width, picture.height, self.input)
                 picture = mask.covered(picture)
-            pixels = resize(picture, self.input)
+            inputs = [resize(picture, each) for each in (self.input, *self.further)]
         if self.input.tiled:
             _check_tiles(picture, self.input)
         out |= {"width": picture.width, "height": picture.height, "bit_depth": picture.bit_depth}
-        out |= {"channels": 1 if pixels.ndim == 2 else 3, "pixels": pack(pixels)}
+        out["channels"] = 1 if inputs[0].ndim == 2 else 3
+        packed = [pack(pixels) for pixels in inputs]
+        out["pixels"] = np.concatenate(packed) if self.further else packed[0]
         fitted = self.depths.get(str(detector), ())
         notes += [picture.note, _other_depth(picture.bit_depth, fitted)]
         out["reason"] = "; ".join(filter(None, notes)) or None

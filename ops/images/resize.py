@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -273,6 +274,11 @@ def pack(pixels: Pixels) -> npt.NDArray[np.uint8]:
     """
     ordered = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("<"))
     return ordered.reshape(-1).view(np.uint8)
+
+
+def packed_bytes(settings: InputSettings, channels: int, bit_depth: int) -> int:
+    """Bytes of a packed input that is no whole picture."""
+    return math.prod(settings.sides) * channels * (1 if bit_depth <= 8 else 2)
 
 
 def unpack(

@@ -49,23 +49,23 @@ def _in_8_bits(picture: Picture) -> Pixels8:
 def overlay(picture: Pixels8, values: Map, scale: Scale, threshold: float | None) -> Pixels8:
     """The picture (h, w[, 3]) in grey, coloured where the map (h, w) is above the threshold.
 
-    Returns (h, w, 3). Without a threshold, half of the map's peak takes its place, so that colours
-    show where this picture scores highest, however low that is.
+    Returns (h, w, 3). Without a threshold, the middle between the scale's offset and the map's peak
+    takes its place, so that colours show where this picture scores highest, however low that is.
     """
-    return blend(picture, values, scale, _colour_from(values, threshold))
+    return blend(picture, values, scale, _colour_from(values, threshold, scale))
 
 
 def thumbnail_overlay(
     small: Pixels8, picture: Picture, decoded: Decoded, threshold: float | None
 ) -> Pixels8:
     """`overlay` of a stored map on the thumbnail of its picture."""
-    low = _colour_from(decoded.values(), threshold)
+    low = _colour_from(decoded.values(), threshold, decoded.scale)
     values = map_on_thumbnail(decoded, picture, small, outside=low)
     return blend(small, values, decoded.scale, low)
 
 
-def _colour_from(values: Map, threshold: float | None) -> float:
-    return float(values.max()) / 2 if threshold is None else threshold
+def _colour_from(values: Map, threshold: float | None, scale: Scale) -> float:
+    return (scale.offset + float(values.max())) / 2 if threshold is None else threshold
 
 
 def blend(picture: Pixels8, values: Map, scale: Scale, low: float) -> Pixels8:

@@ -174,6 +174,15 @@ class DrawMaps:
         return picture, overlays.overlay(picture, values, self.scale, threshold)
 
 
+class FindPeaks(DrawMaps):
+    """Draws nothing, and adds a column `peak`: the highest patch score of each image."""
+
+    columns = MAP_COLUMNS.append(pa.field("peak", pa.float64()))
+
+    def _added(self, row: dict[str, Any], target: _Target) -> dict[str, object]:  # noqa: ARG002 - writes no file
+        return {"peak": float(np.frombuffer(row["patch_scores"], "<f4").max())}
+
+
 class DrawSketches(DrawMaps):
     """Also adds a column `sketch`: a small PNG of each picture above its overlay."""
 

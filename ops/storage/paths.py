@@ -23,6 +23,11 @@ _CUT_ESCAPE = re.compile(r"%[0-9A-F]?$")
 _DEVICE = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)(?:\.|$)", re.ASCII | re.IGNORECASE)
 
 
+def member(number: int) -> str:
+    """The folder of one member in the model folder of an ensemble, by its number from 0."""
+    return f"_member-{number}"
+
+
 def file_name(product: str) -> str:
     """A product's name as a file name, with the characters escaped that a path gives a meaning.
 

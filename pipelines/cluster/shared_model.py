@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,9 +11,11 @@ import ray
 from torch import Tensor
 
 from ops.archives.views import product_of
-from ops.detectors.model_folder import Model, ModelCard, read_backbone, read_card, read_detectors
+from ops.detectors.model_folder import Model, ModelCard, read_card
+from ops.detectors.model_tensors import read_backbone, read_detectors
 from ops.images.inspection import InspectionMask
 from ops.images.inspection_files import read_masks
+from ops.storage import files, paths
 from pipelines.cluster.answers import answered
 
 _PUT = 600.0  # seconds for the tensors of one detector, also if the store must spill others
@@ -29,10 +32,14 @@ class SharedModel:
     bytes_of_detectors: tuple[int, ...] = ()
     masks: dict[str, InspectionMask] = field(default_factory=dict)
     """Inspection masks by detector."""
+    members: tuple[SharedModel, ...] = ()
+    """Of an ensemble, which has no tensors of its own."""
 
     @classmethod
     def put(cls, model: Model) -> SharedModel:
         """Store a model's tensors: one object for the backbone, and one for each detector."""
+        if model.members:
+            return cls._of(model.card, map(cls.put, model.members))
         return cls._put(model.card, model.backbone, model.detectors.items(), model.masks)
 
     @classmethod
@@ -42,10 +49,23 @@ class SharedModel:
         Raises UserError if tensors do not match the hashes in the card.
         """
         card = read_card(location)
+        if card.members:
+            folders = [files.join(location, paths.member(n)) for n in range(len(card.members))]
+            return cls._of(card, (cls.read(folder, products) for folder in folders))
         detectors = read_detectors(location, card, products)
         chosen = [name for name in card.masks if product_of(name, card.views) in products]
         masks = read_masks(location, card.masks, chosen)
         return cls._put(card, read_backbone(location, card), detectors, masks)
+
+    @classmethod
+    def _of(cls, card: ModelCard, members: Iterable[SharedModel]) -> SharedModel:
+        """An ensemble, which holds the backbones of its members and shares a cache among them."""
+        stored = tuple(members)
+        of_members = (member.bytes_of_detectors for member in stored)
+        sizes = tuple(map(sum, itertools.zip_longest(*of_members, fillvalue=0)))
+        backbones = sum(member.bytes_of_backbone for member in stored)
+        # All members have the same masks.
+        return cls(card, None, {}, backbones, sizes, stored[0].masks, stored)
 
     @classmethod
     def _put(

@@ -34,11 +34,12 @@ def calibrate(
     fetch: FetchSettings,
     resources: Resources,
     progress: ProgressCallback,
+    scores: Mapping[str, float] | None = None,
 ) -> Model:
     """Score the held-out images; returns the model with calibrations and contact sheets.
 
     A sheet shows the images of a product with the highest scores. Images that cannot be scored
-    are left out.
+    are left out. `scores`: those to calibrate with, by image id, instead of the model's own.
     """
     if not len(held_out):
         return model
@@ -53,6 +54,8 @@ def calibrate(
         for rows in process_rows(ScoringStream(shared, draw, fetch, held), held_out):
             for row in rows.to_pylist():
                 done += 1
+                if scores is not None and row["score"] is not None:
+                    row["score"] = scores.get(row["image_id"])
                 failed += row["score"] is None
                 if row["score"] is not None:
                     name = detector_name(row, model.card.views)

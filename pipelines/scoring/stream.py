@@ -72,6 +72,7 @@ class ScoringStream:
             depths,
             views=card.views,
             masks=self.model.masks,
+            further=card.inputs[1:],
         )
 
     def apply(self, blocks: Dataset) -> Dataset:

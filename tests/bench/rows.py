@@ -115,7 +115,7 @@ def steps(listed: Inventory, model: Model) -> Iterator[Row]:
     rows = rows.append_column("inventory_row", pa.array(range(len(rows)), pa.int64()))
     read = Read(INPUT, DecodeSettings(), FetchSettings(), threads=1)
     detect = ScoreImages(_Tensors(model))
-    detect._detector = lambda _: NoDetector()  # type: ignore[assignment, return-value]
+    detect._model.detector = lambda _: NoDetector()  # type: ignore[assignment, return-value]
     draw = DrawMaps("bench", INPUT, Scale(0.0, 1.0), 4.0, {"part": None}, Out("unused"), "none")
     batches = [rows.slice(start, 16) for start in range(0, len(rows), 16)]
     for what, step in (("read", read), ("detect", detect), ("draw", draw)):

@@ -16,6 +16,7 @@ JOBS = {
     "inventory": ["--archive", "{}/parts"],
     "plan": ["--archive", "{}/parts"],
     "fit": ["--archive", "{}/parts", "--out", "{}/out"],
+    "ensemble": ["--archive", "{}/parts", "--models", '["{model}", "{model}"]', "--out", "{}/out"],
     "score": ["--archive", "{}/parts", "--model", "{model}", "--out", "{}/out"],
     "nightly": ["--archive", "{}/parts", "--model", "{model}", "--out", "{}/out"],
     "evaluate": ["--out", "{}/out"],

@@ -67,6 +67,7 @@ class Tensors:
     def __init__(self, model: Model) -> None:
         self.card = model.card
         self.of_backbone = lambda: model.backbone
+        self.masks = {}
         self.of_product = lambda product: model.products[product]
 
 

@@ -15,6 +15,7 @@ JOBS = (
     "inventory",
     "plan",
     "fit",
+    "ensemble",
     "score",
     "evaluate",
     "check",

@@ -43,6 +43,7 @@ def test_what_is_no_path_is_refused_with_the_form_that_is_meant(place):
 PLACES = {
     "score": ("out", "model", "inventory", "train_names"),
     "fit": ("out", "model_folder", "grow"),
+    "ensemble": ("out", "model_folder", "inventory"),
     "plan": ("grow",),
     "nightly": ("out", "model"),
     "inventory": ("output",),

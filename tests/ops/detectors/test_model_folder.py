@@ -14,10 +14,10 @@ from ops.detectors.model_folder import (
     ProductCard,
     identity,
     read_card,
-    read_detectors,
     read_model,
     write_model,
 )
+from ops.detectors.model_tensors import read_detectors
 from ops.detectors.patchcore import PatchCore, PatchCoreSettings
 from ops.distributed import Alone
 from ops.errors import UserError

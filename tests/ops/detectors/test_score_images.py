@@ -6,6 +6,7 @@ import errno
 import hashlib
 import io
 import os
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -55,6 +56,7 @@ class Tensors:
     def __init__(self, card, backbone, detector) -> None:
         self.card = card
         self.of_backbone = backbone.state
+        self.masks = {}
         self.of_product = lambda product: detector.state()
 
 
@@ -187,6 +189,7 @@ def test_detectors_used_longest_ago_leave_when_memory_ends(rows, tensors):
     class Many:
         card = dataclasses.replace(tensors.card, products=cards)
         of_backbone = tensors.of_backbone
+        masks = MappingProxyType({})
 
         def of_product(self, product):
             fetched.append(product)
@@ -219,7 +222,7 @@ def test_a_row_scores_the_same_alone_and_among_others(rows, tensors):
 
 def test_a_score_that_is_no_number_is_a_failure(rows, tensors, monkeypatch):
     detect = ScoreImages(tensors)
-    broken = detect._detector("nut")
+    broken = detect._model.detector("nut")
     broken.bank = broken.bank * torch.nan
     result = detect(read(rows)).to_pylist()
     assert [row["status"] for row in result] == [s.replace("ok", "undefined") for s in STATUSES]
@@ -357,10 +360,10 @@ def test_maps_are_lowest_and_have_no_peak_outside_of_the_mask(tensors, tmp_path,
         for name in drawn
     ]
     rows = pa.Table.from_pylist(rows, SCHEMA)
-    theirs = Tensors(dataclasses.replace(tensors.card, input=settings), None, None)
-    theirs.of_backbone, theirs.of_product = tensors.of_backbone, tensors.of_product
+    theirs = copy.copy(tensors)
+    theirs.card, theirs.masks = dataclasses.replace(tensors.card, input=settings), masks
     read = Read(settings, DecodeSettings(), FetchSettings(), masks=masks)
-    scored = ScoreImages(theirs, keep=True, masks=masks)(pa.concat_tables(read.pieces(rows)))
+    scored = ScoreImages(theirs, keep=True)(pa.concat_tables(read.pieces(rows)))
     scale, out = tensors.card.map_scale, Out(str(tmp_path / "out"))
     draw = DrawMaps("m", settings, scale, 4.0, {"nut": 1.0}, out, "all", True, masks=masks)
     one, two, three = draw(scored).to_pylist()

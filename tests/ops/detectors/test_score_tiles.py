@@ -75,6 +75,7 @@ class Tensors:
     def __init__(self, card, backbone, detector) -> None:
         self.card = card
         self.of_backbone = backbone.state
+        self.masks = {}
         self.of_product = lambda product: detector.state()
 
 

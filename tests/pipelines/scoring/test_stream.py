@@ -19,6 +19,7 @@ from ops.archives.fetch import FetchSettings
 from ops.archives.inventory import Inventory
 from ops.archives.layouts import LAYOUTS, PathParser
 from ops.archives.listing import IMAGE_SUFFIXES
+from ops.detectors.ensemble import EnsembleSettings
 from ops.detectors.model_folder import Model, read_model, write_model
 from ops.detectors.patchcore import PatchCoreSettings
 from ops.failure import TooManyFailures
@@ -32,6 +33,7 @@ from pipelines.cluster import memory
 from pipelines.cluster.resources import Resources
 from pipelines.cluster.shared_model import SharedModel
 from pipelines.fitting import fit, plan, worker
+from pipelines.fitting.ensemble import EnsembleRequest, ensemble
 from pipelines.fitting.rehearsal import rehearse_on_worker
 from pipelines.fitting.request import FitRequest, NothingToFit, split
 from pipelines.fitting.worker import DetectorCheckpoint
@@ -341,8 +343,30 @@ def test_every_good_image_is_in_the_bank_whatever_the_number_of_workers(world, t
     assert len({model.card.model_id for model in models.values()}) == 1
 
 
+def scored_checked_and_evaluated(world, folder, out):
+    """Score the archive with a model, and check what is written."""
+    shared, out = SharedModel.read(folder, world.inventory.products()), Out(str(out))
+    memory.check_scoring(shared, SLOTS)
+    run = resume_or_start(
+        world.inventory, shared, out, ScoreSettings("all", True, 10), "2026-11-20"
+    )
+    totals = score.score(run, FetchSettings(backoff=0.01), SLOTS, "50%", nothing)
+    rows = parquet.read(totals["table"])
+    assert rows["image_id"].to_pylist() == world.table["image_id"].to_pylist()
+    assert rows["status"].to_pylist() == world.table["status"].to_pylist()
+    record = files.read_json(out.run(run.run_id))
+    subject = RunUnderCheck(out, run.run_id, record, world.inventory.location, shared.card)
+    assert verify.check(subject, 1.0, nothing).violations == {}
+    fetch, thresholds, size = FetchSettings(), record["thresholds"], shared.card.input
+    found = evaluate.evaluate(
+        rows, world.inventory.read(), thresholds, size, fetch, SLOTS, nothing
+    ).table.to_pylist()
+    assert found[1]["image_auroc"] > 0.9
+    assert found[1]["pixel_images"] == 8
+
+
 @pytest.mark.slow
-def test_tiles_go_all_the_way_from_the_fit_to_check_and_evaluation(world, tmp_path):
+def test_tiles_and_ensembles_go_all_the_way_from_the_fit_to_check_and_evaluation(world, tmp_path):
     inspected = np.ones((64, 64), np.uint8) * 255
     inspected[:2] = inspected[:, 62:] = 0
     Image.fromarray(inspected).save(tmp_path / "mask.png")
@@ -382,6 +406,17 @@ def test_tiles_go_all_the_way_from_the_fit_to_check_and_evaluation(world, tmp_pa
     ).table.to_pylist()
     assert found[1]["image_auroc"] > 0.9
     assert found[1]["pixel_images"] == 8
+    members = [
+        fit.fit(world.inventory, request(holdout=0.5, input=each), SLOTS, nothing)
+        for each in (InputSettings(64), InputSettings(96, exposure="median"))
+    ]
+    combining = EnsembleRequest(EnsembleSettings(2.0, "smallest_p"), 0.3, FetchSettings())
+    both = ensemble(members, world.inventory, combining, SLOTS, nothing)
+    for product in both.card.products.values():
+        assert len(product.calibration.scores) == 4
+    assert sorted(both.pictures) == ["fabric.held-out.png", "washer.held-out.png"]
+    write_model(str(tmp_path / "both"), both)
+    scored_checked_and_evaluated(world, str(tmp_path / "both"), tmp_path / "out of both")
     bare = replace(tiled, roi="")  # the model brings its masks
     grown = fit.fit(world.inventory, bare, SLOTS, nothing, read_model(str(tmp_path / "model")))
     assert grown.masks == model.masks

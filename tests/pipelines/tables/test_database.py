@@ -10,6 +10,8 @@ from pipelines.tables.database import opened
 
 #: Prints a line before a statement that takes hours.
 LONG = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
 from pipelines.tables.database import opened
 try:
     with opened() as database:

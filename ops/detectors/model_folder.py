@@ -34,6 +34,8 @@ from ops.storage import files, paths
 from ops.storage.storage_errors import AlreadyExists, NotFound
 
 FORMAT = "nightloupe model 1"
+#: Share of good images that may have a region, unless a fit or a run is told another one.
+REGION_RATE = 0.01
 
 
 def versions() -> dict[str, str]:
@@ -63,6 +65,8 @@ class ProductCard:
     """Number of images of the fit by their bit depth."""
     sizes: dict[str, int] = field(default_factory=dict)
     """Number of held-out images by their `WIDTHxHEIGHT` in pixels."""
+    peaks: Calibration = field(default_factory=lambda: Calibration(()))
+    """The largest map value of each held-out image, by which regions are told and judged."""
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -91,6 +95,8 @@ class ModelCard:
     """With separate views the keys of `products` name detectors, see `ops.archives.views`."""
     parts: dict[str, PartCalibration] = field(default_factory=dict)
     """Calibrations of the parts of several images, by product."""
+    region_false_alarm_rate: float = REGION_RATE
+    """Share of good images that may have a region; it sets the pixel thresholds."""
 
     #: The id in the file. The hash of a card that was read may differ from it, because settings
     #: that the file lacks are filled in.
@@ -115,12 +121,17 @@ class ModelCard:
         """The card as JSON values."""
         content = asdict(self) | {"map_scale": self.map_scale._asdict()}
         del content["written_id"]
-        # Cards of models without views and parts stay what they were, and with them their ids.
+        # Cards of models without views, parts or regions stay what they were, as do their ids.
         if self.views == "pooled":
             del content["views"]
         content["parts"] = {name: parts.to_json() for name, parts in self.parts.items()}
         if not self.parts:
             del content["parts"]
+        if self.region_false_alarm_rate == REGION_RATE:
+            del content["region_false_alarm_rate"]
+        for product in content["products"].values():
+            if not product["peaks"]["scores"]:
+                del product["peaks"]
         return {"format": FORMAT, **content}
 
     @classmethod
@@ -147,6 +158,7 @@ class ModelCard:
                 | {
                     "counts": FitCounts(**card["counts"]),
                     "calibration": Calibration(tuple(card["calibration"]["scores"])),
+                    "peaks": Calibration(tuple(card.get("peaks", {}).get("scores", ()))),
                 }
             )
             for name, card in stored

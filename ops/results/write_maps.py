@@ -1,9 +1,9 @@
-"""From patch scores to anomaly maps: peaks, and the PNG files that a run asks for."""
+"""From patch scores to anomaly maps: peaks, regions, and the PNG files that a run asks for."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -12,9 +12,10 @@ import pyarrow as pa
 from ops.archives.views import Views, detector_name
 from ops.images.packed_pixels import views
 from ops.images.resize import InputSettings, geometry, map_size, unpack
-from ops.results import anomaly_map, map_png, overlays
+from ops.results import anomaly_map, map_png, overlays, region_table
 from ops.results.anomaly_map import Map, Scale
 from ops.results.overlays import Pixels8
+from ops.results.regions import RegionRules
 from ops.storage import files, uris
 from ops.storage.paths import Out
 from ops.storage.storage_errors import StorageError
@@ -26,6 +27,9 @@ MAP_COLUMNS = pa.schema(
     [
         ("peak_x", pa.int32()),
         ("peak_y", pa.int32()),
+        ("map_largest", pa.float64()),  # the value at the peak
+        ("regions", region_table.LIST),
+        ("regions_hidden", pa.int64()),
         ("map_uri", pa.string()),
         ("saturated", pa.bool_()),
         ("map_error", pa.string()),
@@ -76,7 +80,7 @@ class _Target:
 
 @dataclass(frozen=True)
 class DrawMaps:
-    """Finds the peaks of maps, and writes the maps that `policy` selects.
+    """Finds peaks and regions of maps, and writes the maps that `policy` selects.
 
     A map that cannot be written does not cost the score: its row says why. After the first such
     map of a batch, no other map of the batch is tried, because a store may take long to fail.
@@ -93,6 +97,7 @@ class DrawMaps:
     policy: Policy
     overlays: bool = False
     views: Views = "pooled"
+    regions: RegionRules = field(default_factory=RegionRules)
     columns: ClassVar[pa.Schema] = MAP_COLUMNS
 
     def __call__(self, rows: pa.Table) -> pa.Table:
@@ -129,8 +134,13 @@ class DrawMaps:
         added: dict[str, object] = {
             "peak_x": min(x, row["width"] - 1),
             "peak_y": min(y, row["height"] - 1),
+            "map_largest": float(values.max()),
             "saturated": bool(values.max() > top),
         }
+        size, name = (row["width"], row["height"]), detector_name(row, self.views)
+        if found := self.regions.find(values, where, size, name):
+            added["regions"] = [region._asdict() for region in found.regions]
+            added["regions_hidden"] = found.hidden
         if self.policy == "all" or (self.policy == "flagged" and row["is_anomalous"]):
             location = self.out.map(self.model_id, row["image_id"])
             target.write(location, map_png.encode(values, self.scale, where, self.model_id))

@@ -23,7 +23,14 @@ from jobs.tracking.tracker import Tracker
 from ops.archives.fetch import FetchSettings
 from ops.archives.views import Views
 from ops.detectors.detector import settings_from
-from ops.detectors.model_folder import Model, ModelCard, ProductCard, read_card, write_model
+from ops.detectors.model_folder import (
+    REGION_RATE,
+    Model,
+    ModelCard,
+    ProductCard,
+    read_card,
+    write_model,
+)
 from ops.detectors.registry import DETECTORS, detector_class
 from ops.errors import SettingError, UserError
 from ops.failure import max_failures
@@ -44,6 +51,15 @@ from pipelines.fitting.request import FitRequest, Select
 from pipelines.tables import lock
 
 _SHOWN = 100  # products of a new model that are printed
+
+
+@dataclass(frozen=True)
+class RegionRate:
+    """How regions of anomaly maps are told from the rest."""
+
+    false_alarm_rate: float = REGION_RATE
+    """Share of good images that may have any region above the pixel threshold; it sets each
+    product's, which jobs.score can change."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +104,7 @@ class Settings(sources.Listing):
     """Exit with 3 if the job is done and warned."""
     cluster: str | None = None
     """Address of a Ray cluster; default: RAY_ADDRESS, else one is started for the job."""
+    regions: RegionRate = field(default_factory=RegionRate)
     select: Select = field(default_factory=Select)
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
     input: InputSettings = field(default_factory=lambda: InputSettings(size="auto", fit="auto"))
@@ -211,6 +228,7 @@ def check_free(folder: str, request: FitRequest, grown: Model | None) -> None:
         views=card.views,
         holdout=card.fit.get("holdout", request.holdout),
         false_alarm_rate=card.false_alarm_rate,
+        region_rate=card.region_false_alarm_rate,
     )
     masked = bool(request.roi or request.ignore) != bool(card.masks)
     if grown or masked or same != request or "grown_from" in card.fit:
@@ -239,6 +257,7 @@ def request_of(settings: Settings, method_settings: Any, grown: Model | None) ->
         views=settings.views,
         holdout=settings.holdout,
         false_alarm_rate=settings.false_alarm_rate,
+        region_rate=settings.regions.false_alarm_rate,
         max_failed=str(settings.max_failed),
         roi=settings.roi,
         ignore=settings.ignore,

@@ -4,6 +4,7 @@ python -m jobs.query --out out --product washer --limit 50
 python -m jobs.query --out s3://bucket/out --where "width > 1000" --output worst.csv
 python -m jobs.query --out out --model-id "tiles v3" --columns p_value,model,overlay_uri,uri
 python -m jobs.query --out out --parts true --output parts.csv
+python -m jobs.query --out out --regions true --where is_anomalous --output regions.json
 python -m jobs.query --out out --false-alarm-rate 0.001 --output relabelled.parquet
 
 Anomalous images come first, of these the ones that the last night scored, then the smallest
@@ -23,10 +24,11 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from jobs.cli import entry, rows
+from jobs.cli import coco, entry, rows
 from jobs.cli.console import echo
 from jobs.cli.image_rows import ImageRows
 from jobs.cli.part_rows import PartRows
+from jobs.cli.region_rows import RegionRows
 from ops.errors import SettingError, UserError
 from ops.storage.paths import Out
 from pipelines.tables import current_scores, gone, model_names, run_records
@@ -51,6 +53,11 @@ class Settings:
     """One row for each part of several images, where paths name {part}: its worst view, what failed
     or is missing, and a p-value of the part. --where and --columns are then over the columns of
     this table."""
+    regions: bool = False
+    """One row for each region of a map above the pixel threshold, with its box. --where and
+    --columns are then over the columns of this table. --threshold, on map values, and
+    --false-alarm-rate leave out regions; none is added or cut anew. An --output that ends in .json
+    is a COCO file."""
     where: str = ""
     """An SQL expression over is_new and the columns of the score table, such as "width > 1000".
     Products are stored in Unicode's composed form, NFC."""
@@ -71,7 +78,8 @@ class Settings:
     gone: bool = False
     """Also show images that the last night did not find in the archive any more."""
     output: str = ""
-    """The .parquet or .csv file to write, a path or s3:// URI; default: the screen."""
+    """The .parquet or .csv file to write (with --regions also .json), a path or s3:// URI; default:
+    the screen."""
     raw: bool = False
     """Write the text of a .csv file as it is. Else what a spreadsheet would take for a formula gets
     a leading ', and control characters are escaped."""
@@ -80,10 +88,18 @@ class Settings:
 def main(argv: Sequence[str]) -> int:
     """Query current scores."""
     settings, _ = entry.parse(Settings, __doc__, argv)
-    rows.check_output(settings.output)
+    as_coco = settings.regions and settings.output.endswith(coco.SUFFIX)
+    if settings.parts and settings.regions:
+        raise SettingError("--parts and --regions exclude each other")
+    if as_coco and settings.columns:
+        raise SettingError("--columns has no meaning for a COCO file; leave it out")
+    if not as_coco:
+        rows.check_output(settings.output)
     if settings.limit is not None and settings.limit < 1:
         raise SettingError(f"limit {settings.limit} must be at least 1")
-    kind = PartRows if settings.parts else ImageRows
+    kind: type[ImageRows | PartRows | RegionRows] = (
+        PartRows if settings.parts else RegionRows if settings.regions else ImageRows
+    )
     columns = _columns(settings, kind.schema, kind.on_screen)
     entry.check_access(settings)
     out = Out(settings.out)
@@ -101,7 +117,9 @@ def main(argv: Sequence[str]) -> int:
         found = asked.read(database, settings.limit or (None if settings.output else _SCREEN))
         selected = (batch.select(columns) for batch in found)
         answer: list[_Row] | int
-        if settings.output:
+        if as_coco:
+            answer = coco.write(settings.output, rows.checked(selected, check), str(model))
+        elif settings.output:
             schema = pa.schema([kind.schema.field(name) for name in columns])
             answer = rows.write(settings.output, schema, selected, settings.raw, check)
         else:
@@ -110,7 +128,7 @@ def main(argv: Sequence[str]) -> int:
         return answer
 
     others = listing.location if listing else settings.inventory
-    answer = current_scores.read_consistently(out, read, "2GB", others)
+    answer = current_scores.read_consistently(out, read, "2GB", others, regions=settings.regions)
     echo(f"model: {model}")
     if left_out:
         echo(f"{left_out:,} images are gone from the archive and left out; --gone true shows them")

@@ -91,7 +91,7 @@ def _score(
     progress: Progress,
 ) -> int:
     """Score an inventory with the model of a folder; the caller holds the lock of `out`."""
-    policy = ScoreSettings(settings.maps, settings.overlays, settings.chunk_rows)
+    policy = ScoreSettings(settings.maps, settings.overlays, settings.chunk_rows, settings.regions)
     inventory = sources.inventory_of(settings.inventory, settings, tracker.out, progress)
     warnings = list(filter(None, [model_fit.unknown_products(inventory, read_card(folder))]))
     for sentence in warnings:
@@ -182,6 +182,8 @@ def print_summary(totals: dict[str, Any]) -> None:
             f"{totals['maps_beyond_scale']} maps are clipped at the top of the model's scale; "
             "scores are not"
         )
+    if totals.get("regions_hidden"):
+        echo(f"{totals['regions_hidden']} regions are left out; see --regions.min-area")
     if totals.get("retries"):
         echo(f"{totals['retries']} reads were repeated before the store answered")
     echo(f"table: {totals['table']}")

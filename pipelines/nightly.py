@@ -28,6 +28,7 @@ from pipelines.reports.report_data import ReportSettings
 from pipelines.scoring import deduplicate, score, verify_content
 from pipelines.scoring.resume import resume_or_start
 from pipelines.scoring.run import Run
+from pipelines.scoring.stream import region_settings
 from pipelines.scoring.work_list import WorkList
 from pipelines.tables import gone, lock, run_order, run_records, take_inventory
 from pipelines.tables.pending import find_pending
@@ -230,7 +231,11 @@ class Night:
             )
             begin(run)
             with deduplicate.open_score_cache(
-                self._out, self._model_id, work.settings, model.card.views
+                self._out,
+                self._model_id,
+                work.settings,
+                model.card.views,
+                region_settings(model.card, work.settings.regions),
             ) as score_cache:
                 totals = score.score(
                     run,

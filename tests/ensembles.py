@@ -24,7 +24,6 @@ from ops.images.packed_pixels import column
 from ops.images.resize import InputSettings, pack, resize
 from ops.results.anomaly_map import Scale
 from ops.results.calibration import Calibration
-from ops.results.write_maps import FindPeaks
 from ops.storage.paths import Out, product_file
 from pipelines.fitting.ensemble import EnsembleRequest, Found, HeldOut, combined_card
 from pipelines.scoring.stream import draw_step
@@ -118,11 +117,12 @@ def calibrated(model: Model, scores: Sequence[float]) -> Model:
 def scored(model: Model) -> Found:
     """What a model says of the held-out parts."""
     rows = rows_of([pictures.texture(seed) for seed in HELD_OUT], model.card.inputs)
-    draw = draw_step(model.card, Out(""), "none", kind=FindPeaks)
+    draw = draw_step(model, Out(""), "none")
     found = draw(detecting(model)(rows)).to_pylist()
     return {
         PRODUCT: {
-            row["image_id"]: HeldOut(row["score"], row["peak"], row["image_id"]) for row in found
+            row["image_id"]: HeldOut(row["score"], row["map_largest"], row["image_id"])
+            for row in found
         }
     }
 

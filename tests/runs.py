@@ -84,6 +84,8 @@ def finish(
         "statuses": dict(sorted(collected.statuses.items())),
         "failed": collected.failed,
         "anomalous": collected.anomalous,
+        "regions": collected.regions,
+        "regions_hidden": collected.regions_hidden,
         "table": out.table(night, run.run_id),
     }
     started = NOW.replace(day=int(night[-2:]))

@@ -57,6 +57,27 @@ FROM scores JOIN chosen
     AND scores.model_id = chosen.model_id AND scores.image_id = chosen.image_id
     AND scores.run_id = chosen.run_id;
 
+-- The regions of the current images. Regions whose run has published no scores join with nothing.
+CREATE EXTERNAL TABLE IF NOT EXISTS regions (
+    image_id string, number int, box_x int, box_y int, box_width int, box_height int,
+    area double, centroid_x double, centroid_y double, largest double, mean double, p_value double,
+    touches_border boolean, model_id string, run_id string
+)
+PARTITIONED BY (night string, run string)
+STORED AS PARQUET
+LOCATION 's3://bucket/out/regions/';
+
+MSCK REPAIR TABLE regions;
+
+CREATE OR REPLACE VIEW current_regions AS
+SELECT scores.uri, scores.product, scores.part, scores.view, scores.width, scores.height,
+       scores.is_anomalous, regions.image_id, number, box_x, box_y, box_width, box_height, area,
+       centroid_x, centroid_y, largest, mean, regions.p_value, touches_border, regions.model_id,
+       regions.run_id
+FROM regions JOIN current_scores AS scores
+    ON regions.run = scores.run_id  -- the partition: others are not read
+    AND regions.model_id = scores.model_id AND regions.image_id = scores.image_id;
+
 -- The parts of several images, where paths name {part}: one row for each, with its worst image. A
 -- view has failed if none of its images has a score, and is missing if the part has no image of a
 -- view that other parts of its product have. python -m jobs.query --parts also has p-values of parts,

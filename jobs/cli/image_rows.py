@@ -34,7 +34,7 @@ class ImageRows:
     def __init__(self, settings: Any, out: Out, model: NamedModel, listing: Listing | None) -> None:
         """Raises SettingError for rules that exclude each other, UserError if none is known."""
         self._settings, self._model, self._listing = settings, model, listing
-        self._rules, self._views = _verdict_rules(settings, out, model.model_id)
+        self._rules, self._views = verdict_rules(settings, out, model.model_id)
         self._added = ViewColumns.of(out, model)
 
     def read(
@@ -56,7 +56,7 @@ class ImageRows:
         return map(self._added.complete, found)
 
 
-def _verdict_rules(settings: Any, out: Out, model_id: str) -> tuple[dict[str, VerdictRule], Views]:
+def verdict_rules(settings: Any, out: Out, model_id: str) -> tuple[dict[str, VerdictRule], Views]:
     """The rule of each detector by the settings, and what it is for; empty to keep verdicts."""
     threshold, rate = settings.threshold, settings.false_alarm_rate
     if threshold is not None and rate is not None:

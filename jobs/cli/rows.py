@@ -32,19 +32,20 @@ def write(
     check: Callable[[], None],
 ) -> int:
     """Write rows; `check` may raise before the file appears. Returns their number."""
-
-    def checked() -> Iterator[pa.RecordBatch]:
-        yield from rows
-        check()
-
     if location.endswith(".parquet"):
-        return parquet.write(location, schema, checked())
+        return parquet.write(location, schema, checked(rows, check))
     written = 0
     with files.staged(location) as path, csv.CSVWriter(path, schema) as writer:
-        for batch in checked():
+        for batch in checked(rows, check):
             writer.write_batch(batch if raw else _with_safe_cells(batch))
             written += len(batch)
     return written
+
+
+def checked(rows: Iterator[pa.RecordBatch], check: Callable[[], None]) -> Iterator[pa.RecordBatch]:
+    """The rows; after the last one `check` may raise."""
+    yield from rows
+    check()
 
 
 def _with_safe_cells(batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -118,7 +118,7 @@ class LoadedEnsemble:
         found = [member.scores(product, rows, chosen, step) for member in self._members]
         known = [held_out_scores(member, product) for member in self._card.members]
         values = combined([scores.values for scores in found], known, self._settings.combine)
-        peaks = self._card.products[product].peaks
+        peaks = self._card.products[product].member_peaks
         maps = zip(*(scores.maps for scores in found), strict=True)
         return ImageScores(values, [mean_map(of_row, peaks) for of_row in maps])
 

@@ -36,6 +36,8 @@ from ops.storage import files, paths
 from ops.storage.storage_errors import AlreadyExists, NotFound
 
 FORMAT = "nightloupe model 1"
+#: Share of good images that may have a region, unless a fit or a run is told another one.
+REGION_RATE = 0.01
 
 
 def versions() -> dict[str, str]:
@@ -65,7 +67,9 @@ class ProductCard:
     """Number of images of the fit by their bit depth."""
     sizes: dict[str, int] = field(default_factory=dict)
     """Number of held-out images by their `WIDTHxHEIGHT` in pixels."""
-    peaks: tuple[Position, ...] = ()
+    peaks: Calibration = field(default_factory=lambda: Calibration(()))
+    """The largest map value of each held-out image, by which regions are told and judged."""
+    member_peaks: tuple[Position, ...] = ()
     """Of an ensemble: where the peaks of each member's maps lie, over the held-out images."""
 
     @property
@@ -95,6 +99,8 @@ class ModelCard:
     """With separate views the keys of `products` name detectors, see `ops.archives.views`."""
     parts: dict[str, PartCalibration] = field(default_factory=dict)
     """Calibrations of the parts of several images, by product."""
+    region_false_alarm_rate: float = REGION_RATE
+    """Share of good images that may have a region; it sets the pixel thresholds."""
     masks: dict[str, str] = field(default_factory=dict)
     """Hashes of inspection masks, by detector."""
     members: tuple[ModelCard, ...] = ()
@@ -131,17 +137,21 @@ class ModelCard:
         content = asdict(replace(self, members=())) | {"map_scale": self.map_scale._asdict()}
         del content["written_id"]
         content["members"] = [member.model_id for member in self.members]
-        if not self.members:
-            del content["members"]
-            for product in content["products"].values():
-                del product["peaks"]
-        # Cards of models without views and parts stay what they were, and with them their ids.
+        # Cards of models without views, parts, masks, regions or members stay what they were, as do
+        # their ids.
         if self.views == "pooled":
             del content["views"]
         content["parts"] = {name: parts.to_json() for name, parts in self.parts.items()}
-        for name in ("parts", "masks"):
+        for name in ("parts", "masks", "members"):
             if not content[name]:
                 del content[name]
+        if self.region_false_alarm_rate == REGION_RATE:
+            del content["region_false_alarm_rate"]
+        for product in content["products"].values():
+            if not product["peaks"]["scores"]:
+                del product["peaks"]
+            if not self.members:
+                del product["member_peaks"]
         return {"format": FORMAT, **content}
 
     @classmethod
@@ -171,7 +181,10 @@ class ModelCard:
                 | {
                     "counts": FitCounts(**card["counts"]),
                     "calibration": Calibration(tuple(card["calibration"]["scores"])),
-                    "peaks": tuple(Position(*peaks) for peaks in card.get("peaks", ())),
+                    "peaks": Calibration(tuple(card.get("peaks", {}).get("scores", ()))),
+                    "member_peaks": tuple(
+                        Position(*peaks) for peaks in card.get("member_peaks", ())
+                    ),
                 }
             )
             for name, card in stored

@@ -1,4 +1,4 @@
-"""From patch scores to anomaly maps: peaks, and the PNG files that a run asks for."""
+"""From patch scores to anomaly maps: peaks, regions, and the PNG files that a run asks for."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from ops.archives.views import Views, detector_name
 from ops.images.inspection import InspectionMask
 from ops.images.packed_pixels import views
 from ops.images.resize import InputSettings, geometry, map_size, unpack
-from ops.results import anomaly_map, map_png, overlays
+from ops.results import anomaly_map, map_png, overlays, region_table
 from ops.results.anomaly_map import Map, Scale
 from ops.results.overlays import Pixels8
+from ops.results.regions import RegionRules
 from ops.storage import files, uris
 from ops.storage.paths import Out
 from ops.storage.storage_errors import StorageError
@@ -27,6 +28,9 @@ MAP_COLUMNS = pa.schema(
     [
         ("peak_x", pa.int32()),
         ("peak_y", pa.int32()),
+        ("map_largest", pa.float64()),  # the value at the peak
+        ("regions", region_table.LIST),
+        ("regions_hidden", pa.int64()),
         ("map_uri", pa.string()),
         ("saturated", pa.bool_()),
         ("map_error", pa.string()),
@@ -91,7 +95,7 @@ def of_picture(
 
 @dataclass(frozen=True)
 class DrawMaps:
-    """Finds the peaks of maps, and writes the maps that `policy` selects.
+    """Finds peaks and regions of maps, and writes the maps that `policy` selects.
 
     A map that cannot be written does not cost the score: its row says why. After the first such
     map of a batch, no other map of the batch is tried, because a store may take long to fail.
@@ -110,6 +114,7 @@ class DrawMaps:
     views: Views = "pooled"
     masks: Mapping[str, InspectionMask] = field(default_factory=dict)
     """Inspection masks by detector; outside of them maps have the lowest value."""
+    regions: RegionRules = field(default_factory=RegionRules)
     columns: ClassVar[pa.Schema] = MAP_COLUMNS
 
     def __call__(self, rows: pa.Table) -> pa.Table:
@@ -148,8 +153,13 @@ class DrawMaps:
         added: dict[str, object] = {
             "peak_x": min(x, row["width"] - 1),
             "peak_y": min(y, row["height"] - 1),
+            "map_largest": float(values.max()),
             "saturated": bool(values.max() > top),
         }
+        size, name = (row["width"], row["height"]), detector_name(row, self.views)
+        if found := self.regions.find(values, where, size, name):
+            added["regions"] = [region._asdict() for region in found.regions]
+            added["regions_hidden"] = found.hidden
         if self.policy == "all" or (self.policy == "flagged" and row["is_anomalous"]):
             location = self.out.map(self.model_id, row["image_id"])
             target.write(location, map_png.encode(values, self.scale, where, self.model_id))
@@ -172,15 +182,6 @@ class DrawMaps:
         picture = (colours / (2**depth - 1) * 255).astype(np.uint8)
         threshold = self.thresholds[detector_name(row, self.views)]
         return picture, overlays.overlay(picture, values, self.scale, threshold)
-
-
-class FindPeaks(DrawMaps):
-    """Draws nothing, and adds a column `peak`: the highest patch score of each image."""
-
-    columns = MAP_COLUMNS.append(pa.field("peak", pa.float64()))
-
-    def _added(self, row: dict[str, Any], target: _Target) -> dict[str, object]:  # noqa: ARG002 - writes no file
-        return {"peak": float(np.frombuffer(row["patch_scores"], "<f4").max())}
 
 
 class DrawSketches(DrawMaps):

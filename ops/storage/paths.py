@@ -97,6 +97,15 @@ class Out:
         """The folder of all published score tables."""
         return files.join(self.root, "scores")
 
+    def regions(self) -> str:
+        """The folder of all published tables of regions."""
+        return files.join(self.root, "regions")
+
+    def region_table(self, night: str, run_id: str) -> str:
+        """The published table of the regions of a run."""
+        folder = files.join(self.regions(), f"night={night}", f"run={run_id}")
+        return files.join(folder, TABLE)
+
     def map(self, model_id: str, image_id: str) -> str:
         """The map of one image under one model."""
         return files.join(self.maps(model_id), _sharded(image_id))

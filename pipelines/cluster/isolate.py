@@ -191,6 +191,8 @@ def _crashed(row: pa.Table, reason: str) -> pa.Table:
         "saturated": [False],
         "retries": [0],
         "map_error": [None],
+        "regions": [None],
+        "regions_hidden": [None],
     }
     values |= {"status": ["crashed_worker"], "reason": [reason]}
     blank = pa.table({k: pa.array(v) for k, v in values.items() if k not in row.schema.names})

@@ -67,6 +67,7 @@ def calibrate(
             card,
             calibration=Calibration.of(results[name].scores),
             sizes=dict(sorted(results[name].sizes.items())),
+            peaks=Calibration.of(results[name].peaks),
         )
         if name in results
         else card
@@ -87,6 +88,8 @@ class HeldOutScores:
     """A product's held-out images: all scores, and the sketches of the highest."""
 
     scores: list[float] = field(default_factory=list)
+    peaks: list[float] = field(default_factory=list)
+    """The largest value of each map."""
     sizes: Counter[str] = field(default_factory=Counter)
     """Number of images by `WIDTHxHEIGHT`."""
     highest: list[tuple[float, str, bytes]] = field(default_factory=list)
@@ -95,6 +98,7 @@ class HeldOutScores:
     def add(self, row: dict[str, Any], keep_sketch: bool) -> None:
         """Add the row of a scored image."""
         self.scores.append(row["score"])
+        self.peaks.append(row["map_largest"])
         self.sizes[f"{row['width']}x{row['height']}"] += 1
         if not keep_sketch:
             return

@@ -28,7 +28,6 @@ from ops.errors import UserError
 from ops.progress import ProgressCallback
 from ops.results.calibration import Calibration
 from ops.results.combination import Combine, Position, left_out
-from ops.results.write_maps import FindPeaks
 from ops.storage.paths import Out
 from pipelines.cluster.isolate import process_rows
 from pipelines.cluster.reservation import reserved
@@ -155,7 +154,7 @@ def _scored(
     """What a member says of the held-out images that it can score."""
     found: Found = {}
     shared = SharedModel.put(member)
-    draw = draw_step(shared, Out(""), "none", kind=FindPeaks)
+    draw = draw_step(shared, Out(""), "none")
     done = failed = 0
     with reserved(resources) as held:
         for rows in process_rows(ScoringStream(shared, draw, fetch, held), held_out):
@@ -166,7 +165,7 @@ def _scored(
                     part = row["part"]
                     unit = row["image_id"] if part is None else (row["product"], part)
                     of_product = found.setdefault(detector_name(row, member.card.views), {})
-                    of_product[row["image_id"]] = HeldOut(row["score"], row["peak"], unit)
+                    of_product[row["image_id"]] = HeldOut(row["score"], row["map_largest"], unit)
             progress("score held-out images", done, len(held_out), failed)
     return found
 
@@ -192,7 +191,7 @@ def combined_card(
         input=common_input(cards),
         decode=first.decode,
         products=products,
-        map_scale=common_scale(cards, [product.peaks for product in products.values()]),
+        map_scale=common_scale(cards, [product.member_peaks for product in products.values()]),
         false_alarm_rate=request.false_alarm_rate,
         fit={
             "holdout": first.fit["holdout"],
@@ -233,5 +232,5 @@ def _product(first: ProductCard, of_members: Sequence[Mapping[str, HeldOut]]) ->
         fit_metrics={},
         calibration=Calibration(()),
         bit_depths=first.bit_depths,
-        peaks=tuple(peaks),
+        member_peaks=tuple(peaks),
     )

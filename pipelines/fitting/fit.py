@@ -115,6 +115,7 @@ def fit(
         # Rounded to two digits, so that the scale does not depend on the rounding of sums.
         map_scale=Scale(0.0, float(f"{ceiling:.1e}") / (LEVELS - 1)),
         false_alarm_rate=request.false_alarm_rate,
+        region_false_alarm_rate=request.region_rate,
         views=request.views,
         parts=kept_parts(earlier, cards),
         masks=hashes(masks.by_detector),

@@ -14,6 +14,7 @@ from ops.archives.fetch import FetchSettings
 from ops.archives.inventory import Inventory
 from ops.archives.layouts import composed
 from ops.archives.views import Views, check_names, detector_names, with_detectors
+from ops.detectors.model_folder import REGION_RATE
 from ops.detectors.registry import detector_class
 from ops.errors import SettingError, UserError
 from ops.features.backbone import BackboneSettings
@@ -60,6 +61,8 @@ class FitRequest:
     views: Views = "pooled"
     holdout: float = 0.1
     false_alarm_rate: float = 0.01
+    region_rate: float = REGION_RATE
+    """Share of good images that may have a region of their map above the pixel threshold."""
     max_failed: str = "0"
     roi: str = ""
     """Place of the masks of what is inspected, with {product} and {view}; empty = everything."""
@@ -88,6 +91,8 @@ class FitRequest:
             )
         if not 0 < self.false_alarm_rate < 1:
             raise SettingError(f"false_alarm_rate {self.false_alarm_rate} must lie in (0, 1)")
+        if not 0 < self.region_rate < 1:
+            raise SettingError(f"regions.false_alarm_rate {self.region_rate} must lie in (0, 1)")
         for name in ("roi", "ignore"):
             if "{view}" in getattr(self, name) and self.views != "separate":
                 raise SettingError(

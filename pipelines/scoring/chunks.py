@@ -13,20 +13,23 @@ import pyarrow.compute as pc
 from ops.archives.inventory import Inventory
 from ops.errors import RunError
 from ops.failure import TRANSIENT
-from ops.results import score_table
+from ops.results import region_table, score_table
 from ops.storage import files, parquet
 from ops.storage.paths import Out
 from pipelines.scoring.read_stage import INVENTORY_ROW
 
-#: Rows that are collected: their number in the inventory, the columns of the score table, and why
-#: the map of a row is missing.
-ROWS = pa.schema(
+#: Rows of chunks: the columns of the score table, the regions of the image's map (null if none were
+#: looked for), and how many were left out.
+CHUNK = pa.schema(
     [
-        pa.field(INVENTORY_ROW, pa.int64()),
         *score_table.SCHEMA,
-        pa.field("map_error", pa.string()),
+        pa.field("regions", region_table.LIST),
+        pa.field("regions_hidden", pa.int64()),
     ]
 )
+#: Rows that are collected: their number in the inventory, the columns of chunks, and why the map of
+#: a row is missing.
+ROWS = pa.schema([pa.field(INVENTORY_ROW, pa.int64()), *CHUNK, pa.field("map_error", pa.string())])
 _CHUNK_FILE = re.compile(r"part-(\d+)\.parquet")
 #: Rows of an unfinished chunk.
 _PARTIAL_FILE = re.compile(r"kept-\d+\.parquet")
@@ -48,6 +51,9 @@ class Chunks:
     chunk_rows: int
     statuses: dict[str, int] = field(default_factory=dict)
     anomalous: int = 0
+    regions: int = 0
+    regions_hidden: int = 0
+    """Regions that are too small, or too many of one image."""
     done: int = 0
     without_map: int = 0
     """Rows so far whose map should exist and could not be written."""
@@ -94,6 +100,8 @@ class Chunks:
             self.without_map += len(errors)
             self.map_error = self.map_error or (errors[0].as_py() if len(errors) else "")
         self.anomalous += pc.sum(rows["is_anomalous"]).as_py() or 0
+        self.regions += pc.sum(pc.list_value_length(rows["regions"])).as_py() or 0
+        self.regions_hidden += pc.sum(rows["regions_hidden"]).as_py() or 0
         for entry in pc.value_counts(rows["status"]).to_pylist():
             status = entry["values"]
             self.statuses[status] = self.statuses.get(status, 0) + entry["counts"]
@@ -149,7 +157,7 @@ class Chunks:
                 self._write(number, whole)
 
     def _write(self, number: int, rows: pa.Table) -> None:
-        parquet.write(self.out.chunk(self.run_id, number), score_table.SCHEMA, [rows])
+        parquet.write(self.out.chunk(self.run_id, number), CHUNK, [rows])
         self._finished[number] = True
         del self._open[number]
 
@@ -160,7 +168,7 @@ class Chunks:
             parquet.write(location, ROWS, collected)
 
     def tables(self) -> Iterator[pa.Table]:
-        """All chunks in order, each checked against the inventory and the schema.
+        """All chunks in order, with columns `CHUNK`, each checked against inventory and schema.
 
         Raises InvalidRun if a row is missing, belongs to another image, occurs twice, or breaks the
         schema.
@@ -173,6 +181,8 @@ class Chunks:
                 raise InvalidRun(
                     f"chunk {number} of {self.run_id} does not hold the inventory's rows"
                 )
-            if broken := score_table.violations(rows):
+            if rows.schema.names != CHUNK.names:
+                raise InvalidRun(f"chunk {number} of {self.run_id} has no regions")
+            if broken := score_table.violations(rows.select(score_table.SCHEMA.names)):
                 raise InvalidRun(f"chunk {number} of {self.run_id}: {'; '.join(broken)}")
             yield rows

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from typing import Any
 
 import duckdb
@@ -16,13 +17,15 @@ from ops.archives.fetch import OTHER_CHANGE_TIME
 from ops.archives.views import Views, detector_sql
 from ops.images.content_index import KEY, Contents
 from ops.images.read_images import KNOWN
+from ops.results import region_table
+from ops.results.regions import RegionSettings
 from ops.storage import files, uris
 from ops.storage.paths import Out
 from ops.storage.storage_errors import StorageError
 from pipelines.scoring.chunks import ROWS
 from pipelines.scoring.read_stage import INVENTORY_ROW
 from pipelines.scoring.run import ScoreSettings
-from pipelines.tables import current_scores
+from pipelines.tables import current_scores, run_records
 
 _COPIED = (
     "width",
@@ -38,9 +41,20 @@ _COPIED = (
 _CREATE_SCORED = f"""
     CREATE TEMP TABLE scored AS
     SELECT {{key}} AS key, content_sha256, {{detector}} AS detector, reason,
-        {", ".join(_COPIED)}
-    FROM scores_of($model) WHERE status = 'ok' AND {{has_map}} ORDER BY key
+        {{regions}} AS regions, {", ".join(_COPIED)}
+    FROM scores_of($model) {{found}} WHERE status = 'ok' AND {{has_map}} ORDER BY key
 """  # noqa: S608 - only names from this file
+#: The regions of each image with any, in the runs that told regions by the same settings.
+_CREATE_REGIONS = f"""
+    CREATE TEMP TABLE found AS
+    SELECT image_id, run_id, list({{{", ".join(f"{c}: {c}" for c in region_table.MEASURED)}}}
+        ORDER BY number) AS regions
+    FROM regions_of($model) WHERE run_id IN (SELECT unnest($runs)) GROUP BY image_id, run_id
+"""  # noqa: S608 - only names from this file
+_IN_RUNS = """
+    JOIN (SELECT unnest($runs) AS run_id) AS alike USING (run_id)
+    LEFT JOIN found USING (image_id, run_id)
+"""
 #: Maps whose place was written for two contents: an image that kept its version had other bytes
 #: (see `verify_content`), so the map is of the later ones.
 _OVERWRITTEN = """
@@ -54,7 +68,7 @@ _REASON = f"""nullif(concat_ws('; ', known.reason, nullif(
     regexp_replace(scored.reason, '^{OTHER_CHANGE_TIME}(; )?', ''), '')), '')"""
 _JOIN_SCORED = f"""
     SELECT known.* REPLACE ('ok' AS status, {_REASON} AS reason,
-        {", ".join(f"scored.{c} AS {c}" for c in _COPIED)})
+        {", ".join(f"scored.{c} AS {c}" for c in (*_COPIED, "regions"))})
     FROM (SELECT *, {{key}} AS key, {{detector}} AS detector FROM known) AS known JOIN scored
         ON known.key = scored.key AND known.content_sha256 = scored.content_sha256
         AND known.detector = scored.detector
@@ -82,8 +96,12 @@ class ScoreCache:
         model_id: str,
         settings: ScoreSettings,
         views: Views = "pooled",
+        runs: Sequence[str] | None = None,
     ) -> None:
-        """`database` is one of `current_scores.opened`; `views` are those of the model."""
+        """`database` is one of `current_scores.opened`; `views` are those of the model.
+
+        `runs`: ids of the runs whose regions are told as in this one; None if it looks for none.
+        """
         self._database, self._out, self._model_id = database, out, model_id
         self._policy = settings.policy
         has_map = _HAS_MAP[settings.policy, settings.overlays]
@@ -92,8 +110,14 @@ class ScoreCache:
         detector = detector_sql(views)
         names = {"key": KEY.format(detector), "detector": detector}
         self._join = _JOIN_SCORED.format(**names)
-        query = _CREATE_SCORED.format(has_map=has_map, **names)
-        database.execute(query, {"model": model_id})
+        parameters: dict[str, Any] = {"model": model_id}
+        regions, found = "NULL", ""
+        if runs is not None:
+            parameters["runs"] = list(runs)
+            regions, found = "coalesce(regions, [])", _IN_RUNS
+            database.execute(_CREATE_REGIONS, parameters)
+        query = _CREATE_SCORED.format(has_map=has_map, regions=regions, found=found, **names)
+        database.execute(query, parameters)
         self.copied = 0
         """Rows whose score was copied."""
         self.lost = 0
@@ -145,8 +169,29 @@ class ScoreCache:
 
 @contextlib.contextmanager
 def open_score_cache(
-    out: Out, model_id: str, settings: ScoreSettings, views: Views = "pooled"
+    out: Out,
+    model_id: str,
+    settings: ScoreSettings,
+    views: Views = "pooled",
+    regions: RegionSettings | None = None,
 ) -> Iterator[ScoreCache]:
-    """The scores of all runs published so far; `views` are those of the model."""
-    with current_scores.opened(out) as database:
-        yield ScoreCache(database, out, model_id, settings, views)
+    """The scores of all runs published so far; `views` are those of the model.
+
+    `regions`: how regions are told tonight, with the rate filled in. Images whose regions were told
+    otherwise, or are lost, are scored again. None if no regions are looked for.
+    """
+    runs = _runs_with_regions(out, model_id, regions) if regions else None
+    with current_scores.opened(out, regions=regions is not None) as database:
+        yield ScoreCache(database, out, model_id, settings, views, runs)
+
+
+def _runs_with_regions(out: Out, model_id: str, regions: RegionSettings) -> list[str]:
+    """Ids of the runs under a model whose records have these settings, and whose table exists."""
+    held = {files.join(out.regions(), name) for name in files.names(out.regions())}
+    return [
+        record["run_id"]
+        for record in run_records.started(out)
+        if record.get("model_id") == model_id
+        and record.get("regions") == asdict(regions)
+        and out.region_table(record["run_id"][:10], record["run_id"]) in held
+    ]

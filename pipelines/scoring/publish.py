@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ops.errors import RunError
-from ops.results import score_table
+from ops.results import region_table, score_table
 from ops.storage import files, parquet
 from pipelines.cluster.isolate import process_missing
 from pipelines.scoring.chunks import Chunks, InvalidRun
@@ -80,8 +80,12 @@ def group_rows(chunk_rows: int) -> int:
 def publish(run: Run, chunks: Chunks, maps: dict[str, str] | None) -> int:
     """Merge all chunks into the run's one table, checked, which appears whole; returns its rows.
 
+    The table of its regions appears before, so that no published row lacks its regions. Until the
+    scores are there it belongs to no published run, and readers, which join both, pass it over.
     `maps` replaces the `map_uri` of all rows, by image_id. Raises InvalidRun.
     """
+    regions = map(region_table.unnested, chunks.tables())
+    parquet.write(run.out.region_table(run.night, run.run_id), region_table.SCHEMA, regions)
 
     def checked() -> Iterator[pa.Table]:
         for chunk in chunks.tables():

@@ -7,13 +7,14 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ops.archives.fetch import FetchSettings
 from ops.archives.inventory import Inventory
 from ops.errors import SettingError
 from ops.images.inspection_files import write_masks
+from ops.results.regions import RegionSettings
 from ops.results.write_maps import Policy
 from ops.storage import files
 from ops.storage.paths import Out, mask_file
@@ -32,6 +33,7 @@ class ScoreSettings:
     chunk_rows: int = 4096
     """Rows per chunk. A run that was killed scores its unfinished chunks again. Also the size of
     the published table's row groups, which hold at least 4096 rows."""
+    regions: RegionSettings = field(default_factory=RegionSettings)
 
     def __post_init__(self) -> None:
         """Check values. Raises SettingError."""
@@ -39,6 +41,11 @@ class ScoreSettings:
             raise SettingError(f"maps {self.maps!r} is none of: none, flagged, all, top:K")
         if self.chunk_rows < 1:
             raise SettingError(f"chunk_rows {self.chunk_rows} must be at least 1")
+
+    @classmethod
+    def of_record(cls, settings: Mapping[str, Any]) -> ScoreSettings:
+        """The settings that the record of a run or a night has."""
+        return cls(**{**settings, "regions": RegionSettings(**settings["regions"])})
 
     @property
     def top(self) -> int:
@@ -115,6 +122,7 @@ def new_record(run: Run, fetch: FetchSettings, started: datetime.datetime) -> di
             name: product.calibration.threshold(card.false_alarm_rate)
             for name, product in card.products.items()
         },
+        "regions": asdict(run.settings.regions.under(card.region_false_alarm_rate)),
         "views": card.views,
         "masks": card.masks,
         "held_out": {name: len(p.calibration.scores) for name, p in card.products.items()},

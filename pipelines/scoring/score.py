@@ -65,7 +65,13 @@ def score(
     files.write_bytes(files.join(run.out.work(run.run_id), "started"), b"")
     chunks = Chunks(run.out, run.run_id, run.inventory, run.settings.chunk_rows)
     resumed = chunks.done
-    draw = draw_step(run.model, run.out, run.settings.policy, run.settings.overlays)
+    draw = draw_step(
+        run.model,
+        run.out,
+        run.settings.policy,
+        run.settings.overlays,
+        regions=run.settings.regions,
+    )
     limit = max_failures(max_failed, len(run.inventory))
 
     def progress_under_lock(stage: str, done: int, total: int, failed: int = 0, /) -> None:
@@ -83,6 +89,8 @@ def score(
         "statuses": dict(sorted(chunks.statuses.items())),
         "failed": chunks.failed,
         "anomalous": chunks.anomalous,
+        "regions": chunks.regions,
+        "regions_hidden": chunks.regions_hidden,
         "maps_beyond_scale": counts["saturated"],
         "copied": score_cache.copied if score_cache else 0,
         "retries": counts["retries"],

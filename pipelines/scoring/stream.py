@@ -12,9 +12,11 @@ from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 
 from ops.archives.fetch import FetchSettings
 from ops.archives.inventory import Inventory
+from ops.detectors.model_folder import ModelCard
 from ops.detectors.score_images import ScoreImages
 from ops.images.content_index import Contents
 from ops.images.read_images import Read
+from ops.results.regions import RegionRules, RegionSettings
 from ops.results.write_maps import DrawMaps, Policy
 from ops.storage.paths import Out
 from pipelines.cluster.resources import Resources
@@ -157,8 +159,9 @@ def draw_step(
     policy: Policy,
     overlays: bool = False,
     kind: type[DrawMaps] = DrawMaps,
+    regions: RegionSettings | None = None,
 ) -> DrawMaps:
-    """The step that writes the maps of a model's scores."""
+    """The step that writes the maps of a model's scores, and finds `regions` if there are any."""
     card = model.card
     rate = card.false_alarm_rate
     return kind(
@@ -172,4 +175,17 @@ def draw_step(
         overlays=overlays,
         views=card.views,
         masks=model.masks,
+        regions=region_rules(card, regions) if regions else RegionRules(),
     )
+
+
+def region_rules(card: ModelCard, settings: RegionSettings) -> RegionRules:
+    """What counts as a region under a model; at the model's rate, unless settings name one."""
+    peaks = {name: product.peaks for name, product in card.products.items()}
+    return RegionRules.of(peaks, settings.under(card.region_false_alarm_rate))
+
+
+def region_settings(card: ModelCard, settings: RegionSettings) -> RegionSettings | None:
+    """How regions are told under a model; None if it was not calibrated for them."""
+    known = any(product.peaks.scores for product in card.products.values())
+    return settings.under(card.region_false_alarm_rate) if known else None

@@ -15,6 +15,7 @@ from ops.storage import files, paths
 from ops.storage.paths import Out
 from pipelines.scoring.run import run_key
 from pipelines.scoring.verify_images import check_images
+from pipelines.scoring.verify_regions import check_regions
 from pipelines.scoring.verify_table import check_table
 from pipelines.scoring.violations import MAX_EXAMPLES, Findings, RunUnderCheck
 from pipelines.tables.database import load, opened
@@ -71,6 +72,7 @@ def _check(
         # In a table that cannot be read to its end, the rows after that would count as missing.
         if check_table(run, database, map_sample, findings, progress):
             _check_policy(run, database, findings)
+            check_regions(run, database, findings)
             if inventory:
                 _check_ids(run, inventory, database, findings)
                 if content_sample is not None:

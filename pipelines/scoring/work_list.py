@@ -27,7 +27,7 @@ class WorkList:
         """The work list of a night, given its record."""
         return cls(
             Inventory(record["work_list"]),
-            ScoreSettings(**record["settings"]),
+            ScoreSettings.of_record(record["settings"]),
             record["night"],
             tuple(record["after"]),
             record["listed"],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,8 +15,7 @@ import duckdb
 import pyarrow as pa
 
 from ops.archives.views import Views, detector_sql
-from ops.errors import UserError
-from ops.results import score_table
+from ops.results import region_table, score_table
 from ops.results.calibration import promised_rate
 from ops.storage import files, parquet, s3
 from ops.storage.paths import Out
@@ -26,14 +24,13 @@ from pipelines.tables import condition, gone, worst_first
 from pipelines.tables.database import QueryFailed
 from pipelines.tables.database import opened as database_opened
 from pipelines.tables.gone import Listing
+from pipelines.tables.snapshot import TABLE, Snapshot, TablesChanged
 
 #: Defines `current_scores(model)` and `current_keys(model)`; people may run the same file.
 MACROS = Path(__file__).parents[2] / "deploy" / "sql" / "duckdb.sql"
 #: Seconds before each further try to read tables of which one was replaced meanwhile.
 _PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
 T = TypeVar("T")
-#: Where a published table lies; other files, of systems and editors, are left alone.
-_TABLE = re.compile(r"(?:.*/)?part-\d+\.parquet", re.ASCII)
 #: Absorbs rounding: p-values are multiples of 1 / (1 + held-out images).
 ROUNDING = 1e-12
 #: Columns of the current view.
@@ -95,53 +92,23 @@ class VerdictRule:
 def published(out: Out) -> list[str]:
     """All published tables, oldest night first."""
     names = files.names(out.scores())
-    return [files.join(out.scores(), name) for name in names if _TABLE.fullmatch(name)]
-
-
-class TablesChanged(UserError):
-    """Tables were replaced or removed while they were read."""
-
-
-class _Snapshot:
-    """The tables that are published now, with their versions."""
-
-    def __init__(self, out: Out) -> None:
-        self._out = out
-        self._versions = self._now()
-
-    @property
-    def tables(self) -> list[str]:
-        return sorted(self._versions)
-
-    def _now(self) -> dict[str, str]:
-        place = self._out.scores()
-        listed = files.listing(place) if files.is_folder(place) else ()
-        return {
-            files.join(place, item.name): item.version
-            for item in listed
-            if _TABLE.fullmatch(item.name)
-        }
-
-    def check(self) -> None:
-        """Raise TablesChanged if one of them was replaced or removed. New tables do not matter."""
-        now = self._now()
-        if any(now.get(table) != version for table, version in self._versions.items()):
-            raise TablesChanged(
-                f"jobs.expire went on replacing tables in {self._out.scores()} while they were "
-                "read; start the same command again when it has ended"
-            )
+    return [files.join(out.scores(), name) for name in names if TABLE.fullmatch(name)]
 
 
 @contextlib.contextmanager
-def opened(out: Out, memory: str = "2GB", *others: str) -> Iterator[duckdb.DuckDBPyConnection]:
+def opened(
+    out: Out, memory: str = "2GB", *others: str, regions: bool = False
+) -> Iterator[duckdb.DuckDBPyConnection]:
     """A database with the macros `current_scores(model)` and `current_keys(model)`.
+
+    With `regions` it has `regions_of(model)` and `current_regions(model)` too.
 
     It reads the tables that are published now, and spills to disk beyond `memory`. `others` are
     locations of further files that queries will read. For holders of the lock of the output folder,
     beside whom no table is removed; others use `read_consistently`. Raises UserError that names a
     table which cannot be read.
     """
-    with _opened(out, _Snapshot(out), memory, *others) as database:
+    with _opened(out, Snapshot(out, regions), memory, *others) as database:
         yield database
 
 
@@ -150,6 +117,7 @@ def read_consistently(
     read: Callable[[duckdb.DuckDBPyConnection, Callable[[], None]], T],
     memory: str = "2GB",
     *others: str,
+    regions: bool = False,
 ) -> T:
     """The result of `read(database, check)`, for a database as `opened` gives it.
 
@@ -159,10 +127,10 @@ def read_consistently(
     """
     for pause in _PAUSES:
         try:
-            return _read(out, read, memory, *others)
+            return _read(out, read, memory, *others, regions=regions)
         except TablesChanged:
             time.sleep(pause)
-    return _read(out, read, memory, *others)
+    return _read(out, read, memory, *others, regions=regions)
 
 
 def _read(
@@ -170,8 +138,9 @@ def _read(
     read: Callable[[duckdb.DuckDBPyConnection, Callable[[], None]], T],
     memory: str,
     *others: str,
+    regions: bool,
 ) -> T:
-    snapshot = _Snapshot(out)
+    snapshot = Snapshot(out, regions)
     with _opened(out, snapshot, memory, *others) as database:
         result = read(database, snapshot.check)
     snapshot.check()
@@ -180,13 +149,17 @@ def _read(
 
 @contextlib.contextmanager
 def _opened(
-    out: Out, snapshot: _Snapshot, memory: str, *others: str
+    out: Out, snapshot: Snapshot, memory: str, *others: str
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     with tempfile.TemporaryDirectory(prefix="nightloupe-") as folder:
-        tables = snapshot.tables
-        if not tables:
-            tables = [os.path.join(folder, "none.parquet")]
-            parquet.write(tables[0], score_table.SCHEMA, [])
+        tables = {"tables": snapshot.tables, "region_tables": snapshot.regions}
+        for name, schema in (
+            ("tables", score_table.SCHEMA),
+            ("region_tables", region_table.SCHEMA),
+        ):
+            if not tables[name]:
+                tables[name] = [os.path.join(folder, f"{name}.parquet")]
+                parquet.write(tables[name][0], schema, [])
         for place in filter(None, others):
             with parquet.opened(place):  # says what is wrong with it, and is no pipe
                 pass
@@ -195,19 +168,21 @@ def _opened(
                 database.register_filesystem(s3.file_system())
             database.execute("SET preserve_insertion_order = false")  # keeping it takes memory
             database.execute("SET TimeZone = 'UTC'")
-            database.execute("SET VARIABLE tables = $tables", {"tables": tables})
+            for name, locations in tables.items():
+                database.execute(f"SET VARIABLE {name} = $tables", {"tables": locations})
             database.execute(MACROS.read_text(encoding="utf-8"))
             yield database
 
 
 @contextlib.contextmanager
-def _explaining(snapshot: _Snapshot, others: Sequence[str]) -> Iterator[None]:
+def _explaining(snapshot: Snapshot, others: Sequence[str]) -> Iterator[None]:
     """Say why a query failed, which DuckDB does not always: a table was replaced, or is damaged."""
     try:
         yield
     except (QueryFailed, duckdb.Error, pa.ArrowException, OSError):
         snapshot.check()
         tables = [(table, score_table.SCHEMA.names) for table in snapshot.tables]
+        tables += [(table, region_table.SCHEMA.names) for table in snapshot.regions]
         for place, columns in [*tables, *((other, []) for other in others if other)]:
             with contextlib.suppress(StorageError):  # not to be read now, which is no damage
                 parquet.check_readable(place, columns)

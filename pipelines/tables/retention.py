@@ -12,7 +12,7 @@ import duckdb
 import pyarrow as pa
 
 from ops.errors import UserError
-from ops.results import score_table
+from ops.results import region_table, score_table
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
 from pipelines.tables import current_scores, run_records
@@ -63,6 +63,8 @@ class ExpiredTable:
     """The table of an old run, some rows of which are no longer needed."""
 
     table: str
+    regions: str
+    """The table of the run's regions."""
     run_id: str
     rows: int
     kept_rows: int
@@ -88,9 +90,9 @@ def expire(
     """Find what the newest `keep_nights` nights made superfluous; with `remove`, remove it.
 
     A table of an older night is replaced by one with only the rows that are still current, or
-    removed if it has none. A map is removed if no remaining row names it. Readers see a table
-    either before or after its replacement. If the process is killed, the next call completes the
-    work. `check` is called before each removal and may raise. Raises Refused.
+    removed if it has none, and so are its regions. A map is removed if no remaining row names it.
+    Readers see a table either before or after its replacement. If the process is killed, the next
+    call completes the work. `check` is called before each removal and may raise. Raises Refused.
     """
     if keep_nights < 1:
         raise Refused(f"keep_nights {keep_nights} must be at least 1")
@@ -100,10 +102,10 @@ def expire(
         return Expired((), 0)
     with current_scores.opened(out, memory) as database:
         _mark_kept_rows(database, [*old, *new], retired)
-        tables = [_count_rows(database, table) for table in old]
+        tables = [_count_rows(database, out, table) for table in old]
         expired = [table for table in tables if table.kept_rows < table.rows]
-        # Readers of a run see by its record that its maps and rows go. Maps come before tables:
-        # once a table is replaced, nothing names its maps any more.
+        # Readers of a run see by its record that its maps and rows go. Maps and regions come before
+        # scores: once a table is replaced, nothing says that they are still to be removed.
         if remove:
             _check_removable(out, retired)  # again, because the queries may take minutes
             for table in expired:
@@ -167,13 +169,14 @@ def _mark_kept_rows(
         database.execute(_KEEP_RETIRED if model in retired else _KEEP_CURRENT, {"model": model})
 
 
-def _count_rows(database: duckdb.DuckDBPyConnection, table: str) -> ExpiredTable:
+def _count_rows(database: duckdb.DuckDBPyConnection, out: Out, table: str) -> ExpiredTable:
     (rows,), (kept,) = (
         database.execute(query, {"table": table}).fetchone() or (0,)
         for query in (_COUNT, f"{_COUNT} {_IF_KEPT}")
     )
     run_id = table.rsplit("/run=", 1)[1].split("/", 1)[0]
-    return ExpiredTable(table, run_id, rows, kept)
+    night = table.rsplit("/night=", 1)[1].split("/", 1)[0]
+    return ExpiredTable(table, out.region_table(night, run_id), run_id, rows, kept)
 
 
 def _expire_maps(
@@ -218,13 +221,19 @@ def _note(out: Out, expired: ExpiredTable) -> None:
 
 
 def _replace(database: duckdb.DuckDBPyConnection, expired: ExpiredTable) -> None:
-    """Replace a table by one of the rows that are kept, or remove it."""
-    if expired.kept_rows:
-        parquet.write(expired.table, score_table.SCHEMA, _kept_rows(database, expired.table))
-    else:
-        files.remove_file(expired.table)
+    """Replace a run's tables by those of the rows that are kept, or remove them."""
+    for table, schema, order in (
+        (expired.regions, region_table.SCHEMA, "image_id, number"),
+        (expired.table, score_table.SCHEMA, "product NULLS LAST, uri"),
+    ):
+        if not expired.kept_rows:
+            files.remove_file(table)
+        elif table == expired.table or files.exists(table):
+            parquet.write(table, schema, _kept_rows(database, table, order))
 
 
-def _kept_rows(database: duckdb.DuckDBPyConnection, table: str) -> Iterator[pa.RecordBatch]:
-    query = f"{_COUNT.replace('count(*)', 'rows.*')} {_IF_KEPT} ORDER BY product NULLS LAST, uri"
+def _kept_rows(
+    database: duckdb.DuckDBPyConnection, table: str, order: str
+) -> Iterator[pa.RecordBatch]:
+    query = f"{_COUNT.replace('count(*)', 'rows.*')} {_IF_KEPT} ORDER BY {order}"
     yield from database.sql(query, params={"table": table}).to_arrow_reader(2**16)

@@ -6,6 +6,7 @@ import importlib.util
 
 import pytest
 
+from ops.results import region_table, score_table
 from ops.storage import files
 from ops.storage.paths import Out
 from tests.conftest import ROOT
@@ -20,17 +21,20 @@ def code(engine: str) -> str:
 
 def test_both_engines_have_the_same_views():
     athena, trino = (code(name).split("CREATE OR REPLACE VIEW")[1:] for name in ("athena", "trino"))
-    assert len(athena) == 2
+    assert len(athena) == 3
     assert athena == trino
 
 
 def test_trino_takes_every_statement():
     sqlglot = pytest.importorskip("sqlglot")
-    create, _, *views = (one for one in sqlglot.parse(code("trino"), dialect="trino") if one)
-    assert [create.kind, *(view.kind for view in views)] == ["TABLE", "VIEW", "VIEW"]
-    names = [column.name for column in create.find_all(sqlglot.exp.ColumnDef)]
-    assert names[-2:] == ["night", "run"]
-    assert not create.find(sqlglot.exp.Command)
+    statements = [one for one in sqlglot.parse(code("trino"), dialect="trino") if one]
+    created = [one for one in statements if isinstance(one, sqlglot.exp.Create)]
+    assert [one.kind for one in created] == ["TABLE", "VIEW", "TABLE", "VIEW", "VIEW"]
+    assert len(statements) - len(created) == 2  # sync_partition_metadata
+    for table, schema in ((created[0], score_table.SCHEMA), (created[2], region_table.SCHEMA)):
+        names = [column.name for column in table.find_all(sqlglot.exp.ColumnDef)]
+        assert names == [*schema.names, "night", "run"]
+        assert not table.find(sqlglot.exp.Command)
     with pytest.raises(sqlglot.errors.ParseError):
         sqlglot.parse("CREATE TABLE scores (", dialect="trino")
 
@@ -48,7 +52,8 @@ def test_each_published_table_becomes_a_partition(statements, tmp_path):
     for day, run in (("2026-11-20", "2026-11-20-1a"), ("2026-11-21", "2026-11-21-2b")):
         files.write_bytes(out.table(day, run), b"")
     assert statements(str(tmp_path)) == [
-        f"ALTER TABLE scores ADD IF NOT EXISTS PARTITION (night = '{run[:10]}', run = '{run}') "
-        f"LOCATION '{tmp_path}/scores/night={run[:10]}/run={run}/';"
+        f"ALTER TABLE {table} ADD IF NOT EXISTS PARTITION (night = '{run[:10]}', run = '{run}') "
+        f"LOCATION '{tmp_path}/{table}/night={run[:10]}/run={run}/';"
+        for table in ("scores", "regions")
         for run in ("2026-11-20-1a", "2026-11-21-2b")
     ]

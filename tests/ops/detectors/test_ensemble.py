@@ -63,7 +63,10 @@ def test_the_score_is_the_combination_of_its_members_scores(ensemble, members):
     assert found[2]["p_value"] == pytest.approx(1 / 9)
     for n, row in enumerate(found):
         maps = [grid(rows[n]) for rows in alone]
-        assert grid(row).tolist() == mean_map(maps, ensemble.card.products[PRODUCT].peaks).tolist()
+        assert (
+            grid(row).tolist()
+            == mean_map(maps, ensemble.card.products[PRODUCT].member_peaks).tolist()
+        )
 
 
 def test_maps_are_averaged_in_spreads_above_good_peaks_on_the_finest_grid():
@@ -124,7 +127,7 @@ def test_cards_of_other_models_do_not_speak_of_members(members, tmp_path):
     write_model(str(tmp_path / "model"), members[0])
     content = files.read_json(str(tmp_path / "model" / "model.json"))
     assert "members" not in content
-    assert "peaks" not in content["products"][PRODUCT]
+    assert "member_peaks" not in content["products"][PRODUCT]
 
 
 def test_the_reader_packs_the_inputs_of_all_members_from_one_decode(ensemble, tmp_path):
@@ -141,7 +144,7 @@ def test_the_reader_packs_the_inputs_of_all_members_from_one_decode(ensemble, tm
     scored = detecting(ensemble, keep=True)(rows)
     assert scored["status"].to_pylist() == ["ok", "unreadable"]
     assert scored["score"][0].as_py() == scores_of(ensemble)[2]["score"]
-    draw = draw_step(ensemble.card, Out(""), "none", overlays=True, kind=DrawSketches)
+    draw = draw_step(ensemble, Out(""), "none", overlays=True, kind=DrawSketches)
     drawn = draw(scored).to_pylist()[0]
     assert np.hypot(drawn["peak_x"] - 20, drawn["peak_y"] - 40) <= 8
     assert drawn["sketch"].startswith(b"\x89PNG")

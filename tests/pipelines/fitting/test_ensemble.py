@@ -103,7 +103,7 @@ def test_an_ensemble_is_calibrated_on_images_left_out_in_turn(inventory, monkeyp
     assert card.fit == {"holdout": 0.2, "images": 16, "held_out": 4, "failed": 0, "failures": []}
     assert [one.model_id for one in card.members] == [one.card.model_id for one in members]
     peaks = [Position.of(np.sort(2 * scores)) for scores in each]
-    assert card.products["bolt"].peaks == tuple(peaks)
+    assert card.products["bolt"].member_peaks == tuple(peaks)
     offset = np.mean([-p.centre / p.spread for p in peaks])
     assert card.map_scale.offset == pytest.approx(offset, rel=1e-4)
     top = np.mean([(0.001 * (LEVELS - 1) - p.centre) / p.spread for p in peaks])

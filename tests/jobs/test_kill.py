@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ops.storage import parquet
 from tests.faults.warehouse import Witness, build, published, start
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -24,6 +25,13 @@ def done(process, log) -> str:
     return Path(log).read_text()
 
 
+def regions(out: Path):
+    """The published regions, without the id of their run."""
+    (location,) = out.glob("regions/*/*/*.parquet")
+    table = parquet.read(str(location)).drop_columns(["run_id"])
+    return table.sort_by([("image_id", "ascending"), ("number", "ascending")])
+
+
 @pytest.fixture(scope="module")
 def warehouse(tmp_path_factory):
     """Two thousand small drawn images, an inventory of them, and a model."""
@@ -32,13 +40,13 @@ def warehouse(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(warehouse, tmp_path_factory):
-    """The table of a run that nothing happened to."""
+    """The tables of scores and of regions of a run that nothing happened to."""
     out, log = tmp_path_factory.mktemp("undisturbed"), tmp_path_factory.mktemp("log") / "log"
     done(score(warehouse, out, log), log)
     found = published(str(out))
     assert len(found) == IMAGES
     assert found["status"].to_pylist().count("ok") == IMAGES - 1
-    return found
+    return found, regions(out)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +69,8 @@ def test_a_killed_run_is_finished_by_the_same_command(warehouse, undisturbed, tm
     assert not list(out.glob("scores/**/*.parquet"))
     output = done(score(warehouse, out, log), log)
     witness.end()
-    assert published(str(out)).equals(undisturbed)
+    assert published(str(out)).equals(undisturbed[0])
+    assert regions(out).equals(undisturbed[1])
     assert f"{IMAGES} images" in output
     assert witness.torn == []
     assert witness.looks > 10

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.cli.part_rows import PartRows
+from jobs.cli.region_rows import RegionRows
 from ops.archives.inventory import image_id
 from ops.results import part_table, score_table
 from ops.results.part_calibration import PartCalibration
@@ -17,6 +18,7 @@ from ops.storage import files, uris
 from ops.storage.paths import Out
 from pipelines.tables import view_columns
 from tests.pipelines.tables import test_gone
+from tests.pipelines.tables.test_current_regions import region, write_regions
 from tests.pipelines.tables.test_current_scores import MODELS, publish, row
 
 
@@ -271,3 +273,50 @@ def test_parts_have_no_thresholds_and_a_model_without_parts_is_told(leave, parts
         "top",
         "u/c/side",
     ]
+
+
+@pytest.fixture
+def with_regions(nights):
+    run_id = "2026-11-20-0000"
+    write_regions(nights, run_id, [region(f"u/{i}", run_id, 1, i + 1.0, 0.1) for i in (1, 3)])
+    record = files.read_json(nights.run(run_id))
+    record["regions"] = {"false_alarm_rate": 0.1, "min_area": 0.0}
+    files.write_json(nights.run(run_id), record)
+    return nights
+
+
+def test_regions_are_shown_with_their_boxes(leave, with_regions):
+    code, said, _ = leave("query", "--regions", "true")
+    assert code == 0
+    assert [line.split() for line in said.splitlines()[1:]] == [
+        RegionRows.on_screen.split(","),
+        ["0.1", "4", "40", "bolt", "1", "3", "4", "10", "5", "no", "u/3"],
+        ["0.1", "2", "40", "bolt", "1", "3", "4", "10", "5", "no", "u/1"],
+    ]
+    _, said, _ = leave("query", "--regions", "true", "--threshold", "2.5")
+    assert [line.split()[-1] for line in said.splitlines()[2:]] == ["u/3"]
+    _, said, _ = leave("query", "--regions", "true", "--false-alarm-rate", "0.2")
+    assert "regions were recorded at a false-alarm rate of 0.1, so 0.2 shows no more" in said
+
+
+def test_regions_are_written_for_labelling_tools(leave, with_regions):
+    code, said, _ = leave("query", "--regions", "true", "--output", "found.json")
+    assert (code, said.splitlines()[1:]) == (0, ["2 regions: found.json"])
+    content = files.read_json("found.json")
+    assert content["images"][0] == {"id": 1, "file_name": "u/3", "width": 64, "height": 64}
+    assert content["annotations"][1] == {
+        "id": 2,
+        "image_id": 2,
+        "category_id": 1,
+        "bbox": [3, 4, 10, 5],
+        "area": 40.0,
+        "iscrowd": 0,
+        "segmentation": [],
+        "nightloupe": {"largest": 2.0, "p_value": 0.1, "touches_border": False},
+    }
+    assert [each["name"] for each in content["categories"]] == ["anomaly"]
+    code, _, _ = leave("query", "--regions", "true", "--output", "found.csv")
+    with open("found.csv", encoding="utf-8") as file:
+        assert [row_["box_width"] for row_ in csv.DictReader(file)] == ["10", "10"]
+    assert leave("query", "--output", "found.json")[0] == 2
+    assert leave("query", "--regions", "true", "--parts", "true")[0] == 2

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pytest
 
 from ops.archives.inventory import SCHEMA, Inventory, image_id
-from ops.results import score_table
+from ops.results import region_table
 from ops.storage import parquet
 from ops.storage.paths import Out
-from pipelines.scoring.chunks import ROWS, Chunks, InvalidRun
+from pipelines.scoring.chunks import CHUNK, ROWS, Chunks, InvalidRun
 
 NOW = datetime.datetime(2026, 11, 20, tzinfo=datetime.UTC)
 
@@ -99,6 +99,32 @@ def test_rows_of_an_unfinished_chunk_that_were_not_saved_are_scored_again(invent
     assert list(chunks_of(inventory, tmp_path).missing()) == [(10, 20), (20, 25)]
 
 
+def test_regions_stay_with_their_images_and_are_counted_over_attempts(inventory, tmp_path):
+    region = {"number": 1, "box_x": 1, "box_y": 2, "box_width": 3, "box_height": 4, "area": 12.0}
+    region |= {"centroid_x": 2.0, "centroid_y": 3.5, "largest": 9.0, "mean": 8.0, "p_value": 0.1}
+    region |= {"touches_border": False}
+
+    def with_regions(places):
+        table = rows(inventory, places).to_pylist()
+        for row in table:
+            odd = row["inventory_row"] % 2
+            row |= {"regions": [region] if odd else [], "regions_hidden": 2}
+        return pa.Table.from_pylist(table, ROWS)
+
+    first = chunks_of(inventory, tmp_path)
+    first.add(with_regions([*range(10), 13, 24]))
+    first.save_partial()
+    second = chunks_of(inventory, tmp_path)
+    assert (second.regions, second.regions_hidden) == (6, 24)
+    second.add(with_regions(range(25)))
+    assert (second.regions, second.regions_hidden) == (12, 50)
+    table = region_table.unnested(published(second))
+    uris = inventory.read(["image_id"])["image_id"].to_pylist()
+    assert table["image_id"].to_pylist() == uris[1::2]
+    assert {name: table[name][0].as_py() for name in region} == region
+    assert set(table["run_id"].to_pylist()) == {"r"}
+
+
 def with_status(inventory, status):
     table = rows(inventory, range(10)).to_pylist()
     for row in table[:3]:
@@ -128,16 +154,16 @@ def test_a_chunk_with_foreign_missing_or_invalid_rows_is_not_published(inventory
     chunks.add(rows(inventory, range(25)))
     place = chunks.out.chunk("r", 1)
     good = parquet.read(place)
-    parquet.write(place, score_table.SCHEMA, [good.slice(1)])
+    parquet.write(place, CHUNK, [good.slice(1)])
     with pytest.raises(InvalidRun, match="chunk 1"):
         published(chunks)
     swapped = pa.concat_tables([good.slice(1, 1), good.slice(0, 1), good.slice(2)])
-    parquet.write(place, score_table.SCHEMA, [swapped])
+    parquet.write(place, CHUNK, [swapped])
     with pytest.raises(InvalidRun, match="chunk 1"):
         published(chunks)
     column = pa.array([None] * len(good), pa.float64())
     where = good.schema.get_field_index("score")
-    parquet.write(place, score_table.SCHEMA, [good.set_column(where, "score", column)])
+    parquet.write(place, CHUNK, [good.set_column(where, "score", column)])
     with pytest.raises(InvalidRun, match="ok rows without a finite score"):
         published(chunks)
 

@@ -13,11 +13,13 @@ from ops.failure import STATUSES, TRANSIENT
 from ops.images.read_images import KNOWN
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
+from ops.results.regions import RegionSettings
 from pipelines.scoring.chunks import ROWS
 from pipelines.scoring.deduplicate import open_score_cache
 from pipelines.scoring.run import ScoreSettings
 from pipelines.tables import current_scores, retention
 from pipelines.tables.pending import find_pending
+from tests.pipelines.tables.test_current_regions import region, write_regions
 from tests.pipelines.tables.test_current_scores import MODELS, publish, row
 
 A, B, C, D = (letter * 64 for letter in "abcd")
@@ -75,6 +77,29 @@ def test_a_row_gets_what_its_bytes_were_given_and_keeps_its_own_name(out):
         assert all(whole[name] is not None for name in COPIED)
         assert whole["status"] in STATUSES
     assert (found[4]["width"], found[4]["reason"], found[5]["reason"]) == (80, "a note", None)
+
+
+def test_regions_are_copied_where_they_were_told_by_the_same_settings(out):
+    """Regions under two nights; a third has lost its table, a fourth other settings."""
+    told = {"false_alarm_rate": 0.01, "min_area": 0.0}
+    for number, letter in enumerate("abcd"):
+        run_id = publish(out, 4 + number, [row(f"/r{letter}", content_sha256=letter * 64)])
+        settings = told if letter != "d" else told | {"min_area": 5.0}
+        record = {"run_id": run_id, "number": 5 + number, "started": "x", "regions": settings}
+        files.write_json(out.run(run_id), record | {"model_id": MODELS[0]})
+        if letter != "c":
+            of = [region(f"/r{letter}", run_id, n) for n in (2, 1)] if letter == "a" else []
+            write_regions(out, run_id, of)
+    rows = [met(n, letter * 64) for n, letter in enumerate("abcd")]
+    with open_score_cache(
+        out, MODELS[0], ScoreSettings(maps="none"), regions=RegionSettings(0.01)
+    ) as score_cache:
+        assert not score_cache.contents().has(C, "bolt")
+        found = score_cache.complete(pa.Table.from_pylist(rows, ROWS)).to_pylist()
+    by_row = {each["inventory_row"]: each["regions"] for each in found}
+    assert sorted(by_row) == [0, 1]
+    assert ([each["number"] for each in by_row[0]], by_row[1]) == ([1, 2], [])
+    assert by_row[0][1] == {name: region("/ra", "", 2)[name] for name in by_row[0][1]}
 
 
 def test_notes_about_the_content_are_copied_and_those_about_the_file_are_not(out):

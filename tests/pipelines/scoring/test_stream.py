@@ -123,6 +123,9 @@ def test_every_image_is_one_row_in_the_inventorys_order(world):
     assert world.totals["images"] == len(listed) == 2 * 17 + len(BROKEN)
     assert score_table.violations(world.table) == []
     assert world.table.schema.field("score").metadata[b"meaning"]
+    regions = parquet.read(world.out.region_table(world.run.night, world.run.run_id))
+    assert len(regions) == world.totals["regions"] > 0
+    assert set(regions["image_id"].to_pylist()) <= set(listed["image_id"].to_pylist())
 
 
 def test_a_check_of_the_files_finds_the_promise_kept(world):

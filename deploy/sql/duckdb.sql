@@ -40,20 +40,6 @@ CREATE OR REPLACE MACRO current_scores(model) AS TABLE
     SELECT scores.* FROM scores_of(model) AS scores JOIN current_keys(model) AS keys
         ON scores.image_id = keys.image_id AND scores.run_id = keys.run_id;
 
--- The regions of the current images. Regions whose run has published no scores join with nothing.
---
---   SET VARIABLE region_tables = 's3://bucket/out/regions/*/*/part-*.parquet';
---   FROM current_regions('4f2a...') ORDER BY p_value, largest DESC LIMIT 20;
-CREATE OR REPLACE MACRO regions_of(model) AS TABLE
-    SELECT * FROM read_parquet(getvariable('region_tables'), hive_partitioning = false)
-    WHERE model_id = model;
-
-CREATE OR REPLACE MACRO current_regions(model) AS TABLE
-    SELECT scores.uri, scores.product, scores.part, scores.view, scores.width, scores.height,
-           scores.is_anomalous, regions.*
-    FROM regions_of(model) AS regions JOIN current_scores(model) AS scores
-        ON regions.image_id = scores.image_id AND regions.run_id = scores.run_id;
-
 -- The parts of several images, where paths name {part}: one row for each, with its worst image. A
 -- view has failed if none of its images has a score, and is missing if the part has no image of a
 -- view that other parts of its product have. python -m jobs.query --parts also has p-values of parts,

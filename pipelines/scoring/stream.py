@@ -149,7 +149,6 @@ class ScoringStream:
             resources.detector_cache,
             self.draw.overlays,
             resources.images_per_batch,
-            self.model.masks,
         )
 
 

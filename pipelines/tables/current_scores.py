@@ -28,6 +28,8 @@ from pipelines.tables.snapshot import TABLE, Snapshot, TablesChanged
 
 #: Defines `current_scores(model)` and `current_keys(model)`; people may run the same file.
 MACROS = Path(__file__).parents[2] / "deploy" / "sql" / "duckdb.sql"
+#: Defines `current_regions(model)`.
+REGION_MACROS = MACROS.with_name("duckdb_regions.sql")
 #: Seconds before each further try to read tables of which one was replaced meanwhile.
 _PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
 T = TypeVar("T")
@@ -170,7 +172,8 @@ def _opened(
             database.execute("SET TimeZone = 'UTC'")
             for name, locations in tables.items():
                 database.execute(f"SET VARIABLE {name} = $tables", {"tables": locations})
-            database.execute(MACROS.read_text(encoding="utf-8"))
+            for file in (MACROS, REGION_MACROS):
+                database.execute(file.read_text(encoding="utf-8"))
             yield database
 
 

@@ -40,9 +40,9 @@ class RememberingBackbone(Backbone):
             return super().forward(images)
         with torch.inference_mode(False), torch.no_grad():
             rows = [self._of(image) for image in images]
-        if not rows:
-            return super().forward(images)
-        return [torch.cat(layer) for layer in zip(*rows, strict=True)]
+            if rows:
+                return [torch.cat(layer) for layer in zip(*rows, strict=True)]
+        return super().forward(images)
 
     def _of(self, image: Tensor) -> list[Tensor]:
         digest = _digest(image)

@@ -36,7 +36,7 @@ class Pixels:
     def add(self, values: Map, mask: npt.NDArray[np.bool_] | None) -> None:
         """Add a map (h, w) and its mask (H, W)."""
         if mask is not None:
-            levels = self._scale.levels(upsample(values, self._size, self._sigma))
+            levels = self._scale.levels(upsample(values, (self._size, self._size), self._sigma))
             self.histogram.add(levels, mask)
 
 

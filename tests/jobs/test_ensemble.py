@@ -15,7 +15,7 @@ from ops.detectors.model_folder import Model, read_model, write_model
 from tests.conftest import tiny_model
 
 MODEL = tiny_model("bolt")
-FIT = {"holdout": 0.1, "images": 9, "failures": []}
+FIT = {"holdout": 0.1, "images": 9, "held_out": 1, "failures": []}
 MEMBERS = [replace(MODEL, card=replace(MODEL.card, fit=FIT | {"images": n})) for n in (9, 8)]
 CARD = replace(
     MODEL.card, method="ensemble", settings={"sigma": 4.0, "combine": "mean"}, fit=FIT,

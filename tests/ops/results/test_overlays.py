@@ -90,9 +90,10 @@ def test_an_overlay_is_the_grey_picture_where_the_map_is_low_and_coloured_where_
     outside = values == 0
     assert np.abs(blended - grey[..., None])[outside].max() <= 1
     assert np.ptp(blended[~outside], axis=-1).min() > 20
-    # Without a threshold, half of the peak is where colours begin.
-    for threshold in (1.0, None):
-        assert np.array_equal(overlays.overlay(picture, values, SCALE, threshold), blended)
+    assert np.array_equal(overlays.overlay(picture, values, SCALE, 1.0), blended)
+    # Without a threshold, colours begin in the middle between the scale's offset and the peak.
+    blended = overlays.blend(picture, values, SCALE, 0.5)
+    assert np.array_equal(overlays.overlay(picture, values, SCALE, None), blended)
 
 
 def test_the_overlay_of_a_thumbnail_is_that_of_the_input_if_sizes_are_equal():

@@ -11,9 +11,9 @@ from ops.archives.fetch import OTHER_CHANGE_TIME
 from ops.archives.inventory import SCHEMA, image_id
 from ops.failure import STATUSES, TRANSIENT
 from ops.images.read_images import KNOWN
+from ops.results.regions import RegionSettings
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
-from ops.results.regions import RegionSettings
 from pipelines.scoring.chunks import ROWS
 from pipelines.scoring.deduplicate import open_score_cache
 from pipelines.scoring.run import ScoreSettings

@@ -127,8 +127,9 @@ def test_the_views_in_sql_count_the_same(out, engine):
         with duckdb.connect() as database:
             tables = current_scores.published(out)
             database.read_parquet(tables, hive_partitioning=True).create_view("scores")
-            for statement in code.split(";")[2:]:
-                database.execute(statement)
+            for statement in code.split(";"):
+                if "VIEW" in statement and "regions" not in statement:
+                    database.execute(statement)
             found = database.execute(f"{asked} current_parts").fetchall()
     ours = [tuple(r[name] for name in names) for r in query(out)]
     assert sorted(found, key=str) == sorted(ours, key=str)

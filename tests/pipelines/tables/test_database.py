@@ -16,7 +16,7 @@ from pipelines.tables.database import opened
 try:
     with opened() as database:
         print("started", flush=True)
-        database.execute("SELECT sum(a.range * b.range) FROM range(1000000) a, range(3000000) b")
+        database.execute("SELECT sum(a.range * b.range) FROM range(100000) a, range(300000) b")
 except KeyboardInterrupt:
     print("interrupted")
 """

@@ -260,4 +260,4 @@ def test_records_are_marked_before_maps_and_tables_go(out, monkeypatch):
 
     monkeypatch.setattr(files, "remove_file", remove_file)
     expire(out, 1, [], remove=True)
-    assert marked == [0, 0, 0]  # the map, its overlay, the table
+    assert marked == [0, 0, 0, 0]  # the map, its overlay, the tables of regions and scores

@@ -270,7 +270,7 @@ def test_an_image_that_kills_its_workers_becomes_a_row_and_the_others_are_scored
     stream = DeadlyStream(world.model, draw, fetch, SLOTS, world.inventory, victims=victims)
     chunks = Chunks(out, run.run_id, world.inventory, 10)
     score.score_missing(run, stream, chunks, 39, nothing)
-    found = pa.concat_tables(chunks.tables())
+    found = pa.concat_tables(chunks.tables()).select(score_table.SCHEMA.names)
     (killer,) = [r for r in found.to_pylist() if r["status"] == "crashed_worker"]
     assert killer["uri"].endswith("washer/test/good/011.png")
     assert "died" in killer["reason"]

@@ -40,7 +40,7 @@ LIMITS = {
     "cflow": (220, 0),
     "csflow": (300, 0),
     "ssnf": (360, 0),
-    "glance": (4800, 24),
+    "glance": (4850, 24),
 }
 GROWING = {"patchcore", "spade"}
 BLOCK = 4

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from jobs import fit
-from jobs.cli import entry, locations, sources
+from jobs.cli import entry, locations, new_model, sources
 from jobs.cli.console import Progress
 from jobs.cli.fit_warnings import FitWarnings
 from jobs.tracking.tracker import Tracker
@@ -90,8 +90,8 @@ def main(argv: Sequence[str]) -> int:
             model = ensemble(members, inventory, request, settings.resources, progress)
         check_lock()
         location = settings.model_folder or out.model(model.card.model_id)
-        fit.keep(model, location, record, warnings)
-        fit.register(model, settings.name, settings.alias, tracker, record)
+        new_model.keep(model, location, record, warnings)
+        new_model.register(model, settings.name, settings.alias, tracker, record)
     return entry.WARNED if warnings.sentences and settings.fail_on_warning else 0
 
 

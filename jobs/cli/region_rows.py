@@ -9,7 +9,7 @@ import duckdb
 import pyarrow as pa
 
 from jobs.cli.console import echo
-from jobs.cli.image_rows import verdict_rules
+from jobs.cli.verdict_rules import verdict_rules
 from ops.archives.layouts import composed
 from ops.storage.paths import Out
 from pipelines.tables import current_regions, run_records

@@ -34,7 +34,7 @@ from ops.storage.paths import JOINT, picture_file, product_file
 from pipelines.cluster.reservation import Reserved, reserved_for_fit
 from pipelines.cluster.resources import Resources
 from pipelines.cluster.shared_model import put
-from pipelines.fitting import held_out, plan, quarantine
+from pipelines.fitting import calibration_images, plan, quarantine
 from pipelines.fitting.answers import ask, report_progress
 from pipelines.fitting.calibrate import calibrate, kept_parts
 from pipelines.fitting.choose_input import choose_input
@@ -72,7 +72,7 @@ def fit(
     the nodes cannot hold the fit.
     """
     chosen = split(inventory, request)
-    chosen = held_out.with_earlier(chosen, earlier) if earlier else chosen
+    chosen = calibration_images.with_earlier(chosen, earlier) if earlier else chosen
     masks = masks_of(chosen, request, earlier)
     request = replace(request, masks=masks.by_detector)
     licence = earlier.licence if earlier else given_licence(request.backbone.licence)
@@ -142,7 +142,7 @@ def fit(
         tensors,
         pictures,
         licence,
-        held_out=held_out.kept(chosen, earlier),
+        held_out=calibration_images.kept(chosen, earlier),
         masks=masks.by_detector,
     )
     return calibrate(model, chosen.held_out, request.fetch, resources, progress)

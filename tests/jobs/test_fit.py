@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from jobs import fit as job
-from jobs.cli import sources
+from jobs.cli import new_model, sources
 from jobs.tracking.tracker import Tracker
 from ops.detectors.model_folder import read_card, write_model
 from ops.images.resize import InputSettings
@@ -124,7 +124,7 @@ def test_a_fit_says_how_much_it_saw_of_the_coarsest_product(leave, fits, monkeyp
     products = {"bolt": card, "nut": coarse}
     told = replace(MODEL, card=replace(MODEL.card, products=products))
     monkeypatch.setattr(job.fit, "fit", lambda *_: told)
-    monkeypatch.setattr(job, "write_model", lambda *_: None)
+    monkeypatch.setattr(new_model, "write_model", lambda *_: None)
     code, said, err = leave("fit", *WORDS)
     assert (code, err) == (0, "")
     assert "a pixel that the network sees is 10 pixels of a picture of 2,240 x 1,120" in said

@@ -137,7 +137,9 @@ def test_detectors_that_know_positions_refuse_tiles(method):
 @pytest.mark.parametrize("method", sorted(set(DETECTORS) - {"padim", "cflow"}))
 def test_all_other_detectors_take_tiles(method):
     settings = detector_class(method).Settings()
-    FitRequest(method, settings, BackboneSettings(), input=InputSettings(fit="tile"))
+    assert FitRequest(
+        method, settings, BackboneSettings(), input=InputSettings(fit="tile")
+    ).input.tiled
 
 
 def seen(tmp_path, parts=10, views=("side", "top")):

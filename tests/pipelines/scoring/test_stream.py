@@ -347,7 +347,7 @@ def test_every_good_image_is_in_the_bank_whatever_the_number_of_workers(world, t
 
 
 def scored_checked_and_evaluated(world, folder, out):
-    """Score the archive with a model, and check what is written."""
+    """Score the archive with a model, and check what is written; the record of the run."""
     shared, out = SharedModel.read(folder, world.inventory.products()), Out(str(out))
     memory.check_scoring(shared, SLOTS)
     run = resume_or_start(
@@ -361,11 +361,14 @@ def scored_checked_and_evaluated(world, folder, out):
     subject = RunUnderCheck(out, run.run_id, record, world.inventory.location, shared.card)
     assert verify.check(subject, 1.0, nothing).violations == {}
     fetch, thresholds, size = FetchSettings(), record["thresholds"], shared.card.input
+    masks = read_masks(out.inspection_masks(shared.card.model_id), record["masks"])
+    assert sorted(shared.masks) == sorted(record["masks"])
     found = evaluate.evaluate(
-        rows, world.inventory.read(), thresholds, size, fetch, SLOTS, nothing
+        *(rows, world.inventory.read(), thresholds, size, fetch, SLOTS, nothing), masks=masks
     ).table.to_pylist()
     assert found[1]["image_auroc"] > 0.9
     assert found[1]["pixel_images"] == 8
+    return record
 
 
 @pytest.mark.slow
@@ -387,28 +390,9 @@ def test_tiles_and_ensembles_go_all_the_way_from_the_fit_to_check_and_evaluation
         assert card.counts.images == 9 * world.model.card.products[product].counts.images
         assert len(card.calibration.scores) == 2
     write_model(str(tmp_path / "model"), model)
-    shared, out = SharedModel.put(read_model(str(tmp_path / "model"))), Out(str(tmp_path / "out"))
-    assert sorted(shared.masks) == sorted(model.products)
-    run = resume_or_start(
-        world.inventory, shared, out, ScoreSettings("all", True, 10), "2026-11-20"
-    )
-    totals = score.score(run, FetchSettings(backoff=0.01), SLOTS, "50%", nothing)
-    rows = parquet.read(totals["table"])
-    assert rows["image_id"].to_pylist() == world.table["image_id"].to_pylist()
-    assert rows["status"].to_pylist() == world.table["status"].to_pylist()
-    record = files.read_json(out.run(run.run_id))
-    subject = RunUnderCheck(out, run.run_id, record, world.inventory.location, shared.card)
-    assert verify.check(subject, 1.0, nothing).violations == {}
-    fetch = FetchSettings()
-    thresholds = record["thresholds"]
+    record = scored_checked_and_evaluated(world, str(tmp_path / "model"), tmp_path / "out")
     assert record["masks"] == hashes(model.masks)
-    masks = read_masks(out.inspection_masks(model.card.model_id), record["masks"])
-    found = evaluate.evaluate(
-        *(rows, world.inventory.read(), thresholds, tiled.input, fetch, SLOTS, nothing),
-        masks=masks,
-    ).table.to_pylist()
-    assert found[1]["image_auroc"] > 0.9
-    assert found[1]["pixel_images"] == 8
+    assert sorted(record["masks"]) == sorted(model.products)
     members = [
         fit.fit(world.inventory, request(holdout=0.5, input=each), SLOTS, nothing)
         for each in (InputSettings(64), InputSettings(96, exposure="median"))

@@ -10,7 +10,7 @@ import pytest
 from ops.archives.inventory import SCHEMA
 from ops.detectors.model_folder import read_model, write_model
 from ops.errors import UserError
-from pipelines.fitting import held_out
+from pipelines.fitting import calibration_images
 from pipelines.fitting.request import DETECTOR, ROW, NothingToFit, Split
 from pipelines.scoring.read_stage import CARRIED
 from tests.conftest import tiny_model
@@ -35,7 +35,7 @@ def split(fitted, calibrating):
 def model_with(table, **card):
     model = tiny_model("bolt")
     changed = replace(model.card, **card) if card else model.card
-    return replace(model, card=changed, held_out=held_out.to_bytes(table))
+    return replace(model, card=changed, held_out=calibration_images.to_bytes(table))
 
 
 def uris(table):
@@ -47,7 +47,7 @@ def test_earlier_images_calibrate_again_and_none_is_fitted_on_and_calibrates():
     new = split(
         rows("bolt/7", "bolt/2", "bolt/8", version="2"), rows("bolt/9", "bolt/3", version="2")
     )
-    grown = held_out.with_earlier(new, earlier)
+    grown = calibration_images.with_earlier(new, earlier)
     assert uris(grown.fit) == ["bolt/7", "bolt/8"]
     assert grown.fit[ROW].to_pylist() == [1, 0]
     expected = {"bolt/1": "1", "bolt/2": "2", "bolt/9": "2", "bolt/3": "2"}
@@ -55,7 +55,9 @@ def test_earlier_images_calibrate_again_and_none_is_fitted_on_and_calibrates():
     assert {row["uri"]: row["version"] for row in found} == expected
     assert len(found) == 4
     # The file of the new model also has those of products that stay as they are.
-    again = held_out.of_model(replace(earlier, held_out=held_out.kept(grown, earlier)))
+    again = calibration_images.of_model(
+        replace(earlier, held_out=calibration_images.kept(grown, earlier))
+    )
     assert sorted(uris(again)) == ["bolt/1", "bolt/2", "bolt/3", "bolt/9", "nut/1"]
 
 
@@ -63,21 +65,21 @@ def test_earlier_images_calibrate_again_and_none_is_fitted_on_and_calibrates():
 def test_growing_by_any_number_of_images_never_calibrates_on_fewer(images):
     earlier = model_with(rows(*(f"bolt/{i}" for i in range(75))))
     new = split(rows(*(f"bolt/new{i}" for i in range(images))), rows())
-    assert len(held_out.with_earlier(new, earlier).held_out) == 75
+    assert len(calibration_images.with_earlier(new, earlier).held_out) == 75
 
 
 def test_products_without_anything_new_to_fit_stay_as_they_are():
     earlier = model_with(rows("bolt/1", "nut/1"))
-    grown = held_out.with_earlier(split(rows("bolt/2", "nut/1"), rows("nut/5")), earlier)
+    grown = calibration_images.with_earlier(split(rows("bolt/2", "nut/1"), rows("nut/5")), earlier)
     assert (uris(grown.fit), uris(grown.held_out)) == (["bolt/2"], ["bolt/1"])
     with pytest.raises(NothingToFit, match="add other images"):
-        held_out.with_earlier(split(rows("nut/1"), rows()), earlier)
+        calibration_images.with_earlier(split(rows("nut/1"), rows()), earlier)
 
 
 def test_a_joint_model_calibrates_all_products_again():
     joint = {"bolt": replace(tiny_model("bolt").card.products["bolt"], file="_joint.safetensors")}
     earlier = model_with(rows("bolt/1", "nut/1"), products=joint)
-    grown = held_out.with_earlier(split(rows("bolt/2"), rows()), earlier)
+    grown = calibration_images.with_earlier(split(rows("bolt/2"), rows()), earlier)
     assert uris(grown.held_out) == ["bolt/1", "nut/1"]
 
 
@@ -85,11 +87,11 @@ def test_the_images_lie_in_the_model_folder_and_a_damaged_file_is_told(tmp_path)
     location = str(tmp_path / "model")
     write_model(location, model_with(rows("bolt/1")))
     model = read_model(location)
-    assert uris(held_out.of_model(model)) == ["bolt/1"]
+    assert uris(calibration_images.of_model(model)) == ["bolt/1"]
     with pytest.raises(UserError, match=r"held-out images of model .* cannot be read"):
-        held_out.of_model(replace(model, held_out=b"damaged"))
+        calibration_images.of_model(replace(model, held_out=b"damaged"))
     chosen = split(rows("bolt/2"), rows("bolt/3"))
-    assert held_out.with_earlier(chosen, replace(model, held_out=b"")) is chosen
+    assert calibration_images.with_earlier(chosen, replace(model, held_out=b"")) is chosen
 
 
 def of_parts(*names):
@@ -106,7 +108,7 @@ def test_a_part_of_which_an_image_calibrates_is_not_fitted_on():
     """Another view of the part may have come later."""
     earlier = model_with(of_parts("bolt/1/top", "nut/2/top"))
     new = split(of_parts("bolt/1/side", "bolt/2/side", "nut/1/side"), of_parts("bolt/3/side"))
-    grown = held_out.with_earlier(new, earlier)
+    grown = calibration_images.with_earlier(new, earlier)
     assert uris(grown.fit) == ["bolt/2/side", "nut/1/side"]
     expected = ["bolt/1/side", "bolt/1/top", "bolt/3/side", "nut/2/top"]
     assert sorted(uris(grown.held_out)) == expected
@@ -119,7 +121,7 @@ def test_all_views_of_a_product_calibrate_its_parts_again():
     fitted = of_parts("bolt/2/top", "bolt/1/top")
     at = fitted.schema.get_field_index("product")
     names = pa.array(["bolt/top", "bolt/top"])
-    grown = held_out.with_earlier(
+    grown = calibration_images.with_earlier(
         split(fitted.set_column(at, "product", names), of_parts("bolt/3/top")), earlier
     )
     assert uris(grown.fit) == ["bolt/2/top"]
@@ -127,5 +129,7 @@ def test_all_views_of_a_product_calibrate_its_parts_again():
     expected = ["bolt/1/side", "bolt/1/top", "bolt/3/top"]
     assert sorted(uris(grown.held_out)) == expected
     assert set(grown.held_out["product"].to_pylist()) == {"bolt"}
-    again = held_out.of_model(replace(earlier, held_out=held_out.kept(grown, earlier)))
+    again = calibration_images.of_model(
+        replace(earlier, held_out=calibration_images.kept(grown, earlier))
+    )
     assert sorted(uris(again)) == [*expected, "nut/1/side"]

@@ -1,0 +1,120 @@
+"""A new model, fitted or made of others: write, track, print and register it."""
+
+from __future__ import annotations
+
+import math
+
+from jobs.cli.console import echo
+from jobs.cli.detail_seen import detail_seen
+from jobs.cli.fit_warnings import FitWarnings
+from jobs.tracking import registry
+from jobs.tracking.record import Record, title
+from jobs.tracking.tracker import Tracker
+from ops.detectors.model_folder import Model, ProductCard, write_model
+from ops.plain_text import printable
+from ops.results.calibration import Calibration
+from pipelines.fitting.picture_sizes import Detail
+
+_SHOWN = 100  # products of a new model that are printed
+
+
+def keep(model: Model, location: str, record: Record, warnings: FitWarnings) -> None:
+    """Write a new model, track what it was made of, and print it."""
+    write_model(location, model)
+    card = model.card
+    record.metrics |= _metrics(model)
+    record.curves |= _curves(model)
+    record.tags |= {f"product_{n}": name for n, name in enumerate(sorted(card.products))}
+    record.tags |= {"model_id": card.model_id, "model": location}
+    record.tags |= {"input_fit": card.input.fit, "input_size": str(card.input.size)}
+    _print_summary(model, location, warnings)
+    record.tags |= {f"warning_{n}": each for n, each in enumerate(warnings.sentences)}
+    record.metrics["warnings"] = float(len(warnings.sentences))
+    record.title = title(record.job, products=card.products, images=card.fit["images"])
+    record.description = (
+        f"{card.method} fitted on {card.fit['images']:,} good images, {card.fit['held_out']:,} "
+        f"more held out for calibration: model {card.model_id}; {len(warnings.sentences):,} "
+        "warnings."
+    )
+
+
+def register(model: Model, name: str, alias: str, tracker: Tracker, record: Record) -> None:
+    """Register a new model under a name, unless that is empty."""
+    if not name or not (registered := tracker.register(model, name, alias, record)):
+        return
+    echo(f"registered: {registered}")
+    if not alias and registered.endswith(f"@{registry.CHALLENGER}"):
+        echo(
+            "champion stays another model; compare both, then let this one follow: "
+            f"python -m jobs.promote {registered} --out {tracker.out}"
+        )
+
+
+def _metrics(model: Model) -> dict[str, float]:
+    """Counts and metrics of each product's fit, to track."""
+    metrics: dict[str, float] = {}
+    for number, (_, card) in enumerate(sorted(model.card.products.items())):
+        metrics |= {f"product_{number}.{name}": value for name, value in card.metrics.items()}
+        metrics[f"product_{number}.calibration_images"] = len(card.calibration.scores)
+    return metrics
+
+
+def _curves(model: Model) -> dict[str, list[float]]:
+    """Values per epoch, named as the metrics that hold their last values."""
+    return {
+        f"product_{number}.{name}_by_epoch": curve
+        for number, (_, card) in enumerate(sorted(model.card.products.items()))
+        for name, curve in card.curves.items()
+    }
+
+
+def _print_summary(model: Model, location: str, warnings: FitWarnings) -> None:
+    rate = model.card.false_alarm_rate
+    products = model.card.products
+    for name, card in list(products.items())[:_SHOWN]:
+        fitted = describe_fit(card, "tiles" if model.card.input.tiled else "images")
+        if mask := model.masks.get(name):
+            fitted += f", {mask.share:.1%} of the picture inspected"
+        echo(f"{printable(name)}: {fitted}; {describe_calibration(card.calibration)}")
+        promised = card.calibration.promised_rate(rate)
+        if promised is not None and promised > rate:
+            needed = math.ceil(1 / rate - 1e-9) - 1
+            warnings.add(
+                f"{printable(name)}: a false-alarm rate of {rate:g} needs {needed:,} "
+                f"held-out images; the threshold promises {promised:.2g} on average"
+            )
+    if len(products) > _SHOWN:
+        echo(f"{len(products) - _SHOWN:,} more products; model.json names all of them")
+    seen = [Detail.from_metrics(card.fit_metrics) for card in products.values()]
+    coarsest = max(filter(None, seen), key=lambda detail: detail.patch, default=None)
+    for sentence in detail_seen(coarsest):
+        echo(sentence)
+    if failures := model.card.fit["failures"]:
+        warnings.add(
+            f"{model.card.fit['failed']} unreadable images, such as {printable(failures[0])}"
+        )
+    echo(f"model: {location}")
+
+
+def describe_fit(card: ProductCard, kind: str) -> str:
+    """What a detector was fitted on, for people: images or tiles, patches, bank and epochs."""
+    counts = card.counts
+    parts = [f"{counts.images:,} {kind}"]
+    if counts.dropped_images:
+        parts[0] += f" ({counts.dropped_images:,} of them dropped: features not finite)"
+    if counts.patches is not None:
+        parts.append(f"{counts.patches:,} patches")
+    if counts.bank is not None:
+        parts.append(f"bank of {counts.bank:,} patches")
+    if card.curves:
+        parts.append(f"{max(map(len, card.curves.values())):,} epochs")
+    return ", ".join(parts)
+
+
+def describe_calibration(calibration: Calibration) -> str:
+    """The lowest false-alarm rate that a threshold can promise, for people."""
+    count = len(calibration.scores)
+    if not count:
+        return "no image held out, so no p-values and no threshold"
+    lowest = 1 / (count + 1)
+    return f"{count:,} held-out images promise false-alarm rates down to {lowest:.2g} on average"

@@ -15,9 +15,11 @@ def detail_seen(detail: Detail | None) -> Iterator[str]:
     if detail is None:
         return
     width, height = detail.size
+    step = f"{detail.step:.3g}"
     yield (
-        f"a pixel that the network sees is {detail.step:.3g} pixels of a picture of "
-        f"{width:,} x {height:,}, and a patch {detail.patch:.3g}; smaller defects are easily missed"
+        f"a pixel that the network sees is {step} {'pixel' if step == '1' else 'pixels'} of a "
+        f"picture of {width:,} x {height:,}, and a patch {detail.patch:.3g}; smaller defects are "
+        "easily missed"
     )
     if detail.step >= _COARSE:
         yield (

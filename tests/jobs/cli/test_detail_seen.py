@@ -14,5 +14,10 @@ def test_little_detail_is_warned_of():
     assert warning.startswith("warning: most of the picture's detail is not seen; for small defect")
 
 
+def test_one_pixel_is_no_plural():
+    (said,) = detail_seen(Detail((224, 224), 1.0, 8.0))
+    assert said.startswith("a pixel that the network sees is 1 pixel of a picture of 224 x 224, ")
+
+
 def test_nothing_is_said_of_pictures_that_were_not_read():
     assert list(detail_seen(None)) == []

@@ -66,7 +66,8 @@ def main(argv: Sequence[str]) -> int:
             chosen.fit, request, planned.sizes, backbone, settings.resources
         )
         _print_gpu(planned, measured)
-        plan.check_on_gpu(planned, measured, settings.resources.gpus)
+        share = min(1.0, settings.resources.gpus)
+        planned.gpu.check(measured.gpu_bytes, measured.gpu_used, share)
         minutes = plan.minutes(planned, measured)
         size = max(pictures.medians.values(), key=math.prod, default=None)
         takes = NetworkInput.of(request, backbone)
@@ -128,8 +129,8 @@ def _print_gpu(planned: Plan, measured: Rehearsal) -> None:
     if measured.gpu_bytes:
         echo(
             f"memory of a GPU of {_size(measured.gpu_bytes)} that each worker takes: "
-            f"{_size(measured.gpu_used + planned.fit_gpu_bytes)} to fit, "
-            f"{_size(measured.gpu_used + planned.score_gpu_bytes)} to score"
+            f"{_size(measured.gpu_used + planned.gpu.fit)} to fit, "
+            f"{_size(measured.gpu_used + planned.gpu.score)} to score"
         )
 
 

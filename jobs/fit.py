@@ -30,13 +30,13 @@ from ops.errors import SettingError, UserError
 from ops.failure import max_failures
 from ops.features.backbone import BackboneSettings
 from ops.images.decode import DecodeSettings
-from ops.images.resize import InputSettings
 from ops.storage import files, paths
 from ops.storage.paths import Out
 from ops.storage.storage_errors import AlreadyExists
 from pipelines.cluster.connection import connected
 from pipelines.cluster.resources import Resources
 from pipelines.fitting import fit
+from pipelines.fitting.also_whole import FitInput, fit_with_whole
 from pipelines.fitting.choose_input import settled
 from pipelines.fitting.request import FitRequest, Select
 from pipelines.tables import lock
@@ -96,7 +96,7 @@ class Settings(sources.Listing):
     regions: RegionRate = field(default_factory=RegionRate)
     select: Select = field(default_factory=Select)
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
-    input: InputSettings = field(default_factory=lambda: InputSettings(size="auto", fit="auto"))
+    input: FitInput = field(default_factory=lambda: FitInput(size="auto", fit="auto"))
     decode: DecodeSettings = field(default_factory=DecodeSettings)
     fetch: FetchSettings = field(default_factory=FetchSettings)
     resources: Resources = field(default_factory=Resources)
@@ -109,6 +109,7 @@ def main(argv: Sequence[str]) -> int:
     detector_class(settings.method)
     sources.check(settings.inventory, settings)
     check_masks(settings)
+    check_whole(settings)
     max_failures(str(settings.max_failed), 0)
     entry.check_access(settings)
     method_settings = methods[settings.method]
@@ -128,11 +129,15 @@ def main(argv: Sequence[str]) -> int:
             )
         with model_to_grow(settings, tracker) as grown, Progress() as progress:
             request = request_of(settings, method_settings, grown)
-            check_free(settings.model_folder, request, grown)
+            also_whole = settings.input.also == "whole"
+            check_free(settings.model_folder, request, grown, also_whole)
             with connected(settings.cluster):
                 inventory = sources.inventory_of(settings.inventory, settings, out, progress)
                 warnings.add(unlabelled(inventory))
-                model = fit.fit(inventory, request, settings.resources, progress, grown, echo)
+                if also_whole:
+                    model = fit_with_whole(inventory, request, settings.resources, progress, echo)
+                else:
+                    model = fit.fit(inventory, request, settings.resources, progress, grown, echo)
         check_lock()
         if grown:
             record.tags["grown_from"] = grown.card.model_id
@@ -159,7 +164,9 @@ def reserved(folder: str) -> Iterator[Callable[[], None]]:
         yield check
 
 
-def check_free(folder: str, request: FitRequest, grown: Model | None) -> None:
+def check_free(
+    folder: str, request: FitRequest, grown: Model | None, also_whole: bool = False
+) -> None:
     """Refuse a folder with a model that the fit cannot give, before it computes one.
 
     The same settings may give the same model again. Raises AlreadyExists.
@@ -171,7 +178,7 @@ def check_free(folder: str, request: FitRequest, grown: Model | None) -> None:
         f"model {card.model_id} lies at {folder}, and a fit replaces no other model; choose "
         "another --model-folder"
     )
-    if card.members:
+    if card.members or also_whole:
         raise refusal
     same = replace(
         request,
@@ -198,7 +205,7 @@ def request_of(settings: Settings, method_settings: Any, grown: Model | None) ->
     What the settings leave to the configuration of the backbone is filled in; an input that
     pictures decide about stays open.
     """
-    backbone, size = settings.backbone, settings.input
+    backbone, size = settings.backbone, settings.input.alone
     if not grown:
         backbone = backbone.configured()
         size = settled(size, backbone.configuration.size)
@@ -228,6 +235,21 @@ def check_masks(settings: Settings) -> None:
         raise SettingError(
             "--grow keeps the inspection masks of the model; leave out --roi and --ignore, or fit "
             "a new model"
+        )
+
+
+def check_whole(settings: Settings) -> None:
+    """Refuse what a fit of tiles and whole pictures cannot do. Raises SettingError."""
+    if settings.input.also != "whole":
+        return
+    if settings.grow:
+        raise SettingError(
+            "--grow keeps the input of the model, so it cannot be combined with --input.also "
+            "whole; leave one of them out"
+        )
+    if not settings.holdout:
+        raise SettingError(
+            "--input.also whole combines p-values, and --holdout 0 gives none; choose --holdout 0.1"
         )
 
 

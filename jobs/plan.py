@@ -24,6 +24,7 @@ from ops.plain_text import printable
 from ops.storage.paths import Out
 from pipelines.cluster.connection import connected
 from pipelines.fitting import plan
+from pipelines.fitting.also_whole import whole
 from pipelines.fitting.choose_input import NetworkInput, choose_input
 from pipelines.fitting.compare_inputs import Compared, compare_inputs, name_of
 from pipelines.fitting.inspection import Masks, masks_of
@@ -39,6 +40,7 @@ def main(argv: Sequence[str]) -> int:
     settings, methods = entry.parse(fit.Settings, __doc__, argv, groups)
     sources.check(settings.inventory, settings)
     fit.check_masks(settings)
+    fit.check_whole(settings)
     entry.check_access(settings)
     with (
         fit.model_to_grow(settings, Tracker(settings.out)) as grown,
@@ -64,11 +66,18 @@ def main(argv: Sequence[str]) -> int:
             chosen.fit, request, planned.sizes, backbone, settings.resources
         )
         _print_gpu(planned, measured)
-        plan.check_on_gpu(planned, measured, settings.resources.gpus)
+        share = min(1.0, settings.resources.gpus)
+        planned.gpu.check(measured.gpu_bytes, measured.gpu_used, share)
         minutes = plan.minutes(planned, measured)
         size = max(pictures.medians.values(), key=math.prod, default=None)
         takes = NetworkInput.of(request, backbone)
         others = compare_inputs(request, takes, size, planned, measured) if size else []
+        if settings.input.also == "whole" and request.input.tiled:
+            echo("the same pictures as a whole (--input.also whole), fitted after the tiles:")
+            second = plan.of_fit(chosen, whole(request), backbone, settings.resources, pictures)
+            _print_summary(second)
+            plan.check(second)
+            echo("the minutes below are those of the tiles alone")
     echo(
         f"estimated minutes: {minutes.extract:.1f} to extract features, {minutes.fit:.1f} to fit, "
         f"{minutes.calibrate:.1f} to calibrate"
@@ -120,8 +129,8 @@ def _print_gpu(planned: Plan, measured: Rehearsal) -> None:
     if measured.gpu_bytes:
         echo(
             f"memory of a GPU of {_size(measured.gpu_bytes)} that each worker takes: "
-            f"{_size(measured.gpu_used + planned.fit_gpu_bytes)} to fit, "
-            f"{_size(measured.gpu_used + planned.score_gpu_bytes)} to score"
+            f"{_size(measured.gpu_used + planned.gpu.fit)} to fit, "
+            f"{_size(measured.gpu_used + planned.gpu.score)} to score"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from ops.archives.fetch import FetchSettings
 from ops.detectors.detector import Checkpoint, settings_from
 from ops.detectors.ensemble import EnsembleSettings
-from ops.detectors.image_batches import to_images
+from ops.detectors.image_batches import Tiles, to_images
 from ops.detectors.model_folder import Model, ModelCard, ProductCard
 from ops.detectors.registry import detector_class
 from ops.detectors.score_images import ScoreImages
@@ -22,6 +22,7 @@ from ops.features.weights import fingerprint
 from ops.images.decode import DecodeSettings, Picture
 from ops.images.packed_pixels import column
 from ops.images.resize import InputSettings, pack, resize
+from ops.images.tiles import tile_id
 from ops.results.anomaly_map import Scale
 from ops.results.calibration import Calibration
 from ops.storage.paths import Out, product_file
@@ -30,6 +31,8 @@ from pipelines.scoring.stream import draw_step
 from tests import pictures
 
 PRODUCT = "nut"
+#: Draws the good part of a seed.
+Draw = Callable[[int], np.ndarray]
 #: Seeds of the drawn parts: to fit on, and held out.
 FITTED, HELD_OUT = range(5), range(20, 28)
 
@@ -58,7 +61,8 @@ def detecting(model: Model, keep: bool = False) -> ScoreImages:
 def rows_of(drawn: Sequence[np.ndarray], inputs: Sequence[InputSettings]) -> pa.Table:
     """Rows as `Read` makes them for one or several inputs."""
     count = len(drawn)
-    packed = [[pack(resize(Picture(one, 8), each)) for each in inputs] for one in drawn]
+    pixels = [pack(resize(Picture(one, 8), inputs[0])) for one in drawn]
+    further = [[pack(resize(Picture(one, 8), each)) for each in inputs[1:]] for one in drawn]
     return pa.table(
         {
             "image_id": [f"{n:032x}" for n in range(count)],
@@ -71,21 +75,30 @@ def rows_of(drawn: Sequence[np.ndarray], inputs: Sequence[InputSettings]) -> pa.
             "height": [pixels.shape[0] for pixels in drawn],
             "bit_depth": [8] * count,
             "channels": [1 if pixels.ndim == 2 else 3 for pixels in drawn],
-            "pixels": column([np.concatenate(each) for each in packed]),
+            "pixels": column(pixels),
+            "further_pixels": column([np.concatenate(each) if each else None for each in further]),
         }
     )
 
 
 def member(
-    settings: InputSettings, method: str = "patchcore", layers: str = "features.3,features.6"
+    settings: InputSettings,
+    method: str = "patchcore",
+    layers: str = "features.3,features.6",
+    draw: Draw = pictures.texture,
 ) -> Model:
     """A model that is fitted and calibrated on drawn parts."""
     backbone = Backbone(BackboneSettings("squeezenet1_1", layers, "random"))
     kind = detector_class(method)
     small = {"dim": 24, "projection": 0, "coreset_ratio": 0.05} if method == "patchcore" else {}
     detector = kind(settings_from(kind.Settings, small), backbone)
-    rows = rows_of([pictures.texture(seed) for seed in FITTED], [settings])
-    detector.add_images(to_images(rows, settings, "cpu"), torch.arange(len(rows)))
+    rows = rows_of([draw(seed) for seed in FITTED], [settings])
+    if settings.tiled:
+        for part in Tiles(rows, settings, "cpu", range(len(rows))).batches(64):
+            ids = [tile_id(row, n) for row, n in zip(part.rows, part.numbers, strict=True)]
+            detector.add_images(part.images, torch.tensor(ids))
+    else:
+        detector.add_images(to_images(rows, settings, "cpu"), torch.arange(len(rows)))
     counts = detector.fit(Alone(), lambda *_: None, Checkpoint()).counts
     state = detector.state()
     card = ModelCard(
@@ -105,7 +118,7 @@ def member(
         fit={"holdout": 0.2, "images": len(FITTED)},
     )
     model = Model(card, backbone.state(), {PRODUCT: state})
-    return calibrated(model, [image.score for image in scored(model)[PRODUCT].values()])
+    return calibrated(model, [image.score for image in scored(model, draw)[PRODUCT].values()])
 
 
 def calibrated(model: Model, scores: Sequence[float]) -> Model:
@@ -114,11 +127,10 @@ def calibrated(model: Model, scores: Sequence[float]) -> Model:
     return replace(model, card=replace(model.card, products={PRODUCT: product}))
 
 
-def scored(model: Model) -> Found:
+def scored(model: Model, draw: Draw = pictures.texture) -> Found:
     """What a model says of the held-out parts."""
-    rows = rows_of([pictures.texture(seed) for seed in HELD_OUT], model.card.inputs)
-    draw = draw_step(model, Out(""), "none")
-    found = draw(detecting(model)(rows)).to_pylist()
+    rows = rows_of([draw(seed) for seed in HELD_OUT], model.card.inputs)
+    found = draw_step(model, Out(""), "none")(detecting(model)(rows)).to_pylist()
     return {
         PRODUCT: {
             row["image_id"]: HeldOut(row["score"], row["map_largest"], row["image_id"])
@@ -127,8 +139,12 @@ def scored(model: Model) -> Found:
     }
 
 
-def ensemble_of(members: Sequence[Model], combine: str = "mean") -> Model:
+def ensemble_of(
+    members: Sequence[Model], combine: str = "mean", draw: Draw = pictures.texture
+) -> Model:
     """The ensemble that `pipelines.fitting.ensemble` makes of its members."""
     request = EnsembleRequest(EnsembleSettings(2.0, combine), 0.2, FetchSettings())
-    card, scores = combined_card([m.card for m in members], [scored(m) for m in members], request)
+    card, scores = combined_card(
+        [m.card for m in members], [scored(m, draw) for m in members], request
+    )
     return calibrated(Model(card, {}, {}, members=tuple(members)), list(scores.values()))

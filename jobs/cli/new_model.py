@@ -10,7 +10,7 @@ from jobs.cli.fit_warnings import FitWarnings
 from jobs.tracking import registry
 from jobs.tracking.record import Record, title
 from jobs.tracking.tracker import Tracker
-from ops.detectors.model_folder import Model, ProductCard, write_model
+from ops.detectors.model_folder import Model, ModelCard, ProductCard, write_model
 from ops.plain_text import printable
 from ops.results.calibration import Calibration
 from pipelines.fitting.picture_sizes import Detail
@@ -85,15 +85,22 @@ def _print_summary(model: Model, location: str, warnings: FitWarnings) -> None:
             )
     if len(products) > _SHOWN:
         echo(f"{len(products) - _SHOWN:,} more products; model.json names all of them")
-    seen = [Detail.from_metrics(card.fit_metrics) for card in products.values()]
-    coarsest = max(filter(None, seen), key=lambda detail: detail.patch, default=None)
-    for sentence in detail_seen(coarsest):
+    for sentence in detail_seen(_detail_of(model.card)):
         echo(sentence)
     if failures := model.card.fit["failures"]:
         warnings.add(
             f"{model.card.fit['failed']} unreadable images, such as {printable(failures[0])}"
         )
     echo(f"model: {location}")
+
+
+def _detail_of(card: ModelCard) -> Detail | None:
+    """Of the picture of which the least is seen; of an ensemble, by the member that sees most."""
+    if card.members:
+        seen = filter(None, map(_detail_of, card.members))
+        return min(seen, key=lambda detail: detail.patch, default=None)
+    found = [Detail.from_metrics(product.fit_metrics) for product in card.products.values()]
+    return max(filter(None, found), key=lambda detail: detail.patch, default=None)
 
 
 def describe_fit(card: ProductCard, kind: str) -> str:

@@ -19,8 +19,8 @@ from ops.archives.fetch import FetchSettings
 from ops.detectors.registry import DETECTORS
 from ops.features.backbone import BackboneSettings
 from ops.images.decode import DecodeSettings
-from ops.images.resize import InputSettings
 from pipelines.cluster.resources import Resources
+from pipelines.fitting.also_whole import FitInput
 from pipelines.fitting.request import Select
 
 FILE = Path(__file__).parents[2] / "docs" / "reference.md"
@@ -45,7 +45,7 @@ JOBS = {
 GROUPS: dict[str, type[Any]] = {
     "select": Select,
     "backbone": BackboneSettings,
-    "input": InputSettings,
+    "input": FitInput,
     "decode": DecodeSettings,
     "fetch": FetchSettings,
     "resources": Resources,

@@ -44,6 +44,7 @@ def check_members(cards: Sequence[ModelCard]) -> None:
     """Check that models can be members of one ensemble. Raises UserError."""
     if len(cards) < 2:
         raise UserError(f"an ensemble has at least 2 members, not {len(cards)}; name more --models")
+    tiled = next((card.input for card in cards if card.input.tiled), InputSettings())
     for number, card in enumerate(cards, start=1):
         if card.members:
             raise UserError(f"member {number} is itself an ensemble; name its members instead")
@@ -53,7 +54,7 @@ def check_members(cards: Sequence[ModelCard]) -> None:
             ("decode settings", card.decode, cards[0].decode),
             ("holdout", card.fit.get("holdout"), cards[0].fit.get("holdout")),
             ("inspection masks", card.masks, cards[0].masks),
-            ("part of the picture", _shown(card.input), _shown(cards[0].input)),
+            ("part of the picture", _shown(card.input, tiled), _shown(cards[0].input, tiled)),
         ):
             if mine != first:
                 raise UserError(
@@ -62,10 +63,12 @@ def check_members(cards: Sequence[ModelCard]) -> None:
                 )
 
 
-def _shown(settings: InputSettings) -> InputSettings:
-    """Inputs for which this is equal show the same of a picture: squashed ones show all of it."""
-    settings = replace(settings, exposure="as_is")
-    return replace(settings, size=1, filter="bilinear") if settings.fit == "squash" else settings
+def _shown(settings: InputSettings, tiled: InputSettings) -> InputSettings:
+    """Inputs for which this is equal show the same of a picture.
+
+    Squashed ones show all of it, as do those of the members that are `tiled`.
+    """
+    return replace(tiled if settings.fit == "squash" else settings, exposure="as_is")
 
 
 def _short(value: object) -> str:
@@ -74,8 +77,10 @@ def _short(value: object) -> str:
 
 
 def common_input(cards: Sequence[ModelCard]) -> InputSettings:
-    """The input that maps of an ensemble are drawn in: the largest."""
-    largest = max((card.input for card in cards), key=lambda settings: math.prod(settings.sides))
+    """The input that maps of an ensemble are drawn in: that of tiles, otherwise the largest."""
+    largest = max(
+        (card.input for card in cards), key=lambda each: (each.tiled, math.prod(each.sides))
+    )
     return replace(largest, exposure="as_is")
 
 

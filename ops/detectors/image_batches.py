@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ops.images.exposure import Statistics, normalise_exposure, statistics_of
 from ops.images.inspection import Bools, InspectionMask
-from ops.images.packed_pixels import Bytes, column, views
+from ops.images.packed_pixels import Bytes, views
 from ops.images.resize import InputSettings, map_size, packed_bytes, tiling, unpack
 from ops.images.tiles import Tiling, cut
 
@@ -39,7 +39,8 @@ def to_images(
     """Images (B, 3, height, width) in [0, 1] on the device, exposed by the settings.
 
     They are those of the chosen rows, or of all. Integers are copied to the device, which are
-    smaller, and divided by their full scale there. `before`: inputs that are packed before this.
+    smaller, and divided by their full scale there. `before`: inputs that the reader lists before
+    this one, the first of them that of the column `pixels`.
     """
     chosen = range(len(rows)) if chosen is None else chosen
     return _batch(_inputs(rows, settings, chosen, before), settings, device)
@@ -100,24 +101,19 @@ def inspected_images(
     return batch, torch.from_numpy(np.stack(shown)).to(device)
 
 
-def first_inputs(rows: pa.Table, settings: InputSettings) -> pa.ChunkedArray:
-    """The column of packed pixels, with the first of several inputs alone."""
-    ok = [status == "ok" for status in rows["status"].to_pylist()]
-    first = _packed(rows, settings, ())
-    return column([pixels if is_ok else None for pixels, is_ok in zip(first, ok, strict=True)])
-
-
 def _packed(
     rows: pa.Table, settings: InputSettings, before: Sequence[InputSettings]
 ) -> list[Bytes]:
     """The packed input of each row, behind those `before`; none in rows without pixels."""
+    if not before:
+        return views(rows["pixels"])
     found = []
     kinds = zip(rows["channels"].to_pylist(), rows["bit_depth"].to_pylist(), strict=True)
-    for data, kind in zip(views(rows["pixels"]), kinds, strict=True):
+    for data, kind in zip(views(rows["further_pixels"]), kinds, strict=True):
         if not len(data):
             found.append(data)
             continue
-        start = sum(packed_bytes(each, *kind) for each in before)
+        start = sum(packed_bytes(each, *kind) for each in before[1:])
         found.append(data[start : start + packed_bytes(settings, *kind)])
     return found
 

@@ -20,7 +20,7 @@ from ops.images.inspection import InspectionMask
 from ops.images.resize import InputSettings
 from ops.results.anomaly_map import Map
 
-#: Gives the context of scoring one batch of tiles.
+#: Gives the context of scoring one batch of tiles, or of whole pictures beside them.
 Step = Callable[[], AbstractContextManager[None]]
 
 
@@ -69,7 +69,7 @@ class LoadedModel:
         batch: int,
         before: Sequence[InputSettings] = (),
     ) -> None:
-        """`batch`: tiles that are scored together; `before`: inputs packed before the model's."""
+        """`batch`: tiles or pictures that are scored together; `before` as in `to_images`."""
         self._tensors, self._card = tensors, tensors.card
         self._device, self._batch, self._before = device, batch, before
         self._backbone = self._card.new_backbone(tensors.of_backbone(), device)
@@ -82,10 +82,22 @@ class LoadedModel:
     ) -> ImageScores:
         """Scores of the chosen rows, whose pixels are packed."""
         detector, settings = self.detector(product), self._card.input
-        where, inspection = (settings, self._device, chosen), self._inspection(product, len(chosen))
         if settings.tiled:
-            tiles = Tiles(rows, *where, inspection)
+            inspection = self._inspection(product, len(chosen))
+            tiles = Tiles(rows, settings, self._device, chosen, inspection)
             return ImageScores(*score_tiles(detector, tiles, self._batch, step))
+        # Beside large pictures that are tiled there may be any number of small ones.
+        parts = []
+        for start in range(0, len(chosen), self._batch):
+            with step():
+                parts.append(self._whole(product, rows, chosen[start : start + self._batch]))
+        values = np.concatenate([part.values for part in parts])
+        return ImageScores(values, [one for part in parts for one in part.maps])
+
+    def _whole(self, product: str, rows: pa.Table, chosen: Sequence[int]) -> ImageScores:
+        """Scores of inputs that are no tiles."""
+        detector, inspection = self.detector(product), self._inspection(product, len(chosen))
+        where = self._card.input, self._device, chosen
         if inspection is None:
             scores = detector.score(to_images(rows, *where, self._before))
             maps = list(scores.map.float().cpu().numpy())

@@ -13,7 +13,6 @@ import torch
 
 from ops.archives.views import detector_names
 from ops.detectors.ensemble import loaded
-from ops.detectors.image_batches import first_inputs
 from ops.detectors.loaded_model import ModelTensors
 from ops.detectors.score_tiles import previews
 from ops.results.anomaly_map import Map
@@ -67,14 +66,15 @@ class ScoreImages:
         rows = rows.set_column(rows.schema.get_field_index("status"), "status", pa.array(status))
         texts = pa.array(reason, pa.string())
         rows = rows.set_column(rows.schema.get_field_index("reason"), "reason", texts)
+        if "further_pixels" in rows.schema.names:
+            rows = rows.drop_columns(["further_pixels"])
         return self._with_pictures(rows) if self._keep else rows.drop_columns(["pixels"])
 
     def _with_pictures(self, rows: pa.Table) -> pa.Table:
         """The rows with the pixels that maps are drawn over."""
-        several = len(self._card.inputs) > 1
-        if not (self.tiled or several):
+        if not self.tiled:
             return rows
-        pictures = (previews if self.tiled else first_inputs)(rows, self._card.input)
+        pictures = previews(rows, self._card.input)
         return rows.set_column(rows.schema.get_field_index("pixels"), "pixels", pictures)
 
     @property
@@ -83,7 +83,7 @@ class ScoreImages:
         return self._card.input.tiled
 
     def step(self) -> contextlib.AbstractContextManager[None]:
-        """The context of scoring one batch of tiles."""
+        """The context of scoring one batch of tiles, or of whole pictures beside them."""
         return contextlib.nullcontext()
 
     def _fill(

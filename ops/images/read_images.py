@@ -39,11 +39,12 @@ READ = pa.schema(
         ("bit_depth", pa.int8()),
         ("channels", pa.int8()),
         ("pixels", pa.large_binary()),
+        ("further_pixels", pa.large_binary()),
         ("retries", pa.int32()),
     ]
 )
-
-
+#: Columns of packed pixels.
+_PACKED = ("pixels", "further_pixels")
 #: Columns of an inventory that say what to read.
 _NEEDED = ("uri", "bytes", "version", "member", "product", "view", "problem")
 
@@ -98,7 +99,8 @@ class Read:
     detectors, see `ops.archives.views`.
     `masks`: inspection masks by detector; what lies outside of them is replaced by grey.
     `known`: images with these contents are not decoded; their rows get the hash and status `KNOWN`.
-    `further`: other inputs of the same picture, whose pixels are packed behind those of `input`.
+    `further`: other inputs of the same picture, packed one behind the other into a column of their
+    own. None of them is tiled.
     """
 
     input: InputSettings
@@ -196,15 +198,18 @@ class Read:
 
             picture = decode(data, self.decode, admit)
             if mask := self.masks.get(str(detector)):
-                mask.check(picture.width, picture.height, self.input)
+                for each in (self.input, *self.further):
+                    mask.check(picture.width, picture.height, each)
                 picture = mask.covered(picture)
-            inputs = [resize(picture, each) for each in (self.input, *self.further)]
+            pixels = resize(picture, self.input)
+            others = [pack(resize(picture, each)) for each in self.further]
         if self.input.tiled:
             _check_tiles(picture, self.input)
         out |= {"width": picture.width, "height": picture.height, "bit_depth": picture.bit_depth}
-        out["channels"] = 1 if inputs[0].ndim == 2 else 3
-        packed = [pack(pixels) for pixels in inputs]
-        out["pixels"] = np.concatenate(packed) if self.further else packed[0]
+        out["channels"] = 1 if pixels.ndim == 2 else 3
+        out["pixels"] = pack(pixels)
+        if others:
+            out["further_pixels"] = np.concatenate(others)
         fitted = self.depths.get(str(detector), ())
         notes += [picture.note, _other_depth(picture.bit_depth, fitted)]
         out["reason"] = "; ".join(filter(None, notes)) or None
@@ -221,15 +226,14 @@ def _with_read(rows: pa.Table, read: Sequence[Mapping[str, Any]]) -> pa.Table:
     """The rows with the columns `READ`."""
     for field_ in READ:
         values = [row.get(field_.name) for row in read]
-        packed = field_.name == "pixels"
-        added = column(values) if packed else pa.array(values, field_.type)
+        added = column(values) if field_.name in _PACKED else pa.array(values, field_.type)
         rows = rows.append_column(field_, added)
     return rows
 
 
 def _bytes_of(row: Mapping[str, Any]) -> int:
-    pixels: Bytes | None = row.get("pixels")
-    return 0 if pixels is None else len(pixels)
+    packed: list[Bytes | None] = [row.get(name) for name in _PACKED]
+    return sum(len(pixels) for pixels in packed if pixels is not None)
 
 
 def _check_tiles(picture: Picture, settings: InputSettings) -> None:

@@ -106,6 +106,14 @@ class Out:
         folder = files.join(self.regions(), f"night={night}", f"run={run_id}")
         return files.join(folder, TABLE)
 
+    def labels(self) -> str:
+        """The folder of all tables of decisions."""
+        return files.join(self.root, "labels")
+
+    def label_table(self, name: str) -> str:
+        """A table of decisions that were published together."""
+        return files.join(self.labels(), f"part-{name}.parquet")
+
     def map(self, model_id: str, image_id: str) -> str:
         """The map of one image under one model."""
         return files.join(self.maps(model_id), _sharded(image_id))

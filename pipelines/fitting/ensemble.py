@@ -22,7 +22,7 @@ from ops.detectors.ensemble import (
     common_scale,
     held_out_scores,
 )
-from ops.detectors.model_folder import Model, ModelCard, ProductCard
+from ops.detectors.model_folder import REGION_RATE, Model, ModelCard, ProductCard
 from ops.detectors.registry import detector_class
 from ops.errors import UserError
 from ops.progress import ProgressCallback
@@ -62,6 +62,7 @@ class EnsembleRequest:
     settings: EnsembleSettings
     false_alarm_rate: float
     fetch: FetchSettings
+    region_rate: float = REGION_RATE
 
 
 def ensemble(
@@ -193,6 +194,7 @@ def combined_card(
         products=products,
         map_scale=common_scale(cards, [product.member_peaks for product in products.values()]),
         false_alarm_rate=request.false_alarm_rate,
+        region_false_alarm_rate=request.region_rate,
         fit={
             "holdout": first.fit["holdout"],
             "images": first.fit["images"],

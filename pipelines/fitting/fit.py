@@ -89,8 +89,11 @@ def fit(
     backbone = network.state()
     with reserved_for_fit(resources) as (held, turn):
         # It may have fewer workers.
-        plan.check(plan.of_fit(chosen, request, network, held, sizes))
-        coordinator = _fit_detectors(chosen, request, backbone, held, turn.close, progress, earlier)
+        planned = plan.of_fit(chosen, request, network, held, sizes)
+        plan.check(planned)
+        coordinator = _fit_detectors(
+            chosen, request, backbone, held, planned.gpu, turn.close, progress, earlier
+        )
     failures: list[str] = ask(coordinator.failures)
     depths: Depths = ask(coordinator.depths)
     seen = {
@@ -195,6 +198,7 @@ def _fit_detectors(
     request: FitRequest,
     backbone: dict[str, Tensor],
     resources: Reserved,
+    gpu: plan.GpuNeeds,
     on_start: Callable[[], object],
     progress: ProgressCallback,
     earlier: Model | None,
@@ -212,6 +216,7 @@ def _fit_detectors(
         "earlier_fits": _earlier_fits(earlier) if earlier else {},
         "earlier_depths": _earlier_depths(earlier) if earlier else {},
         "resources": resources,
+        "gpu": gpu,
         "limit": max_failures(request.max_failed, len(rows)),
     }
     try:

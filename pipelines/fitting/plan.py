@@ -18,6 +18,28 @@ from pipelines.fitting.request import DETECTOR, FitRequest, Split
 
 
 @dataclass(frozen=True)
+class GpuNeeds:
+    """What the fit and the scoring of a model hold on a worker's GPU, beside network and images."""
+
+    fit: int
+    """Bytes of the fit."""
+    score: int
+    """Bytes of scoring."""
+    largest: str
+    """The detector whose fit holds the most."""
+    remedy: str
+    """The settings that lower it, as a clause for an error message."""
+
+    def check(self, gpu_bytes: int, used: int, share: float) -> None:
+        """Check that a `share` of a GPU can hold them beside the `used` bytes of network and
+        images; `gpu_bytes` is the memory of the GPU, 0 without one. Raises NotEnoughMemory.
+        """
+        room = int(gpu_bytes * share)
+        check_gpu(f"the fit of {self.largest!r}", used + self.fit, room, self.remedy)
+        check_gpu("scoring with this model", used + self.score, room, self.remedy)
+
+
+@dataclass(frozen=True)
 class Plan:
     """Size and cost of a fit; dictionaries are by detector."""
 
@@ -57,17 +79,14 @@ class Plan:
         return PROCESS_BYTES + 2 * self.backbone_bytes + own
 
     @property
-    def fit_gpu_bytes(self) -> int:
-        """What the fit holds on a worker's GPU, beside network and images."""
-        return max(estimate.fit_gpu_bytes for estimate in self.estimates.values())
-
-    @property
-    def score_gpu_bytes(self) -> int:
-        """What a worker of a run holds on its GPU, beside network and images."""
-        own = cached_bytes(
+    def gpu(self) -> GpuNeeds:
+        """What workers hold on their GPUs."""
+        name, largest = max(self.estimates.items(), key=lambda item: item[1].fit_gpu_bytes)
+        cached = cached_bytes(
             [estimate.score_bytes for estimate in self.estimates.values()], 2 * self.detector_cache
         )
-        return own + max(estimate.gpu_scratch for estimate in self.estimates.values())
+        scratch = max(estimate.gpu_scratch for estimate in self.estimates.values())
+        return GpuNeeds(largest.fit_gpu_bytes, cached + scratch, name, largest.remedy)
 
     @property
     def model_bytes(self) -> int:
@@ -122,20 +141,6 @@ def check(plan: Plan) -> None:
     """Check that the nodes can hold the workers of a fit. Raises NotEnoughMemory."""
     name, largest = max(plan.estimates.items(), key=lambda item: item[1].fit_bytes)
     check_workers(f"the fit of {name!r}", plan.fit_bytes, plan.workers, largest.remedy)
-
-
-def check_on_gpu(plan: Plan, measured: Rehearsal, gpus: float) -> None:
-    """Check that a GPU can hold the fit of `1 / gpus` workers, and later their scoring.
-
-    Raises NotEnoughMemory.
-    """
-    name, largest = max(plan.estimates.items(), key=lambda item: item[1].fit_gpu_bytes)
-    room = int(measured.gpu_bytes * min(1.0, gpus))
-    for what, own in (
-        (f"the fit of {name!r}", plan.fit_gpu_bytes),
-        ("scoring with this model", plan.score_gpu_bytes),
-    ):
-        check_gpu(what, measured.gpu_used + own, room, largest.remedy)
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def rehearse(
         lambda: [detector.add_images(image, torch.tensor([n])) for n in range(1, _IMAGES + 1)],
         device,
     )
-    memory = _memory() if device == "cuda" else (0, 0)
+    memory = gpu_memory() if device == "cuda" else (0, 0)
     work, times = None, 0.0
     for size in sizes.values():
         if probe := kind.timing_probe(request.settings, replace(size, backbone=network)):
@@ -120,12 +120,14 @@ def _of_worker(
     return rehearse(rows, request, sizes, network, resources.device)
 
 
-def _memory() -> tuple[int, int]:
-    """Bytes of this process's GPU, and what this process uses of it, its libraries included."""
+def gpu_memory(share: float = 1.0) -> tuple[int, int]:
+    """Bytes of this process's GPU, and the most that this process used of it, libraries included.
+
+    Of what no counter of torch shows, the libraries' memory and other processes', its `share`.
+    """
     free, total = torch.cuda.mem_get_info()
-    mine = torch.cuda.memory_reserved()
-    # Libraries' memory shows in no counter of torch; other processes on the GPU count as ours.
-    return total, total - free - mine + torch.cuda.max_memory_reserved()
+    others = total - free - torch.cuda.memory_reserved()
+    return total, int(others * share) + torch.cuda.max_memory_reserved()
 
 
 def _seconds(work: Callable[[], object], device: str) -> float:

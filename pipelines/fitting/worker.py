@@ -32,6 +32,8 @@ from ops.images.tiles import tile_id
 from pipelines.cluster.resources import Resources
 from pipelines.fitting.coordinator import DetectorResult, failures_of
 from pipelines.fitting.heartbeat import send_signs
+from pipelines.fitting.plan import GpuNeeds
+from pipelines.fitting.rehearsal import gpu_memory
 from pipelines.fitting.request import DETECTOR, ROW, FitRequest
 
 
@@ -44,6 +46,10 @@ def program(config: dict[str, Any]) -> None:
     torch.set_num_threads(resources.threads)
     weights = {name: tensor.clone() for name, tensor in ray.get(config["backbone"]).items()}
     backbone = Backbone(request.backbone, weights, resources.device)
+    try:
+        check_gpu(backbone, request, resources, config["gpu"])
+    except UserError as error:  # the stream then ends on every rank
+        ray.get(coordinator.set_refusal.remote(str(error)))
     finished = set(ray.get(coordinator.finished.remote()))  # before a restart
     remaining = [detector for detector in config["detectors"] if detector not in finished]
     stream = Stream(resources, coordinator, config["limit"], request, remaining)
@@ -59,6 +65,21 @@ def program(config: dict[str, Any]) -> None:
         _add_images(name, detector, stream, group)
         if not _fit(name, detector, coordinator, group):
             return
+
+
+def check_gpu(
+    backbone: Backbone, request: FitRequest, resources: Resources, needs: GpuNeeds
+) -> None:
+    """Check that this worker's share of its GPU can hold the fit, before any feature is computed.
+
+    Raises NotEnoughMemory.
+    """
+    if not resources.gpus:
+        return
+    width, height = request.input.sides
+    backbone(torch.zeros(resources.images_per_batch, 3, height, width, device=resources.device))
+    share = min(1.0, resources.gpus)
+    needs.check(*gpu_memory(share), share)
 
 
 def _add_images(name: str, detector: Detector, stream: Stream, group: Group) -> None:

@@ -40,8 +40,8 @@ class _TimedScoreImages(ScoreImages):
             return super().__call__(rows)
 
     def step(self) -> contextlib.AbstractContextManager[None]:
-        """The context of scoring one batch of tiles."""
-        return time_limit(self._limit)
+        """The context of scoring one batch of tiles, or of whole pictures beside them."""
+        return time_limit(self._limit) if self.tiled else contextlib.nullcontext()
 
 
 @dataclass(frozen=True)

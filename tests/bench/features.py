@@ -25,6 +25,7 @@ LAYERS = "features.7,features.9,features.10"
 INPUT = InputSettings(size=231)
 PATCHES = 784  # of an image of that size
 WEIGHTS = DATA / "weights" / "squeezenet1_1_imagenet.safetensors"
+EFFICIENTNET = DATA / "weights" / "tf_efficientnet_lite0_imagenet.safetensors"
 
 
 @functools.cache
@@ -42,11 +43,18 @@ def source() -> str:
     return "magnetic tiles" if WEIGHTS.exists() else "drawn products, random weights"
 
 
+def network(name: str, layers: str) -> Backbone:
+    """A network on the CPU, with ImageNet weights where they are at hand."""
+    known = {"squeezenet1_1": WEIGHTS, "timm/tf_efficientnet_lite0": EFFICIENTNET}
+    path = known.get(name)
+    weights = str(path) if path and path.exists() else "random"
+    return Backbone(BackboneSettings(name, layers, weights))
+
+
 @functools.cache
 def backbone(layers: str = LAYERS) -> Backbone:
     """SqueezeNet 1.1 on the CPU."""
-    weights = str(WEIGHTS) if WEIGHTS.exists() else "random"
-    return Backbone(BackboneSettings("squeezenet1_1", layers, weights))
+    return network("squeezenet1_1", layers)
 
 
 def rows_of(paths: list[Path]) -> pa.Table:

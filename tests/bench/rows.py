@@ -129,7 +129,7 @@ def steps(listed: Inventory, model: Model) -> Iterator[Row]:
 
 class _Tensors:
     def __init__(self, model: Model) -> None:
-        self.card, self._model = model.card, model
+        self.card, self.masks, self._model = model.card, model.masks, model
 
     def of_backbone(self) -> dict[str, Tensor]:
         return self._model.backbone

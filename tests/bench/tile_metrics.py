@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -24,29 +25,44 @@ class Metrics(NamedTuple):
     misses: int
 
 
-class Pixels:
-    """Adds up pixel metrics as `jobs.evaluate` does, from maps at the detector's resolution."""
+@dataclass
+class Answers:
+    """Scores and maps of images, one after the other, and the CPU seconds that they took."""
 
-    def __init__(self, ceiling: float, size: int, sigma: float) -> None:
-        """`ceiling` is the detector's; maps are smoothed by `sigma` and rounded to levels."""
-        self._scale = Scale(0.0, (4 * ceiling or 1.0) / (LEVELS - 1))
-        self._size, self._sigma = size, sigma
-        self.histogram = metrics.PixelHistogram()
+    scores: list[float]
+    maps: list[Map]
+    seconds: float
 
-    def add(self, values: Map, mask: npt.NDArray[np.bool_] | None) -> None:
-        """Add a map (h, w) and its mask (H, W)."""
-        if mask is not None:
-            levels = self._scale.levels(upsample(values, (self._size, self._size), self._sigma))
-            self.histogram.add(levels, mask)
+    @classmethod
+    def none(cls) -> Answers:
+        """Of no image yet."""
+        return cls([], [], 0.0)
 
 
-def measured(scores: Sequence[float], labels: npt.NDArray[np.bool_], pixels: Pixels) -> Metrics:
-    """All metrics of a product. Raises SystemExit unless there are good and defective images."""
-    values = np.asarray(scores, dtype=np.float64)
+def measured(
+    answers: Answers,
+    labels: npt.NDArray[np.bool_],
+    masks: Sequence[npt.NDArray[np.bool_] | None],
+    span: tuple[float, float],
+    sigma: float,
+) -> Metrics:
+    """All metrics of a product, those of pixels as `jobs.evaluate` adds them up.
+
+    Maps are enlarged to their masks (H, W), smoothed by `sigma`, and rounded to grey levels of the
+    span. Raises SystemExit unless there are good and defective images.
+    """
+    values = np.asarray(answers.scores, dtype=np.float64)
     image, best = metrics.roc(values, labels), metrics.best_f1(values, labels)
     if image is None or best is None:
         raise SystemExit("metrics need good and defective images in the split test")
-    roc, pro = pixels.histogram.roc(), pixels.histogram.pro_curve()
+    low, high = span
+    scale = Scale(low, (high - low or 1.0) / (LEVELS - 1))
+    histogram = metrics.PixelHistogram()
+    for each, mask in zip(answers.maps, masks, strict=True):
+        if mask is not None:
+            size = mask.shape[0], mask.shape[1]
+            histogram.add(scale.levels(upsample(each, size, sigma)), mask)
+    roc, pro = histogram.roc(), histogram.pro_curve()
     return Metrics(
         image.area(),
         roc.area() if roc else float("nan"),

@@ -7,15 +7,15 @@ Images are listed as by jobs.inventory: `--layout`, or `--pattern` for any other
 is fitted on the good images of the split `train` and scores the split `test`, by the project's own
 functions, in one process without Ray. Words behind `--` are settings of jobs.fit for all presets,
 such as `-- --ssnf.synthetic false`. Nothing is chosen here: what the presets set was chosen on good
-images alone, as they say; `--held-out 96` shows the loss of so many of them after each epoch, left
-out of the fit, for such choices, and scores nothing.
+images alone, as they say. `--held-out 96` leaves so many good images out of fits, and shows their
+loss after each epoch of a flow, for such choices. `--ensembles a+b` combines presets of the run as
+jobs.ensemble does, calibrated on these images.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import statistics
 import tempfile
 import time
@@ -23,25 +23,24 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from torch import Tensor
 
 from jobs import fit, inventory
 from jobs.cli import entry
 from ops.archives.inventory import Inventory
-from ops.detectors.cflow import CFlow
 from ops.detectors.detector import Checkpoint, Detector
 from ops.detectors.registry import DETECTORS, detector_class
-from ops.detectors.trained_on_features import TrainedOnFeatures
 from ops.distributed import Alone
 from ops.features.backbone import BackboneSettings
-from ops.flows.conditional_flow import Positions
 from pipelines.fitting.request import FitRequest
 from tests.bench.remembered import RememberingBackbone
-from tests.bench.tile_images import Change, Images
-from tests.bench.tile_metrics import Metrics, Pixels, measured
+from tests.bench.tile_ensembles import combine
+from tests.bench.tile_images import AS_IS, Change, Images
+from tests.bench.tile_losses import Shown
+from tests.bench.tile_metrics import Answers, Metrics, measured
 from tests.conftest import ROOT
 
 HEAD = (
@@ -61,6 +60,10 @@ class Fit(NamedTuple):
 def main(argv: Sequence[str]) -> int:
     """Print the table, a row as soon as it is known."""
     chosen = _parser().parse_args(argv)
+    if unknown := {x for name in chosen.ensembles for x in name.split("+")} - set(chosen.presets):
+        raise SystemExit(f"--ensembles names {sorted(unknown)}, which --presets does not")
+    if chosen.ensembles and not chosen.held_out:
+        raise SystemExit("--ensembles are calibrated on held-out images; give --held-out")
     if not chosen.data.is_dir():
         raise SystemExit(f"{chosen.data} is no folder; --data takes the folder of the images")
     torch.set_num_threads(1)
@@ -68,21 +71,23 @@ def main(argv: Sequence[str]) -> int:
     rows = _rows(chosen)
     products = sorted(set(rows["product"].to_pylist()))
     backbones: dict[BackboneSettings, RememberingBackbone] = {}
-    if not chosen.held_out:
-        print(HEAD, flush=True)
+    print(HEAD, flush=True)
     for product in products:
         of_product = rows.filter(pc.equal(rows["product"], product))
+        of_presets: dict[str, Bench] = {}
         for preset in chosen.presets:
             request = _request(preset, chosen)
             if request.backbone not in backbones:
                 backbones[request.backbone] = RememberingBackbone(request.backbone)
-            bench = Bench(request, of_product, backbones[request.backbone], product)
+            bench = Bench(
+                request, of_product, backbones[request.backbone], product, chosen.held_out
+            )
+            of_presets[preset] = bench
             what = preset if len(products) == 1 else f"{preset}, {product}"
-            if chosen.held_out:
-                bench.show_held_out(what, chosen.held_out)
-                continue
             for row in bench.lines(what, changes, chosen.seeds or [None]):
                 print(row, flush=True)
+        for name in chosen.ensembles:
+            print(ensemble_line(name, [of_presets[each] for each in name.split("+")]), flush=True)
     return 0
 
 
@@ -105,7 +110,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--epochs", type=int, default=0, help="of trained detectors; 0 = the preset's")
     add("--seeds", type=int, nargs="*", help="one fit for each; means and deviations are shown")
     add("--changes", nargs="+", default=["as_is"], help="of test images: x0.7, gamma0.8, ...")
-    add("--held-out", type=int, default=0, metavar="N")
+    add("--held-out", type=int, default=0, metavar="N", help="good images left out of fits")
+    add("--ensembles", nargs="+", default=[], metavar="A+B", help="presets that score together")
     add("settings", nargs="*", help="behind --: settings of jobs.fit")
     return parser
 
@@ -147,15 +153,28 @@ class Bench:
     """One preset on one product."""
 
     def __init__(
-        self, request: FitRequest, rows: pa.Table, backbone: RememberingBackbone, product: str
+        self,
+        request: FitRequest,
+        rows: pa.Table,
+        backbone: RememberingBackbone,
+        product: str,
+        held_out: int = 0,
     ) -> None:
-        """Read all images; `rows` are those of the product."""
+        """Read all images; `rows` are those of the product, of which held-out ones are spread."""
         split, label = rows["split"], rows["label"]
-        good = pc.and_(pc.equal(split, "train"), pc.not_equal(pc.fill_null(label, 0), 1))
+        good = rows.filter(
+            pc.and_(pc.equal(split, "train"), pc.not_equal(pc.fill_null(label, 0), 1))
+        )
+        held = np.zeros(len(good), dtype=bool)
+        if held_out:
+            held[:: max(1, len(good) // held_out)][:held_out] = True
         self._request, self._backbone, self._product = request, backbone, product
-        self._good = Images.read(rows.filter(good), request)
+        self._good = Images.read(good.filter(pa.array(~held)), request)
+        self._held = Images.read(good.filter(pa.array(held)), request)
         self._test = Images.read(rows.filter(pc.equal(split, "test")), request)
         self._masks = self._test.masks(request)
+        #: What the detector of the last seed says of held-out images and of the test images.
+        self.held_out, self.answers = Answers.none(), Answers.none()
 
     def lines(
         self, what: str, changes: Sequence[Change], seeds: Sequence[int | None]
@@ -163,10 +182,13 @@ class Bench:
         """The table's rows, one for each change of the scored images."""
         results: dict[Change, list[tuple[Metrics, float, Fit]]] = {}
         for seed in seeds:
-            fitted = self._fitted(self._seeded(seed))
+            fitted = self._fitted(self._seeded(seed), what)
             for change in changes:
-                metrics, seconds = self._scored(fitted.detector, change)
-                results.setdefault(change, []).append((metrics, seconds, fitted))
+                answers = self._scored(fitted.detector, self._test, change)
+                metrics = self.measured(answers, fitted.detector.map_ceiling())
+                results.setdefault(change, []).append((metrics, answers.seconds, fitted))
+                self.answers = answers if change == AS_IS else self.answers
+            self.held_out = self._scored(fitted.detector, self._held, AS_IS)
         for change, of_seeds in results.items():
             yield line(what, change, of_seeds)
 
@@ -176,93 +198,48 @@ class Bench:
             return settings
         return dataclasses.replace(settings, seed=seed)
 
-    def _detector(self, settings: Any) -> Detector:
+    def _fitted(self, settings: Any, what: str) -> Fit:
         detector = detector_class(self._request.method)(settings, self._backbone)
         detector.product = self._product
-        return detector
-
-    def _fitted(self, settings: Any) -> Fit:
-        detector = self._detector(settings)
         start, self._backbone.saved = time.process_time(), 0.0
         for rows, batch in self._good.batches():
             self._backbone.expect(batch)
             detector.add_images(batch, rows)
             detector.exchange(Alone())
-        detector.fit(Alone(), lambda *_: None, Checkpoint())
-        seconds = time.process_time() - start + self._backbone.saved
+        show = Shown(what, detector, self._held)
+        detector.fit(Alone(), show, Checkpoint())
+        seconds = time.process_time() - start + self._backbone.saved - show.seconds
         size = sum(t.numel() * t.element_size() for t in detector.state().values())
         return Fit(detector, seconds, size)
 
-    def _scored(self, detector: Detector, change: Change) -> tuple[Metrics, float]:
-        """Metrics of the test images, and the CPU seconds of scoring with features."""
-        sigma = self._request.settings.sigma
-        pixels = Pixels(detector.map_ceiling(), self._request.input.size, sigma)
-        scores: list[float] = []
-        seconds = 0.0
-        for rows, batch in self._test.batches(change):
+    def _scored(self, detector: Detector, images: Images, change: Change) -> Answers:
+        """What the detector says of images, and the CPU seconds of scoring with features."""
+        answers = Answers.none()
+        for _, batch in images.batches(change):
             self._backbone.expect(batch)
             start, self._backbone.saved = time.process_time(), 0.0
             scored = detector.score(batch)
-            seconds += time.process_time() - start + self._backbone.saved
-            scores += scored.image.double().tolist()
-            for row, values in zip(rows.tolist(), scored.map.numpy(), strict=True):
-                pixels.add(values, self._masks[row])
-        return measured(scores, self._test.labels, pixels), seconds
+            answers.seconds += time.process_time() - start + self._backbone.saved
+            answers.scores += scored.image.double().tolist()
+            answers.maps += list(scored.map.numpy())
+        return answers
 
-    def show_held_out(self, what: str, count: int) -> None:
-        """Print the mean loss of held-out good images after each epoch of a flow.
-
-        Held out are images spread over the list. Raises SystemExit for other detectors.
-        """
-        detector = self._detector(self._request.settings)
-        if not isinstance(detector, TrainedOnFeatures):
-            raise SystemExit(f"--held-out is for flows on feature maps, not for {what}")
-        spacing = max(1, len(self._good.pixels) // count)
-        held: list[tuple[int, Tensor]] = []
-        for rows, batch in self._good.batches():
-            self._backbone.expect(batch)
-            for row, image in zip(rows.tolist(), batch, strict=True):
-                if row % spacing == 0 and len(held) < count:
-                    held.append((row, image[None]))
-                else:
-                    detector.add_images(image[None], torch.tensor([row]))
-        show = functools.partial(_show_epoch, what, detector, held)
-        detector.fit(Alone(), show, Checkpoint())
+    def measured(self, answers: Answers, ceiling: float, floor: float = 0.0) -> Metrics:
+        """Metrics of the test images; values of maps lie between floor and ceiling."""
+        sigma = self._request.settings.sigma
+        return measured(answers, self._test.labels, self._masks, (floor, 4 * ceiling), sigma)
 
 
-@torch.no_grad()
-def _show_epoch(
-    what: str,
-    detector: TrainedOnFeatures,
-    held: Sequence[tuple[int, Tensor]],
-    _stage: str,
-    done: int,
-    total: int,
-    _failed: int = 0,
-    /,
-) -> None:
-    """The progress callback of a fit: prints the loss of held-out images, unchanged ones."""
-    assert detector.network is not None
-    detector.network.eval()
-    losses = [float(detector.network(_inputs(detector, image)).mean()) for _, image in held]
-    detector.network.train()
-    print(
-        f"{what}: epoch {done} of {total}, held-out loss {statistics.mean(losses):.6g}", flush=True
-    )
+def ensemble_line(name: str, members: Sequence[Bench]) -> str:
+    """A row of the table: presets that score together, on the maps of the first one's size."""
+    answers = combine([(each.answers, each.held_out) for each in members])
+    values = np.stack(answers.maps)
+    low, high = float(values.min()), float(values.max())
+    metrics = members[0].measured(answers, high / 4, low)
+    return line(name, AS_IS, [(metrics, answers.seconds, None)])
 
 
-def _inputs(detector: TrainedOnFeatures, image: Tensor) -> Any:
-    """What the flow of a detector takes of an image (1, 3, H, W), all of it and unchanged."""
-    maps = detector.features(image)
-    if not isinstance(detector, CFlow):
-        return maps
-    return [
-        Positions(layer.flatten(2).transpose(1, 2), torch.arange(layer[0, 0].numel())[None])
-        for layer in maps
-    ]
-
-
-def line(what: str, change: Change, of_seeds: Sequence[tuple[Metrics, float, Fit]]) -> str:
+def line(what: str, change: Change, of_seeds: Sequence[tuple[Metrics, float, Fit | None]]) -> str:
     """A row of the table: means, and standard deviations if there are several fits."""
     metrics = [one for one, _, _ in of_seeds]
 
@@ -276,6 +253,8 @@ def line(what: str, change: Change, of_seeds: Sequence[tuple[Metrics, float, Fit
     errors = [m.false_alarms + m.misses for m in metrics]
     kinds = ", ".join(f"{m.false_alarms} + {m.misses}" for m in metrics)
     cells = [what, change.name, *map(shown, areas), f"{shown(errors, 0)} = {kinds}"]
-    cells += [shown([f.seconds for _, _, f in of_seeds], 0), shown([s for _, s, _ in of_seeds], 0)]
-    cells.append(f"{of_seeds[0][2].size / 1e6:.3g} MB")
+    fits = [fit for _, _, fit in of_seeds if fit]
+    cells.append(shown([fit.seconds for fit in fits], 0) if fits else "")
+    cells.append(shown([seconds for _, seconds, _ in of_seeds], 0))
+    cells.append(f"{fits[0].size / 1e6:.3g} MB" if fits else "")
     return f"| {' | '.join(cells)} |"

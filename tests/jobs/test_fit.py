@@ -14,6 +14,7 @@ from ops.detectors.model_folder import read_card, write_model
 from ops.images.resize import InputSettings
 from ops.storage import files
 from ops.storage.paths import Out
+from pipelines.fitting import also_whole
 from pipelines.fitting.picture_sizes import Detail
 from pipelines.tables import lock
 from tests.conftest import TINY, tiny_model
@@ -144,3 +145,44 @@ def test_a_fit_takes_size_and_normalisation_from_timm(leave, fits):
     assert code == 2
     assert "under the DINOv3 License" in err
     assert len(fits) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [
+        (["--input.fit", "squash"], "input.also whole needs tiles, and input.fit is squash"),
+        (["--input.fit", "tile", "--grow", "model"], "--grow keeps the input of the model"),
+        (["--input.fit", "tile", "--holdout", "0"], "--input.also whole combines p-values"),
+    ],
+)
+@pytest.mark.parametrize("name", ["fit", "plan"])
+def test_tiles_and_whole_pictures_need_tiles_and_held_out_images(leave, name, words, rule):
+    code, _, err = leave(name, "--archive", "parts", "--input.also", "whole", *words)
+    assert code == 2
+    assert rule in err
+
+
+def test_tiles_and_whole_pictures_are_fitted_as_one_model(leave, fits, monkeypatch):
+    asked, made = [], []
+
+    def fit(_, request, *arguments, **more):
+        asked.append(request.input)
+        return replace(MODEL, card=replace(MODEL.card, input=request.input))
+
+    def ensemble(members, _, request, *more):
+        made.append((members, request))
+        return MODEL
+
+    monkeypatch.setattr(also_whole, "fit", fit)
+    monkeypatch.setattr(also_whole, "ensemble", ensemble)
+    words = ["--input.also", "whole", "--input.fit", "tile", "--input.size", "64"]
+    code, said, _ = leave("fit", *WORDS, *words, "--regions.false-alarm-rate", "0.2")
+    assert code == 0
+    assert "the same pictures as a whole" in said
+    assert asked == [InputSettings(size=64, fit="tile"), InputSettings(size=64)]
+    ((members, request),) = made
+    assert [member.card.input for member in members] == asked
+    assert (request.settings.combine, request.region_rate) == ("smallest_p", 0.2)
+    code, _, err = leave("fit", *WORDS, *words)
+    assert (code, len(asked)) == (1, 2)
+    assert "and a fit replaces no other model" in err

@@ -1,0 +1,98 @@
+"""Decisions of people: append-only tables, of which the last decision wins."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+import tempfile
+import uuid
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from ops.results import decision_table
+from ops.storage import files, parquet, s3
+from ops.storage.paths import Out
+from pipelines.tables.database import opened
+
+#: Defines `current_decisions()` and `image_decisions()`; people may run the same file.
+MACROS = Path(__file__).parents[2] / "deploy" / "sql" / "duckdb_labels.sql"
+#: Names of tables; other files, of systems and editors, are left alone.
+_TABLE = re.compile(r"part-[\w.-]+\.parquet", re.ASCII)
+#: Columns that a decision takes from the row of the score that was shown.
+_OF_SCORE = ("image_id", "uri", "product", "content_sha256", "model_id", "run_id")
+
+
+def decided(
+    score: Mapping[str, Any],
+    decision: str,
+    *,
+    who: str,
+    source: str,
+    region: int | None = None,
+    at: datetime.datetime | None = None,
+    comment: str | None = None,
+) -> dict[str, Any]:
+    """A row of `decision_table.SCHEMA`, given the row of the score table that was shown.
+
+    `region` is the number of one of its regions. `at` is now by default.
+    """
+    return {name: score[name] for name in _OF_SCORE} | {
+        "region": region,
+        "decision": decision,
+        "who": who,
+        "decided_at": at or datetime.datetime.now(datetime.UTC),
+        "source": source,
+        "comment": comment,
+    }
+
+
+def append(out: Out, rows: Iterable[Mapping[str, Any]]) -> str:
+    """Publish decisions as one new file, whole or not at all; returns its location.
+
+    When it returns, they are stored. Raises ValueError if a row breaks a rule of the table.
+    """
+    table = pa.Table.from_pylist([dict(row) for row in rows], decision_table.SCHEMA)
+    if not len(table) or (broken := decision_table.violations(table)):
+        raise ValueError(f"no valid decisions: {'; '.join(broken) if len(table) else 'no rows'}")
+    now = datetime.datetime.now(datetime.UTC)
+    location = out.label_table(f"{now:%Y%m%dT%H%M%S.%fZ}-{uuid.uuid4().hex[:12]}")
+    parquet.write(location, decision_table.SCHEMA, [table])
+    return location
+
+
+def published(out: Out) -> list[str]:
+    """All tables of decisions, the oldest first."""
+    names = (name for name in files.names(out.labels()) if _TABLE.fullmatch(name))
+    return [files.join(out.labels(), name) for name in names]
+
+
+def define(database: duckdb.DuckDBPyConnection, tables: list[str], folder: str) -> None:
+    """Define the macros `current_decisions()` and `image_decisions()` over some tables.
+
+    `folder` is a local one, for an empty table if there are none.
+    """
+    if not tables:
+        tables = [os.path.join(folder, "labels.parquet")]
+        parquet.write(tables[0], decision_table.SCHEMA, [])
+    database.execute("SET VARIABLE label_tables = $tables", {"tables": tables})
+    database.execute(MACROS.read_text(encoding="utf-8"))
+
+
+def current(out: Out, macro: str = "current_decisions") -> pa.Table:
+    """What is decided now, with the columns of `decision_table.SCHEMA`, ordered by time.
+
+    Each image and region has at most one row. With the macro `image_decisions`, each image has at
+    most one: the last of its own and of those of its regions that are defects.
+    """
+    with tempfile.TemporaryDirectory(prefix="nightloupe-") as folder, opened() as database:
+        if s3.is_s3(out.root):
+            database.register_filesystem(s3.file_system())
+        database.execute("SET TimeZone = 'UTC'")
+        define(database, published(out), folder)
+        rows = database.sql(f"FROM {macro}() ORDER BY decided_at, uri, region NULLS FIRST")
+        return rows.to_arrow_table().select(decision_table.SCHEMA.names).cast(decision_table.SCHEMA)

@@ -12,14 +12,14 @@ running on the output folder; 130 interrupted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from jobs import score
 from jobs.cli import entry, sources
 from jobs.cli.console import Progress, echo
-from jobs.tracking.record import title
+from jobs.notify import message
+from jobs.notify.at_end import NightToTell, NotifySettings, told_at_end
 from jobs.tracking.tracker import Tracker
 from ops.detectors.model_folder import read_card
 from ops.errors import SettingError
@@ -30,7 +30,7 @@ from pipelines.tables import lock
 
 
 @dataclass(frozen=True)
-class Settings(NightSettings, score.Settings):
+class Settings(NightSettings, NotifySettings, score.Settings):
     """Settings of jobs.nightly."""
 
     busy_code: int = entry.BUSY
@@ -42,25 +42,34 @@ def main(argv: Sequence[str]) -> int:
     """Run one night."""
     settings, _ = entry.parse(Settings, __doc__, argv)
     sources.check(settings.inventory, settings)
+    settings.check_notify()
     if not settings.model:
         raise SettingError("name the model: --model FOLDER, s3://... or models:/name@alias")
     entry.check_access(settings)
     tracker = Tracker(settings.out)
     try:
-        with lock.locked(tracker.out, settings.lease) as check_lock, Progress() as progress:
-            warnings = _run_night(settings, tracker, check_lock, progress)
+        with (
+            lock.locked(tracker.out, settings.lease) as check_lock,
+            told_at_end(settings, tracker.out) as told,
+            Progress() as progress,
+        ):
+            warnings = _run_night(settings, tracker, check_lock, progress, told)
     except lock.Locked as busy:
         return entry.busy(busy, settings.busy_code)
     return entry.WARNED if warnings and settings.fail_on_warning else 0
 
 
 def _run_night(
-    settings: Settings, tracker: Tracker, check_lock: Callable[[], None], progress: Progress
+    settings: Settings,
+    tracker: Tracker,
+    check_lock: Callable[[], None],
+    progress: Progress,
+    told: NightToTell,
 ) -> list[str]:
-    """Run the night; returns its warnings."""
+    """Run the night, of which `told` gets the record; returns its warnings."""
     with (
         tracker.located(settings.model) as model,
-        tracker.run("nightly", asdict(settings)) as record,
+        tracker.run("nightly", asdict(settings) | settings.without_addresses()) as record,
     ):
         score.check(read_card(model), settings)
         hooks = NightHooks(
@@ -77,25 +86,11 @@ def _run_night(
             check_lock=check_lock,
         )
         night = Night(settings, tracker.out, model, settings.inventory, hooks)
+        told.record, told.keep = night.record, night.write_record
         try:
             return night.run()
         finally:
-            record.title, record.description = _described(night.record)
-
-
-def _described(night: Mapping[str, Any]) -> tuple[str, str]:
-    """The name of a night's tracked run, and a sentence about it, given the night's record."""
-    date, totals = night.get("night") or night["started"][:10], night.get("totals", {})
-    name = title("nightly", date, night.get("products", ()), totals.get("images", 0))
-    if "error" in night:
-        return name, f"The night {date} failed: {night['error']}"
-    images = "No image was pending"
-    if totals:
-        images = (
-            f"{totals['images']:,} images under {night['model_name'] or night['model_id'][:8]}: "
-            f"{totals['anomalous']:,} anomalous, {totals['failed']:,} failed"
-        )
-    return name, f"{images}; {len(night.get('warnings', ())):,} warnings."
+            record.title, record.description = message.describe(night.record)
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ class Night:
         self._warnings.track()
         self.record["warnings"] = self._warnings.sentences
         self.record["ended"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        self._write_record()
+        self.write_record()
 
     def _process(self, work: WorkList | None, interrupted: Mapping[str, Any] | None) -> None:
         """Score and report what is pending."""
@@ -267,7 +267,7 @@ class Night:
         self._hooks.tracked.tags["run_id"] = run.run_id
         if interrupted and interrupted["run_id"] != run.run_id:
             self._discard(interrupted)
-        self._write_record()
+        self.write_record()
 
     def _discard(self, interrupted: Mapping[str, Any] | None) -> None:
         """Delete the unfinished work of a killed night."""
@@ -305,8 +305,9 @@ class Night:
                 f"write it with python -m jobs.report {run_id} --out {self._out.root}"
             )
             return
-        hooks.tracked.files["report.html"] = location
+        hooks.tracked.files["report.html"] = self.record["report"] = location
         hooks.echo(f"report: {location}")
 
-    def _write_record(self) -> None:
+    def write_record(self) -> None:
+        """Write the record of the night as it is now."""
         files.write_json(self._record_location, self.record)

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, NoReturn, Union, get_args, get_orig
 
 import jsonargparse
 
+from jobs.tracking.redact import redact
 from ops.plain_text import printable
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -88,7 +89,7 @@ class Parser(jsonargparse.ArgumentParser):
 
     def refuse(self, message: str, known: bool = False) -> NoReturn:
         """Print a sentence, and the known settings if asked to; exit with 2."""
-        sys.stderr.write(f"error: {printable(message)}\n")
+        sys.stderr.write(f"error: {printable(redact(message))}\n")
         if known:
             names = ", ".join(self.settings())
             listed = textwrap.fill(names, 100, initial_indent="  ", subsequent_indent="  ")

@@ -27,6 +27,12 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (rf"({_NAMES}:\s+)(?!\*\*\*|Bearer|Basic|Digest)[\w.~+/=-]{{8,}}", re.IGNORECASE, r"\1***"),
         (rf"({_NAMES}%3D)(?:(?!%3B|%26)[^\s&;])+", re.IGNORECASE, r"\1***"),
         (r"([?&#;](?:sig|key|code|auth|session|jwt)=)[^&\s#;\"']+", re.IGNORECASE, r"\1***"),
+        # Webhooks: who knows the address can send.
+        (
+            r"(https?://(?:hooks\.slack\.com|[\w.-]*\.webhook\.office\.com|hc-ping\.com)/)[^\s\"'<>]+",
+            re.IGNORECASE,
+            r"\1***",
+        ),
         (r"\b(?:AKIA|ASIA|AROA|AIDA|AGPA|ANPA)[A-Z0-9]{16}\b", 0, "***"),
         (r"\b(?:gh[pousr]_|github_pat_|hf_|xox[abp]-|glpat-)[\w-]{16,}", 0, "***"),
         # A secret key of AWS: 40 characters of base64, unlike a hash in hex or a path.

@@ -1,0 +1,137 @@
+"""Tells of a night when it ends: one message, a ping, a file of figures. It never fails a night."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.cli import entry
+from jobs.cli.console import echo
+from jobs.notify import deliver, message, metrics_file
+from jobs.notify.message import FORMS
+from jobs.tracking.redact import redact
+from ops.errors import SettingError
+from ops.storage import files, s3
+from ops.storage.paths import Out
+from pipelines.reports.product_nights import ProductNight, product_nights
+from pipelines.tables import run_records
+
+
+@dataclass(frozen=True)
+class NotifySettings:
+    """Who is told of a night."""
+
+    notify: str = ""
+    """Web address that gets a message when the night has ended, well or badly. Keep it in the file
+    of --config, which only you can read: who knows it can send messages."""
+    notify_form: str = "json"
+    """What the address takes: json (of docs/message.schema.json), slack or teams (a webhook)."""
+    notify_ping: str = ""
+    """Web address that is asked for (GET) when the night has not failed: a service that raises an
+    alarm if nothing asks."""
+    notify_metrics: str = ""
+    """Local file, FOLDER/NAME.prom, for the textfile collector of Prometheus' node exporter."""
+
+    def check_notify(self) -> None:
+        """Check values. Raises SettingError, which shows no address."""
+        deliver.check("notify", self.notify)
+        deliver.check("notify-ping", self.notify_ping)
+        if self.notify_form not in FORMS:
+            raise SettingError(f"--notify-form {self.notify_form!r} is none of {', '.join(FORMS)}")
+        name = self.notify_metrics
+        if name and (s3.is_s3(name) or "://" in name or not name.endswith(".prom")):
+            raise SettingError(
+                f"--notify-metrics {name!r} must be a local file whose name ends in .prom: the "
+                "collector reads no other"
+            )
+
+    def without_addresses(self) -> dict[str, str]:
+        """The settings that are secrets, as records may show them."""
+        return {
+            "notify": deliver.shown(self.notify),
+            "notify_ping": deliver.shown(self.notify_ping),
+        }
+
+
+class NightToTell:
+    """The night to tell of: its record, and how to keep what is added to it."""
+
+    def __init__(self) -> None:
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        self.record: dict[str, Any] = {"started": now}
+        self.keep: Callable[[], object] = lambda: None
+
+
+@contextlib.contextmanager
+def told_at_end(settings: NotifySettings, out: Out) -> Iterator[NightToTell]:
+    """Tell of the night of the block, also if it fails; the block sets its record once it has one.
+
+    The record of a night that fails before it has one is that of its error.
+    """
+    night = NightToTell()
+    try:
+        yield night
+    except BaseException as error:
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        night.record.setdefault("error", entry.describe(error))
+        night.record.setdefault("ended", now)
+        tell(settings, out, night)
+        raise
+    tell(settings, out, night)
+
+
+def tell(settings: NotifySettings, out: Out, night: NightToTell) -> None:
+    """Send what `settings` ask for, at most once for each record. No failure is an error."""
+    if settings.notify_metrics:
+        with _shown("the file of --notify-metrics was not written"):
+            _write_metrics(settings.notify_metrics, out, night.record)
+    if settings.notify and "notified" not in night.record:
+        with _shown("the message of --notify was not sent"):
+            _send_message(settings, out, night)
+    if settings.notify_ping and "error" not in night.record:
+        with _shown("the ping of --notify-ping was not sent"):
+            _warn("--notify-ping", deliver.send(settings.notify_ping, None, {}, True).problem)
+
+
+def _send_message(settings: NotifySettings, out: Out, night: NightToTell) -> None:
+    """Send the message, whose id is in the record before, and whose outcome is after."""
+    message_id = uuid.uuid4().hex
+    night.record["notified"] = {"id": message_id}
+    night.keep()
+    content = message.message(night.record, message_id, out.root)
+    body = json.dumps(FORMS[settings.notify_form](content)).encode()
+    # Slack and Teams would show a message again, to whose id they pay no attention.
+    headers = {"Idempotency-Key": message_id}
+    outcome = deliver.send(settings.notify, body, headers, settings.notify_form == "json")
+    night.record["notified"]["outcome"] = outcome.problem or "delivered"
+    night.keep()
+    _warn("--notify", outcome.problem)
+
+
+def _write_metrics(location: str, out: Out, record: dict[str, Any]) -> None:
+    products: list[ProductNight] = []
+    if "totals" in record:
+        products = product_nights(out, [run_records.finished(out, record["run_id"])])
+    nights = [record, *run_records.nights(out)]
+    good = (night["ended"] for night in nights if "ended" in night and "error" not in night)
+    text = metrics_file.render(record, out.root, products, next(good, None))
+    files.write_bytes(location, text)
+
+
+def _warn(setting: str, problem: str) -> None:
+    if problem:
+        echo(f"warning: the server of {setting} was not reached: {problem}")
+
+
+@contextlib.contextmanager
+def _shown(sentence: str) -> Iterator[None]:
+    """Show an error of the block, without addresses, instead of raising it."""
+    try:
+        yield
+    except Exception as error:  # the night is done, whatever fails here
+        echo(f"warning: {sentence} ({type(error).__name__}: {redact(str(error))})")

@@ -19,7 +19,7 @@ from jobs import score
 from jobs.cli import entry, sources
 from jobs.cli.console import Progress, echo
 from jobs.notify import message
-from jobs.notify.at_end import NightToTell, NotifySettings, told_at_end
+from jobs.notify.notification import EndingNight, NotifySettings, notifying
 from jobs.tracking.tracker import Tracker
 from ops.detectors.model_folder import read_card
 from ops.errors import SettingError
@@ -50,10 +50,10 @@ def main(argv: Sequence[str]) -> int:
     try:
         with (
             lock.locked(tracker.out, settings.lease) as check_lock,
-            told_at_end(settings, tracker.out) as told,
+            notifying(settings, tracker.out) as ending,
             Progress() as progress,
         ):
-            warnings = _run_night(settings, tracker, check_lock, progress, told)
+            warnings = _run_night(settings, tracker, check_lock, progress, ending)
     except lock.Locked as busy:
         return entry.busy(busy, settings.busy_code)
     return entry.WARNED if warnings and settings.fail_on_warning else 0
@@ -64,9 +64,9 @@ def _run_night(
     tracker: Tracker,
     check_lock: Callable[[], None],
     progress: Progress,
-    told: NightToTell,
+    ending: EndingNight,
 ) -> list[str]:
-    """Run the night, of which `told` gets the record; returns its warnings."""
+    """Run the night, whose record `ending` gets; returns its warnings."""
     with (
         tracker.located(settings.model) as model,
         tracker.run("nightly", asdict(settings) | settings.without_addresses()) as record,
@@ -86,7 +86,7 @@ def _run_night(
             check_lock=check_lock,
         )
         night = Night(settings, tracker.out, model, settings.inventory, hooks)
-        told.record, told.keep = night.record, night.write_record
+        ending.record, ending.write = night.record, night.write_record
         try:
             return night.run()
         finally:

@@ -66,8 +66,7 @@ def main(argv: Sequence[str]) -> int:
             chosen.fit, request, planned.sizes, backbone, settings.resources
         )
         _print_gpu(planned, measured)
-        share = min(1.0, settings.resources.gpus)
-        planned.gpu.check(measured.gpu_bytes, measured.gpu_used, share)
+        planned.gpu.check(measured.gpu_bytes, measured.gpu_used, settings.resources.gpu_share)
         minutes = plan.minutes(planned, measured)
         size = max(pictures.medians.values(), key=math.prod, default=None)
         takes = NetworkInput.of(request, backbone)

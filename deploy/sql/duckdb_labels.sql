@@ -6,7 +6,7 @@
 --
 -- A decision is of the bytes that were shown: it stays if an archive is rewritten with the same
 -- bytes, and goes if they change. Regions are those of one model. Of two decisions of the same time,
--- the one that sorts first wins. python -m jobs.query runs this file.
+-- the one that sorts first wins.
 CREATE OR REPLACE MACRO current_decisions() AS TABLE
     SELECT * FROM read_parquet(getvariable('label_tables'), hive_partitioning = false)
     QUALIFY decision <> 'undecided' AND row_number() OVER (

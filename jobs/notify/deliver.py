@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import http.client
 import threading
 import time
@@ -20,13 +21,23 @@ PAUSES = (1.0, 4.0)
 _REFUSED = frozenset({429, 503})
 
 
+class Repeat(enum.Enum):
+    """Whether a request may be sent again."""
+
+    NEVER = enum.auto()
+    """The answer is final."""
+    SAFELY = enum.auto()
+    """The server has surely not taken it."""
+    IF_KNOWN_AGAIN = enum.auto()
+    """The server may have taken it: only if it knows a repeated request."""
+
+
 class Outcome(NamedTuple):
     """What became of a request."""
 
     problem: str
     """A sentence without the address; empty if the request was answered with 2xx."""
-    was_taken: bool | None
-    """Whether the server took the request; None if nobody can tell."""
+    repeat: Repeat
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -66,50 +77,49 @@ def send(url: str, body: bytes | None, headers: Mapping[str, str], repeatable: b
     A request that is `repeatable`, because its receiver knows it again, is repeated after each
     failure but a final answer. Others are repeated only if the server has surely not taken them.
     """
-    for pause in (*PAUSES, None):
-        outcome, is_final = _attempt(url, body, headers)
-        if not outcome.problem or is_final or pause is None:
-            break
-        if outcome.was_taken is None and not repeatable:
-            break
+    for pause in PAUSES:
+        outcome = _attempt(url, body, headers)
+        if outcome.repeat is not Repeat.SAFELY and not (
+            repeatable and outcome.repeat is Repeat.IF_KNOWN_AGAIN
+        ):
+            return outcome
         time.sleep(pause)
-    return outcome
+    return _attempt(url, body, headers)
 
 
-def _attempt(url: str, body: bytes | None, headers: Mapping[str, str]) -> tuple[Outcome, bool]:
-    """The outcome of one attempt, and whether another one would have the same."""
-    answers: list[tuple[Outcome, bool]] = []
+def _attempt(url: str, body: bytes | None, headers: Mapping[str, str]) -> Outcome:
+    answers: list[Outcome] = []
     # A server may send one byte at a time for hours, and a name server may never answer.
     thread = threading.Thread(
         target=lambda: answers.append(_request(url, body, headers)), daemon=True
     )
     thread.start()
     thread.join(TIMEOUT)
-    return answers[0] if answers else (Outcome(f"no answer within {TIMEOUT:g} s", None), False)
+    silence = Outcome(f"no answer within {TIMEOUT:g} s", Repeat.IF_KNOWN_AGAIN)
+    return answers[0] if answers else silence
 
 
-def _request(url: str, body: bytes | None, headers: Mapping[str, str]) -> tuple[Outcome, bool]:
+def _request(url: str, body: bytes | None, headers: Mapping[str, str]) -> Outcome:
     opener = urllib.request.build_opener(_NoRedirects)
     request = urllib.request.Request(  # noqa: S310 - `check` admits web addresses only
         url, body, {"User-Agent": "nightloupe", "Content-Type": "application/json", **headers}
     )
     try:
         with opener.open(request, timeout=TIMEOUT):
-            return Outcome("", True), True
+            return Outcome("", Repeat.NEVER)
     except HTTPError as error:
         error.close()
         return _of_status(error.code)
     except URLError as error:  # while it connected or sent
-        return Outcome(f"no connection ({type(error.reason).__name__})", False), False
+        return Outcome(f"no connection ({type(error.reason).__name__})", Repeat.SAFELY)
     except (OSError, http.client.HTTPException) as error:
-        return Outcome(f"no answer ({type(error).__name__})", None), False
+        return Outcome(f"no answer ({type(error).__name__})", Repeat.IF_KNOWN_AGAIN)
     except Exception as error:  # messages of libraries may hold the address
-        return Outcome(f"no request ({type(error).__name__})", False), True
+        return Outcome(f"no request ({type(error).__name__})", Repeat.NEVER)
 
 
-def _of_status(status: int) -> tuple[Outcome, bool]:
+def _of_status(status: int) -> Outcome:
     """The outcome of an answer that is no success."""
     redirected = ", and redirects are not followed" if 300 <= status < 400 else ""
-    taken = None if status >= 500 and status not in _REFUSED else False
-    final = status < 500 and status not in _REFUSED
-    return Outcome(f"answer {status}{redirected}", taken), final
+    repeat = Repeat.IF_KNOWN_AGAIN if status >= 500 else Repeat.NEVER
+    return Outcome(f"answer {status}{redirected}", Repeat.SAFELY if status in _REFUSED else repeat)

@@ -11,11 +11,11 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from jobs.notify.message import counts, status_of
 from jobs.tracking.redact import redact
 from ops.plain_text import printable
-from pipelines.reports.product_nights import ProductNight
+from pipelines.reports.product_counts import ProductCounts
 
 
 def render(
-    night: Mapping[str, Any], out: str, products: Sequence[ProductNight], last_good: str | None
+    night: Mapping[str, Any], out: str, products: Sequence[ProductCounts], last_good: str | None
 ) -> bytes:
     """The file of a night, given its record.
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ops.results.table_rules import Rule, broken, one_of, required
 from ops.storage.parquet import column
 
 DEFECT, FALSE_ALARM, UNSURE, UNDECIDED = "defect", "false_alarm", "unsure", "undecided"
@@ -42,32 +40,12 @@ SCHEMA = pa.schema(
 )
 
 
-class Rule(NamedTuple):
-    """A condition that no row of a table of decisions may meet."""
-
-    description: str
-    """The rows that break the rule, in words that follow a count."""
-    breaks: Callable[[pa.Table], pa.ChunkedArray]
-    """Which rows of a table break the rule: booleans, where null means no."""
-
-
-def _required(name: str) -> Rule:
-    return Rule(f"rows whose {name} is null", lambda rows: pc.is_null(rows[name]))
-
-
-def _one_of(name: str, known: pa.Array) -> Rule:
-    def breaks(rows: pa.Table) -> pa.ChunkedArray:
-        return pc.and_(pc.is_valid(rows[name]), pc.invert(pc.is_in(rows[name], known)))
-
-    return Rule(f"rows of an unknown {name}", breaks)
-
-
 #: The rules, for tables with the columns of the schema.
 RULES = (
-    *(_required(field.name) for field in SCHEMA if not field.nullable),
-    _one_of("decision", pa.array(list(DECISIONS))),
-    _one_of("source", pa.array(SOURCES)),
-    Rule("rows whose region is below 1", lambda rows: pc.less(rows["region"], 1)),
+    *required(SCHEMA),
+    one_of("decision", DECISIONS),
+    one_of("source", SOURCES),
+    Rule("rows whose region is below 1", ("region",), lambda rows: pc.less(rows["region"], 1)),
 )
 
 
@@ -75,5 +53,4 @@ def violations(table: pa.Table) -> list[str]:
     """The broken rules of a table of decisions, in words; empty if it is valid."""
     if table.schema.names != SCHEMA.names or table.schema.types != SCHEMA.types:
         return [f"the columns are {table.schema}, not those of the schema of decisions"]
-    counts = {rule.description: pc.sum(rule.breaks(table)).as_py() or 0 for rule in RULES}
-    return [f"{count} {description}" for description, count in counts.items() if count]
+    return broken(table, RULES)

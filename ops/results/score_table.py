@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ops.failure import STATUSES
+from ops.results.table_rules import Rule, broken, one_of, required
 from ops.storage.parquet import column
 
 _STATUS = "; ".join(f"{status}: {meaning}" for status, meaning in STATUSES.items())
@@ -50,27 +48,12 @@ SCHEMA = pa.schema(
 )
 
 
-class Rule(NamedTuple):
-    """A condition that no row of a score table may meet."""
-
-    description: str
-    """The rows that break the rule, in words that follow a count."""
-    columns: tuple[str, ...]
-    """The columns to show of such rows."""
-    breaks: Callable[[pa.Table], pa.ChunkedArray]
-    """Which rows of a table break the rule: booleans, where null means no."""
-
-
 def _ok(rows: pa.Table) -> pa.ChunkedArray:
     return pc.fill_null(pc.equal(rows["status"], "ok"), False)
 
 
 def _failed(rows: pa.Table) -> pa.ChunkedArray:
     return pc.invert(_ok(rows))
-
-
-def _required(name: str) -> Rule:
-    return Rule(f"rows whose {name} is null", (name,), lambda rows: pc.is_null(rows[name]))
 
 
 def _required_if_ok(name: str) -> Rule:
@@ -94,17 +77,10 @@ def _outside(rows: pa.Table, at: str, size: str) -> pa.ChunkedArray:
     return pc.or_kleene(pc.less(rows[at], 0), pc.greater_equal(rows[at], rows[size]))
 
 
-_KNOWN = pa.array(sorted(STATUSES))
 #: The rules, for tables with the columns of the schema.
 RULES = (
-    *(_required(field.name) for field in SCHEMA if not field.nullable),
-    Rule(
-        "rows of an unknown status",
-        ("status",),
-        lambda rows: pc.and_(
-            pc.is_valid(rows["status"]), pc.invert(pc.is_in(rows["status"], _KNOWN))
-        ),
-    ),
+    *required(SCHEMA),
+    one_of("status", STATUSES),
     Rule(
         "ok rows without a finite score",
         ("score",),
@@ -142,14 +118,8 @@ def has_columns(schema: pa.Schema) -> bool:
     return bool(schema.names == SCHEMA.names and schema.types == SCHEMA.types)
 
 
-def rows_breaking(table: pa.Table, rule: Rule) -> pa.Table:
-    """The rows that break a rule."""
-    return table.filter(pc.fill_null(rule.breaks(table), False))
-
-
 def violations(table: pa.Table) -> list[str]:
     """The broken rules of a score table, in words; empty if it is valid."""
     if not has_columns(table.schema):
         return [f"the columns are {table.schema}, not those of the score schema"]
-    counts = {rule.description: len(rows_breaking(table, rule)) for rule in RULES}
-    return [f"{count} {description}" for description, count in counts.items() if count]
+    return broken(table, RULES)

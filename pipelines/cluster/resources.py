@@ -96,6 +96,11 @@ class Resources:
         return "cuda" if self.gpus else "cpu"
 
     @property
+    def gpu_share(self) -> float:
+        """Share of a GPU's memory that a worker may use; 0 without one."""
+        return min(1.0, self.gpus)
+
+    @property
     def images_per_batch(self) -> int:
         """Images per batch."""
         return self.batch or (64 if self.gpus else 16)

@@ -78,8 +78,7 @@ def check_gpu(
         return
     width, height = request.input.sides
     backbone(torch.zeros(resources.images_per_batch, 3, height, width, device=resources.device))
-    share = min(1.0, resources.gpus)
-    needs.check(*gpu_memory(share), share)
+    needs.check(*gpu_memory(resources.gpu_share), resources.gpu_share)
 
 
 def _add_images(name: str, detector: Detector, stream: Stream, group: Group) -> None:

@@ -22,7 +22,7 @@ from ops.failure import Failure
 from ops.images.resize import InputSettings, geometry, map_size
 from ops.progress import ProgressCallback
 from ops.results import map_png, score_table
-from ops.results.score_table import Rule
+from ops.results.table_rules import Rule, rows_breaking
 from ops.storage import files
 from pipelines.scoring.publish import group_rows
 from pipelines.scoring.violations import MAX_EXAMPLES, Findings, RunUnderCheck
@@ -178,7 +178,7 @@ def _p_values(card: ModelCard) -> Rule:
 
 
 def _check_rule(run: RunUnderCheck, rows: pa.Table, rule: Rule, findings: Findings) -> None:
-    broken = score_table.rows_breaking(rows, rule)
+    broken = rows_breaking(rows, rule)
     if not len(broken):
         return
     columns = ["image_id", *dict.fromkeys(rule.columns)]

@@ -14,7 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from jobs.notify import deliver
-from jobs.notify.at_end import NightToTell, NotifySettings, tell, told_at_end
+from jobs.notify.notification import EndingNight, NotifySettings, notifying, send_all
 from ops.errors import SettingError, UserError
 from ops.storage import files
 from ops.storage.paths import Out
@@ -81,12 +81,12 @@ def night(**more):
     return record | more
 
 
-def told_of(record):
-    """A night to tell of, and what is kept of it."""
-    to_tell, kept = NightToTell(), []
-    to_tell.record = record
-    to_tell.keep = lambda: kept.append(json.loads(json.dumps(record)))
-    return to_tell, kept
+def ending_of(record):
+    """A night to tell of, and what is written of it."""
+    ending, written = EndingNight(), []
+    ending.record = record
+    ending.write = lambda: written.append(json.loads(json.dumps(record)))
+    return ending, written
 
 
 DRIFTED = "scores of 'bolt' drifted: PSI 0.41 exceeds --warn-drift 0.25"
@@ -109,10 +109,10 @@ DRIFTED = "scores of 'bolt' drifted: PSI 0.41 exceeds --warn-drift 0.25"
     ],
 )
 def test_a_message_is_received_once_and_fits_the_schema(server, tmp_path, more, status, text):
-    to_tell, kept = told_of(night(**more))
+    ending, written = ending_of(night(**more))
     settings = NotifySettings(server.secret, notify_ping=f"{server.url}/ping")
     for _ in range(2):
-        tell(settings, Out("out"), to_tell)
+        send_all(settings, Out("out"), ending)
     (message,) = (each for each in server.got if each)
     jsonschema.validate(message, SCHEMA, format_checker=jsonschema.FormatChecker())
     assert (message["status"], message["text"]) == (status, text)
@@ -120,16 +120,16 @@ def test_a_message_is_received_once_and_fits_the_schema(server, tmp_path, more, 
     assert message["images"]["listed"] == 5000
     assert message["images"]["scored"] == 1200
     assert server.paths.count("/ping") == (0 if status == "failed" else 2)
-    assert kept[0]["notified"] == {"id": message["id"]}  # before it is sent
-    assert kept[-1]["notified"] == {"id": message["id"], "outcome": "delivered"}
+    assert written[0]["notified"] == {"id": message["id"]}  # before it is sent
+    assert written[-1]["notified"] == {"id": message["id"], "outcome": "delivered"}
     assert server.keys[0] == message["id"]
 
 
 @pytest.mark.parametrize("form", ["slack", "teams"])
 def test_names_in_a_chat_are_neither_links_nor_mentions(server, form):
     warnings = [f"{HOSTILE} {number} {'x' * 600}" for number in range(30)]
-    to_tell, _ = told_of(night(warnings=warnings, products=[HOSTILE]))
-    tell(NotifySettings(server.secret, form), Out("out"), to_tell)
+    ending, _ = ending_of(night(warnings=warnings, products=[HOSTILE]))
+    send_all(NotifySettings(server.secret, form), Out("out"), ending)
     (message,) = server.got
     shown = json.dumps(message, ensure_ascii=False)
     assert "\u202e" not in shown
@@ -164,13 +164,13 @@ def test_a_request_is_repeated_only_if_it_cannot_arrive_twice(
     server, capsys, form, answers, requests, outcome
 ):
     server.answers = answers
-    to_tell, _ = told_of(night())
-    tell(NotifySettings(server.secret, form), Out("out"), to_tell)
-    assert to_tell.record["notified"]["outcome"] == outcome
+    ending, _ = ending_of(night())
+    send_all(NotifySettings(server.secret, form), Out("out"), ending)
+    assert ending.record["notified"]["outcome"] == outcome
     assert server.paths == [f"/{SECRET}"] * requests
     assert len(set(server.keys)) == 1
     shown = capsys.readouterr()
-    assert SECRET not in shown.out + shown.err + json.dumps(to_tell.record)
+    assert SECRET not in shown.out + shown.err + json.dumps(ending.record)
     assert (outcome in shown.out) is (outcome != "delivered")
 
 
@@ -179,21 +179,21 @@ def test_a_server_that_is_silent_or_absent_fails_no_night(server, monkeypatch, c
     server.wait = 1.0
     for form, requests in (("slack", 1), ("json", 3)):
         server.paths.clear()
-        to_tell, _ = told_of(night())
-        tell(NotifySettings(server.secret, form), Out("out"), to_tell)
-        outcome = to_tell.record["notified"]["outcome"]
+        ending, _ = ending_of(night())
+        send_all(NotifySettings(server.secret, form), Out("out"), ending)
+        outcome = ending.record["notified"]["outcome"]
         assert outcome in {"no answer within 0.2 s", "no answer (TimeoutError)"}
         assert len(server.paths) == requests
-    to_tell, _ = told_of(night())
-    tell(NotifySettings(f"http://127.0.0.1:9/{SECRET}"), Out("out"), to_tell)
-    assert to_tell.record["notified"]["outcome"] == "no connection (ConnectionRefusedError)"
+    ending, _ = ending_of(night())
+    send_all(NotifySettings(f"http://127.0.0.1:9/{SECRET}"), Out("out"), ending)
+    assert ending.record["notified"]["outcome"] == "no connection (ConnectionRefusedError)"
     assert SECRET not in capsys.readouterr().out
 
 
-def test_a_night_that_fails_before_it_has_a_record_is_told(server):
+def test_a_night_that_fails_before_it_has_a_record_sends_a_message(server):
     with (
         pytest.raises(UserError, match="no complete model"),
-        told_at_end(NotifySettings(server.secret), Out("out")),
+        notifying(NotifySettings(server.secret), Out("out")),
     ):
         raise UserError("no complete model at m")
     (message,) = server.got
@@ -210,7 +210,7 @@ def test_figures_are_in_the_format_of_prometheus(tmp_path):
     record = night(run_id=run.run_id, totals=totals)
     file = tmp_path / "nightloupe.prom"
     settings = NotifySettings(notify_metrics=str(file))
-    tell(settings, Out(out), told_of(record)[0])
+    send_all(settings, Out(out), ending_of(record)[0])
     samples = read_samples(file)
     escaped = 'bolt"\\n\\'  # a line break is shown as two characters
     for state, images in (("scored", 9), ("failed", 1), ("anomalous", 2)):
@@ -225,7 +225,7 @@ def test_figures_are_in_the_format_of_prometheus(tmp_path):
     # The next one fails before it scores; the time of the good one stays.
     files.write_json(Out(out).night("00000001-a"), record)
     failed = {"started": "2026-11-21T01:00:00+00:00", "ended": "2026-11-21T01:00:05+00:00"}
-    tell(settings, Out(out), told_of(failed | {"error": "down"})[0])
+    send_all(settings, Out(out), ending_of(failed | {"error": "down"})[0])
     samples = read_samples(file)
     assert samples["nightloupe_night_failed", None, None] == 1
     assert samples["nightloupe_last_good_night_timestamp_seconds", None, None] == ended

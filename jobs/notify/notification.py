@@ -1,4 +1,4 @@
-"""Tells of a night when it ends: one message, a ping, a file of figures. It never fails a night."""
+"""Notifications when a night ends: one message, a ping, a file of metrics. None fails a night."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from jobs.tracking.redact import redact
 from ops.errors import SettingError
 from ops.storage import files, s3
 from ops.storage.paths import Out
-from pipelines.reports.product_nights import ProductNight, product_nights
+from pipelines.reports.product_counts import ProductCounts, product_counts
 from pipelines.tables import run_records
 
 
 @dataclass(frozen=True)
 class NotifySettings:
-    """Who is told of a night."""
+    """Who is notified when a night ends."""
 
     notify: str = ""
     """Web address that gets a message when the night has ended, well or badly. Keep it in the file
@@ -32,8 +32,8 @@ class NotifySettings:
     notify_form: str = "json"
     """What the address takes: json (of docs/message.schema.json), slack or teams (a webhook)."""
     notify_ping: str = ""
-    """Web address that is asked for (GET) when the night has not failed: a service that raises an
-    alarm if nothing asks."""
+    """Web address that gets a GET request when the night has not failed: of a service that raises
+    an alarm if no request comes (a dead man's switch)."""
     notify_metrics: str = ""
     """Local file, FOLDER/NAME.prom, for the textfile collector of Prometheus' node exporter."""
 
@@ -58,34 +58,34 @@ class NotifySettings:
         }
 
 
-class NightToTell:
-    """The night to tell of: its record, and how to keep what is added to it."""
+class EndingNight:
+    """A night whose end is notified: its record, and how to write what is added to it."""
 
     def __init__(self) -> None:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.record: dict[str, Any] = {"started": now}
-        self.keep: Callable[[], object] = lambda: None
+        self.write: Callable[[], object] = lambda: None
 
 
 @contextlib.contextmanager
-def told_at_end(settings: NotifySettings, out: Out) -> Iterator[NightToTell]:
-    """Tell of the night of the block, also if it fails; the block sets its record once it has one.
+def notifying(settings: NotifySettings, out: Out) -> Iterator[EndingNight]:
+    """Notify when the night of the block ends, also if it fails; the block sets its record.
 
-    The record of a night that fails before it has one is that of its error.
+    A night that fails before it has a record gets one with times and error alone.
     """
-    night = NightToTell()
+    night = EndingNight()
     try:
         yield night
     except BaseException as error:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         night.record.setdefault("error", entry.describe(error))
         night.record.setdefault("ended", now)
-        tell(settings, out, night)
+        send_all(settings, out, night)
         raise
-    tell(settings, out, night)
+    send_all(settings, out, night)
 
 
-def tell(settings: NotifySettings, out: Out, night: NightToTell) -> None:
+def send_all(settings: NotifySettings, out: Out, night: EndingNight) -> None:
     """Send what `settings` ask for, at most once for each record. No failure is an error."""
     if settings.notify_metrics:
         with _shown("the file of --notify-metrics was not written"):
@@ -98,25 +98,25 @@ def tell(settings: NotifySettings, out: Out, night: NightToTell) -> None:
             _warn("--notify-ping", deliver.send(settings.notify_ping, None, {}, True).problem)
 
 
-def _send_message(settings: NotifySettings, out: Out, night: NightToTell) -> None:
+def _send_message(settings: NotifySettings, out: Out, night: EndingNight) -> None:
     """Send the message, whose id is in the record before, and whose outcome is after."""
     message_id = uuid.uuid4().hex
     night.record["notified"] = {"id": message_id}
-    night.keep()
+    night.write()
     content = message.message(night.record, message_id, out.root)
     body = json.dumps(FORMS[settings.notify_form](content)).encode()
     # Slack and Teams would show a message again, to whose id they pay no attention.
     headers = {"Idempotency-Key": message_id}
     outcome = deliver.send(settings.notify, body, headers, settings.notify_form == "json")
     night.record["notified"]["outcome"] = outcome.problem or "delivered"
-    night.keep()
+    night.write()
     _warn("--notify", outcome.problem)
 
 
 def _write_metrics(location: str, out: Out, record: dict[str, Any]) -> None:
-    products: list[ProductNight] = []
+    products: list[ProductCounts] = []
     if "totals" in record:
-        products = product_nights(out, [run_records.finished(out, record["run_id"])])
+        products = product_counts(out, run_records.finished(out, record["run_id"]))
     nights = [record, *run_records.nights(out)]
     good = (night["ended"] for night in nights if "ended" in night and "error" not in night)
     text = metrics_file.render(record, out.root, products, next(good, None))

@@ -71,10 +71,10 @@ class Browser:
                 return dict(found["result"])
             self._events.append(found)
 
-    def open(self, path: Path) -> None:
-        """Show a file, and wait until all of it is there."""
+    def open(self, page: Path | str) -> None:
+        """Show a file or an address, and wait until all of it is there."""
         self._events = []
-        self.ask("Page.navigate", url=path.as_uri())
+        self.ask("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
         while self.value("document.readyState") != "complete":
             time.sleep(0.05)
 
@@ -104,6 +104,10 @@ class Browser:
         """Light or dark."""
         feature = {"name": "prefers-color-scheme", "value": scheme}
         self.ask("Emulation.setEmulatedMedia", features=[feature])
+
+    def medium(self, name: str) -> None:
+        """Show the page as on `print` or `screen`."""
+        self.ask("Emulation.setEmulatedMedia", media=name)
 
     def picture(self) -> bytes:
         """What is in sight, as PNG."""

@@ -39,6 +39,7 @@ FLOORS = [
     {"ops.detectors"},
     {"pipelines.cluster", "pipelines.tables"},
     {"pipelines.scoring", "pipelines.reports"},
+    {"pipelines.review"},
     {"pipelines.fitting"},
     {
         "pipelines.nightly",

@@ -6,9 +6,12 @@
 --
 -- A decision is of the bytes that were shown: it stays if an archive is rewritten with the same
 -- bytes, and goes if they change. Regions are those of one model. Of two decisions of the same time,
--- the one that sorts first wins.
+-- the one that sorts first wins. python -m jobs.review runs this file.
+CREATE OR REPLACE MACRO all_decisions() AS TABLE
+    SELECT * FROM read_parquet(getvariable('label_tables'), hive_partitioning = false);
+
 CREATE OR REPLACE MACRO current_decisions() AS TABLE
-    SELECT * FROM read_parquet(getvariable('label_tables'), hive_partitioning = false)
+    SELECT * FROM all_decisions()
     QUALIFY decision <> 'undecided' AND row_number() OVER (
         PARTITION BY uri, coalesce(content_sha256, image_id), region,
                      CASE WHEN region IS NOT NULL THEN model_id END

@@ -39,6 +39,7 @@ JOBS = {
     "nightly": "nightly",
     "query": "query",
     "report": "report",
+    "review": "review",
     "expire": "expire",
 }
 #: Groups of settings that several jobs take.

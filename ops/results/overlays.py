@@ -32,6 +32,15 @@ def thumbnail(picture: Picture, side: int) -> Pixels8:
     return np.asarray(small)
 
 
+def crop(picture: Picture, box: tuple[int, int, int, int], side: int) -> Pixels8:
+    """A rectangle of the picture, at most `side` pixels wide and high; never enlarged.
+
+    `box` is left, top, right and bottom in pixels of the picture, within it.
+    """
+    left, top, right, bottom = box
+    return thumbnail(picture._replace(pixels=picture.pixels[top:bottom, left:right]), side)
+
+
 def close_up(picture: Picture, x: int, y: int, side: int) -> Pixels8:
     """The square of `side` pixels around a pixel, moved to lie within the picture."""
     left = max(0, min(x - side // 2, picture.width - side))
@@ -41,6 +50,8 @@ def close_up(picture: Picture, x: int, y: int, side: int) -> Pixels8:
 
 
 def _in_8_bits(picture: Picture) -> Pixels8:
+    if picture.bit_depth == 8 and picture.pixels.dtype == np.uint8:
+        return np.asarray(picture.pixels, np.uint8)
     full = 2**picture.bit_depth
     grey_levels = np.rint(np.arange(full) * (255 / (full - 1))).astype(np.uint8)
     return np.asarray(grey_levels[picture.pixels])
@@ -60,7 +71,8 @@ def thumbnail_overlay(
 ) -> Pixels8:
     """`overlay` of a stored map on the thumbnail of its picture."""
     low = _colour_from(decoded.values(), threshold, decoded.scale)
-    values = map_on_thumbnail(decoded, picture, small, outside=low)
+    shape = small.shape[1], small.shape[0]
+    values = map_resized(decoded, (picture.width, picture.height), shape, outside=low)
     return blend(small, values, decoded.scale, low)
 
 
@@ -73,23 +85,48 @@ def blend(picture: Pixels8, values: Map, scale: Scale, low: float) -> Pixels8:
 
     Colours depend on (value - low) / (low - scale.offset), clipped to [0, 1], for every picture.
     """
-    from matplotlib import colormaps  # noqa: PLC0415 - takes a second, and few workers need it
-
     grey = picture if picture.ndim == 2 else picture.mean(axis=2)
-    strength = ((values - low) / max(low - scale.offset, 1e-12)).clip(0, 1)
-    colour = colormaps["inferno"](0.35 + 0.65 * strength)[..., :3]
-    alpha = 0.75 * np.sqrt(strength)[..., None]
+    colour, alpha = _colours(values, scale, low)
     mixed = (1 - alpha) * (grey[..., None] / 255) + alpha * colour
     return np.asarray(np.rint(mixed * 255), dtype=np.uint8)
 
 
-def map_on_thumbnail(decoded: Decoded, picture: Picture, small: Pixels8, outside: float) -> Map:
-    """The map's values (h, w) at the pixels of a thumbnail; `outside` where the map has none."""
-    height, width = small.shape[:2]
+def heat(decoded: Decoded, size: tuple[int, int], side: int, threshold: float | None) -> Pixels8:
+    """The colours of `overlay` alone, (h, w, 4) with their opacity, at most `side` wide and high.
+
+    `size` is width and height of the map's picture, whose proportions the result has.
+    """
+    factor = min(1.0, side / max(size))
+    small = (max(1, round(size[0] * factor)), max(1, round(size[1] * factor)))
+    low = _colour_from(decoded.values(), threshold, decoded.scale)
+    values = map_resized(decoded, size, small, outside=low)
+    layers = np.concatenate(_colours(values, decoded.scale, low), axis=2)
+    return np.asarray(np.rint(layers * 255), dtype=np.uint8)
+
+
+def _colours(
+    values: Map, scale: Scale, low: float
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Colour (h, w, 3) and opacity (h, w, 1) of a map (h, w), in [0, 1]."""
+    from matplotlib import colormaps  # noqa: PLC0415 - takes a second, and few workers need it
+
+    strength = ((values - low) / max(low - scale.offset, 1e-12)).clip(0, 1)
+    colour = colormaps["inferno"](0.35 + 0.65 * strength)[..., :3]
+    return colour, 0.75 * np.sqrt(strength)[..., None]
+
+
+def map_resized(
+    decoded: Decoded, size: tuple[int, int], small: tuple[int, int], outside: float
+) -> Map:
+    """The map's values (h, w) at the pixels of a resized picture; `outside` where it has none.
+
+    `size` is width and height of the picture, `small` after it was resized.
+    """
+    width, height = small
     where = decoded.geometry
     # Counted from the edges of pixels, input = picture / step - offset.
-    across = (picture.width / width / where.step_x, 0, -where.left)
-    down = (0, picture.height / height / where.step_y, -where.top)
+    across = (size[0] / width / where.step_x, 0, -where.left)
+    down = (0, size[1] / height / where.step_y, -where.top)
     image = Image.fromarray(decoded.values()).transform(
         (width, height),
         Image.Transform.AFFINE,
@@ -172,11 +209,17 @@ def to_png(picture: Image.Image | Pixels8) -> bytes:
     return out.getvalue()
 
 
+def to_jpeg(pixels: Pixels8, quality: int = _QUALITIES[0]) -> bytes:
+    """A picture (h, w[, 3]) as a JPEG file."""
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "JPEG", quality=quality)
+    return out.getvalue()
+
+
 def data_uri(pixels: Pixels8, max_bytes: int) -> str:
     """A picture (h, w[, 3]) as the data URI of a JPEG, of at most `max_bytes` bytes if possible."""
     for quality in _QUALITIES:
-        out = io.BytesIO()
-        Image.fromarray(pixels).save(out, "JPEG", quality=quality)
-        if out.tell() <= max_bytes:
+        file = to_jpeg(pixels, quality)
+        if len(file) <= max_bytes:
             break
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
+    return "data:image/jpeg;base64," + base64.b64encode(file).decode()

@@ -56,3 +56,69 @@ form.addEventListener("reset", () => {
 });
 form.addEventListener("submit", (event) => event.preventDefault());
 filter(); // after a reload, the browser may have kept the fields
+
+// Decisions: kept in this browser, and saved to a file that jobs.label takes.
+const saving = document.querySelector("form.decisions");
+const decidable = rows.filter((row) => row.dataset.image);
+const key = `nightloupe.decisions.${saving.dataset.report}`;
+const WORDS = { defect: "Defect", false_alarm: "False alarm", unsure: "Unsure" };
+
+function stored(name, value) {
+  try {
+    if (value === undefined) return localStorage.getItem(name);
+    localStorage.setItem(name, value);
+  } catch { /* a browser may keep nothing for files; decisions then last as long as the page */ }
+  return null;
+}
+const decisions = JSON.parse(stored(key) || "{}");
+
+function showDecisions() {
+  for (const button of document.querySelectorAll(".decide button")) {
+    const row = button.closest("tr");
+    button.setAttribute("aria-pressed", decisions[row.dataset.image]?.decision === button.dataset.decision);
+  }
+  const number = Object.keys(decisions).length;
+  saving.querySelector("output").textContent = `${number} of ${decidable.length} decided`;
+  saving.querySelector("button").disabled = number === 0;
+}
+for (const row of decidable) {
+  const group = document.createElement("div");
+  group.className = "decide";
+  group.setAttribute("role", "group");
+  group.setAttribute("aria-label", `Decision of ${row.querySelector(".name").textContent}`);
+  for (const [decision, word] of Object.entries(WORDS)) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.dataset.decision = decision;
+    button.textContent = word;
+    button.addEventListener("click", () => {
+      const { image, run } = row.dataset;
+      if (decisions[image]?.decision === decision) delete decisions[image];
+      else decisions[image] = { image_id: image, run_id: run, decision, decided_at: new Date().toISOString() };
+      stored(key, JSON.stringify(decisions));
+      showDecisions();
+    });
+    group.append(button);
+  }
+  row.lastElementChild.append(group);
+}
+saving.elements.who.value = stored("nightloupe.who") || "";
+saving.addEventListener("submit", (event) => {
+  event.preventDefault();
+  const who = saving.elements.who.value.trim();
+  stored("nightloupe.who", who);
+  const content = { decisions: Object.values(decisions).map((each) => ({ ...each, who })) };
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([JSON.stringify(content, null, 1)], { type: "application/json" }));
+  link.download = `decisions-${saving.dataset.report}.json`;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+});
+saving.hidden = decidable.length === 0;
+showDecisions();
+
+// Paper shows what the screen folds away or has not loaded yet.
+addEventListener("beforeprint", () => {
+  for (const folded of document.querySelectorAll("details")) folded.open = true;
+  for (const image of document.images) image.loading = "eager";
+});

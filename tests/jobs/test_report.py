@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -356,3 +358,47 @@ def test_a_page_without_parts_works_as_well(leave, tmp_path, browser):
     browser.open((tmp_path / reported(leave, "--out", "o", "--parts", "0")).absolute())
     assert browser.complaints() == []
     assert browser.value("document.getElementById('shown').textContent") == "0 of 0 shown"
+
+
+@pytest.mark.slow
+def test_decisions_stay_in_the_browser_and_are_saved_to_a_file(page, browser, path, tmp_path):
+    browser.ask("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    browser.value("localStorage.clear()")
+    browser.open(path)
+    rows = "document.querySelectorAll('#list tr[data-image]')"
+    press = f"{rows}[0].querySelector('[data-decision=false_alarm]').click(); "
+    press += f"{rows}[1].querySelector('[data-decision=defect]').click(); "
+    press += f"{rows}[2].querySelector('[data-decision=unsure]').click(); "
+    press += f"{rows}[2].querySelector('[data-decision=unsure]').click()"  # taken back
+    browser.value(press)
+    browser.open(path)  # again
+    assert browser.value("saving.querySelector('output').textContent").startswith("2 of ")
+    browser.value("saving.elements.who.value = 'ann'; saving.requestSubmit()")
+    for _ in range(100):
+        if saved := list(tmp_path.glob("decisions-*.json")):
+            break
+        time.sleep(0.05)
+    found = json.loads(saved[0].read_text())["decisions"]
+    images = [browser.value(f"{rows}[{i}].dataset.image") for i in range(2)]
+    assert [(d["image_id"], d["decision"], d["who"]) for d in found] == [
+        (images[0], "false_alarm", "ann"),
+        (images[1], "defect", "ann"),
+    ]
+    assert all(d["run_id"].startswith("2026-11-21") and d["decided_at"] for d in found)
+
+
+@pytest.mark.slow
+def test_on_paper_nothing_is_wider_than_a4(page, browser):
+    width = 703  # 210 mm without margins of 12 mm, at 96 pixels an inch
+    browser.resize(width, 1000)
+    browser.medium("print")
+    browser.value("dispatchEvent(new Event('beforeprint'))")
+    try:
+        assert browser.value("document.documentElement.scrollWidth") <= width
+        assert browser.value("[...document.querySelectorAll('details')].every(d => d.open)")
+        assert (
+            browser.value("getComputedStyle(document.querySelector('.filters')).display") == "none"
+        )
+    finally:
+        browser.medium("")
+        browser.resize(1280, 900)

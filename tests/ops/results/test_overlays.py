@@ -57,7 +57,9 @@ def test_a_map_lies_where_its_peak_is_in_the_picture(fit, width, height):
     decoded = map_png.Decoded(scale.levels(values), scale, where, "m")
     original = picture(width, height)
     small = overlays.thumbnail(original, 200)
-    on_thumbnail = overlays.map_on_thumbnail(decoded, original, small, outside=-1)
+    on_thumbnail = overlays.map_resized(
+        decoded, (original.width, original.height), small.shape[1::-1], outside=-1
+    )
     assert on_thumbnail.shape == small.shape
     y, x = np.unravel_index(int(on_thumbnail.argmax()), on_thumbnail.shape)
     at_x, at_y = anomaly_map.peak(values, where)

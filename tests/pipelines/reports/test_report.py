@@ -421,7 +421,7 @@ def test_everything_has_a_name_for_those_who_do_not_see_it(page):
     assert all(attrs["alt"] for attrs in page.of("img"))
     assert len(page.of("caption")) == len(page.of("table")) == 4
     assert all(attrs["scope"] in {"row", "col"} for attrs in page.of("th"))
-    assert len(page.of("label")) == len(page.of("select", "input")) == 4
+    assert len(page.of("label")) == len(page.of("select", "input")) == 5
     assert len(page.of("title")) == 1 + len(PRODUCTS)  # the page's and one per histogram
     assert len(page.of("h1")) == 1
 

@@ -1,0 +1,80 @@
+"""Which parts of a list are shown: values of filters as a condition in SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ops.errors import SettingError
+from ops.results.decision_table import DECISIONS, UNDECIDED
+
+#: Verdict -> its condition.
+VERDICTS = {
+    "anomalous": "is_anomalous",
+    "normal": "NOT is_anomalous",
+    "none": "is_anomalous IS NULL",
+}
+#: Whether and how parts are decided -> condition.
+_DECIDED = {
+    "yes": "decision IS NOT NULL",
+    "no": "decision IS NULL",
+    **{name: f"decision = '{name}'" for name in DECISIONS if name != UNDECIDED},
+}
+_NUMBERS = {"most_p": "p_value <= $most_p", "least_score": "score >= $least_score"}
+_TEXTS = {
+    "night": "left(run_id, 10) = $night",
+    "product": "product = $product",
+    "part": "part = $part",
+    "view": "view = $view",
+    "status": "status = $status",
+    "text": "contains(lower(uri), lower($text))",
+}
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Parts that meet all conditions; an empty one is met by all."""
+
+    night: str = ""
+    product: str | None = None
+    part: str = ""
+    view: str = ""
+    status: str = ""
+    verdict: str = ""
+    decided: str = ""
+    most_p: str = ""
+    least_score: str = ""
+    text: str = ""
+
+    def __post_init__(self) -> None:
+        """Check values. Raises SettingError."""
+        for name, known in (("verdict", VERDICTS), ("decided", _DECIDED)):
+            if (value := getattr(self, name)) and value not in known:
+                raise SettingError(f"{name} {value!r} must be one of {', '.join(known)}")
+        for name in _NUMBERS:
+            try:
+                float(getattr(self, name) or 0)
+            except ValueError:
+                raise SettingError(f"{name} {getattr(self, name)!r} must be a number") from None
+
+    @classmethod
+    def of(cls, values: Mapping[str, str]) -> Filter:
+        """The filter of a query string; other names in it are left alone."""
+        names = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in names})
+
+    def sql(self, with_decided: bool = True) -> tuple[str, dict[str, Any]]:
+        """A condition over the columns of a list, and its parameters."""
+        conditions, values = ["true"], dict[str, Any]()
+        for name, condition in (_TEXTS | _NUMBERS).items():
+            value = getattr(self, name)
+            # A product may have an empty name: there only None stands for all.
+            if value is not None and (value or name == "product"):
+                conditions.append(condition)
+                values[name] = float(value) if name in _NUMBERS else value
+        if self.verdict:
+            conditions.append(VERDICTS[self.verdict])
+        if self.decided and with_decided:
+            conditions.append(_DECIDED[self.decided])
+        return " AND ".join(conditions), values

@@ -1,0 +1,141 @@
+"""Crops of the pictures of parts, and the colours of their maps, as files for a browser."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+from ops.archives.fetch import FetchSettings
+from ops.archives.views import detector_name, views_of
+from ops.errors import UserError
+from ops.failure import Failure
+from ops.images.decode import DecodeSettings, Picture
+from ops.images.resize import InputSettings
+from ops.results import overlays
+from ops.results.overlays import Pixels8
+from ops.storage.paths import Out
+from pipelines.reports.part_files import Changed, Misfit, PartFiles, members_of
+
+#: Longest side of a picture that is sent.
+LARGEST = 4096
+_NOT_IN_ARCHIVE: Mapping[str, Any] = {"member": None}
+
+
+class NoPicture(UserError):
+    """A picture or a map cannot be shown; the sentence says why."""
+
+
+class Pictures:
+    """Decoded pictures of parts, the last used ones kept up to `cache_bytes`.
+
+    At most `decoders` pictures are decoded at once. Several threads may use it.
+    """
+
+    def __init__(
+        self, out: Out, fetch: FetchSettings, cache_bytes: int = 2**29, decoders: int = 2
+    ) -> None:
+        self._out, self._fetch, self._most = out, fetch, cache_bytes
+        self._decoders = threading.BoundedSemaphore(decoders)
+        self._lock = threading.Lock()
+        self._cached: OrderedDict[str, Picture] = OrderedDict()
+        self._loading: dict[str, threading.Lock] = {}
+        self._members: dict[str, dict[str, Any]] = {}
+
+    @property
+    def cached_bytes(self) -> int:
+        """Bytes of the pixels that are kept."""
+        with self._lock:
+            return sum(picture.pixels.nbytes for picture in self._cached.values())
+
+    def crop(
+        self,
+        row: Mapping[str, Any],
+        record: Mapping[str, Any],
+        box: tuple[int, int, int, int] | None,
+        side: int,
+        lossless: bool = False,
+    ) -> bytes:
+        """A JPEG, or a PNG, of a rectangle of a part's picture, or of all of it.
+
+        `box` is left, top, right and bottom in its pixels; what lies outside is cut off. The result
+        is at most `side` pixels wide and high. `record` is that of the row's run. Raises NoPicture.
+        """
+        picture = self._picture(row, record)
+        left, top, right, bottom = box or (0, 0, picture.width, picture.height)
+        left, top = max(0, left), max(0, top)
+        right, bottom = min(right, picture.width), min(bottom, picture.height)
+        if right <= left or bottom <= top:
+            size = f"{picture.width} x {picture.height}"
+            raise NoPicture(f"{box} lies outside of the picture of {size} px")
+        pixels = overlays.crop(picture, (left, top, right, bottom), min(side, LARGEST))
+        return _file(pixels, lossless)
+
+    def heat(self, row: Mapping[str, Any], record: Mapping[str, Any], side: int) -> bytes:
+        """A PNG of the colours of a part's map, transparent below the threshold.
+
+        It covers the whole picture. Raises NoPicture.
+        """
+        if not row["map_uri"]:
+            raise NoPicture("no anomaly map was written of this part")
+        picture = self._picture(row, record)
+        size = picture.width, picture.height
+        try:
+            decoded = self._files(record).map(row, size)
+        except Misfit as misfit:
+            raise NoPicture(str(misfit)) from None
+        except Failure as failure:
+            raise NoPicture(f"the anomaly map cannot be read: {failure.reason}") from None
+        threshold = record.get("thresholds", {}).get(detector_name(row, views_of(record)))
+        return overlays.to_png(overlays.heat(decoded, size, min(side, LARGEST), threshold))
+
+    def _files(self, record: Mapping[str, Any]) -> PartFiles:
+        settings = InputSettings(**record["input"]), DecodeSettings(**record["decode"])
+        return PartFiles(self._out, *settings, self._fetch)
+
+    def _picture(self, row: Mapping[str, Any], record: Mapping[str, Any]) -> Picture:
+        key = f"{row['run_id']}/{row['image_id']}"
+        with self._lock:
+            one_at_a_time = self._loading.setdefault(key, threading.Lock())
+        with one_at_a_time:  # else every request of a new picture decodes it
+            with self._lock:
+                if key in self._cached:
+                    self._cached.move_to_end(key)
+                    return self._cached[key]
+            with self._decoders:
+                picture = self._read(row, record)
+            self._keep(key, picture)
+        return picture
+
+    def _read(self, row: Mapping[str, Any], record: Mapping[str, Any]) -> Picture:
+        if row["content_sha256"] is None:
+            raise NoPicture(f"no picture was read: {row['reason'] or row['status']}")
+        try:
+            return self._files(record).picture(row, self._member(row, record))
+        except Changed:
+            raise NoPicture("the file has changed since it was scored") from None
+        except Failure as failure:
+            raise NoPicture(failure.reason) from None
+
+    def _member(self, row: Mapping[str, Any], record: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Where a member lies in its archive; an inventory is searched once for each part."""
+        if "#" not in row["uri"]:
+            return _NOT_IN_ARCHIVE
+        if row["image_id"] not in self._members:
+            self._members |= members_of([row], [str(record["inventory"])])
+        return self._members.get(row["image_id"], _NOT_IN_ARCHIVE)
+
+    def _keep(self, key: str, picture: Picture) -> None:
+        """Keep a picture, and drop those used longest ago beyond the limit."""
+        with self._lock:
+            self._cached[key] = picture
+            self._loading.pop(key, None)
+            size = sum(each.pixels.nbytes for each in self._cached.values())
+            while size > self._most and len(self._cached) > 1:
+                _, dropped = self._cached.popitem(last=False)
+                size -= dropped.pixels.nbytes
+
+
+def _file(pixels: Pixels8, lossless: bool) -> bytes:
+    return overlays.to_png(pixels) if lossless else overlays.to_jpeg(pixels, 90)

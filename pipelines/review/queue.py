@@ -1,0 +1,212 @@
+"""The list of parts to look at: the current view in a database of its own, with decisions.
+
+The list is read once, in the order of `worst_first`, so that a page of a million parts is found in
+milliseconds. Decisions are published as they are made and read again as others publish theirs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from ops.archives.views import views_of
+from ops.errors import UserError
+from ops.results import region_table
+from ops.results.decision_table import UNDECIDED
+from ops.storage.paths import Out
+from pipelines.review.decided import Decided
+from pipelines.review.filters import Filter
+from pipelines.tables import current_regions, current_scores, decisions, gone, run_records
+from pipelines.tables.database import opened as database_opened
+from pipelines.tables.model_names import NamedModel
+
+Row = dict[str, Any]
+_SCHEMA = pa.schema([pa.field("place", pa.int64()), *current_scores.VIEW])
+#: A decision is of the bytes that were shown, see deploy/sql/duckdb_labels.sql.
+_LISTED = """
+    SELECT parts.*, standing.decision, standing.who, standing.decided_at
+    FROM parts LEFT JOIN standing ON standing.uri = parts.uri
+        AND coalesce(standing.content_sha256, standing.image_id)
+            = coalesce(parts.content_sha256, parts.image_id)
+"""
+_COUNTS = """
+    count(*) AS parts, count(decision) AS decided,
+    count(*) FILTER (is_anomalous) AS anomalous,
+    count(decision) FILTER (is_anomalous) AS anomalous_decided
+"""
+
+
+class Queue:
+    """Parts under one model, and the decisions that stand; used by several threads at once."""
+
+    def __init__(self, database: duckdb.DuckDBPyConnection, out: Out, model: NamedModel) -> None:
+        self._database, self.out, self.model = database, out, model
+        self._lock = threading.RLock()
+        self._decided = Decided(database, out)
+        self._tables: Sequence[str] = ()
+        self.load()
+
+    def load(self) -> None:
+        """Read the current view and the regions of all nights. Raises UserError."""
+        with self._lock:
+            listing = gone.newest_listing(self.out)
+            records = run_records.started(self.out)
+            self.records: dict[str, Row] = {str(each["run_id"]): each for each in records}
+            of_model = [r for r in records if r.get("model_id") == self.model.model_id]
+            self.record: Row = of_model[-1] if of_model else run_records.finished(self.out)
+            self._tables = current_scores.published(self.out)
+            views = views_of(self.record)
+
+            def read(source: duckdb.DuckDBPyConnection, check: Callable[[], None]) -> None:
+                rows = current_scores.query(
+                    source, self.model.model_id, views=views, listing=listing
+                )
+                self._store("parts", _SCHEMA, _numbered(rows))
+                regions = current_regions.query(source, self.model.model_id, listing=listing)
+                wanted = region_table.SCHEMA
+                self._store("regions", wanted, (b.select(wanted.names) for b in regions))
+                check()
+
+            others = listing.location if listing else ""
+            current_scores.read_consistently(self.out, read, "2GB", others, regions=True)
+            self._decided.refresh()
+
+    def _store(self, name: str, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
+        reader = pa.RecordBatchReader.from_batches(schema, batches)
+        self._database.register("incoming", reader)
+        self._database.execute(f"CREATE OR REPLACE TABLE {name} AS FROM incoming")
+        self._database.unregister("incoming")
+
+    def _rows(self, sql: str, values: dict[str, Any]) -> list[Row]:
+        with self._lock:
+            cursor = self._database.cursor()
+        with cursor:
+            cursor.execute("SET TimeZone = 'UTC'")
+            answer: pa.Table = cursor.sql(sql, params=values).to_arrow_table()
+            return list(answer.to_pylist())
+
+    def has_new_night(self) -> bool:
+        """Whether tables were published or removed since the list was read."""
+        return list(self._tables) != current_scores.published(self.out)
+
+    def overview(self) -> dict[str, list[Row]]:
+        """Counts by night, product, status, and view: of parts, anomalous ones and decisions."""
+        groups = {
+            "nights": "left(run_id, 10)",
+            "products": "product",
+            "statuses": "status",
+            "views": "view",
+        }
+        order = {"nights": "name DESC", "views": "name"}
+        return {
+            name: self._rows(
+                f"SELECT {column} AS name, {_COUNTS} FROM ({_LISTED}) GROUP BY ALL "  # noqa: S608 - names of this file
+                f"ORDER BY {order.get(name, 'anomalous DESC, name')} NULLS LAST",
+                {},
+            )
+            for name, column in groups.items()
+        }
+
+    def counts(self, chosen: Filter) -> Row:
+        """Numbers of a filter: `parts` that it shows, and of those with any decision or none
+        (`listed`), how many are `decided`.
+        """
+        where, values = chosen.sql(with_decided=False)
+        shown, _ = chosen.sql()
+        (row,) = self._rows(
+            f"SELECT count(*) AS listed, count(decision) AS decided, "  # noqa: S608 - names of this file
+            f"count(*) FILTER ({shown}) AS parts FROM ({_LISTED}) WHERE {where}",
+            values,
+        )
+        return row
+
+    def page(self, chosen: Filter, limit: int, offset: int = 0) -> list[Row]:
+        """Rows of the list from an offset."""
+        return self._page(chosen, "true", "place", {"limit": limit, "offset": offset})
+
+    def after(self, chosen: Filter, place: int, limit: int) -> list[Row]:
+        """The rows that follow a place, which stay the same as parts of a filter are decided."""
+        values = {"limit": limit, "offset": 0, "at": place}
+        return self._page(chosen, "place > $at", "place", values)
+
+    def before(self, chosen: Filter, place: int, limit: int) -> list[Row]:
+        """The rows before a place, the nearest first."""
+        values = {"limit": limit, "offset": 0, "at": place}
+        return self._page(chosen, "place < $at", "place DESC", values)
+
+    def _page(self, chosen: Filter, more: str, order: str, paging: dict[str, Any]) -> list[Row]:
+        where, values = chosen.sql()
+        return self._rows(
+            f"FROM ({_LISTED}) WHERE {more} AND {where} "
+            f"ORDER BY {order} LIMIT $limit OFFSET $offset",
+            values | paging,
+        )
+
+    def position(self, chosen: Filter, place: int) -> int:
+        """How many parts of a filter come before a place."""
+        where, values = chosen.sql()
+        sql = f"SELECT count(*) AS n FROM ({_LISTED}) WHERE place < $at AND {where}"  # noqa: S608 - names of this file
+        return int(self._rows(sql, values | {"at": place})[0]["n"])
+
+    def part(self, image_id: str) -> Row | None:
+        """One row of the list; None if there is none."""
+        sql = f"FROM ({_LISTED}) WHERE image_id = $image"
+        rows = self._rows(sql, {"image": image_id})
+        return rows[0] if rows else None
+
+    def regions(self, image_id: str) -> list[Row]:
+        """The regions of a part, in their order."""
+        sql = "FROM regions WHERE image_id = $image ORDER BY number"
+        return self._rows(sql, {"image": image_id})
+
+    def decide(self, image_id: str, decision: str, who: str) -> tuple[Row, Row]:
+        """Publish a decision of a part; returns its row as it was before, and as it is now.
+
+        When it returns, the decision is stored. `undecided` takes the standing one back. Raises
+        UserError if there is no such part, ValueError for an unknown decision.
+        """
+        with self._lock:
+            self._decided.refresh()
+            before = self.part(image_id)
+            if before is None:
+                raise UserError(f"no part of the list has the id {image_id}; load the page again")
+            row = decisions.decided(before, decision, who=who, source="page")
+            self._decided.add(decisions.append(self.out, [row]))
+            after = self.part(image_id)
+            assert after is not None
+            return before, after
+
+    def news(self, seen: int) -> tuple[int, list[Row]]:
+        """The number of decisions read so far, and parts of those after the first `seen`."""
+        with self._lock:
+            self._decided.refresh()
+            number = self._decided.count
+        if seen >= number:
+            return number, []
+        sql = f"""
+            SELECT image_id, uri, decision, who, decided_at FROM ({_LISTED})
+            SEMI JOIN (FROM made WHERE number > $seen) USING (uri) LIMIT 1000
+        """  # noqa: S608 - names of this file
+        rows = self._rows(sql, {"seen": seen})
+        return number, [row | {"decision": row["decision"] or UNDECIDED} for row in rows]
+
+
+def _numbered(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    start = 0
+    for batch in batches:
+        place = pa.array(range(start, start + len(batch)), pa.int64())
+        start += len(batch)
+        yield pa.RecordBatch.from_arrays([place, *batch.columns], schema=_SCHEMA)
+
+
+@contextlib.contextmanager
+def opened(out: Out, model: NamedModel) -> Iterator[Queue]:
+    """The list of a model. Raises UserError if its tables cannot be read."""
+    with database_opened("1GB") as database:
+        database.execute("SET TimeZone = 'UTC'")
+        yield Queue(database, out, model)

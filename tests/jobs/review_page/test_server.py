@@ -1,0 +1,274 @@
+"""The server of jobs.review over a published night of hostile names, without a browser."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from jobs.review_page.server import Page, application
+from ops.archives.fetch import FetchSettings
+from ops.results import map_png, overlays
+from ops.storage import files, uris
+from ops.storage.paths import Out
+from pipelines.review import queue
+from pipelines.review.filters import Filter
+from pipelines.review.pictures import Pictures
+from pipelines.tables import decisions, model_names, run_records
+from tests.pipelines.reports.test_report import EVIL, FLAGGED, PRODUCTS, THRESHOLD, first_night
+from tests.runs import finish, model_of
+
+TOKEN = "t" * 43
+HOST = "127.0.0.1:8420"
+ORIGIN = {"Origin": f"http://{HOST}"}
+
+
+@pytest.fixture(scope="module")
+def night(tmp_path_factory):
+    root = str(tmp_path_factory.mktemp("out"))
+    parts = first_night(root)
+    finish(root, parts, model_of(PRODUCTS), "2026-11-20", FLAGGED)
+    return root, parts
+
+
+@pytest.fixture
+def served(night, tmp_path):
+    """Two servers over one output folder, whose decisions start anew for each test."""
+    root = str(tmp_path / "out")
+    shutil.copytree(night[0], root, ignore=shutil.ignore_patterns("labels", "models"))
+    out = Out(root)
+    model = model_names.named(run_records.finished(out))
+    with queue.opened(out, model) as first, queue.opened(out, model) as second:
+        pages = [Page(q, Pictures(out, FetchSettings(), 2**20), "ann") for q in (first, second)]
+        yield out, *(application(page, TOKEN, "n", [HOST]) for page in pages)
+
+
+def client(app, with_token=True):
+    made = TestClient(app, base_url=f"http://{HOST}")
+    if with_token:
+        assert made.get("/", params={"token": TOKEN}).status_code == 200
+    return made
+
+
+@pytest.fixture
+def page(served):
+    return client(served[1])
+
+
+def listed(page, **values):
+    return page.get("/api/parts", params=values).json()
+
+
+def decide(page, image_id, decision, **more):
+    return page.post(
+        "/api/decisions", json={"image_id": image_id, "decision": decision} | more, headers=ORIGIN
+    )
+
+
+def test_without_the_token_nothing_is_answered(served):
+    stranger = client(served[1], with_token=False)
+    for path in ("/", "/page.js", "/api/parts", "/picture?id=x", "/?token=wrong", "/nothing"):
+        assert stranger.get(path).status_code == 403, path
+    assert decide(stranger, "x", "defect").status_code == 403
+    assert stranger.get("/", headers={"Cookie": "n=wrong; n"}).status_code == 403
+
+
+def test_the_cookie_is_bound_to_the_page_and_the_policy_forbids_all_else(served):
+    answer = client(served[1], with_token=False).get("/", params={"token": TOKEN})
+    assert answer.headers["Set-Cookie"] == f"n={TOKEN}; HttpOnly; SameSite=Strict; Path=/"
+    policy = answer.headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none';")
+    assert "unsafe" not in policy
+    assert answer.headers["Referrer-Policy"] == "no-referrer"
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_another_host_name_or_origin_is_refused(page):
+    assert page.get("/api/parts", headers={"Host": "evil.example:8420"}).status_code == 403
+    assert page.get("/api/parts", headers={"Host": "127.0.0.1:9"}).status_code == 403
+    image_id = listed(page)["rows"][0]["image_id"]
+    body = {"image_id": image_id, "decision": "defect"}
+    for headers in ({}, {"Origin": "http://evil.example"}, {"Origin": "null"}):
+        assert page.post("/api/decisions", json=body, headers=headers).status_code == 403
+    assert listed(page)["decided"] == 0
+
+
+def test_the_list_is_in_the_order_of_worst_first_and_products_take_turns(page, night):
+    answer = listed(page, limit=200)
+    assert answer["listed"] == answer["parts"] == 120
+    rows = answer["rows"]
+    flagged = [row["is_anomalous"] for row in rows]
+    assert flagged == sorted(flagged, key=lambda each: (each is None, not each))
+    assert {row["product"] for row in rows[:3]} == {row["product"] for row in rows}
+    assert [row["place"] for row in rows] == list(range(120))
+    assert sum(row["status"] == "unreadable" for row in rows[-6:]) == 6
+
+
+def test_pages_by_offset_and_by_place_hold_every_part_once(page):
+    everything = [row["image_id"] for row in listed(page, limit=200)["rows"]]
+    paged = [
+        r["image_id"] for at in range(0, 120, 50) for r in listed(page, offset=at, limit=50)["rows"]
+    ]
+    assert paged == everything
+    assert [r["image_id"] for r in listed(page, after=9, limit=3)["rows"]] == everything[10:13]
+    assert [r["image_id"] for r in listed(page, before=9, limit=2)["rows"]] == everything[8:6:-1]
+    assert listed(page, offset=999)["rows"] == []
+    assert page.get("/api/parts", params={"offset": "-1"}).status_code == 400
+
+
+def test_filters_choose_what_they_say(page, night):
+    parts = night[1]
+    bolts = [p for p in parts if p.product == "bolt"]
+    assert listed(page, product="bolt")["parts"] == len(bolts) == 40
+    assert listed(page, product=EVIL)["parts"] == 40
+    assert listed(page, product="' OR true --")["parts"] == 0
+    above = sum(p.score is not None and p.score > 2 for p in parts)
+    assert listed(page, verdict="anomalous")["parts"] == above > 0
+    assert listed(page, status="unreadable")["parts"] == 6
+    assert listed(page, night="2026-11-20")["parts"] == 120
+    assert listed(page, night="2026-11-21")["parts"] == 0
+    assert listed(page, text="PLAIN.png")["parts"] == sum("plain.png" in p.name for p in parts)
+    assert listed(page, least_score="2")["parts"] == above
+    assert page.get("/api/parts", params={"verdict": "x"}).status_code == 400
+    assert page.get("/api/parts", params={"most_p": "x"}).status_code == 400
+
+
+def test_hostile_names_come_as_text_with_their_invisible_characters_escaped(page):
+    answer = page.get("/api/parts", params={"limit": 200})
+    assert answer.headers["Content-Type"] == "application/json"
+    rows = answer.json()["rows"]
+    texts = [value for row in rows for value in row.values() if isinstance(value, str)]
+    assert all(map(str.isprintable, texts))
+    assert sum("\\u202egnp.exe" in row["uri"] for row in rows) > 0
+    assert any("<script>" in row["uri"] for row in rows)  # as text, of which the page makes text
+    products = page.get("/api/overview").json()["products"]
+    assert {p["name"] for p in products} == set(PRODUCTS)
+    assert all(p["label"].isprintable() for p in products)
+
+
+def pixels(data):
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def test_a_crop_has_the_pixels_of_the_archive_and_a_whole_picture_its_size(page):
+    rows = [
+        r for r in listed(page, limit=200)["rows"] if r["status"] == "ok" and "plain" in r["uri"]
+    ]
+    original = np.asarray(Image.open(uris.parse(rows[0]["uri"]).location))
+    box = {"x": 20, "y": 10, "w": 30, "h": 25, "kind": "png"}
+    answer = page.get("/picture", params={"id": rows[0]["image_id"]} | box)
+    assert answer.headers["Content-Type"] == "image/png"
+    assert np.array_equal(pixels(answer.content), original[10:35, 20:50])
+    # What lies outside is cut off, and nothing is enlarged.
+    edge = {"x": 70, "y": 0, "w": 500, "h": 500, "kind": "png"}
+    shown = pixels(page.get("/picture", params={"id": rows[0]["image_id"]} | edge).content)
+    assert np.array_equal(shown, original[:, 70:])
+    whole = page.get("/picture", params={"id": rows[0]["image_id"], "side": 40})
+    assert whole.headers["Content-Type"] == "image/jpeg"
+    assert pixels(whole.content).shape == (30, 40, 3)
+    far = {"x": 80, "y": 0, "w": 5, "h": 5}
+    assert page.get("/picture", params={"id": rows[0]["image_id"]} | far).status_code == 404
+
+
+def test_a_file_that_changed_and_a_part_that_failed_say_why_there_is_no_picture(page):
+    rows = [r for r in listed(page, limit=200)["rows"] if "plain" in r["uri"]]
+    failed = listed(page, status="unreadable")["rows"][0]
+    answer = page.get("/picture", params={"id": failed["image_id"]})
+    assert (answer.status_code, answer.json()["error"][:19]) == (404, "no picture was read")
+    ok = next(r for r in rows if r["status"] == "ok")
+    place = Path(uris.parse(ok["uri"]).location)
+    kept = place.read_bytes()
+    try:
+        Image.new("RGB", (80, 60)).save(place, "PNG")
+        answer = page.get("/picture", params={"id": ok["image_id"]})
+    finally:
+        place.write_bytes(kept)
+    assert answer.json() == {"error": "the file has changed since it was scored"}
+    assert page.get("/picture", params={"id": "no such"}).status_code == 404
+
+
+def test_the_map_is_coloured_where_it_is_above_the_threshold(page):
+    flagged = listed(page, verdict="anomalous")["rows"][0]
+    answer = page.get("/heat", params={"id": flagged["image_id"]})
+    heat = pixels(answer.content)
+    assert heat.shape == (60, 80, 4)
+    assert heat[..., 3].max() > 0 == heat[..., 3].min()
+    decoded = map_png.decode(files.read_bytes(uris.parse(flagged["map_uri"]).location))
+    values = overlays.map_resized(decoded, (80, 60), (80, 60), outside=0)
+    assert np.array_equal(heat[..., 3] > 0, values > THRESHOLD)
+    normal = listed(page, verdict="normal")["rows"][0]
+    assert page.get("/heat", params={"id": normal["image_id"]}).status_code == 404
+
+
+def test_a_decision_is_stored_before_the_answer_and_a_new_server_knows_it(served):
+    out, first, _ = served
+    ann = client(first)
+    image_id = listed(ann, verdict="anomalous")["rows"][0]["image_id"]
+    answer = decide(ann, image_id, "false_alarm", filter={"verdict": "anomalous"})
+    assert answer.status_code == 200
+    assert answer.json()["decided"] == 1
+    assert answer.json()["row"]["decision"] == "false_alarm"
+    (row,) = decisions.current(out).to_pylist()
+    assert (row["image_id"], row["decision"]) == (image_id, "false_alarm")
+    assert (row["who"], row["source"]) == ("ann", "page")
+    with queue.opened(out, model_names.named(run_records.finished(out))) as again:
+        assert again.part(image_id)["decision"] == "false_alarm"
+    assert [r["image_id"] for r in listed(ann, decided="false_alarm")["rows"]] == [image_id]
+    assert listed(ann, decided="no")["parts"] == 119
+
+
+def test_undo_takes_a_decision_back_and_every_step_stays_on_record(served):
+    out, first, _ = served
+    ann = client(first)
+    image_id = listed(ann)["rows"][0]["image_id"]
+    for decision in ("defect", "unsure", "undecided"):
+        assert decide(ann, image_id, decision).status_code == 200
+    assert listed(ann)["decided"] == 0
+    assert len(decisions.published(out)) == 3
+    part = ann.get("/api/part", params={"id": image_id}).json()
+    assert part["row"]["decision"] is None
+
+
+def test_of_two_people_the_last_wins_and_is_told_what_was_replaced(served):
+    _, first, second = served
+    ann, bob = client(first), client(second)
+    image_id = listed(ann)["rows"][0]["image_id"]
+    seen = bob.get("/api/overview").json()["seen"]
+    assert decide(ann, image_id, "defect", who="ann").json()["replaced"] is None
+    # Bob's page has not heard of it when he decides.
+    replaced = decide(bob, image_id, "false_alarm", who="bob").json()["replaced"]
+    assert (replaced["who"], replaced["decision"]) == ("ann", "defect")
+    news = ann.get("/api/news", params={"seen": 1}).json()
+    (row,) = news["rows"]
+    assert (row["who"], row["decision"], news["new_night"]) == ("bob", "false_alarm", False)
+    assert bob.get("/api/news", params={"seen": seen}).json()["seen"] == 2
+    # One that was shown is replaced without a word.
+    again = decide(ann, image_id, "unsure", who="ann", seen=row["decided_at"])
+    assert again.json()["replaced"] is None
+
+
+def test_wrong_decisions_are_refused_with_a_sentence(page):
+    image_id = listed(page)["rows"][0]["image_id"]
+    assert "must be one of defect" in decide(page, image_id, "maybe").json()["error"]
+    assert "no part of the list" in decide(page, "x", "defect").json()["error"]
+    assert decide(page, image_id, "defect", who="a\u202eb").status_code == 400
+    assert decide(page, image_id, "defect", who="a" * 101).status_code == 400
+    for body in (b"[]", b"\xff", b"{", b"x" * 20_000):
+        assert page.post("/api/decisions", content=body, headers=ORIGIN).status_code == 400
+    assert listed(page)["decided"] == 0
+
+
+def test_pictures_are_kept_up_to_a_number_of_bytes(night):
+    out = Out(night[0])
+    with queue.opened(out, model_names.named(run_records.finished(out))) as parts:
+        rows = [r for r in parts.page(Filter(), 200) if r["status"] == "ok"][:5]
+        each = 80 * 60 * 3
+        pictures = Pictures(out, FetchSettings(), cache_bytes=2 * each + 1)
+        for row in rows:
+            pictures.crop(row, parts.record, None, 80)
+        assert pictures.cached_bytes == 2 * each

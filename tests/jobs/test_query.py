@@ -312,9 +312,17 @@ def test_regions_are_written_for_labelling_tools(leave, with_regions):
         "area": 40.0,
         "iscrowd": 0,
         "segmentation": [],
-        "nightloupe": {"largest": 2.0, "p_value": 0.1, "touches_border": False},
+        "attributes": {
+            "region": 1,
+            "image_id": image_id("u/1", "1"),
+            "run_id": "2026-11-20-0000",
+            "largest": 2.0,
+            "p_value": 0.1,
+            "touches_border": False,
+        },
     }
-    assert [each["name"] for each in content["categories"]] == ["anomaly"]
+    names = ["anomaly", "defect", "false_alarm", "unsure"]
+    assert [each["name"] for each in content["categories"]] == names
     code, _, _ = leave("query", "--regions", "true", "--output", "found.csv")
     with open("found.csv", encoding="utf-8") as file:
         assert [row_["box_width"] for row_ in csv.DictReader(file)] == ["10", "10"]

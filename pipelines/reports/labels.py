@@ -12,6 +12,8 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ops.archives.layouts import OF_MODELS
+
 #: Columns that a join adds to the rows of a score table.
 _ADDED = ("label", "mask_uri", "member", "bytes")
 
@@ -57,9 +59,9 @@ class Labelled(NamedTuple):
 def join_labels(scored: pa.Table, listed: pa.Table) -> Labelled:
     """Join rows of a score table with the labels of an inventory.
 
-    Rows of split `train` have no label here, because the detector has seen them.
+    Rows of splits `train` and `validation` have no label here: models are made of them.
     """
-    unseen = pc.fill_null(pc.not_equal(listed["split"], "train"), True)
+    unseen = pc.invert(pc.is_in(listed["split"], pa.array(OF_MODELS)))
     test = listed.filter(pc.and_(unseen, pc.is_valid(listed["label"])))
     same = scored.join(test.select(["image_id", *_ADDED]), "image_id", join_type="inner")
     others = scored.filter(pc.invert(pc.is_in(scored["image_id"], listed["image_id"])))

@@ -120,6 +120,7 @@ def main(argv: Sequence[str]) -> int:
         tracker.run("fit", asdict(settings) | {settings.method: asdict(method_settings)}) as record,
     ):
         warnings = FitWarnings()
+        say = warnings.say
         if settings.backbone.weights == "random" and not settings.grow:
             warnings.add("the backbone's weights are random; use them for trials only")
         if not settings.holdout:
@@ -135,9 +136,9 @@ def main(argv: Sequence[str]) -> int:
                 inventory = sources.inventory_of(settings.inventory, settings, out, progress)
                 warnings.add(unlabelled(inventory))
                 if also_whole:
-                    model = fit_with_whole(inventory, request, settings.resources, progress, echo)
+                    model = fit_with_whole(inventory, request, settings.resources, progress, say)
                 else:
-                    model = fit.fit(inventory, request, settings.resources, progress, grown, echo)
+                    model = fit.fit(inventory, request, settings.resources, progress, grown, say)
         check_lock()
         if grown:
             record.tags["grown_from"] = grown.card.model_id

@@ -113,6 +113,8 @@ class Detector(ABC):
     exchanges: ClassVar[bool] = False
     #: Why images cannot be tiles of pictures; empty if they can.
     no_tiles: ClassVar[str] = ""
+    #: Whether a patch is compared with those at its own position, so that images must be aligned.
+    by_position: ClassVar[bool] = False
     #: Whether the score of an image is the largest value of its map.
     score_is_peak: ClassVar[bool] = False
     #: Name of the product that is fitted, for detectors that treat some products differently.

@@ -35,6 +35,7 @@ from pipelines.cluster.reservation import Reserved, reserved_for_fit
 from pipelines.cluster.resources import Resources
 from pipelines.cluster.shared_model import put
 from pipelines.fitting import calibration_images, plan, quarantine
+from pipelines.fitting.alignment import misplaced, placement_matters
 from pipelines.fitting.answers import ask, report_progress
 from pipelines.fitting.calibrate import calibrate, kept_parts
 from pipelines.fitting.choose_input import choose_input
@@ -66,8 +67,8 @@ def fit(
     To grow a model, pass it as `earlier`: it gives the backbone and the states that detectors start
     from. A detector without new images stays as it is. All others are calibrated anew, because
     scores of another bank cannot be compared: on the images held out before, and on new ones. An
-    input that is left open is chosen from a few pictures, and `say` is told what it is and what it
-    costs.
+    input that is left open is chosen from a few pictures. `say` is told what it is and costs, and
+    of pictures that lie too far apart; warnings begin with "warning: ".
     Raises NothingToFit, Stalled, and NoRoom; raises NotEnoughMemory before any image is read, if
     the nodes cannot hold the fit.
     """
@@ -77,14 +78,16 @@ def fit(
     request = replace(request, masks=masks.by_detector)
     licence = earlier.licence if earlier else given_licence(request.backbone.licence)
     configuration = request.backbone.configuration
-    # Pretrained weights are downloaded here, once, and not by every worker.
+    # Pretrained weights are downloaded here, once.
     network = Backbone(request.backbone.emulated, earlier.backbone if earlier else None)
-    looks = request.input.tiled or request.input.is_open
-    sizes = read_sizes_apart(chosen, request) if looks else PictureSizes({})
+    placed = placement_matters(request)
+    sizes = PictureSizes({})
+    if placed or request.input.tiled or request.input.is_open:
+        sizes = read_sizes_apart(chosen, request, placed)
     request, sentences = choose_input(request, network, sizes)
-    for sentence in sentences:
-        say(sentence)
     planned = plan.of_fit(chosen, request, network, resources, sizes)
+    for sentence in [*sentences, *misplaced(sizes, request, planned.layers)]:
+        say(sentence)
     plan.check(planned)
     backbone = network.state()
     with reserved_for_fit(resources) as (held, turn):
@@ -96,12 +99,10 @@ def fit(
         )
     failures: list[str] = ask(coordinator.failures)
     depths: Depths = ask(coordinator.depths)
-    seen = {
-        product: coarsest(found, request.input, planned.patches)
-        for product, found in ask(coordinator.sizes).items()
-    }
     for sentence in depths.warnings():
         log.warning("%s", sentence)
+    sizes_of = ask(coordinator.sizes).items()
+    seen = {name: coarsest(found, request.input, planned.patches) for name, found in sizes_of}
     results = {name: ask(coordinator.result, name) for name in chosen.detectors}
     del coordinator  # its actor ends, and with it another copy of all tensors
     ceiling = 4 * max(result.map_ceiling for result in results.values()) or 1.0
@@ -137,8 +138,7 @@ def fit(
         picture_file(cards[name].file, kind): picture
         for name in chosen.products
         for kind, picture in results[ALL if request.joint else name].fitted.pictures.items()
-    }
-    pictures |= masks.pictures
+    } | masks.pictures
     model = Model(
         card,
         backbone,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import tempfile
 from collections.abc import Callable, Mapping
@@ -34,7 +35,7 @@ from ops.storage.paths import JOINT, picture_file, product_file
 from pipelines.cluster.reservation import Reserved, reserved_for_fit
 from pipelines.cluster.resources import Resources
 from pipelines.cluster.shared_model import put
-from pipelines.fitting import calibration_images, plan, quarantine
+from pipelines.fitting import bank_origins, calibration_images, plan, quarantine
 from pipelines.fitting.alignment import misplaced, placement_matters
 from pipelines.fitting.answers import ask, report_progress
 from pipelines.fitting.calibrate import calibrate, kept_parts
@@ -106,7 +107,10 @@ def fit(
     sizes_of = ask(coordinator.sizes).items()
     seen = {name: coarsest(found, request.input, planned.patches) for name, found in sizes_of}
     results = {name: ask(coordinator.result, name) for name in chosen.detectors}
-    del coordinator  # its actor ends, and with it another copy of all tensors
+    picks = {name: result.fitted.picks for name, result in results.items()}
+    contents = functools.partial(ask, coordinator.contents)
+    origins = bank_origins.kept(chosen.fit, picks, contents, request.input, earlier)
+    del coordinator, contents  # its actor ends, and with it another copy of all tensors
     ceiling = 4 * max(result.map_ceiling for result in results.values()) or 1.0
     ceiling = max(ceiling, earlier.card.map_scale.scale * (LEVELS - 1)) if earlier else ceiling
     cards, tensors = _cards(chosen, request.joint, results, earlier, depths, seen)
@@ -149,6 +153,7 @@ def fit(
         pictures,
         licence,
         held_out=calibration_images.kept(chosen, earlier),
+        origins=origins,
         masks=masks.by_detector,
     )
     return calibrate(model, chosen.held_out, request.fetch, resources, progress)

@@ -12,7 +12,7 @@ from ops.plain_text import printable
 from ops.results.calibration import promised_rate
 from ops.storage.paths import Out
 from pipelines.tables import run_records
-from pipelines.tables.current_scores import VerdictRule
+from pipelines.tables.verdict_rules import VerdictRule
 
 
 def verdict_rules(settings: Any, out: Out, model_id: str) -> tuple[dict[str, VerdictRule], Views]:

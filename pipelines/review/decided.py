@@ -9,7 +9,6 @@ import duckdb
 import pyarrow as pa
 
 from ops.results import decision_table
-from ops.storage import parquet
 from ops.storage.paths import Out
 from pipelines.tables import decisions
 
@@ -48,8 +47,8 @@ class Decided:
         if not places:
             return
         with ThreadPoolExecutor(_READERS) as pool:
-            tables = list(pool.map(parquet.read, places))
-        rows = pa.concat_tables(table.cast(decision_table.SCHEMA) for table in tables)
+            tables = list(pool.map(decisions.read, places))
+        rows = pa.concat_tables(tables)
         numbers = pa.array(range(self.count + 1, self.count + 1 + len(rows)), pa.int64())
         self._database.register("incoming", rows.append_column(_SCHEMA.field("number"), numbers))
         self._database.execute("INSERT INTO made FROM incoming")

@@ -19,6 +19,7 @@ from ops.errors import UserError
 from ops.results import decision_table
 from ops.storage import files, parquet, s3
 from ops.storage.paths import Out
+from ops.storage.storage_errors import StorageError
 from pipelines.tables.database import opened as database_opened
 
 #: Defines `current_decisions()` and `image_decisions()`; people may run the same file.
@@ -95,8 +96,31 @@ def opened(out: Out) -> Iterator[duckdb.DuckDBPyConnection]:
         if s3.is_s3(out.root):
             database.register_filesystem(s3.file_system())
         database.execute("SET TimeZone = 'UTC'")
-        define(database, published(out), folder)
-        yield database
+        tables = published(out)
+        try:
+            define(database, tables, folder)
+            yield database
+        except (duckdb.Error, pa.ArrowException):
+            for location in tables:
+                read(location)
+            raise
+
+
+def read(location: str) -> pa.Table:
+    """A table of decisions. Raises UserError if it is damaged, or breaks a rule of such tables."""
+    try:
+        table = parquet.read(location)
+        wrong = decision_table.violations(table)
+    except StorageError:
+        raise
+    except (UserError, pa.ArrowException, OSError) as error:
+        wrong = [str(error)]
+    if wrong:
+        raise UserError(
+            f"{location} is no valid table of decisions ({'; '.join(wrong)}); restore it from a "
+            "backup, or move it away"
+        )
+    return table.cast(decision_table.SCHEMA)
 
 
 def current(out: Out, macro: str = "current_decisions") -> pa.Table:

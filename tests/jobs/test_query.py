@@ -186,7 +186,7 @@ def test_a_damaged_table_of_decisions_is_named(leave, nights):
     files.write_bytes(nights.label_table("x"), b"PAR1 and no more")
     code, _, err = leave("query")
     assert code == 1
-    assert err.startswith("error: out/labels/part-x.parquet is no readable table of decisions (")
+    assert err.startswith("error: out/labels/part-x.parquet is no valid table of decisions (")
     assert leave("query", "--regions", "true")[0] == 0
 
 

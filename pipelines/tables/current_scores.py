@@ -200,6 +200,11 @@ def _explaining(snapshot: Snapshot, others: Sequence[str]) -> Iterator[None]:
         raise
 
 
+def find_keys(database: duckdb.DuckDBPyConnection, model_id: str) -> None:
+    """Create the table `keys` of the current rows: `image_id`, `run_id`, `last_run` and `uri`."""
+    database.execute(_KEYS, {"model": model_id})
+
+
 def query(
     database: duckdb.DuckDBPyConnection,
     model_id: str,
@@ -247,7 +252,7 @@ def query(
         limit=f"LIMIT {limit:d}" if limit is not None else "",
     )
     parameters = {"model": model_id, "product": product or None} | ({"only": only} if only else {})
-    database.execute(_KEYS, {"model": model_id})
+    find_keys(database, model_id)
     gone.create(database, model_id, listing, "keys")
     decided_images.create(database, model_id)
     try:

@@ -19,8 +19,8 @@ COLUMNS = pa.schema(
     ]
 )
 #: A false alarm of these bytes under the model `$model`, which another model may raise again.
-DISMISSED = f"""(
-    is_anomalous AND decided = '{FALSE_ALARM}' AND decided_model_id = $model
+DISMISSED = f"""coalesce(
+    is_anomalous AND decided = '{FALSE_ALARM}' AND decided_model_id = $model, false
 )"""
 #: The join of deploy/sql/duckdb_decided.sql, for current rows that were found before.
 _DECIDED = """
@@ -31,7 +31,7 @@ _DECIDED = """
         ON scores.uri = decisions.uri
         AND coalesce(scores.content_sha256, scores.image_id)
             = coalesce(decisions.content_sha256, decisions.image_id)
-    SEMI JOIN keys ON scores.image_id = keys.image_id AND scores.run_id = keys.run_id
+    SEMI JOIN {keys} AS keys ON scores.image_id = keys.image_id AND scores.run_id = keys.run_id
 """
 _DECISIONS = """
     CREATE OR REPLACE TEMP VIEW decided_keys AS
@@ -39,14 +39,15 @@ _DECISIONS = """
 """
 
 
-def create(database: duckdb.DuckDBPyConnection, model_id: str) -> None:
-    """Create the table `decided_rows` of the current rows with a decision, and a view of it.
+def create(database: duckdb.DuckDBPyConnection, model_id: str, keys: str = "keys") -> None:
+    """Create the table `decided_rows` of the rows with a decision, and a view of it.
 
     The table has the columns of the score table and of `COLUMNS`, the view `decided_keys` those of
     `COLUMNS`, `image_id` and `run_id`. `database` is one of `current_scores.opened` with `labels`;
-    in others they are empty. Its table `keys` has `image_id` and `run_id` of the current rows.
+    in others they are empty. `keys` is a table with `image_id` and `run_id` of rows, else those of
+    `current_scores.find_keys`.
     """
-    database.execute(_DECIDED, {"model": model_id})
+    database.execute(_DECIDED.format(keys=keys), {"model": model_id})
     database.execute(_DECISIONS)
 
 

@@ -40,6 +40,7 @@ JOBS = {
     "query": "query",
     "report": "report",
     "review": "review",
+    "tune": "tune",
     "expire": "expire",
 }
 #: Groups of settings that several jobs take.

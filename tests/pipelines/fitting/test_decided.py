@@ -44,13 +44,14 @@ class World:
 
     def decide(self, *words, content=None):
         """Decide of parts, each (part, decision), by their bytes at this time."""
+        rows = []
         for part, word in words:
             data = content or files.read_bytes(uris.parse(part.uri).location)
             shown = {"image_id": part.image_id, "uri": part.uri, "product": part.product}
             shown |= {"content_sha256": hashlib.sha256(data).hexdigest()}
             shown |= {"model_id": "m", "run_id": "2026-11-20-0000"}
-            row = decisions.decided(shown, word, who="ada", source="page")
-            decisions.append(self.out, [row])
+            rows.append(decisions.decided(shown, word, who="ada", source="page"))
+        decisions.append(self.out, rows)
 
     def choose(self, inventory=None, earlier=None, **request):
         decided = Decided.read(self.out, FetchSettings())

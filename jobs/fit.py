@@ -137,6 +137,7 @@ def main(argv: Sequence[str]) -> int:
         tracker.run("fit", asdict(settings) | {settings.method: asdict(method_settings)}) as record,
     ):
         warnings = FitWarnings()
+        say = warnings.say
         if settings.backbone.weights == "random" and not settings.grow:
             warnings.add("the backbone's weights are random; use them for trials only")
         if not settings.holdout:
@@ -156,9 +157,9 @@ def main(argv: Sequence[str]) -> int:
                     warnings.add("" if decided else decided_defects(inventory, out))
                 resources = settings.resources
                 if also_whole and inventory is not None:
-                    model = fit_with_whole(inventory, request, resources, progress, echo, decided)
+                    model = fit_with_whole(inventory, request, resources, progress, say, decided)
                 else:
-                    model = fit.fit(inventory, request, resources, progress, grown, echo, decided)
+                    model = fit.fit(inventory, request, resources, progress, grown, say, decided)
         check_lock()
         if grown:
             record.tags["grown_from"] = grown.card.model_id

@@ -12,6 +12,8 @@ from ops.results.decision_table import DEFECT
 from ops.storage.paths import Out
 from pipelines.tables import decisions
 
+_WARNING = "warning: "
+
 
 class FitWarnings:
     """Sentences that are shown when they are added."""
@@ -22,8 +24,15 @@ class FitWarnings:
     def add(self, sentence: str) -> None:
         """Show and keep a warning; an empty one is none."""
         if sentence:
-            echo(f"warning: {sentence}")
+            echo(f"{_WARNING}{sentence}")
             self.sentences.append(sentence)
+
+    def say(self, sentence: str) -> None:
+        """Show a sentence of a fit, and keep it if it begins as a warning."""
+        if sentence.startswith(_WARNING):
+            self.add(sentence.removeprefix(_WARNING))
+        else:
+            echo(sentence)
 
 
 def unlabelled(inventory: Inventory) -> str:

@@ -40,6 +40,7 @@ JOBS = {
     "query": "query",
     "report": "report",
     "review": "review",
+    "label": "label",
     "tune": "tune",
     "expire": "expire",
 }

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ops.archives.layouts import OF_MODELS
 from ops.results.decision_table import DEFECT, UNSURE
 
 #: Columns that a join adds to the rows of a score table.
@@ -81,12 +82,12 @@ def join_labels(
 ) -> Labelled:
     """Join rows of a score table with the labels of an inventory, and with decisions if given.
 
-    Rows of split `train`, and images that the model was `grown_by` (their ids), have no label here,
-    because the detector has seen them. `decided` has one decision for each image, as
+    Rows of splits `train` and `validation`, and images that the model was `grown_by` (their ids),
+    have no label here: models are made of them. `decided` has one decision for each image, as
     `decisions.current` gives it.
     """
     seen = pa.array(grown_by, pa.string())
-    unseen = pc.fill_null(pc.not_equal(listed["split"], "train"), True)
+    unseen = pc.invert(pc.is_in(listed["split"], pa.array(OF_MODELS)))
     unseen = pc.and_(unseen, pc.invert(pc.is_in(listed["image_id"], seen)))
     test = listed.filter(pc.and_(unseen, pc.is_valid(listed["label"])))
     same = scored.join(test.select(["image_id", *_ADDED]), "image_id", join_type="inner")

@@ -158,6 +158,17 @@ def test_what_is_known_changed_or_of_another_product_is_not_added(world):
         world.choose(None, earlier, select=Select(["nut"]))
 
 
+def test_a_person_goes_before_the_label_of_the_folder(world):
+    called_bad, called_good = (
+        replace(part, label=label) for part, label in zip(world.parts, (1, 0), strict=False)
+    )
+    listed = list_parts(str(world.folder / "labelled.parquet"), [called_bad, called_good])
+    world.decide((called_bad, "false_alarm"), (called_good, "defect"))
+    chosen = world.choose(listed, grown_from("bolt/1")).split
+    assert names(chosen.fit) == [called_bad.name]
+    assert names(chosen.held_out) == ["1"]
+
+
 def test_a_fit_that_grows_nothing_takes_no_false_alarms_from_elsewhere(world):
     world.decide((world.part("alarm.png"), "false_alarm"))
     assert world.choose(world.inventory).split.fit.equals(

@@ -73,8 +73,9 @@ class Settings:
     threshold: float | dict[str, float] | None = None
     """Scores above it are anomalous: a number for all products, or a threshold for each product as
     '{"washer": 4.5}'."""
-    false_alarm_rate: float | None = None
-    """Share of good images that may be called anomalous, instead of the model's."""
+    false_alarm_rate: float | dict[str, float] | None = None
+    """Share of good images that may be called anomalous, instead of the model's: a number for all
+    products, or one for each as jobs.tune writes them, '{"washer": 0.02}'; others keep theirs."""
     inventory: str = ""
     """Only images of this inventory file."""
     gone: bool = False

@@ -41,6 +41,7 @@ JOBS = {
     "report": "report",
     "review": "review",
     "label": "label",
+    "tune": "tune",
     "expire": "expire",
 }
 #: Groups of settings that several jobs take.

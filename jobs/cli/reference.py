@@ -39,6 +39,7 @@ JOBS = {
     "nightly": "nightly",
     "query": "query",
     "report": "report",
+    "trends": "trends",
     "review": "review",
     "expire": "expire",
 }

@@ -39,6 +39,7 @@ JOBS = {
     "nightly": "nightly",
     "query": "query",
     "report": "report",
+    "trends": "trends",
     "review": "review",
     "label": "label",
     "tune": "tune",

@@ -345,3 +345,16 @@ def test_a_table_that_cannot_be_written_leaves_nothing(leave, out, tmp_path):
     (tmp_path / "out" / "labels").write_text("a file in the way")
     code, _, err = leave("label", saved(tmp_path, [of_report("bolt/0", "defect")]))
     assert (code, err.count("\n")) == (1, 1)
+
+
+@pytest.mark.slow
+def test_file_and_folder_lie_on_s3(leave, s3, tmp_path):
+    out = Out(f"{s3}/out")
+    run_id = publish(out, 0, [row(f"{s3}/parts/0.png", content_sha256="0" * 64)])
+    record = {"run_id": run_id, "number": 1, "started": "2026-11-20T00", "model_id": MODELS[0]}
+    files.write_json(out.run(run_id), record | {"totals": {"images": 1}})
+    files.write_bytes(f"{s3}/told.csv", b"uri,decision\nparts/0.png,defect\n")
+    code, said, _ = leave("label", f"{s3}/told.csv", "--out", out.root)
+    assert (code, said.splitlines()[-1]) == (0, f"stored: {decisions.published(out)[0]}")
+    assert [r["uri"] for r in decisions.current(out).to_pylist()] == [f"{s3}/parts/0.png"]
+    assert "1 decisions, 1 were known" in leave("label", f"{s3}/told.csv", "--out", out.root)[1]

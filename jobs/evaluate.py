@@ -3,6 +3,7 @@
 python -m jobs.evaluate --out out
 python -m jobs.evaluate --out out --published mvtec/patchcore-1
 python -m jobs.evaluate --out s3://bucket/out --run 2026-11-20-6f0c2b8d1e3a4c55
+python -m jobs.evaluate --out out --labels out
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from ops.storage.paths import Out
 from pipelines.cluster.connection import connected
 from pipelines.cluster.resources import Resources
 from pipelines.reports import evaluate
-from pipelines.tables import run_records
+from pipelines.tables import decisions, run_records
 
 #: Columns of the printed table: heading, width, metric.
 _RATES = (
@@ -59,6 +60,10 @@ class Settings:
     inventory: str = ""
     """An inventory file with labels and masks; default: the one that was scored. An image of a
     version that it does not list is taken with the label of its address."""
+    labels: str = ""
+    """An output folder with decisions of people (see jobs.review), such as the value of --out.
+    They replace or add to the labels of the inventory: defect is defective, false_alarm is good,
+    and images of which people were unsure are left out."""
     published: str = ""
     """Print published results below those of the run: `data set/preset` of
     deploy/published.toml, such as mvtec/patchcore-1."""
@@ -74,6 +79,7 @@ def main(argv: Sequence[str]) -> int:
     theirs = published(settings.published) if settings.published else None
     entry.check_access(settings)
     out, tracker = Out(settings.out), Tracker(settings.out)
+    decided = decisions.of_images(Out(settings.labels)) if settings.labels else None
     record = run_records.finished(out, settings.run)
     run_records.check_not_expired(record)
     run_id, totals = record["run_id"], record["totals"]
@@ -97,7 +103,9 @@ def main(argv: Sequence[str]) -> int:
                 progress,
                 Scale(**record["map_scale"]),
                 _masks(out, record, scored),
-                has_parts=views == "pooled",
+                views == "pooled",
+                decided,
+                record.get("grown_by", ()),
             )
         parquet.write(out.evaluation(run_id), evaluate.SCHEMA, [metrics])
         for number, row in enumerate(metrics.to_pylist()):

@@ -30,18 +30,19 @@ from pipelines.fitting.alignment import misplaced, placement_matters
 from pipelines.fitting.also_whole import whole
 from pipelines.fitting.choose_input import NetworkInput, choose_input
 from pipelines.fitting.compare_inputs import Compared, compare_inputs, name_of
+from pipelines.fitting.decided import choose
 from pipelines.fitting.inspection import masks_of
 from pipelines.fitting.picture_sizes import read_sizes
 from pipelines.fitting.plan import Plan
 from pipelines.fitting.rehearsal import Rehearsal, rehearse_on_worker
-from pipelines.fitting.request import split
 
 
 def main(argv: Sequence[str]) -> int:
     """Estimate a fit."""
     groups = {name: kind.Settings for name, kind in DETECTORS.items()}
     settings, methods = entry.parse(fit.Settings, __doc__, argv, groups)
-    sources.check(settings.inventory, settings)
+    if settings.needs_images:
+        sources.check(settings.inventory, settings)
     fit.check_masks(settings)
     fit.check_whole(settings)
     entry.check_access(settings)
@@ -51,9 +52,11 @@ def main(argv: Sequence[str]) -> int:
         connected(settings.cluster),
     ):
         request = fit.request_of(settings, methods[settings.method], grown)
-        out = Out(settings.out)
-        inventory = sources.inventory_of(settings.inventory, settings, out, progress)
-        chosen = split(inventory, request)
+        inventory = None
+        if settings.needs_images:
+            out = Out(settings.out)
+            inventory = sources.inventory_of(settings.inventory, settings, out, progress)
+        chosen = choose(inventory, request, grown, settings.decided()).split
         request = replace(request, masks=masks_of(chosen, request, grown).by_detector)
         _print_masks(request.masks)
         backbone = Backbone(request.backbone.emulated, grown.backbone if grown else None)

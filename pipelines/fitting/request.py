@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -127,8 +127,12 @@ class Split:
         return sorted(set(self.fit[DETECTOR].to_pylist()))
 
 
-def split(inventory: Inventory, request: FitRequest) -> Split:
-    """Split the good images of an inventory.
+def split(
+    inventory: Inventory,
+    request: FitRequest,
+    is_defect: Callable[[pa.Table], pa.Array] | None = None,
+) -> Split:
+    """Split the good images of an inventory, without those of which `is_defect` is true.
 
     Good images have label 0 or none, and belong to split `train` if the inventory has splits.
     Of each product the share `holdout` with the lowest hashes of their addresses is held out for
@@ -139,6 +143,8 @@ def split(inventory: Inventory, request: FitRequest) -> Split:
     Raises NothingToFit, and UserError if separate views have names that cannot be told apart.
     """
     rows = _good_images(inventory, request.select)
+    if is_defect:
+        rows = rows.filter(pc.invert(is_defect(rows)))
     if request.views == "separate":
         check_names({*rows["product"].to_pylist(), *rows["view"].to_pylist()})
     detectors = detector_names(rows, request.views)
@@ -151,18 +157,21 @@ def split(inventory: Inventory, request: FitRequest) -> Split:
     is_held_out, is_shot = np.zeros((2, len(rows)), dtype=bool)
     is_held_out[chosen[0]], is_shot[chosen[1]] = True, True
     held_out = rows.filter(pa.array(is_held_out))
-    if request.views == "separate":
-        rows = with_detectors(rows, request.views)
-        order = [("product", "ascending"), ("uri", "ascending")]
-        fitted = rows.filter(pa.array(is_shot)).sort_by(order)
-    else:
-        fitted = rows.filter(pa.array(is_shot))
-    names = pa.array([ALL] * len(fitted)) if request.joint else fitted["product"]
-    fitted = fitted.append_column(DETECTOR, names)
-    fitted = fitted.append_column(ROW, pa.array(range(len(fitted)), pa.int64()))
     return Split(
-        _in_reading_order(fitted, request.joint), _in_reading_order(held_out, request.joint)
+        to_fit(rows.filter(pa.array(is_shot)), request),
+        _in_reading_order(held_out, request.joint),
     )
+
+
+def to_fit(rows: pa.Table, request: FitRequest) -> pa.Table:
+    """The table of `Split` of images to fit on, which are sorted by product and address."""
+    if request.views == "separate":
+        order = [("product", "ascending"), ("uri", "ascending")]
+        rows = with_detectors(rows, request.views).sort_by(order)
+    names = pa.array([ALL] * len(rows), pa.string()) if request.joint else rows["product"]
+    rows = rows.append_column(DETECTOR, names)
+    rows = rows.append_column(ROW, pa.array(range(len(rows)), pa.int64()))
+    return _in_reading_order(rows, request.joint)
 
 
 def _good_images(inventory: Inventory, select: Select) -> pa.Table:

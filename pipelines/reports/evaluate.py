@@ -126,19 +126,23 @@ def evaluate(
     scale: Scale | None = None,
     masks: Mapping[str, InspectionMask] | None = None,
     has_parts: bool = True,
+    decided: pa.Table | None = None,
+    grown_by: Sequence[str] = (),
 ) -> Evaluation:
     """Metrics per product of a score table against an inventory's labels.
 
-    Rows of splits `train` and `validation` are left out, because models are made of them. An image
-    whose version is not labelled is taken with the label of its address. `thresholds` are those of
-    the model, and `scale` is that of its maps; without it, thresholds of pixels are unknown. Pixels
-    outside of the model's inspection `masks` count for no metric of pixels. Parts are rated unless
-    `has_parts` says that their views have detectors of their own, with scores of no common unit.
+    Rows of splits `train` and `validation`, and images that the model was `grown_by`, are left out,
+    because models are made of them. An image whose version is not labelled is taken with the label
+    of its address. `thresholds` are those of the model, and `scale` is that of its maps; without
+    it, thresholds of pixels are unknown. Pixels outside of the model's inspection `masks` count for
+    no metric of pixels. Parts are rated unless `has_parts` says that their views have detectors of
+    their own, with scores of no common unit. What people `decided` of images, as
+    `decisions.current` gives it, goes before the labels of the inventory.
     Raises NothingLabelled if no labelled image was scored.
     """
     columns = ["image_id", "uri", "product", "status", "score", "is_anomalous", "map_uri"]
     columns += ["width", "height", "content_sha256", "part"]
-    rows, joined = join_labels(scored.select(columns), labelled)
+    rows, joined = join_labels(scored.select(columns), labelled, decided, grown_by)
     if not len(rows):
         raise NothingLabelled(
             "no scored image has a label; take an inventory with --layout or --pattern"

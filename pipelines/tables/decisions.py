@@ -127,3 +127,13 @@ def current(out: Out, macro: str = "current_decisions") -> pa.Table:
     with opened(out) as database:
         rows = database.sql(f"FROM {macro}() ORDER BY decided_at, uri, region NULLS FIRST")
         return rows.to_arrow_table().select(decision_table.SCHEMA.names).cast(decision_table.SCHEMA)
+
+
+def of_images(out: Out) -> pa.Table:
+    """One current decision for each image (see `current`). Raises UserError if there is none."""
+    if not published(out):
+        raise UserError(
+            f"{out.root} holds no decision of people; decide with python -m jobs.review --out "
+            f"{out.root}, or name another output folder"
+        )
+    return current(out, "image_decisions")

@@ -41,6 +41,7 @@ JOBS = {
     "report": "report",
     "trends": "trends",
     "review": "review",
+    "label": "label",
     "expire": "expire",
 }
 #: Groups of settings that several jobs take.

@@ -122,7 +122,7 @@ class Page:
         return _image(self._pictures.heat(row, self._record(row), side), "image/png")
 
     async def nearest(self, request: Request) -> Response:
-        """The good places that the peak of a part is most similar to."""
+        """The good places that the peak of a part is most similar to, or why none are told."""
         # Waiting requests hold no thread, and what a browser no longer waits for is left out.
         async with self._searches:
             if await request.is_disconnected():
@@ -131,7 +131,10 @@ class Page:
 
     def _find(self, request: Request) -> dict[str, Any]:
         row = self._row(request)
-        found = self._compared().of(row, self._record(row))
+        try:
+            found = self._compared().of(row, self._record(row))
+        except NoPicture as reason:
+            return {"reason": printable(str(reason)), "places": []}
         for place in found["places"]:
             place |= {name: _label(place[name]) for name in ("uri", "product") if name in place}
         return found

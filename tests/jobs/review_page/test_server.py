@@ -346,7 +346,7 @@ def test_the_page_is_given_similar_good_places_with_their_pictures(compared):
 def test_a_page_without_a_bank_says_that_it_compares_nothing(page):
     assert page.get("/api/overview").json()["nearest"] is False
     row = listed(page)["rows"][0]
-    for path in ("/api/nearest", "/good"):
-        answer = page.get(path, params={"id": row["image_id"]})
-        assert answer.status_code == 404
-        assert answer.json()["error"] == "parts are not compared with good places"
+    answer = page.get("/api/nearest", params={"id": row["image_id"]})
+    reason = "parts are not compared with good places"
+    assert answer.json() == {"reason": reason, "places": []}
+    assert page.get("/good", params={"id": row["image_id"]}).status_code == 404

@@ -25,7 +25,7 @@ from ops.results.decision_table import DECISIONS, LONGEST_NAME
 from ops.storage.paths import Out
 from pipelines.labelling import decision_file, publish, resolve
 from pipelines.labelling.publish import Published
-from pipelines.tables import model_names, run_records
+from pipelines.tables import model_names
 from pipelines.tables.model_names import NamedModel
 
 
@@ -62,10 +62,7 @@ def main(argv: Sequence[str]) -> int:
     now = datetime.datetime.now(datetime.UTC)
 
     def model() -> NamedModel:
-        if settings.model_id:
-            named = model_names.find(out, settings.model_id)
-        else:
-            named = model_names.named(run_records.finished(out))
+        named = model_names.chosen(out, settings.model_id)
         echo(f"model: {named}")
         return named
 

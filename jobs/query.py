@@ -33,14 +33,7 @@ from jobs.cli.part_rows import PartRows
 from jobs.cli.region_rows import RegionRows
 from ops.errors import SettingError, UserError
 from ops.storage.paths import Out
-from pipelines.tables import (
-    current_scores,
-    decided_images,
-    gone,
-    model_names,
-    path_fields,
-    run_records,
-)
+from pipelines.tables import current_scores, decided_images, gone, model_names, path_fields
 from pipelines.tables.model_names import NamedModel
 
 _Row = dict[str, Any]
@@ -120,10 +113,7 @@ def main(argv: Sequence[str]) -> int:
     columns = _columns(settings, schema, on_screen)
     entry.check_access(settings)
     out = Out(settings.out)
-    if settings.model_id:
-        model = model_names.find(out, settings.model_id)
-    else:
-        model = model_names.named(run_records.finished(out))
+    model = model_names.chosen(out, settings.model_id)
     listing = None if settings.gone or settings.inventory else gone.newest_listing(out)
     asked = kind(settings, out, model, listing)
     has_decisions = kind in (ImageRows, GroupRows)

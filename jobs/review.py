@@ -30,7 +30,7 @@ from ops.storage.paths import Out
 from pipelines.review import queue
 from pipelines.review.nearest import METHODS, Nearest
 from pipelines.review.pictures import Pictures
-from pipelines.tables import model_names, run_records
+from pipelines.tables import model_names
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,7 @@ def main(argv: Sequence[str]) -> int:
     settings, _ = entry.parse(Settings, __doc__, argv)
     entry.check_access(settings)
     out = Out(settings.out)
-    if settings.model_id:
-        model = model_names.find(out, settings.model_id)
-    else:
-        model = model_names.named(run_records.finished(out))
+    model = model_names.chosen(out, settings.model_id)
     with (
         _listening(settings) as listener,
         Tracker(settings.out).located(settings.model or out.model(model.model_id)) as folder,

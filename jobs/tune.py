@@ -57,13 +57,14 @@ def main(argv: Sequence[str]) -> int:
         raise SettingError(f"output {settings.output} must end in .toml")
     entry.check_access(settings)
     out = Out(settings.out)
-    decided = decisions.of_images(out)
-    model = (
-        model_names.find(out, settings.model_id)
-        if settings.model_id
-        else model_names.named(run_records.finished(out))
-    )
-    proposals = tune(out, run_records.of_model(out, model.model_id), decided, costs)
+    decisions.check_any(out)
+    model = model_names.chosen(out, settings.model_id)
+    record = run_records.of_model(out, model.model_id, "held_out", "false_alarm_rate")
+    if record is None:
+        raise UserError(
+            f"no run in {out.runs()} records the held-out images of model {model}; score with it"
+        )
+    proposals = tune(out, record, costs)
     _print_summary(model, proposals, costs)
     if settings.output:
         text = _settings_file(settings, model, proposals)

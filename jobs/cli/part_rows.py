@@ -73,10 +73,10 @@ def _rules(
 
 def _rate(out: Out, model_id: str) -> float:
     """The false-alarm rate of a model, by the newest record of a run."""
-    for record in reversed(run_records.started(out)):
-        if record.get("model_id") == model_id and "false_alarm_rate" in record:
-            return float(record["false_alarm_rate"])
-    raise SettingError(
-        f"no run in {out.runs()} records the false-alarm rate of model {model_id}; name one with "
-        "--false-alarm-rate"
-    )
+    record = run_records.of_model(out, model_id, "false_alarm_rate")
+    if record is None:
+        raise SettingError(
+            f"no run in {out.runs()} records the false-alarm rate of model {model_id}; name one "
+            "with --false-alarm-rate"
+        )
+    return float(record["false_alarm_rate"])

@@ -52,13 +52,12 @@ class RegionRows:
 def _warn_of_higher_rate(asked: float | dict[str, float] | None, out: Out, model_id: str) -> None:
     """Warn if a rate is higher than that of the newest run, whose regions are all there is."""
     rate = max(asked.values(), default=None) if isinstance(asked, dict) else asked
-    for record in reversed(run_records.started(out)):
-        if record.get("model_id") == model_id and "regions" in record:
-            recorded = record["regions"]["false_alarm_rate"]
-            if rate is not None and rate > recorded:
-                echo(
-                    f"warning: regions were recorded at a false-alarm rate of {recorded:g}, so "
-                    f"{rate:g} shows no more of them; score again with "
-                    f"--regions.false-alarm-rate {rate:g}"
-                )
-            return
+    record = run_records.of_model(out, model_id, "regions")
+    if record is None or rate is None:
+        return
+    recorded = record["regions"]["false_alarm_rate"]
+    if rate > recorded:
+        echo(
+            f"warning: regions were recorded at a false-alarm rate of {recorded:g}, so {rate:g} "
+            f"shows no more of them; score again with --regions.false-alarm-rate {rate:g}"
+        )

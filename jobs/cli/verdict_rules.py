@@ -38,10 +38,8 @@ def verdict_rules(settings: Any, out: Out, model_id: str) -> tuple[dict[str, Ver
 
 def _views(out: Out, model_id: str) -> Views:
     """Whether views have detectors of their own, from the record of a run."""
-    for record in reversed(run_records.started(out)):
-        if record.get("model_id") == model_id and "views" in record:
-            return views_of(record)
-    return "pooled"
+    record = run_records.of_model(out, model_id, "views")
+    return views_of(record) if record else "pooled"
 
 
 def _by_product(rate: float | dict[str, float], held_out: Mapping[str, int]) -> dict[str, float]:
@@ -72,10 +70,10 @@ def _warn_of_few_held_out(rates: Mapping[str, float], held_out: Mapping[str, int
 
 def _held_out(out: Out, model_id: str) -> dict[str, int]:
     """How many images of each product were held out for a model, from the record of a run."""
-    for record in reversed(run_records.started(out)):
-        if record.get("model_id") == model_id and "held_out" in record:
-            return {composed(name): count for name, count in record["held_out"].items()}
-    raise UserError(
-        f"no run in {out.runs()} records the held-out images of model {model_id}; "
-        """name thresholds by product: --threshold '{"PRODUCT": 1.5}'"""
-    )
+    record = run_records.of_model(out, model_id, "held_out")
+    if record is None:
+        raise UserError(
+            f"no run in {out.runs()} records the held-out images of model {model_id}; "
+            """name thresholds by product: --threshold '{"PRODUCT": 1.5}'"""
+        )
+    return {composed(name): count for name, count in record["held_out"].items()}

@@ -7,7 +7,6 @@ from typing import Any
 
 import duckdb
 import numpy as np
-import pyarrow as pa
 
 from ops.archives.layouts import composed
 from ops.archives.views import detector_sql, views_of
@@ -19,35 +18,29 @@ from pipelines.tables import current_scores, gone
 
 #: Images by detector, p-value and decision. A decision is of the bytes, whatever model was shown.
 _COUNTS = """
-    SELECT nfc_normalize({detector}) AS detector, p_value, decision, count(*) AS images
-    FROM current_scores($model) AS scores
-    ANTI JOIN gone USING (image_id, run_id)
-    LEFT JOIN tuned_by USING (uri, content_sha256)
+    SELECT nfc_normalize({detector}) AS detector, p_value, decided, count(*) AS images
+    FROM decided_scores($model) ANTI JOIN gone USING (image_id, run_id)
     WHERE status = 'ok' AND p_value IS NOT NULL AND product IS NOT NULL
     GROUP BY ALL
 """
 
 
-def tune(
-    out: Out, record: Mapping[str, Any], decided: pa.Table, costs: Costs
-) -> dict[str, Proposal | None]:
+def tune(out: Out, record: Mapping[str, Any], costs: Costs) -> dict[str, Proposal | None]:
     """A proposal for each detector of a model, by the record of one of its runs.
 
     Over all current images that are still in the archive. None where no image was held out, so that
-    there are no p-values. `decided` has one decision for each image.
+    there are no p-values.
     """
     listing = gone.newest_listing(out)
-    names = ["uri", "content_sha256", "decision"]
 
     def read(database: duckdb.DuckDBPyConnection, _: Callable[[], None]) -> list[dict[str, Any]]:
-        database.register("tuned_by", decided.select(names))
         gone.create(database, record["model_id"], listing)
-        counts = _COUNTS.format(detector=detector_sql(views_of(record), "scores"))
+        counts = _COUNTS.format(detector=detector_sql(views_of(record)))
         found = database.sql(counts, params={"model": record["model_id"]})
         return list(found.to_arrow_table().to_pylist())
 
     others = (listing.location,) if listing else ()
-    rows = current_scores.read_consistently(out, read, "2GB", *others)
+    rows = current_scores.read_consistently(out, read, "2GB", *others, labels=True)
     proposals: dict[str, Proposal | None] = {}
     for name, held_out in sorted(record["held_out"].items()):
         detector = composed(name)
@@ -63,6 +56,6 @@ def _levels(rows: list[dict[str, Any]], held_out: int) -> Levels:
     for row in rows:
         level = round(row["p_value"] * (held_out + 1)) - 1
         images[level] += row["images"]
-        defects[level] += row["images"] * (row["decision"] == DEFECT)
-        alarms[level] += row["images"] * (row["decision"] == FALSE_ALARM)
+        defects[level] += row["images"] * (row["decided"] == DEFECT)
+        alarms[level] += row["images"] * (row["decided"] == FALSE_ALARM)
     return Levels(images, defects, alarms)

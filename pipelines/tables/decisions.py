@@ -28,7 +28,7 @@ MACROS = Path(__file__).parents[2] / "deploy" / "sql" / "duckdb_labels.sql"
 #: Names of tables; other files, of systems and editors, are left alone.
 _TABLE = re.compile(r"part-[\w.-]+\.parquet", re.ASCII)
 #: Threads that read tables: there can be one for each decision.
-_READERS = 16
+READERS = 16
 #: Columns that a decision takes from the row of the score that was shown.
 OF_SCORE = ("image_id", "uri", "product", "content_sha256", "model_id", "run_id")
 
@@ -79,11 +79,14 @@ def published(out: Out) -> list[str]:
 
 def read(places: Sequence[str]) -> pa.Table:
     """The rows of tables, in their order. Raises UserError that names a damaged one."""
-    with ThreadPoolExecutor(_READERS) as pool:
-        return pa.concat_tables([decision_table.SCHEMA.empty_table(), *pool.map(_read, places)])
+    with ThreadPoolExecutor(READERS) as pool:
+        return pa.concat_tables(
+            [decision_table.SCHEMA.empty_table(), *pool.map(read_table, places)]
+        )
 
 
-def _read(place: str) -> pa.Table:
+def read_table(place: str) -> pa.Table:
+    """The rows of one table. Raises UserError that names it if it is damaged."""
     try:
         table = parquet.read(place)
         wrong = decision_table.violations(table)
@@ -135,9 +138,14 @@ def current(out: Out, macro: str = "current_decisions") -> pa.Table:
 
 def of_images(out: Out) -> pa.Table:
     """One current decision for each image (see `current`). Raises UserError if there is none."""
+    check_any(out)
+    return current(out, "image_decisions")
+
+
+def check_any(out: Out) -> None:
+    """Raise UserError if nobody has decided about any image of an output folder."""
     if not published(out):
         raise UserError(
             f"{out.root} holds no decision of people; decide with python -m jobs.review --out "
             f"{out.root}, or name another output folder"
         )
-    return current(out, "image_decisions")

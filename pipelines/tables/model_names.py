@@ -71,6 +71,14 @@ def find(out: Out, asked: str) -> NamedModel:
     raise UserError(f"no run in {out.runs()} used a model {printable(asked)!r}; models: {known}")
 
 
+def chosen(out: Out, asked: str) -> NamedModel:
+    """The model that a person means, that of the latest finished run if nothing is asked.
+
+    Raises UserError as `find` and `run_records.finished` do.
+    """
+    return find(out, asked) if asked else named(run_records.finished(out))
+
+
 def _words(name: str) -> list[str]:
     """What may be said for a name: all of it, its version, its aliases."""
     return [name, *name.split(", ")] if name else []

@@ -21,7 +21,7 @@ from jobs.cli.user_name import user_name
 from jobs.tracking.tracker import Tracker
 from ops.errors import SettingError
 from ops.plain_text import printable
-from ops.results.decision_table import DECISIONS, LONGEST_NAME
+from ops.results.decision_table import DECISIONS, check_name
 from ops.storage.paths import Out
 from pipelines.labelling import decision_file, publish, resolve
 from pipelines.labelling.publish import Published
@@ -45,11 +45,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Check values. Raises SettingError."""
-        if len(self.who) > LONGEST_NAME or not self.who.isprintable():
-            raise SettingError(
-                f"who {self.who[:LONGEST_NAME]!r} must have at most {LONGEST_NAME} characters, all "
-                "of which can be printed"
-            )
+        check_name(self.who)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -26,6 +26,7 @@ from jobs.review_page.server import Page, application
 from jobs.tracking.tracker import Tracker
 from ops.archives.fetch import FetchSettings
 from ops.errors import SettingError, UserError
+from ops.results.decision_table import check_name
 from ops.storage.paths import Out
 from pipelines.review import queue
 from pipelines.review.nearest import METHODS, Nearest
@@ -66,6 +67,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Check values. Raises SettingError."""
+        check_name(self.who)
         for name, least, most in (("port", 0, 65535), ("cache", 1, 2**20), ("decoders", 1, 64)):
             if not least <= (value := getattr(self, name)) <= most:
                 raise SettingError(f"{name} {value} must lie between {least} and {most}")

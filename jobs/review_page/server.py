@@ -18,7 +18,7 @@ from starlette.routing import Route
 from jobs.review_page.access import Access
 from ops.errors import UserError
 from ops.plain_text import printable
-from ops.results.decision_table import DECISIONS, LONGEST_NAME
+from ops.results.decision_table import DECISIONS, check_name
 from pipelines.review.filters import Filter
 from pipelines.review.nearest import Nearest
 from pipelines.review.pictures import NoPicture, Pictures
@@ -159,20 +159,18 @@ class Page:
             if len(body) > _LONGEST:
                 raise UserError(f"the decision is longer than {_LONGEST:,} bytes")
         asked = _object(bytes(body))
-        decision, who = asked.get("decision"), str(asked.get("who") or self._who)
+        decision, who = str(asked.get("decision")), str(asked.get("who") or self._who)
         if decision not in DECISIONS:
             raise UserError(f"decision {decision!r} must be one of {', '.join(DECISIONS)}")
-        if len(who) > LONGEST_NAME or not who.isprintable():
-            raise UserError(
-                f"a name has at most {LONGEST_NAME} characters, all of which can be printed"
-            )
+        check_name(who)
+        # Before anything is stored, for an error says that nothing was.
+        chosen = Filter.of(_texts(asked.get("filter")))
         before, after = await anyio.to_thread.run_sync(
             self._queue.decide, str(asked.get("image_id")), decision, who
         )
         seen = asked.get("seen")
         standing = _shown(before)
         replaced = standing if standing["decided_at"] != seen and before["who"] != who else None
-        chosen = Filter.of(asked.get("filter") or {})
         counts = await anyio.to_thread.run_sync(self._queue.counts, chosen)
         return _json(counts | {"row": _shown(after), "replaced": replaced})
 
@@ -237,6 +235,15 @@ def _object(body: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError("a decision is a JSON object")
     return value
+
+
+def _texts(value: object) -> dict[str, str]:
+    """A JSON object of texts; none for null."""
+    if not isinstance(value, dict | None) or any(
+        not isinstance(each, str) for each in (value or {}).values()
+    ):
+        raise UserError("a filter is a JSON object of texts")
+    return value or {}
 
 
 def _number(query: Mapping[str, str], name: str, default: int = 0) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ops.errors import SettingError
 from ops.results.table_rules import Rule, broken, one_of, required
 from ops.storage.parquet import column
 
@@ -49,6 +50,15 @@ RULES = (
     one_of("source", SOURCES),
     Rule("rows whose region is below 1", ("region",), lambda rows: pc.less(rows["region"], 1)),
 )
+
+
+def check_name(who: str) -> None:
+    """Check the name of a person who decides. Raises SettingError."""
+    if len(who) > LONGEST_NAME or not who.isprintable():
+        raise SettingError(
+            f"who {who[:LONGEST_NAME]!r} must have at most {LONGEST_NAME} characters, all of which "
+            "can be printed"
+        )
 
 
 def violations(table: pa.Table) -> list[str]:

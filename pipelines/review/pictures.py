@@ -111,9 +111,13 @@ class Pictures:
                 if key in self._cached:
                     self._cached.move_to_end(key)
                     return self._cached[key]
-            with self._decoders:
-                picture = self._read(row, record)
-            self._keep(key, picture)
+            try:
+                with self._decoders:
+                    picture = self._read(row, record)
+                self._keep(key, picture)
+            finally:
+                with self._lock:
+                    self._loading.pop(key, None)
         return picture
 
     def _read(self, row: Mapping[str, Any], record: Mapping[str, Any]) -> Picture:
@@ -140,7 +144,6 @@ class Pictures:
         """Keep a picture, and drop those used longest ago beyond the limit."""
         with self._lock:
             self._cached[key] = picture
-            self._loading.pop(key, None)
             size = sum(each.pixels.nbytes for each in self._cached.values())
             while size > self._most and len(self._cached) > 1:
                 _, dropped = self._cached.popitem(last=False)

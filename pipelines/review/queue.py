@@ -77,9 +77,10 @@ class Queue:
             listing = gone.newest_listing(self.out)
             records = run_records.started(self.out)
             self.records: dict[str, Row] = {str(each["run_id"]): each for each in records}
-            of_model = [r for r in records if r.get("model_id") == self.model.model_id]
-            self.record: Row = of_model[-1] if of_model else run_records.finished(self.out)
-            self._tables = current_scores.published(self.out)
+            self.record: Row = run_records.of_model(
+                self.out, self.model.model_id
+            ) or run_records.finished(self.out)
+            tables = current_scores.published(self.out)
             views = views_of(self.record)
 
             def read(source: duckdb.DuckDBPyConnection, check: Callable[[], None]) -> None:
@@ -94,6 +95,7 @@ class Queue:
 
             others = listing.location if listing else ""
             current_scores.read_consistently(self.out, read, "2GB", others, regions=True)
+            self._tables = tables  # now that they are read, or the page would not offer them again
             self._decided.refresh()
 
     def _store(self, name: str, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:

@@ -292,6 +292,9 @@ def test_wrong_decisions_are_refused_with_a_sentence(page):
     assert "no part of the list" in decide(page, "x", "defect").json()["error"]
     assert decide(page, image_id, "defect", who="a\u202eb").status_code == 400
     assert decide(page, image_id, "defect", who="a" * 101).status_code == 400
+    for wrong in ({"verdict": "x"}, {"text": 5}, ["text"], "text"):
+        assert decide(page, image_id, "defect", filter=wrong).status_code == 400
+    assert decide(page, image_id, ["defect"]).status_code == 400
     for body in (b"[]", b"\xff", b"{", b"x" * 20_000):
         assert page.post("/api/decisions", content=body, headers=ORIGIN).status_code == 400
     assert listed(page)["decided"] == 0

@@ -198,7 +198,7 @@ def _with_fields(
     if not asked and not is_wide:
         return columns
     known = path_fields.names(database, model.model_id)
-    field_columns.check([name.removeprefix(field_columns.PREFIX) for name in asked], known)
+    field_columns.check([name.removeprefix(path_fields.PREFIX) for name in asked], known)
     return field_columns.spread(columns, known) if is_wide else columns
 
 

@@ -10,5 +10,5 @@ CREATE OR REPLACE MACRO decided_scores(model) AS TABLE
            decisions.decided_at AS decided_when, decisions.model_id AS decided_model_id
     FROM current_scores(model) AS scores LEFT JOIN image_decisions() AS decisions
         ON scores.uri = decisions.uri
-        AND coalesce(scores.content_sha256, scores.image_id)
-            = coalesce(decisions.content_sha256, decisions.image_id);
+        AND bytes_of(scores.content_sha256, scores.image_id)
+            = bytes_of(decisions.content_sha256, decisions.image_id);

@@ -9,10 +9,10 @@ import pyarrow.compute as pc
 
 from ops.errors import SettingError
 from ops.storage import parquet
+from pipelines.tables.path_fields import PREFIX
 
 #: The column with all fields of a path.
 FIELDS = "fields"
-PREFIX = "field_"
 
 
 def is_one(name: str, table: pa.Schema) -> bool:

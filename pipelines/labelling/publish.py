@@ -21,7 +21,7 @@ _CONTRADICTION = Rule(
 )
 #: What a decision is about, as in deploy/sql/duckdb_labels.sql.
 _KEYED = """
-    SELECT uri, coalesce(content_sha256, image_id) AS bytes, coalesce(region, 0) AS region,
+    SELECT uri, bytes_of(content_sha256, image_id) AS bytes, coalesce(region, 0) AS region,
            CASE WHEN region IS NULL THEN '' ELSE model_id END AS model,
            decision, who, decided_at, source, coalesce(comment, '') AS comment
 """

@@ -14,6 +14,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from ops.results.decision_table import DEFECT
 from ops.storage import uris
 from ops.storage.paths import Out
 from pipelines.labelling.decision_file import DecisionFile
@@ -202,6 +203,6 @@ def _region(each: Statement, regions: RegionsOfImage, refusals: Refusals) -> int
     if each.box is None:
         return None
     number = region_of(each.box, regions)
-    if number is None and each.decision != "defect":
+    if number is None and each.decision != DEFECT:
         refusals.add(_SHAPE, each.where, each.decision)
     return number

@@ -8,6 +8,7 @@ from typing import Any
 
 from ops.errors import SettingError
 from ops.results.decision_table import DECISIONS, UNDECIDED
+from pipelines.tables.path_fields import PREFIX
 
 #: Verdict -> its condition.
 VERDICTS = {
@@ -22,8 +23,6 @@ _DECIDED = {
     **{name: f"decision = '{name}'" for name in DECISIONS if name != UNDECIDED},
 }
 _NUMBERS = {"most_p": "p_value <= $most_p", "least_score": "score >= $least_score"}
-#: How values name a field of the paths' pattern: `field_line` for {line}.
-FIELD = "field_"
 _TEXTS = {
     "night": "left(run_id, 10) = $night",
     "product": "product = $product",
@@ -67,9 +66,9 @@ class Filter:
         """The filter of a query string; other names in it are left alone."""
         names = {field.name for field in fields(cls)} - {"fields"}
         own = tuple(
-            (name.removeprefix(FIELD), value)
+            (name.removeprefix(PREFIX), value)
             for name, value in values.items()
-            if name.startswith(FIELD) and value
+            if name.startswith(PREFIX) and value
         )
         return cls(**{name: value for name, value in values.items() if name in names}, fields=own)
 

@@ -40,8 +40,8 @@ _SCHEMA = pa.schema([pa.field("place", pa.int64()), *map(current_scores.VIEW.fie
 _LISTED = """
     SELECT parts.*, standing.decision, standing.who, standing.decided_at
     FROM parts LEFT JOIN standing ON standing.uri = parts.uri
-        AND coalesce(standing.content_sha256, standing.image_id)
-            = coalesce(parts.content_sha256, parts.image_id)
+        AND bytes_of(standing.content_sha256, standing.image_id)
+            = bytes_of(parts.content_sha256, parts.image_id)
 """
 _COUNTS = """
     count(*) AS parts, count(decision) AS decided,

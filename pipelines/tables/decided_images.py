@@ -29,8 +29,8 @@ _DECIDED = """
            decisions.decided_at AS decided_when, decisions.model_id AS decided_model_id
     FROM scores_of($model) AS scores JOIN image_decisions() AS decisions
         ON scores.uri = decisions.uri
-        AND coalesce(scores.content_sha256, scores.image_id)
-            = coalesce(decisions.content_sha256, decisions.image_id)
+        AND bytes_of(scores.content_sha256, scores.image_id)
+            = bytes_of(decisions.content_sha256, decisions.image_id)
     SEMI JOIN {keys} AS keys ON scores.image_id = keys.image_id AND scores.run_id = keys.run_id
 """
 _DECISIONS = """

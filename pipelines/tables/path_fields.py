@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import duckdb
 
+#: How columns and filters of a field are named: `field_line` has the values of {line}.
+PREFIX = "field_"
 _NAMES = "SELECT DISTINCT unnest(map_keys(fields)) AS name FROM scores_of($model) ORDER BY name"
 
 

@@ -15,7 +15,8 @@
 -- stays current if later reads failed for a reason that says nothing about the file.
 
 CREATE EXTERNAL TABLE IF NOT EXISTS scores (
-    image_id string, uri string, product string, part string, view string, content_sha256 string,
+    image_id string, uri string, product string, part string, view string,
+    fields map<string,string>, content_sha256 string,
     width int, height int, bit_depth tinyint,
     status string, reason string,
     score double, p_value double, is_anomalous boolean,
@@ -30,13 +31,14 @@ MSCK REPAIR TABLE scores;
 
 CREATE OR REPLACE VIEW current_scores AS
 WITH images AS (
-         SELECT model_id, image_id, product, part, view, min(uri) AS uri, max(run_number) AS last_number,
+         SELECT model_id, image_id, product, part, view, fields, min(uri) AS uri,
+                max(run_number) AS last_number,
                 max_by(run_id, run_number) AS last_run,
                 max_by(run_id, run_number) FILTER (WHERE was_read) AS read_run,
                 max_by(status = 'ok', run_number) FILTER (WHERE was_read) AS is_ok
          FROM (SELECT *, status NOT IN ('missing', 'forbidden', 'unavailable', 'crashed_worker')
                       AS was_read FROM scores) AS judged
-         GROUP BY model_id, image_id, product, part, view
+         GROUP BY model_id, image_id, product, part, view, fields
      ),
      newest AS (
          SELECT model_id, uri, max_by(last_run, last_number) AS last_run
@@ -49,8 +51,8 @@ WITH images AS (
              ON images.model_id = newest.model_id AND images.uri = newest.uri
              AND images.last_run = newest.last_run
      )
-SELECT scores.image_id, scores.uri, product, part, view, content_sha256, width, height, bit_depth,
-       status, reason, score, p_value, is_anomalous, peak_x, peak_y, map_uri,
+SELECT scores.image_id, scores.uri, product, part, view, fields, content_sha256, width, height,
+       bit_depth, status, reason, score, p_value, is_anomalous, peak_x, peak_y, map_uri,
        scores.model_id, scores.run_id, run_number, scored_at, night
 FROM scores JOIN chosen
     ON scores.run = chosen.run_id  -- the partition: others are not read

@@ -85,14 +85,18 @@ def read(places: Sequence[str]) -> pa.Table:
 
 def _read(place: str) -> pa.Table:
     try:
-        return parquet.read(place).cast(decision_table.SCHEMA)
+        table = parquet.read(place)
+        wrong = decision_table.violations(table)
     except StorageError:  # not to be read now, which is no damage
         raise
     except (pa.ArrowException, OSError, UserError, ValueError) as error:
+        wrong = [str(error)]
+    if wrong:
         raise UserError(
-            f"{place} is no readable table of decisions ({error}); restore it from a backup, or "
-            "move it away: its decisions then count no more"
-        ) from error
+            f"{place} is no valid table of decisions ({'; '.join(wrong)}); restore it from a "
+            "backup, or move it away: its decisions then count no more"
+        )
+    return table
 
 
 def define(database: duckdb.DuckDBPyConnection, rows: pa.Table, folder: str) -> None:

@@ -42,6 +42,7 @@ JOBS = {
     "trends": "trends",
     "review": "review",
     "label": "label",
+    "tune": "tune",
     "expire": "expire",
 }
 #: Groups of settings that several jobs take.

@@ -22,6 +22,7 @@ from ops.archives.fetch import FetchSettings
 from ops.failure import STATUSES
 from ops.plain_text import printable
 from ops.progress import ProgressCallback
+from ops.results.decision_table import DECISIONS
 from ops.storage import files
 from ops.storage.paths import Out
 from pipelines.reports.alerts import has_drifted
@@ -85,6 +86,7 @@ def render(out: Out, data: ReportData) -> bytes:
             data=data,
             last=data.runs[-1],
             meanings=STATUSES,
+            words={name: name.replace("_", " ") for name in DECISIONS},
             products=data.products[:PRODUCTS],
             drawings={
                 product: draw_histogram(histogram, data.thresholds.get(product or ""))

@@ -106,6 +106,17 @@ def of_night(out: Out, night: str) -> list[dict[str, Any]]:
     return [record for record in records if record["model_id"] == records[-1]["model_id"]]
 
 
+def of_model(out: Out, model_id: str) -> dict[str, Any]:
+    """The newest record of a run under a model that tells its held-out images. Raises UserError."""
+    record: dict[str, Any]
+    for record in reversed(started(out)):
+        if record.get("model_id") == model_id and {"held_out", "false_alarm_rate"} <= record.keys():
+            return record
+    raise UserError(
+        f"no run in {out.runs()} records the held-out images of model {model_id}; score with it"
+    )
+
+
 def started_after(out: Out, record: Mapping[str, Any]) -> list[str]:
     """Ids of the finished runs that started after the given one."""
     number = record["number"]

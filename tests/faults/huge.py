@@ -27,7 +27,7 @@ from tests.faults.processes import Sample, watched
 from tests.faults.reading import listed
 
 SMALL, SIDE = 200, 10_000
-TILES = InputSettings(size=224, fit="tile")
+TILES = InputSettings(size=224, fit="tile", overlap=0.0)
 MIB = 2**20
 SLOTS = ("--resources.workers", "1", "--resources.batch", "16")
 #: Bytes that a reader may hold beside what it holds without pictures; and with the huge one.

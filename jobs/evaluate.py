@@ -3,6 +3,7 @@
 python -m jobs.evaluate --out out
 python -m jobs.evaluate --out out --published mvtec/patchcore-1
 python -m jobs.evaluate --out s3://bucket/out --run 2026-11-20-6f0c2b8d1e3a4c55
+python -m jobs.evaluate --out out --labels out
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from ops.storage.paths import Out
 from pipelines.cluster.connection import connected
 from pipelines.cluster.resources import Resources
 from pipelines.reports import evaluate
-from pipelines.tables import run_records
+from pipelines.tables import decisions, run_records
 
 #: Columns of the printed table: heading, width, metric.
 _RATES = (
@@ -44,7 +45,7 @@ _TRACKED = (
     *("image_auroc", "image_ap", "pixel_auroc", "pixel_auroc_error", "pro", "pro_error"),
     *("pro_0_05", "pro_0_05_error", "oracle_f1", "oracle_pixel_f1", "pixel_f1"),
     *("oracle_threshold", "oracle_false_alarms", "oracle_misses", "oracle_errors"),
-    *("threshold", "false_alarms", "misses"),
+    *("threshold", "false_alarms", "misses", "part_auroc", "part_ap"),
 )
 
 
@@ -59,6 +60,10 @@ class Settings:
     inventory: str = ""
     """An inventory file with labels and masks; default: the one that was scored. An image of a
     version that it does not list is taken with the label of its address."""
+    labels: str = ""
+    """An output folder with decisions of people (see jobs.review), such as the value of --out.
+    They replace or add to the labels of the inventory: defect is defective, false_alarm is good,
+    and images of which people were unsure are left out."""
     published: str = ""
     """Print published results below those of the run: `data set/preset` of
     deploy/published.toml, such as mvtec/patchcore-1."""
@@ -74,6 +79,7 @@ def main(argv: Sequence[str]) -> int:
     theirs = published(settings.published) if settings.published else None
     entry.check_access(settings)
     out, tracker = Out(settings.out), Tracker(settings.out)
+    decided = decisions.of_images(Out(settings.labels)) if settings.labels else None
     record = run_records.finished(out, settings.run)
     run_records.check_not_expired(record)
     run_id, totals = record["run_id"], record["totals"]
@@ -85,7 +91,8 @@ def main(argv: Sequence[str]) -> int:
             Progress() as progress,
             connected(settings.cluster),
         ):
-            scored = with_detectors(parquet.read(totals["table"]), views_of(record))
+            views = views_of(record)
+            scored = with_detectors(parquet.read(totals["table"]), views)
             metrics, separations, joined = evaluate.evaluate(
                 scored,
                 labelled,
@@ -96,6 +103,9 @@ def main(argv: Sequence[str]) -> int:
                 progress,
                 Scale(**record["map_scale"]),
                 _masks(out, record, scored),
+                views == "pooled",
+                decided,
+                record.get("grown_by", ()),
             )
         parquet.write(out.evaluation(run_id), evaluate.SCHEMA, [metrics])
         for number, row in enumerate(metrics.to_pylist()):
@@ -157,6 +167,21 @@ def print_summary(metrics: pa.Table, theirs: Published | None = None) -> None:
     for row in rows:
         if row["note"]:
             echo(f"{printable(row['product'])}: {printable(row['note'])}")
+    _print_parts([row for row in rows if row["good_parts"] is not None])
+
+
+def _print_parts(rows: Sequence[dict[str, Any]]) -> None:
+    """Print the metrics of parts, of products that have any."""
+    if not rows:
+        return
+    echo(
+        f"parts, each by the highest score of its images\n{'product':11} {'good':>6} {'bad':>5} "
+        f"{'AUROC':>7} {'AP':>7}"
+    )
+    for row in rows:
+        rates = " ".join(_cell(row[name], 7, ".4f") for name in ("part_auroc", "part_ap"))
+        product = printable(row["product"])[:11]
+        echo(f"{product:11} {row['good_parts']:>6,} {row['defective_parts']:>5,} {rates}")
 
 
 def _further(mean: dict[str, Any]) -> str:
@@ -171,16 +196,17 @@ def _further(mean: dict[str, Any]) -> str:
     return ", ".join(f"{heading} {value:.4f}" for heading, value in known)
 
 
-def _line(row: dict[str, Any], digits: int) -> str:
-    def cell(value: Any, width: int, form: str = "") -> str:
-        return f"{'-' if value is None else format(value, form):>{width}}"
+def _cell(value: Any, width: int, form: str = "") -> str:
+    return f"{'-' if value is None else format(value, form):>{width}}"
 
-    counts = f"{cell(row.get('good', ''), 6, _form(row, 'good'))} "
-    counts += cell(row.get("defective", ""), 5, _form(row, "defective"))
-    rates = " ".join(cell(row.get(name), width, f".{digits}f") for _, width, name in _RATES)
-    verdicts = f"{cell(row.get('false_alarms'), 12, ',')} {cell(row.get('misses'), 7, ',')}"
+
+def _line(row: dict[str, Any], digits: int) -> str:
+    counts = f"{_cell(row.get('good', ''), 6, _form(row, 'good'))} "
+    counts += _cell(row.get("defective", ""), 5, _form(row, "defective"))
+    rates = " ".join(_cell(row.get(name), width, f".{digits}f") for _, width, name in _RATES)
+    verdicts = f"{_cell(row.get('false_alarms'), 12, ',')} {_cell(row.get('misses'), 7, ',')}"
     product = printable(row["product"])[:11]
-    return f"{product:11} {counts} {rates} {cell(_errors(row), 14)} {verdicts}"
+    return f"{product:11} {counts} {rates} {_cell(_errors(row), 14)} {verdicts}"
 
 
 def _form(row: dict[str, Any], name: str) -> str:

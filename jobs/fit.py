@@ -3,6 +3,7 @@
 python -m jobs.fit --inventory mvtec.parquet --out out --method patchcore
 python -m jobs.fit --archive s3://bucket/parts --pattern "{product}/{name}" --out s3://bucket/out
 python -m jobs.fit --inventory newer.parquet --out out --grow models:/nightloupe@champion
+python -m jobs.fit --out out --grow models:/nightloupe@champion --labels out
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from jobs.cli import entry, new_model, sources
 from jobs.cli.console import Progress, echo
-from jobs.cli.fit_warnings import FitWarnings, shrunk, unlabelled
+from jobs.cli.fit_warnings import FitWarnings, decided_defects, shrunk, unlabelled
 from jobs.tracking.tracker import Tracker
 from ops.archives.fetch import FetchSettings
 from ops.archives.views import Views
@@ -38,6 +39,7 @@ from pipelines.cluster.resources import Resources
 from pipelines.fitting import fit
 from pipelines.fitting.also_whole import FitInput, fit_with_whole
 from pipelines.fitting.choose_input import settled
+from pipelines.fitting.decided import Decided
 from pipelines.fitting.request import FitRequest, Select
 from pipelines.tables import lock
 
@@ -64,6 +66,10 @@ class Settings(sources.Listing):
     grow: str = ""
     """Grow this model (a folder or models:/name@alias) by the images. The detector, backbone, input
     and decode settings are those of the model."""
+    labels: str = ""
+    """An output folder with decisions of people (see jobs.review), such as the value of --out.
+    Images that they decided to be defects are left out of the fit and its calibration. With --grow,
+    those decided to be false alarms are added as good images, and no other images are needed."""
     method: str = "patchcore"
     """The detector: patchcore, padim, spade, differnet, cflow, csflow, fastflow, ssnf or glance.
     The settings of each are in the group of its name; those of the others are ignored."""
@@ -101,18 +107,29 @@ class Settings(sources.Listing):
     fetch: FetchSettings = field(default_factory=FetchSettings)
     resources: Resources = field(default_factory=Resources)
 
+    @property
+    def needs_images(self) -> bool:
+        """Whether images must be named: not where decided ones alone grow a model."""
+        return bool(self.inventory or self.archive) or not (self.grow and self.labels)
+
+    def decided(self) -> Decided | None:
+        """What people decided of images. Raises UserError if nothing."""
+        return Decided.read(Out(self.labels), self.fetch) if self.labels else None
+
 
 def main(argv: Sequence[str]) -> int:
     """Fit a model."""
     groups = {name: kind.Settings for name, kind in DETECTORS.items()}
     settings, methods = entry.parse(Settings, __doc__, argv, groups)
     detector_class(settings.method)
-    sources.check(settings.inventory, settings)
+    if settings.needs_images:
+        sources.check(settings.inventory, settings)
     check_masks(settings)
     check_whole(settings)
     max_failures(str(settings.max_failed), 0)
     entry.check_access(settings)
     method_settings = methods[settings.method]
+    decided = settings.decided()
     out = Out(settings.out)
     tracker = Tracker(settings.out)
     with (
@@ -120,6 +137,7 @@ def main(argv: Sequence[str]) -> int:
         tracker.run("fit", asdict(settings) | {settings.method: asdict(method_settings)}) as record,
     ):
         warnings = FitWarnings()
+        say = warnings.say
         if settings.backbone.weights == "random" and not settings.grow:
             warnings.add("the backbone's weights are random; use them for trials only")
         if not settings.holdout:
@@ -132,12 +150,16 @@ def main(argv: Sequence[str]) -> int:
             also_whole = settings.input.also == "whole"
             check_free(settings.model_folder, request, grown, also_whole)
             with connected(settings.cluster):
-                inventory = sources.inventory_of(settings.inventory, settings, out, progress)
-                warnings.add(unlabelled(inventory))
-                if also_whole:
-                    model = fit_with_whole(inventory, request, settings.resources, progress, echo)
+                inventory = None
+                if settings.needs_images:
+                    inventory = sources.inventory_of(settings.inventory, settings, out, progress)
+                    warnings.add(unlabelled(inventory))
+                    warnings.add("" if decided else decided_defects(inventory, out))
+                resources = settings.resources
+                if also_whole and inventory is not None:
+                    model = fit_with_whole(inventory, request, resources, progress, say, decided)
                 else:
-                    model = fit.fit(inventory, request, settings.resources, progress, grown, echo)
+                    model = fit.fit(inventory, request, resources, progress, grown, say, decided)
         check_lock()
         if grown:
             record.tags["grown_from"] = grown.card.model_id

@@ -11,7 +11,8 @@ with 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from jobs import fit
 from jobs.cli import entry, sources
@@ -20,25 +21,28 @@ from jobs.cli.detail_seen import detail_seen
 from jobs.tracking.tracker import Tracker
 from ops.detectors.registry import DETECTORS
 from ops.features.backbone import Backbone
+from ops.images.inspection import InspectionMask
 from ops.plain_text import printable
 from ops.storage.paths import Out
 from pipelines.cluster.connection import connected
 from pipelines.fitting import plan
+from pipelines.fitting.alignment import misplaced, placement_matters
 from pipelines.fitting.also_whole import whole
 from pipelines.fitting.choose_input import NetworkInput, choose_input
 from pipelines.fitting.compare_inputs import Compared, compare_inputs, name_of
-from pipelines.fitting.inspection import Masks, masks_of
+from pipelines.fitting.decided import choose
+from pipelines.fitting.inspection import masks_of
 from pipelines.fitting.picture_sizes import read_sizes
 from pipelines.fitting.plan import Plan
 from pipelines.fitting.rehearsal import Rehearsal, rehearse_on_worker
-from pipelines.fitting.request import split
 
 
 def main(argv: Sequence[str]) -> int:
     """Estimate a fit."""
     groups = {name: kind.Settings for name, kind in DETECTORS.items()}
     settings, methods = entry.parse(fit.Settings, __doc__, argv, groups)
-    sources.check(settings.inventory, settings)
+    if settings.needs_images:
+        sources.check(settings.inventory, settings)
     fit.check_masks(settings)
     fit.check_whole(settings)
     entry.check_access(settings)
@@ -48,16 +52,19 @@ def main(argv: Sequence[str]) -> int:
         connected(settings.cluster),
     ):
         request = fit.request_of(settings, methods[settings.method], grown)
-        out = Out(settings.out)
-        inventory = sources.inventory_of(settings.inventory, settings, out, progress)
-        chosen = split(inventory, request)
-        _print_masks(masks_of(chosen, request, grown))
+        inventory = None
+        if settings.needs_images:
+            out = Out(settings.out)
+            inventory = sources.inventory_of(settings.inventory, settings, out, progress)
+        chosen = choose(inventory, request, grown, settings.decided()).split
+        request = replace(request, masks=masks_of(chosen, request, grown).by_detector)
+        _print_masks(request.masks)
         backbone = Backbone(request.backbone.emulated, grown.backbone if grown else None)
-        pictures = read_sizes(chosen, request)
+        pictures = read_sizes(chosen, request, placement_matters(request))
         request, sentences = choose_input(request, backbone, pictures)
-        for sentence in sentences:
-            echo(sentence)
         planned = plan.of_fit(chosen, request, backbone, settings.resources, pictures)
+        for sentence in [*sentences, *misplaced(pictures, request, planned.layers)]:
+            echo(sentence)
         _print_summary(planned)
         for sentence in detail_seen(pictures.coarsest(request, planned.patches)):
             echo(sentence)
@@ -98,10 +105,10 @@ def _print_inputs(compared: list[Compared]) -> None:
     echo("minutes to extract features and to calibrate; a defect of a patch can still be found")
 
 
-def _print_masks(masks: Masks) -> None:
-    for detector, mask in masks.by_detector.items():
+def _print_masks(masks: Mapping[str, InspectionMask]) -> None:
+    for detector, mask in masks.items():
         echo(f"{printable(detector)}: {mask.share:.1%} of the picture is inspected")
-    if masks.by_detector:
+    if masks:
         echo("what follows is estimated for whole pictures, so it is more than the fit will take")
 
 

@@ -11,7 +11,6 @@ the alias of the model's name to the version that it had before the last recorde
 from __future__ import annotations
 
 import datetime
-import getpass
 import socket
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from typing import Any
 
 from jobs.cli import entry
 from jobs.cli.console import echo
+from jobs.cli.user_name import user_name
 from jobs.tracking import registry
 from jobs.tracking.tracker import Tracker
 from ops.errors import SettingError, UserError
@@ -100,16 +100,9 @@ def _record(settings: Settings, version: Any, before: Any | None) -> dict[str, A
         "back": settings.back,
         "reason": settings.reason,
         "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "who": _user(),
+        "who": user_name(),
         "host": socket.gethostname(),
     }
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # an id without a name, as in a container
-        return ""
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ it. See docs/review.md.
 
 from __future__ import annotations
 
-import getpass
 import ipaddress
 import secrets
 import socket
@@ -22,6 +21,7 @@ import uvicorn
 
 from jobs.cli import entry
 from jobs.cli.console import echo
+from jobs.cli.user_name import user_name
 from jobs.review_page.server import Page, application
 from ops.archives.fetch import FetchSettings
 from ops.errors import SettingError, UserError
@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
     with _listening(settings) as listener, queue.opened(out, model) as parts:
         pictures = Pictures(out, settings.fetch, settings.cache * 2**20, settings.decoders)
         port, token = listener.getsockname()[1], secrets.token_urlsafe(32)
-        page = Page(parts, pictures, settings.who or getpass.getuser())
+        page = Page(parts, pictures, settings.who or user_name())
         app = application(page, token, f"nightloupe-{port}", _hosts(settings, port))
         echo(f"model: {model}")
         echo(f"open in a browser: http://{_name(settings.host)}:{port}/?token={token}")

@@ -30,6 +30,26 @@ def with_blob(pixels: np.ndarray, x: int, y: int, radius: int = 7) -> np.ndarray
     return out
 
 
+def bracket(
+    seed: int, dx: float = 0.0, dy: float = 0.0, degrees: float = 0.0, noise: float = 0.05
+) -> np.ndarray:
+    """A good part with a place: a plate with a step and holes, uint8 (128, 128).
+
+    It lies off the centre by shares of the side, and is turned anticlockwise; brightness and noise
+    follow from the seed.
+    """
+    rng = np.random.default_rng(seed)
+    y, x = (np.mgrid[:128, :128] + 0.5) / 128 - 0.5
+    x, y, angle = x - dx, y - dy, np.radians(degrees)
+    x, y = np.cos(angle) * x - np.sin(angle) * y, np.sin(angle) * x + np.cos(angle) * y
+    grey = np.where((np.abs(x) < 0.3) & (np.abs(y) < 0.2), 0.7, 0.2)
+    grey[(x > 0.1) & (x < 0.3) & (y > -0.2) & (y < -0.05)] = 0.45
+    for across, down, radius in ((-0.2, 0.1, 0.05), (-0.22, -0.12, 0.03), (0.2, 0.1, 0.07)):
+        grey[np.hypot(x - across, y - down) < radius] = 0.15
+    grey = grey * rng.uniform(0.8, 1.2) + rng.normal(0, noise, grey.shape)
+    return (grey.clip(0, 1) * 255).astype(np.uint8)
+
+
 def encoded(image: np.ndarray | Image.Image, kind: str = "PNG", **options: object) -> bytes:
     """An image file."""
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)

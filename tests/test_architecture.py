@@ -39,7 +39,7 @@ FLOORS = [
     {"ops.detectors"},
     {"pipelines.cluster", "pipelines.tables"},
     {"pipelines.scoring", "pipelines.reports"},
-    {"pipelines.review"},
+    {"pipelines.review", "pipelines.labelling"},
     {"pipelines.fitting"},
     {
         "pipelines.nightly",

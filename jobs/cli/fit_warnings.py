@@ -8,6 +8,11 @@ from jobs.cli.console import echo
 from ops.archives.inventory import Inventory
 from ops.detectors.model_folder import ModelCard
 from ops.plain_text import printable
+from ops.results.decision_table import DEFECT
+from ops.storage.paths import Out
+from pipelines.tables import decisions
+
+_WARNING = "warning: "
 
 
 class FitWarnings:
@@ -19,8 +24,15 @@ class FitWarnings:
     def add(self, sentence: str) -> None:
         """Show and keep a warning; an empty one is none."""
         if sentence:
-            echo(f"warning: {sentence}")
+            echo(f"{_WARNING}{sentence}")
             self.sentences.append(sentence)
+
+    def say(self, sentence: str) -> None:
+        """Show a sentence of a fit, and keep it if it begins as a warning."""
+        if sentence.startswith(_WARNING):
+            self.add(sentence.removeprefix(_WARNING))
+        else:
+            echo(sentence)
 
 
 def unlabelled(inventory: Inventory) -> str:
@@ -38,6 +50,22 @@ def unlabelled(inventory: Inventory) -> str:
     )
 
 
+def decided_defects(inventory: Inventory, out: Out) -> str:
+    """A sentence if people decided that images which count as good are defects."""
+    if not decisions.published(out):
+        return ""
+    decided = decisions.current(out, "image_decisions")
+    wrong = decided["image_id"].filter(pc.equal(decided["decision"], DEFECT))
+    rows = inventory.read(["image_id", "label"])
+    good = pc.fill_null(pc.equal(rows["label"], 0), True)
+    if not (count := pc.sum(pc.and_(pc.is_in(rows["image_id"], wrong), good)).as_py()):
+        return ""
+    return (
+        f"people decided that {count:,} of the listed images are defects, and here they count as "
+        f"good; --labels {out.root} leaves them out"
+    )
+
+
 def shrunk(before: ModelCard, after: ModelCard) -> list[str]:
     """A sentence for each product of a grown model that fewer images calibrate than before."""
     sentences = []
@@ -46,7 +74,7 @@ def shrunk(before: ModelCard, after: ModelCard) -> list[str]:
         if now < was:
             sentences.append(
                 f"{printable(name)}: {now:,} held-out images calibrate the grown model, {was:,} "
-                "calibrated the one before: the others cannot be read any more, or have changed. "
-                "Restore them, or add good images"
+                "calibrated the one before: the others cannot be read any more, have changed, or "
+                "were decided to be defects. Restore them, or add good images"
             )
     return sentences

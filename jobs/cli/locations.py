@@ -21,6 +21,7 @@ _ONE_PLACE = (
     "model_folder",
     "grow",
     "labels",
+    "decisions",
     "train_names",
     "roi",
     "ignore",

@@ -40,6 +40,7 @@ JOBS = {
     "query": "query",
     "report": "report",
     "review": "review",
+    "label": "label",
     "expire": "expire",
 }
 #: Groups of settings that several jobs take.

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 
 from jobs.cli import locations
 from jobs.cli.console import Progress, echo
-from ops.archives import expansion
+from ops.archives import expansion, split_lists
 from ops.archives.entry import Search
 from ops.archives.inventory import Inventory
-from ops.archives.layouts import GOOD, LAYOUTS, Layout, PathParser, composed, train_names
+from ops.archives.layouts import GOOD, LAYOUTS, Layout, PathParser, composed
 from ops.archives.listing import IMAGE_SUFFIXES, path_below
+from ops.archives.split_lists import SplitLists
 from ops.archives.tally import Tally
 from ops.errors import SettingError
 from ops.plain_text import printable
@@ -32,8 +33,8 @@ class Listing:
     archive: str | list[str] = ""
     """A folder, an s3:// prefix, or a tar, zip or Parquet file; several as '["a", "b.tar"]'."""
     layout: str = ""
-    """The layout of a public data set: mvtec, btad, dagm, mtd, mstc, visa or visa-raw (see
-    docs/data.md)."""
+    """The layout of a public data set: mvtec, mvtec-ad-2, btad, dagm, mtd, mstc, visa, visa-raw or
+    real-iad (see docs/data.md)."""
     pattern: str = ""
     """The fields in the paths of images, such as {product}/{split}/{defect}/{name}; * and **/ match
     anything."""
@@ -45,7 +46,8 @@ class Listing:
     """Values of {label} or {defect} that mean good, comma-separated."""
     train_names: str = ""
     """A text file with the names of the training images, one per line, or a CSV file with columns
-    split and image. All other images are in split test."""
+    split and image. All other images are in split test. Or a JSON file as Real-IAD has them, or a
+    folder of such files, with lists train and test; images in neither are left out."""
     train_share: float | None = None
     """Share of the good images in split train, chosen by a hash, if paths have no split."""
     split: str = ""
@@ -92,33 +94,48 @@ class Listing:
         base = LAYOUTS.get(self.layout) or Layout(self.pattern or "**/{name}", self.mask_pattern)
         place = self.locations()[0].rstrip("/")
         share = base.train_share if self.train_share is None else self.train_share
+        lists = self._split_lists(base, place)
         layout = replace(
             base,
             good=frozenset(word.strip().lower() for word in composed(self.good).split(",")),
-            train_names=self._train_names(base, place),
+            train_names=lists.train,
+            test_names=lists.test,
             train_share=share,
             product=self.product or base.product,
         )
         own = os.path.basename(place if s3.is_s3(place) else os.path.abspath(place))
         return PathParser(layout, own.split(".")[0] or "product")
 
-    def _train_names(self, layout: Layout, place: str) -> frozenset[str]:
-        file = self.train_names
-        if not file and layout.train_list:
-            file = files.join(place, layout.train_list)
-            if not files.exists(file):
+    def _split_lists(self, layout: Layout, place: str) -> SplitLists:
+        """The lists of images that say which split an image belongs to, if there are any."""
+        given = self.train_names
+        if not given and layout.lists:
+            known = [files.join(place, name) for name in layout.lists]
+            given = next((k for k in known if files.exists(k) or files.is_folder(k)), "")
+            if not given:
                 raise SettingError(
-                    f"--layout {self.layout} splits by {layout.train_list}, which {place} does not "
-                    "hold; name the file: --train-names FILE"
+                    f"--layout {self.layout} splits by {layout.lists[0]}, which {place} does not "
+                    "hold; name it: --train-names FILE"
                 )
-        if not file:
-            return frozenset()
-        try:
-            return train_names(files.read_bytes(file, limit=_NAMES_BYTES).decode())
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise SettingError(
-                f"--train-names {file} is no list of names: {error}; write one name a line in UTF-8"
-            ) from None
+        if not given:
+            return SplitLists()
+        if files.exists(given) or not files.is_folder(given):
+            return _read_list(given)
+        names = [name for name in files.names(given) if "/" not in name and name.endswith(".json")]
+        if not names:
+            raise SettingError(f"--train-names {given} is a folder without a .json file")
+        return split_lists.union(_read_list(files.join(given, name)) for name in names)
+
+
+def _read_list(file: str) -> SplitLists:
+    """A list of images. Raises SettingError if it is none."""
+    content = files.read_bytes(file, limit=_NAMES_BYTES)
+    try:
+        return split_lists.read(content.decode())
+    except (ValueError, csv.Error) as error:
+        raise SettingError(
+            f"--train-names {file} is no list of names: {error}; write one name a line in UTF-8"
+        ) from None
 
 
 def take(listing: Listing, out: str, progress: Progress) -> Tally:
@@ -136,8 +153,6 @@ def take(listing: Listing, out: str, progress: Progress) -> Tally:
     echo(f"{tally.images} images and {tally.masks} masks listed")
     if path_parser.layout.label_by_mask and not tally.masks:
         echo("warning: there are no masks, so no image is known to be good or defective")
-    if tally.skipped_frames:
-        echo(f"{tally.skipped_frames} frames of clips left out by the layout's frame step")
     if tally.other_files:
         endings = ", ".join(
             f"{n} {printable(suffix)}" for suffix, n in tally.other_suffixes.most_common(20)

@@ -18,7 +18,7 @@ from starlette.routing import Route
 from jobs.review_page.access import Access
 from ops.errors import UserError
 from ops.plain_text import printable
-from ops.results.decision_table import DECISIONS
+from ops.results.decision_table import DECISIONS, LONGEST_NAME
 from pipelines.review.filters import Filter
 from pipelines.review.pictures import NoPicture, Pictures
 from pipelines.review.queue import Queue, Row
@@ -29,7 +29,6 @@ _KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 MOST = 200
 #: Bytes of the body of a decision.
 _LONGEST = 10_000
-_NAME = 100
 #: Columns that the page shows.
 _SHOWN = (
     *("place", "image_id", "run_id", "uri", "product", "part", "view", "status", "reason"),
@@ -118,8 +117,10 @@ class Page:
         decision, who = asked.get("decision"), str(asked.get("who") or self._who)
         if decision not in DECISIONS:
             raise UserError(f"decision {decision!r} must be one of {', '.join(DECISIONS)}")
-        if len(who) > _NAME or not who.isprintable():
-            raise UserError(f"a name has at most {_NAME} characters, all of which can be printed")
+        if len(who) > LONGEST_NAME or not who.isprintable():
+            raise UserError(
+                f"a name has at most {LONGEST_NAME} characters, all of which can be printed"
+            )
         before, after = await anyio.to_thread.run_sync(
             self._queue.decide, str(asked.get("image_id")), decision, who
         )

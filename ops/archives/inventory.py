@@ -106,8 +106,8 @@ def _row(
     # the same text however a file system composes its letters.
     text = entry.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     named = path_parser(text if text.isascii() else composed(text))
-    if named.is_skipped and not entry.problem:
-        tally.skipped_frames += 1
+    if named.left_out and not entry.problem:
+        tally.left_out[named.left_out] += 1
         return None
     if problem:
         tally.problems += 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import re
 import unicodedata
@@ -17,7 +16,12 @@ FIELDS = (
     *("name", "stem", "clip", "frame"),
 )
 GOOD = frozenset({"good", "ok", "free", "normal", "0"})
-_SPLITS = {"training": "train", "testing": "test"}
+_SPLITS = {"training": "train", "testing": "test", "val": "validation", "valid": "validation"}
+#: Splits that models are made of: to fit on, and to hold out. All others are for evaluation.
+OF_MODELS = ("train", "validation")
+#: Why an image that a pattern matches is not listed.
+FRAMES = "frames between those that the layout lists"
+UNLISTED = "images that the lists of the splits do not name"
 _TOKEN = re.compile(r"\{(\w+)\}|(\*\*/)|(\*)|([^{}*]+)|([{}])")
 
 
@@ -69,14 +73,19 @@ class Layout:
     """Share of the good images that become training images where paths have no split; 0 = none."""
     train_names: frozenset[str] = field(default_factory=frozenset)
     """Names or paths of the training images; if given, all other images are test images."""
-    train_list: str = ""
-    """File in the archive that lists the training images, for data sets that need it."""
+    test_names: frozenset[str] | None = None
+    """Names or paths of the test images; if given, images in neither list are left out."""
+    lists: tuple[str, ...] = ()
+    """Where the archive lists the images of its splits, for data sets that need it: a file, or a
+    folder of JSON files. The first that exists is read."""
     product: str | None = None
     """Product of all images, where paths do not name it."""
     label_by_mask: bool = False
     """Whether an image is defective if and only if it has a mask."""
     every: int = 1
     """Of videos, list only frames whose number is a multiple of this."""
+    more_images: tuple[str, ...] = ()
+    """Further patterns of images, for paths that the patterns before do not match."""
 
 
 #: The layouts known by name; docs/data.md shows each as a tree.
@@ -119,31 +128,32 @@ LAYOUTS: dict[str, Layout] = {
     "visa-raw": Layout(
         images="{product}/Data/Images/{defect}/{stem}.*",
         masks="{product}/Data/Masks/{defect}/{stem}.*",
-        train_list="split_csv/1cls.csv",
+        lists=("split_csv/1cls.csv",),
+    ),
+    # Heckler-Kram et al. 2025; images of the private splits lie in the folder of the split
+    "mvtec-ad-2": Layout(
+        images="{product}/{split}/{defect}/{stem}.*",
+        masks="{product}/{split}/ground_truth/{defect}/{stem}_mask.*",
+        more_images=("{product}/{split}/{stem}.*",),
+    ),
+    # Wang et al. 2024; a view of a defective part that does not show the defect has no mask
+    "real-iad": Layout(
+        images="**/{product}/OK/*/{part}_{view}_*.jpg",
+        masks="**/{product}/NG/{defect}/*/{part}_{view}_*.png",
+        more_images=("**/{product}/NG/{defect}/*/{part}_{view}_*.jpg",),
+        label_by_mask=True,
+        lists=("realiad_jsons/realiad_jsons", "realiad_jsons"),
     ),
 }
 
 
 def split_named(word: str) -> str:
-    """A split as in the inventory: lower case, `train` for training, `test` for testing."""
+    """A split as in the inventory: in lower case, with one name for `training` and `train`."""
     return _SPLITS.get(word.lower(), word.lower())
 
 
-def train_names(text: str) -> frozenset[str]:
-    """The training images in a list: one per line, or a CSV with columns `split` and `image`."""
-    lines = [line.strip() for line in composed(text).splitlines() if line.strip()]
-    if lines and {"split", "image"} <= set(lines[0].split(",")):
-        rows = csv.DictReader(lines)
-        named = (row["image"] for row in rows if split_named(row["split"] or "") == "train")
-        return frozenset(name for name in named if name)
-    return frozenset(lines)
-
-
 class ParsedPath(NamedTuple):
-    """The fields of a path. `mask_key` joins an image to its mask; None if it cannot have one.
-
-    `is_skipped` marks a frame that `Layout.every` leaves out.
-    """
+    """The fields of a path. `mask_key` joins an image to its mask; None if it cannot have one."""
 
     product: str | None
     split: str | None
@@ -152,7 +162,8 @@ class ParsedPath(NamedTuple):
     is_mask: bool
     mask_key: str | None
     matched: bool
-    is_skipped: bool = False
+    left_out: str = ""
+    """Why the image is not listed; empty for one that is."""
     part: str | None = None
     view: str | None = None
 
@@ -163,28 +174,31 @@ class PathParser:
     def __init__(self, layout: Layout, product: str) -> None:
         self.layout = layout
         self.product = composed(layout.product or product)
-        self._images = compile_pattern(layout.images)
+        self._images = [compile_pattern(p) for p in (layout.images, *layout.more_images)]
         self._masks = compile_pattern(layout.masks) if layout.masks else None
 
     def __call__(self, path: str) -> ParsedPath:
         """Parse one relative path."""
         if self._masks and (mask := self._masks.fullmatch(path)):
             return ParsedPath(None, None, None, None, True, self._mask_key(mask.groupdict()), True)
-        match = self._images.fullmatch(path)
+        match = next((m for p in self._images if (m := p.fullmatch(path))), None)
         fields = match.groupdict() if match else {}
         defect = fields.get("defect")
         word = fields.get("label", defect)
         label = None if word is None else int(word.lower() not in self.layout.good)
         product = fields.get("product")
-        if product is None and "product" not in self._images.groupindex and match:
+        if match is None:
+            return ParsedPath(None, None, None, None, False, None, False)
+        if "product" not in match.re.groupindex:
             product = self.product
         split = split_named(fields["split"]) if "split" in fields else self._split(path, label)
-        key = self._mask_key(fields) if self._masks and match else None
-        skipped = int(fields.get("frame", 0)) % self.layout.every != 0
-        split = split if match else None
+        key = self._mask_key(fields) if self._masks else None
+        left_out = UNLISTED if split == "" else ""
+        if int(fields.get("frame", 0)) % self.layout.every:
+            left_out = FRAMES
         part, view = fields.get("part"), fields.get("view")
         return ParsedPath(
-            product, split, label, defect, False, key, bool(match), skipped, part, view
+            product, split or None, label, defect, False, key, True, left_out, part, view
         )
 
     def _mask_key(self, fields: Mapping[str, str]) -> str:
@@ -194,9 +208,15 @@ class PathParser:
         return "/".join(fields.get(name) or (stem if name == "stem" else "") for name in names)
 
     def _split(self, path: str, label: int | None) -> str | None:
+        """The split of a path that names none; empty if lists leave it out."""
         name = path.rsplit("/", 1)[-1]
+        own = {path, name}
+        if self.layout.train_names & own:
+            return "train"
+        if self.layout.test_names is not None:
+            return "test" if self.layout.test_names & own else ""
         if self.layout.train_names:
-            return "train" if {path, name} & self.layout.train_names else "test"
+            return "test"
         if not self.layout.train_share:
             return None
         digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()

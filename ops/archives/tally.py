@@ -19,7 +19,6 @@ class Tally:
     images: int = 0
     masks: int = 0
     unmatched: int = 0
-    skipped_frames: int = 0
     other_files: int = 0
     problems: int = 0
     example_unmatched: str = ""

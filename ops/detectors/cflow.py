@@ -75,6 +75,7 @@ class CFlow(TrainedOnFeatures):
         "cflow conditions its flows on positions of aligned images, and a tile's positions lie "
         "elsewhere on the part in every tile"
     )
+    by_position = True
     score_is_peak = True
     settings: CFlowSettings
     network: PositionFlows | None

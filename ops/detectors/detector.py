@@ -69,6 +69,18 @@ class FitCounts:
         return {name: count for name, count in asdict(self).items() if count is not None}
 
 
+class BankPicks(NamedTuple):
+    """Which patches of good images the vectors of a bank are, in the order of the bank."""
+
+    images: Tensor
+    """Numbers (k,) of the images in the fit's list; -1 where a grown model had the vector before.
+    """
+    positions: Tensor
+    """Places (k,) in the grid, row by row; of -1, the number of the vector in the earlier bank."""
+    grid: tuple[int, int]
+    """Rows and columns of the patches of an image."""
+
+
 class Fitted(NamedTuple):
     """What a fit reports, beside the detector's state."""
 
@@ -79,6 +91,8 @@ class Fitted(NamedTuple):
     """Values per epoch."""
     pictures: dict[str, bytes] = {}  # noqa: RUF012 - read only
     """PNG files by name."""
+    picks: BankPicks | None = None
+    """Of a bank: where its vectors are from."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +127,12 @@ class Detector(ABC):
     exchanges: ClassVar[bool] = False
     #: Why images cannot be tiles of pictures; empty if they can.
     no_tiles: ClassVar[str] = ""
+    #: Whether a patch is compared with those at its own position, so that images must be aligned.
+    by_position: ClassVar[bool] = False
     #: Whether the score of an image is the largest value of its map.
     score_is_peak: ClassVar[bool] = False
+    #: Whether `fit` reports `picks`.
+    has_picks: ClassVar[bool] = False
     #: Name of the product that is fitted, for detectors that treat some products differently.
     product: str = ""
 

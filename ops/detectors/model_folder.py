@@ -229,6 +229,8 @@ class Model:
     licence: bytes = b""
     held_out: bytes = b""
     """A Parquet file of the images that calibrated the model; empty if there are none."""
+    origins: bytes = b""
+    """A Parquet file of `bank_origins.SCHEMA`; empty for detectors without a bank."""
     masks: dict[str, InspectionMask] = field(default_factory=dict)
     members: tuple[Model, ...] = ()
     """Of an ensemble, which has no tensors of its own."""
@@ -272,8 +274,9 @@ def write_model(location: str, model: Model) -> None:
         files.write_bytes(files.join(location, file), data)
     for file, picture in model.pictures.items():
         files.write_bytes(files.join(location, file), picture)
-    if model.held_out:
-        files.write_bytes(files.join(location, paths.CALIBRATED_BY), model.held_out)
+    for file, table in ((paths.CALIBRATED_BY, model.held_out), (paths.ORIGINS, model.origins)):
+        if table:
+            files.write_bytes(files.join(location, file), table)
     write_licence(location, model.licence)
     write_masks(location, model.masks)
     content = {"model_id": model.card.model_id, **model.card.to_json()}
@@ -320,12 +323,18 @@ def read_model(location: str) -> Model:
         return Model(card, {}, {}, masks=masks, members=tuple(map(read_model, folders)))
     detectors = dict(read_detectors(location, card))
     products = {name: detectors[product.file] for name, product in card.products.items()}
-    place = files.join(location, paths.CALIBRATED_BY)
     return Model(
         card,
         read_backbone(location, card),
         products,
-        held_out=files.read_bytes(place) if files.exists(place) else b"",
+        held_out=_bytes_of(location, paths.CALIBRATED_BY),
+        origins=_bytes_of(location, paths.ORIGINS),
         licence=read_licence(location, card.network),
         masks=read_masks(location, card.masks),
     )
+
+
+def _bytes_of(location: str, file: str) -> bytes:
+    """The bytes of a file of a model folder; none if the model has no such file."""
+    place = files.join(location, file)
+    return files.read_bytes(place) if files.exists(place) else b""

@@ -62,6 +62,7 @@ class PaDiM(Detector):
         "padim fits a Gaussian at each position of aligned images, and a tile's positions lie "
         "elsewhere on the part in every tile"
     )
+    by_position = True
 
     def __init__(self, settings: PaDiMSettings, backbone: Backbone) -> None:
         """A detector that is not fitted."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ops.detectors.coreset_bank import choose_bank, whiten
 from ops.detectors.detector import (
+    BankPicks,
     Checkpoint,
     Detector,
     FitCounts,
@@ -101,6 +102,7 @@ class PatchCore(Detector):
     """
 
     name = "patchcore"
+    has_picks = True
     Settings = PatchCoreSettings
     settings: PatchCoreSettings
 
@@ -119,6 +121,8 @@ class PatchCore(Detector):
         )
         self._images = self._patches = self._dropped = 0
         self._grown_radius = 0.0
+        self._grown = 0
+        self._grid = 0, 0
 
     @classmethod
     def estimate(cls, settings: PatchCoreSettings, fit_size: FitSize) -> ResourceEstimate:
@@ -182,6 +186,7 @@ class PatchCore(Detector):
     def _add(self, images: Tensor, rows: Tensor, inside: Tensor | None) -> None:
         grids = self.embed(images)
         vectors = grids.flatten(1, 2)
+        self._grid = grids.shape[1], grids.shape[2]
         whole = torch.ones(len(images), vectors.shape[1], dtype=torch.bool)
         shown = whole if inside is None else shown_cells(inside, grids.shape[1:3]).flatten(1).cpu()
         # One matrix product per image, so that rounding does not depend on the batch. All are
@@ -234,7 +239,7 @@ class PatchCore(Detector):
         self._images += counts.images
         self._patches += counts.patches or 0
         self._dropped += counts.dropped_patches or 0
-        self._grown_radius = float(state["radius"])
+        self._grown_radius, self._grown = float(state["radius"]), len(bank)
         if self._whitens:
             self._whitening = Whitening(state["mean"].cpu(), state["whitening"].cpu())
 
@@ -264,8 +269,9 @@ class PatchCore(Detector):
         device = self.backbone.device
         bank, coreset = choose_bank(self._store, size, group, progress, checkpoint, device)
         self._move(bank, self._whitening)
-        local = torch.tensor([max(self._store.covering_radius, self._grown_radius)])
-        local_r = float(group.all_reduce(local.double(), "max"))
+        local_r = max(self._store.covering_radius, self._grown_radius)
+        local = torch.tensor([local_r, self._grown, *self._grid]).double()
+        local_r, *shape = group.all_reduce(local, "max").tolist()
         self.radius = local_r + coreset.radius
         self._store = PatchStore()
         counts = FitCounts(
@@ -280,7 +286,7 @@ class PatchCore(Detector):
             "rounds": coreset.rounds,
             "picks_per_round": len(coreset.ids) / max(1, coreset.rounds),
         }
-        return Fitted(counts, metrics)
+        return Fitted(counts, metrics, picks=_picks(coreset.ids, *map(int, shape)))
 
     @torch.inference_mode()
     def score(self, images: Tensor) -> Scores:
@@ -379,6 +385,14 @@ class PatchCore(Detector):
         self.bank = bank.to(device)
         if whitening:
             self._whitening = Whitening(*(tensor.to(device) for tensor in whitening))
+
+
+def _picks(ids: list[int], grown: int, rows: int, columns: int) -> BankPicks:
+    """The picks of ids; `grown` vectors of an earlier bank have the ids up to -1."""
+    numbers, patches = torch.tensor(ids), max(1, rows * columns)
+    is_new = numbers >= 0
+    images = (numbers // patches).where(is_new, -1)
+    return BankPicks(images, (numbers % patches).where(is_new, numbers + grown), (rows, columns))
 
 
 def _softmax_weight(score: Tensor, distances: Tensor) -> Tensor:

@@ -124,3 +124,8 @@ def map_size(width: int, height: int, most: int) -> tuple[int, int]:
 def tile_id(row: int, number: int) -> int:
     """A number that follows from a picture's number and a tile's, and that no other tile has."""
     return row << TILE_BITS | number
+
+
+def of_tile_id(tile: int) -> tuple[int, int]:
+    """The picture's number and the tile's, of which `tile_id` made this one."""
+    return tile >> TILE_BITS, tile & (1 << TILE_BITS) - 1

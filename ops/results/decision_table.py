@@ -16,6 +16,8 @@ DECISIONS = {
     UNSURE: "a person looked and could not tell",
     UNDECIDED: "an earlier decision is taken back",
 }
+#: Characters of a name and of a comment.
+LONGEST_NAME, LONGEST_COMMENT = 100, 10_000
 #: Where decisions come from.
 SOURCES = ("page", "csv", "coco", "label_studio", "report")
 

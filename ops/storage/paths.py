@@ -14,6 +14,7 @@ LICENCE = "_licence.txt"  # of the backbone's weights, in a model folder
 TABLE = "part-00000.parquet"  # the only file of a published run
 JOINT = "_joint.safetensors"  # of a detector that all products share
 CALIBRATED_BY = "_held-out.parquet"  # the images that calibrated a model
+ORIGINS = "_bank-origins.parquet"  # which places of good pictures a model's banks hold
 
 
 #: A longer name is shortened. File systems take 255 bytes, and suffixes follow.

@@ -17,6 +17,7 @@ from ops.errors import SettingError
 from ops.images.resize import InputSettings
 from ops.progress import ProgressCallback
 from pipelines.cluster.resources import Resources
+from pipelines.fitting.decided import Decided
 from pipelines.fitting.ensemble import EnsembleRequest, ensemble
 from pipelines.fitting.fit import fit
 from pipelines.fitting.request import FitRequest
@@ -65,22 +66,23 @@ def fit_with_whole(
     resources: Resources,
     progress: ProgressCallback,
     say: Callable[[str], object],
+    decided: Decided | None = None,
 ) -> Model:
     """Fit detectors of tiles and of whole pictures as one model; see `fit` for what it raises.
 
     Returns the model of whole pictures alone if the fit chose to see no tiles.
     """
-    tiles = fit(inventory, request, resources, progress, say=say)
+    tiles = fit(inventory, request, resources, progress, None, say, decided)
     if not tiles.card.input.tiled:
         say("pictures are seen whole, so --input.also whole adds nothing")
         return tiles
     say("the same pictures as a whole (--input.also whole):")
-    squashed = fit(
-        inventory, whole(replace(request, input=tiles.card.input)), resources, progress, say=say
-    )
+    of_whole = whole(replace(request, input=tiles.card.input))
+    squashed = fit(inventory, of_whole, resources, progress, None, say, decided)
     # A defect that one of both sees must not be averaged away by the other.
     settings = EnsembleSettings(request.settings.sigma, "smallest_p")
     combined = EnsembleRequest(
         settings, request.false_alarm_rate, request.fetch, request.region_rate
     )
-    return ensemble([tiles, squashed], inventory, combined, resources, progress)
+    is_defect = decided.is_defect if decided else None
+    return ensemble([tiles, squashed], inventory, combined, resources, progress, is_defect)

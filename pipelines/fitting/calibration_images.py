@@ -41,21 +41,18 @@ def of_model(model: Model) -> pa.Table | None:
         ) from error
 
 
-def with_earlier(chosen: Split, earlier: Model) -> Split:
-    """A split that also holds out the images which the model to grow held out.
+def with_earlier(chosen: Split, earlier: Model, before: pa.Table | None) -> Split:
+    """A split that also holds out the images which the model to grow held out: those of `before`.
 
     Only of products of which a detector changes. An image that calibrates is not fitted on, nor is
     another image of its part; its row is the newer one if the inventory lists its address too.
     Raises NothingToFit if no image is left.
     """
-    before = of_model(earlier)
     if before is None:
         return chosen
     before = before.cast(chosen.held_out.schema)
-    plain = _with_products(chosen.fit, earlier.card.views)
-    again = pc.or_(
-        pc.is_in(plain["uri"], before["uri"]), pc.is_in(_parts(plain), _parts(before).drop_null())
-    )
+    plain = with_products(chosen.fit, earlier.card.views)
+    again = is_among(plain, before)
     listed = pa.concat_tables([plain.filter(again).select(list(CARRIED)), chosen.held_out])
     fitted = chosen.fit.filter(pc.invert(again))
     if not len(fitted):
@@ -72,7 +69,13 @@ def with_earlier(chosen: Split, earlier: Model) -> Split:
     return Split(_renumbered(fitted), pa.concat_tables([old, listed]))
 
 
-def _with_products(fitted: pa.Table, views: Views) -> pa.Table:
+def is_among(rows: pa.Table, others: pa.Table) -> pa.Array:
+    """Whether rows have the address, or are of the part, of any of the others."""
+    parts = _parts(others).drop_null()
+    return pc.or_(pc.is_in(rows["uri"], others["uri"]), pc.is_in(_parts(rows), parts))
+
+
+def with_products(fitted: pa.Table, views: Views) -> pa.Table:
     """Rows to fit on with their products, instead of the names of separate detectors."""
     names = [product_of(name, views) for name in fitted["product"].to_pylist()]
     at = fitted.schema.get_field_index("product")

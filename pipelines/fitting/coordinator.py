@@ -30,6 +30,14 @@ def failures_of(rows: pa.Table) -> dict[str, str]:
     return {id_: f"{uri}: {reason}" for id_, uri, reason in zip(*columns, strict=True)}
 
 
+class Content(NamedTuple):
+    """What was read of a picture of the fit."""
+
+    content_sha256: str
+    width: int
+    height: int
+
+
 @ray.remote(num_cpus=0)
 class FitCoordinator:
     """One actor per fit. A repeated report counts once, as a restarted fit reads images again."""
@@ -40,6 +48,7 @@ class FitCoordinator:
         self._refusal = ""
         self._depths = depths
         self._sizes: dict[str, set[tuple[int, int]]] = {}
+        self._contents: dict[int, Content] = {}
         self._rows: set[int] = set()
         self._failures: dict[str, str] = {}
         self._results: dict[str, DetectorResult] = {}
@@ -61,18 +70,20 @@ class FitCoordinator:
         failures: dict[str, str],
         pictures: dict[int, tuple[str, int, str]],
         sizes: Mapping[str, Collection[tuple[int, int]]] = MappingProxyType({}),
+        contents: Mapping[int, Content] = MappingProxyType({}),
     ) -> tuple[int, str]:
         """Record images as read, by row, and `failures_of` them.
 
         `pictures`: product, bit depth and URI of those that were read, by row. `sizes`: widths and
-        heights of pictures, by product. Returns the number of failures so far, and why the fit
-        cannot succeed.
+        heights of pictures, by product. `contents`: by row, for detectors that have `picks`.
+        Returns the number of failures so far, and why the fit cannot succeed.
         """
         for row, picture in pictures.items():
             if row not in self._rows:
                 self._depths.add(*picture)
         for product, found in sizes.items():
             self._sizes.setdefault(product, set()).update(found)
+        self._contents.update(contents)
         self._rows.update(rows)
         self._failures.update(failures)
         self._progress = ("extract", len(self._rows), self._total)
@@ -86,6 +97,10 @@ class FitCoordinator:
     def sizes(self) -> dict[str, set[tuple[int, int]]]:
         """Widths and heights of the images so far, by product."""
         return self._sizes
+
+    def contents(self, rows: Collection[int]) -> dict[int, Content]:
+        """What was read of some pictures."""
+        return {row: self._contents[row] for row in rows}
 
     def failures(self) -> list[str]:
         """A sentence for each image that could not be read."""

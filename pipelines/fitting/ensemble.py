@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
@@ -71,14 +71,16 @@ def ensemble(
     request: EnsembleRequest,
     resources: Resources,
     progress: ProgressCallback,
+    is_defect: Callable[[pa.Table], pa.Array] | None = None,
 ) -> Model:
     """One model of several, calibrated on the images that were held out of the fit of each.
 
+    `is_defect` is true of images that were left out of these fits.
     Raises UserError if the members do not fit together, or were calibrated on other images.
     """
     cards = [member.card for member in members]
     check_members(cards)
-    held_out = held_out_images(inventory, cards[0])
+    held_out = held_out_images(inventory, cards[0], is_defect)
     check_counts(cards, held_out)
     found = [_scored(member, held_out, request.fetch, resources, progress) for member in members]
     for number, (card, of_member) in enumerate(zip(cards, found, strict=True), start=1):
@@ -94,7 +96,11 @@ def ensemble(
     return calibrate(model, held_out, request.fetch, resources, progress, scores)
 
 
-def held_out_images(inventory: Inventory, card: ModelCard) -> pa.Table:
+def held_out_images(
+    inventory: Inventory,
+    card: ModelCard,
+    is_defect: Callable[[pa.Table], pa.Array] | None = None,
+) -> pa.Table:
     """The images that a fit like that of the card holds out. Raises NothingToFit."""
     kind = detector_class(card.method)
     products = sorted({product_of(name, card.views) for name in card.products})
@@ -108,7 +114,7 @@ def held_out_images(inventory: Inventory, card: ModelCard) -> pa.Table:
         views=card.views,
         holdout=card.fit["holdout"],
     )
-    return split(inventory, like_it).held_out
+    return split(inventory, like_it, is_defect).held_out
 
 
 def check_counts(cards: Sequence[ModelCard], held_out: pa.Table) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import tempfile
 from collections.abc import Callable, Mapping
@@ -34,17 +35,19 @@ from ops.storage.paths import JOINT, picture_file, product_file
 from pipelines.cluster.reservation import Reserved, reserved_for_fit
 from pipelines.cluster.resources import Resources
 from pipelines.cluster.shared_model import put
-from pipelines.fitting import calibration_images, plan, quarantine
+from pipelines.fitting import bank_origins, calibration_images, plan, quarantine
+from pipelines.fitting.alignment import misplaced, placement_matters
 from pipelines.fitting.answers import ask, report_progress
 from pipelines.fitting.calibrate import calibrate, kept_parts
 from pipelines.fitting.choose_input import choose_input
 from pipelines.fitting.coordinator import DetectorResult, FitCoordinator
+from pipelines.fitting.decided import Decided, choose
 from pipelines.fitting.depths import Depths
 from pipelines.fitting.heartbeat import Watch
 from pipelines.fitting.inspection import masks_of
 from pipelines.fitting.interruptible import interruptible_fit
 from pipelines.fitting.picture_sizes import Detail, PictureSizes, coarsest, read_sizes_apart
-from pipelines.fitting.request import ALL, FitRequest, NothingToFit, Split, split
+from pipelines.fitting.request import ALL, FitRequest, NothingToFit, Split
 from pipelines.fitting.whole_shards import WholeShards
 from pipelines.fitting.worker import program
 from pipelines.scoring.read_stage import ReadStage
@@ -54,37 +57,40 @@ _RESTARTS = 2  # of the workers of a fit, before images that crash them are look
 
 
 def fit(
-    inventory: Inventory,
+    inventory: Inventory | None,
     request: FitRequest,
     resources: Resources,
     progress: ProgressCallback,
     earlier: Model | None = None,
     say: Callable[[str], object] = log.info,
+    decided: Decided | None = None,
 ) -> Model:
     """Fit one detector per product, or a joint one, on good images, then calibrate each product.
 
     To grow a model, pass it as `earlier`: it gives the backbone and the states that detectors start
     from. A detector without new images stays as it is. All others are calibrated anew, because
-    scores of another bank cannot be compared: on the images held out before, and on new ones. An
-    input that is left open is chosen from a few pictures, and `say` is told what it is and what it
-    costs.
+    scores of another bank cannot be compared: on the images held out before, and on new ones. What
+    people `decided`: see `decided.choose`. An input that is left open is chosen from a few
+    pictures. `say` is told what it is and costs, and of pictures that lie too far apart; warnings
+    begin with "warning: ".
     Raises NothingToFit, Stalled, and NoRoom; raises NotEnoughMemory before any image is read, if
     the nodes cannot hold the fit.
     """
-    chosen = split(inventory, request)
-    chosen = calibration_images.with_earlier(chosen, earlier) if earlier else chosen
+    chosen, decisions, of_decisions = choose(inventory, request, earlier, decided)
     masks = masks_of(chosen, request, earlier)
     request = replace(request, masks=masks.by_detector)
     licence = earlier.licence if earlier else given_licence(request.backbone.licence)
     configuration = request.backbone.configuration
-    # Pretrained weights are downloaded here, once, and not by every worker.
+    # Pretrained weights are downloaded here, once.
     network = Backbone(request.backbone.emulated, earlier.backbone if earlier else None)
-    looks = request.input.tiled or request.input.is_open
-    sizes = read_sizes_apart(chosen, request) if looks else PictureSizes({})
+    placed = placement_matters(request)
+    sizes = PictureSizes({})
+    if placed or request.input.tiled or request.input.is_open:
+        sizes = read_sizes_apart(chosen, request, placed)
     request, sentences = choose_input(request, network, sizes)
-    for sentence in sentences:
-        say(sentence)
     planned = plan.of_fit(chosen, request, network, resources, sizes)
+    for sentence in [*of_decisions, *sentences, *misplaced(sizes, request, planned.layers)]:
+        say(sentence)
     plan.check(planned)
     backbone = network.state()
     with reserved_for_fit(resources) as (held, turn):
@@ -96,14 +102,15 @@ def fit(
         )
     failures: list[str] = ask(coordinator.failures)
     depths: Depths = ask(coordinator.depths)
-    seen = {
-        product: coarsest(found, request.input, planned.patches)
-        for product, found in ask(coordinator.sizes).items()
-    }
     for sentence in depths.warnings():
         log.warning("%s", sentence)
+    sizes_of = ask(coordinator.sizes).items()
+    seen = {name: coarsest(found, request.input, planned.patches) for name, found in sizes_of}
     results = {name: ask(coordinator.result, name) for name in chosen.detectors}
-    del coordinator  # its actor ends, and with it another copy of all tensors
+    picks = {name: result.fitted.picks for name, result in results.items()}
+    contents = functools.partial(ask, coordinator.contents)
+    origins = bank_origins.kept(chosen.fit, picks, contents, request.input, earlier)
+    del coordinator, contents  # its actor ends, and with it another copy of all tensors
     ceiling = 4 * max(result.map_ceiling for result in results.values()) or 1.0
     ceiling = max(ceiling, earlier.card.map_scale.scale * (LEVELS - 1)) if earlier else ceiling
     cards, tensors = _cards(chosen, request.joint, results, earlier, depths, seen)
@@ -129,6 +136,7 @@ def fit(
             "failed": len(failures),
             "failures": sorted(failures)[:100],
         }
+        | decisions
         | (_lineage(earlier) if earlier else {}),
         versions=versions() | {configuration.library: configuration.version},
         network=network_card(configuration, licence),
@@ -137,8 +145,7 @@ def fit(
         picture_file(cards[name].file, kind): picture
         for name in chosen.products
         for kind, picture in results[ALL if request.joint else name].fitted.pictures.items()
-    }
-    pictures |= masks.pictures
+    } | masks.pictures
     model = Model(
         card,
         backbone,
@@ -146,6 +153,7 @@ def fit(
         pictures,
         licence,
         held_out=calibration_images.kept(chosen, earlier),
+        origins=origins,
         masks=masks.by_detector,
     )
     return calibrate(model, chosen.held_out, request.fetch, resources, progress)
@@ -208,13 +216,14 @@ def _fit_detectors(
     Returns the coordinator, which holds the results. Raises NothingToFit.
     """
     rows = chosen.fit
+    before = earlier.card.products if earlier else {}
     read = Read(request.input, request.decode, request.fetch, masks=request.masks)
     config = {
         "request": request,
         "detectors": chosen.detectors,
         "backbone": put(backbone),
         "earlier_fits": _earlier_fits(earlier) if earlier else {},
-        "earlier_depths": _earlier_depths(earlier) if earlier else {},
+        "earlier_depths": {p: card.bit_depths for p, card in before.items()},
         "resources": resources,
         "gpu": gpu,
         "limit": max_failures(request.max_failed, len(rows)),
@@ -297,7 +306,3 @@ def _earlier_fits(model: Model) -> dict[str, tuple[Any, FitCounts]]:
         detector: (put(model.products[product]), model.card.products[product].counts)
         for detector, product in products.items()
     }
-
-
-def _earlier_depths(model: Model) -> dict[str, dict[str, int]]:
-    return {product: card.bit_depths for product, card in model.card.products.items()}

@@ -20,26 +20,44 @@ Rows = npt.NDArray[np.int64]
 
 
 def choose(
-    rows: pa.Table, strata: Sequence[str], holdout: float, shots: int, seed: int
+    rows: pa.Table,
+    strata: Sequence[str],
+    holdout: float,
+    shots: int,
+    seed: int,
+    reserved: Sequence[bool] = (),
 ) -> tuple[Rows, Rows]:
     """Numbers of the rows that are held out, and of the shots among the others.
 
     `rows` have columns `product`, `part` and `uri`. Images of one product and part are one unit,
     all others are units of their own. `strata` has a string for each row, the same one for all rows
     of a part. Of each stratum the share `holdout` of the units with the lowest hashes is held out:
-    at least one, never all.
+    at least one, never all. Where `reserved` names rows of a stratum, their units are held out in
+    place of that share; without a share, and where there is no other unit, they are left out.
     """
     units = _Units(rows)
+    set_aside = units.with_any(reserved)
     held_out, chosen = list[int](), list[int]()
     for mine in _by_stratum(strata, units.first):
         ordered = sorted(mine, key=lambda unit: units.ids[unit])
-        least = 1 if holdout else 0
-        count = min(max(least, round(len(ordered) * holdout)), len(ordered) - 1)
-        for unit in ordered[:count]:
+        held, others = _divided(ordered, holdout, set_aside)
+        for unit in held:
             held_out += units.rows[unit]
-        for unit in units.shots(ordered[count:], shots, seed):
+        for unit in units.shots(others, shots, seed):
             chosen += units.rows[unit]
     return np.array(held_out, np.int64), np.array(chosen, np.int64)
+
+
+def _divided(
+    ordered: list[int], holdout: float, reserved: set[int]
+) -> tuple[Sequence[int], Sequence[int]]:
+    """The units of a stratum that are held out, and the others."""
+    if mine := [unit for unit in ordered if unit in reserved]:
+        others = [unit for unit in ordered if unit not in reserved]
+        return mine if holdout and others else [], others
+    least = 1 if holdout else 0
+    count = min(max(least, round(len(ordered) * holdout)), len(ordered) - 1)
+    return ordered[:count], ordered[count:]
 
 
 class _Units:
@@ -64,6 +82,12 @@ class _Units:
     def first(self) -> list[int]:
         """The first row of each unit."""
         return [rows[0] for rows in self.rows]
+
+    def with_any(self, marked: Sequence[bool]) -> set[int]:
+        """The units of which a row is marked."""
+        if not marked:
+            return set()
+        return {unit for unit, rows in enumerate(self.rows) if any(marked[row] for row in rows)}
 
     def shots(self, units: Sequence[int], most: int, seed: int) -> Sequence[int]:
         """At most so many units (0 = all): those with the lowest hashes of id and seed."""

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from ops.archives.views import view_of
@@ -16,14 +13,14 @@ from ops.errors import UserError
 from ops.failure import Failure
 from ops.images import polygons
 from ops.images.inspection import MOST_PIXELS, Bools, InspectionMask, read_mask
-from ops.images.packed_pixels import views
 from ops.images.read_images import Read
-from ops.images.resize import nearest, unpack
+from ops.images.resize import nearest
 from ops.images.tiles import map_size
 from ops.results import overlays
 from ops.storage import files
 from ops.storage.paths import INSPECTED, picture_file, product_file
 from ops.storage.storage_errors import NotFound, TooLarge
+from pipelines.fitting.picture_sizes import Sample, samples_of
 from pipelines.fitting.request import FitRequest, Split
 
 #: Good pictures of each detector that a mask is checked on.
@@ -41,14 +38,6 @@ class Masks:
     by_detector: dict[str, InspectionMask] = field(default_factory=dict)
     pictures: dict[str, bytes] = field(default_factory=dict)
     """PNG files by name, in a model folder: a good picture of each, with the outline."""
-
-
-class _Sample(NamedTuple):
-    """A good picture: its size, and its pixels (side, side[, 3]) in 8 bits."""
-
-    width: int
-    height: int
-    pixels: overlays.Pixels8
 
 
 def masks_of(chosen: Split, request: FitRequest, earlier: Model | None = None) -> Masks:
@@ -80,13 +69,13 @@ def _kept(chosen: Split, earlier: Model) -> dict[str, InspectionMask]:
     return dict(earlier.masks)
 
 
-def _samples(chosen: Split, detector: str, request: FitRequest) -> list[_Sample]:
+def _samples(chosen: Split, detector: str, request: FitRequest) -> list[Sample]:
     """A few of the pictures of a detector, evenly chosen. Raises UserError if none can be read."""
     rows = chosen.fit.filter(pc.equal(chosen.fit["product"], detector))
     rows = rows.take(list(range(0, len(rows), -(-len(rows) // _PICTURES))))
     small = replace(request.input, fit="squash", size=_SIDE, exposure="as_is")
     read = Read(small, request.decode, request.fetch)(rows)
-    found = list(_good(read))
+    found = list(samples_of(read, _SIDE))
     if not found:
         reason = next(iter(read["reason"].to_pylist()), None)
         raise UserError(
@@ -96,19 +85,9 @@ def _samples(chosen: Split, detector: str, request: FitRequest) -> list[_Sample]
     return found
 
 
-def _good(read: pa.Table) -> Iterator[_Sample]:
-    described = read.select(["status", "width", "height", "channels", "bit_depth"]).to_pylist()
-    for row, packed in zip(described, views(read["pixels"]), strict=True):
-        if row["status"] == "ok":
-            depth = row["bit_depth"]
-            pixels = unpack(packed, row["channels"], depth, (_SIDE, _SIDE))
-            grey = (pixels / (2**depth - 1) * 255).astype(np.uint8)
-            yield _Sample(row["width"], row["height"], grey)
-
-
 def _mask(
-    detector: str, samples: list[_Sample], request: FitRequest, known: InspectionMask | None
-) -> tuple[InspectionMask, _Sample]:
+    detector: str, samples: list[Sample], request: FitRequest, known: InspectionMask | None
+) -> tuple[InspectionMask, Sample]:
     """The mask of a detector, if it is not `known`, and the first picture that it fits."""
     first: UserError | None = None
     for sample in samples:
@@ -125,7 +104,7 @@ def _mask(
     raise first
 
 
-def _read(detector: str, sample: _Sample, request: FitRequest) -> InspectionMask:
+def _read(detector: str, sample: Sample, request: FitRequest) -> InspectionMask:
     """What is in the region of interest, and not ignored."""
     places = {name: getattr(request, name) for name in ("roi", "ignore") if getattr(request, name)}
     drawn = {name: _pixels(place, detector, sample, request) for name, place in places.items()}
@@ -140,7 +119,7 @@ def _read(detector: str, sample: _Sample, request: FitRequest) -> InspectionMask
     return InspectionMask.of(inspected)
 
 
-def _pixels(pattern: str, detector: str, sample: _Sample, request: FitRequest) -> Bools:
+def _pixels(pattern: str, detector: str, sample: Sample, request: FitRequest) -> Bools:
     """The pixels that a mask of this place marks; a picture has the size of `sample`."""
     location = _location(pattern, detector, request)
     try:
@@ -165,7 +144,7 @@ def _pixels(pattern: str, detector: str, sample: _Sample, request: FitRequest) -
     return polygons.enclosed(found, (sample.width, sample.height), size)
 
 
-def _checked(drawn: Bools, sample: _Sample) -> Bools:
+def _checked(drawn: Bools, sample: Sample) -> Bools:
     """The mask, if it fits a picture. Raises UserError."""
     ones = InspectionMask.of(np.ones_like(drawn))
     if not ones.fits(sample.width, sample.height):
@@ -192,7 +171,7 @@ def _location(pattern: str, detector: str, request: FitRequest) -> str:
     return location
 
 
-def _drawn(sample: _Sample, mask: InspectionMask) -> bytes:
+def _drawn(sample: Sample, mask: InspectionMask) -> bytes:
     """A PNG of a picture, in its proportions, with the outline of its mask."""
     inside = nearest(mask.inspected, (_SIDE, _SIDE), (0, 0), (_SIDE, _SIDE))
     return overlays.outlined(sample.pixels, inside, (sample.width, sample.height))

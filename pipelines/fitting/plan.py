@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -62,7 +63,12 @@ class Plan:
     @property
     def patches(self) -> int:
         """Patches along the width of the input."""
-        return next(iter(self.sizes.values())).layers[0][2]
+        return self.layers[0][2]
+
+    @property
+    def layers(self) -> Sequence[LayerShape]:
+        """Shapes of the features of an input."""
+        return next(iter(self.sizes.values())).layers
 
     @property
     def fit_bytes(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from ops.archives.fetch import FetchSettings
 from ops.archives.inventory import Inventory
-from ops.archives.layouts import composed
+from ops.archives.layouts import OF_MODELS, composed
 from ops.archives.views import Views, check_names, detector_names, with_detectors
 from ops.detectors.model_folder import REGION_RATE
 from ops.detectors.registry import detector_class
@@ -127,58 +127,70 @@ class Split:
         return sorted(set(self.fit[DETECTOR].to_pylist()))
 
 
-def split(inventory: Inventory, request: FitRequest) -> Split:
-    """Split the good images of an inventory.
+def split(
+    inventory: Inventory,
+    request: FitRequest,
+    is_defect: Callable[[pa.Table], pa.Array] | None = None,
+) -> Split:
+    """Split the good images of an inventory, without those of which `is_defect` is true.
 
     Good images have label 0 or none, and belong to split `train` if the inventory has splits.
     Of each product the share `holdout` with the lowest hashes of their addresses is held out for
-    calibration: at least one image, but never all. Shots are chosen from the others. Versions play
+    calibration: at least one image, but never all. Of a product with good images of split
+    `validation` these are held out in their place. Shots are chosen from the others. Versions play
     no part, so a copy of files at the same place, or another mode, gives the same split. Images of
     a part stay together, and are chosen by a hash of its name: see `hold_out`.
     Raises NothingToFit, and UserError if separate views have names that cannot be told apart.
     """
     rows = _good_images(inventory, request.select)
+    if is_defect:
+        rows = rows.filter(pc.invert(is_defect(rows)))
     if request.views == "separate":
         check_names({*rows["product"].to_pylist(), *rows["view"].to_pylist()})
     detectors = detector_names(rows, request.views)
     # The views of a part are held out together; images of no part, from each detector its share.
     strata = pc.if_else(pc.is_valid(rows["part"]), rows["product"], detectors).to_pylist()
     select = request.select
-    chosen = hold_out.choose(rows, strata, request.holdout, select.shots, select.seed)
+    reserved = pc.fill_null(pc.equal(rows["split"], "validation"), False).to_pylist()
+    rows = rows.select(list(CARRIED))
+    chosen = hold_out.choose(rows, strata, request.holdout, select.shots, select.seed, reserved)
     is_held_out, is_shot = np.zeros((2, len(rows)), dtype=bool)
     is_held_out[chosen[0]], is_shot[chosen[1]] = True, True
     held_out = rows.filter(pa.array(is_held_out))
-    if request.views == "separate":
-        rows = with_detectors(rows, request.views)
-        order = [("product", "ascending"), ("uri", "ascending")]
-        fitted = rows.filter(pa.array(is_shot)).sort_by(order)
-    else:
-        fitted = rows.filter(pa.array(is_shot))
-    names = pa.array([ALL] * len(fitted)) if request.joint else fitted["product"]
-    fitted = fitted.append_column(DETECTOR, names)
-    fitted = fitted.append_column(ROW, pa.array(range(len(fitted)), pa.int64()))
     return Split(
-        _in_reading_order(fitted, request.joint), _in_reading_order(held_out, request.joint)
+        to_fit(rows.filter(pa.array(is_shot)), request),
+        _in_reading_order(held_out, request.joint),
     )
 
 
+def to_fit(rows: pa.Table, request: FitRequest) -> pa.Table:
+    """The table of `Split` of images to fit on, which are sorted by product and address."""
+    if request.views == "separate":
+        order = [("product", "ascending"), ("uri", "ascending")]
+        rows = with_detectors(rows, request.views).sort_by(order)
+    names = pa.array([ALL] * len(rows), pa.string()) if request.joint else rows["product"]
+    rows = rows.append_column(DETECTOR, names)
+    rows = rows.append_column(ROW, pa.array(range(len(rows)), pa.int64()))
+    return _in_reading_order(rows, request.joint)
+
+
 def _good_images(inventory: Inventory, select: Select) -> pa.Table:
-    """The good images of the selected products, with columns `CARRIED`, by product and address."""
+    """The good images of the selected products, with their `split`, by product and address."""
     rows = inventory.read([*CARRIED, "split", "label"])
     keep = pc.and_(pc.is_valid(rows["product"]), pc.is_null(rows["problem"]))
     keep = pc.and_(keep, pc.fill_null(pc.equal(rows["label"], 0), True))
     if rows["split"].null_count < len(rows):
-        keep = pc.and_(keep, pc.fill_null(pc.equal(rows["split"], "train"), False))
+        keep = pc.and_(keep, pc.is_in(rows["split"], pa.array(OF_MODELS)))
     rows = rows.filter(keep).sort_by([("product", "ascending"), ("uri", "ascending")])
     if select.products:
         names = [composed(name) for name in select.products]
         rows = _with_products(rows, names, inventory.location)
-    if not len(rows):
+    if not pc.any(pc.not_equal(rows["split"].fill_null("train"), "validation")).as_py():
         raise NothingToFit(
             f"{inventory.location} has no good image of a known product in split train (or at all, "
             "if it has no splits); check the path pattern of the inventory"
         )
-    return rows.select(list(CARRIED))
+    return rows
 
 
 def _in_reading_order(rows: pa.Table, joint: bool) -> pa.Table:

@@ -30,7 +30,7 @@ from ops.features.backbone import Backbone
 from ops.images.resize import InputSettings
 from ops.images.tiles import tile_id
 from pipelines.cluster.resources import Resources
-from pipelines.fitting.coordinator import DetectorResult, failures_of
+from pipelines.fitting.coordinator import Content, DetectorResult, failures_of
 from pipelines.fitting.heartbeat import send_signs
 from pipelines.fitting.plan import GpuNeeds
 from pipelines.fitting.rehearsal import gpu_memory
@@ -151,6 +151,7 @@ class Stream:
         """Skips images for other than these `detectors`."""
         self._resources, self._coordinator, self._limit = resources, coordinator, limit
         self._input, self._request = request.input, request
+        self._has_picks = detector_class(request.method).has_picks
         wanted = set(detectors)
         self._batches = (batch for batch in self._read() if batch.detector in wanted)
         self._next = next(self._batches, None)
@@ -188,8 +189,9 @@ class Stream:
             failures = failures_of(broken)
             rows = batch[ROW].to_pylist()
             good = batch.filter(pc.equal(batch["status"], "ok"))
+            contents = _contents(good) if self._has_picks else {}
             report = self._coordinator.add_images.remote(
-                rows, failures, _pictures(good), _sizes(good)
+                rows, failures, _pictures(good), _sizes(good), contents
             )
             failed, refused = ray.get(report)
             if refused:
@@ -253,6 +255,11 @@ def _add_tiles(part: TileBatch, numbers: list[int], detector: Detector) -> None:
 def _pictures(rows: pa.Table) -> dict[int, tuple[str, int, str]]:
     columns = (rows[name].to_pylist() for name in (ROW, "product", "bit_depth", "uri"))
     return {row: (product, depth, uri) for row, product, depth, uri in zip(*columns, strict=True)}
+
+
+def _contents(rows: pa.Table) -> dict[int, Content]:
+    columns = (rows[name].to_pylist() for name in (ROW, *Content._fields))
+    return {row: Content(*content) for row, *content in zip(*columns, strict=True)}
 
 
 def _sizes(rows: pa.Table) -> dict[str, set[tuple[int, int]]]:

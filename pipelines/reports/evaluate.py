@@ -21,6 +21,7 @@ from ops.results.plots import PRO_LIMIT, Separation
 from ops.storage import parquet
 from pipelines.cluster.resources import Resources
 from pipelines.reports.labels import Joined, join_labels
+from pipelines.reports.part_metrics import part_metrics
 from pipelines.reports.pixel_comparison import ComparePixels, ProductPixels, compare_pixels
 
 SCHEMA = pa.schema(
@@ -79,6 +80,14 @@ SCHEMA = pa.schema(
             ),
             ("regions", pa.int64(), "connected defects in the masks at the size of the maps"),
             ("regions_drawn", pa.int64(), "the same at full size; resizing may lose or merge some"),
+            ("good_parts", pa.int64(), "parts whose images all have label 0; null without parts"),
+            ("defective_parts", pa.int64(), "parts of which an image has label 1"),
+            (
+                "part_auroc",
+                pa.float64(),
+                "of parts by the highest score of their images; null if views have own detectors",
+            ),
+            ("part_ap", pa.float64(), "average precision of parts by that score"),
             (
                 "note",
                 pa.string(),
@@ -86,7 +95,7 @@ SCHEMA = pa.schema(
             ),
         )
     ],
-    metadata={"nightloupe": "evaluation 3"},
+    metadata={"nightloupe": "evaluation 4"},
 )
 #: Columns for which a mean over products is meaningless.
 _NO_MEAN = ("oracle_threshold", "oracle_pixel_threshold", "threshold")
@@ -116,18 +125,24 @@ def evaluate(
     progress: ProgressCallback,
     scale: Scale | None = None,
     masks: Mapping[str, InspectionMask] | None = None,
+    has_parts: bool = True,
+    decided: pa.Table | None = None,
+    grown_by: Sequence[str] = (),
 ) -> Evaluation:
     """Metrics per product of a score table against an inventory's labels.
 
-    Rows of split `train` are left out, because the detector has seen them. An image whose version
-    is not labelled is taken with the label of its address. `thresholds` are those of the model, and
-    `scale` is that of its maps; without it, thresholds of pixels are unknown. Pixels outside of the
-    model's inspection `masks` count for no metric of pixels.
+    Rows of splits `train` and `validation`, and images that the model was `grown_by`, are left out,
+    because models are made of them. An image whose version is not labelled is taken with the label
+    of its address. `thresholds` are those of the model, and `scale` is that of its maps; without
+    it, thresholds of pixels are unknown. Pixels outside of the model's inspection `masks` count for
+    no metric of pixels. Parts are rated unless `has_parts` says that their views have detectors of
+    their own, with scores of no common unit. What people `decided` of images, as
+    `decisions.current` gives it, goes before the labels of the inventory.
     Raises NothingLabelled if no labelled image was scored.
     """
     columns = ["image_id", "uri", "product", "status", "score", "is_anomalous", "map_uri"]
-    columns += ["width", "height", "content_sha256"]
-    rows, joined = join_labels(scored.select(columns), labelled)
+    columns += ["width", "height", "content_sha256", "part"]
+    rows, joined = join_labels(scored.select(columns), labelled, decided, grown_by)
     if not len(rows):
         raise NothingLabelled(
             "no scored image has a label; take an inventory with --layout or --pattern"
@@ -141,7 +156,10 @@ def evaluate(
         of_product = rows.filter(pc.equal(rows["product"], product))
         separation = _separation(product, of_product, thresholds.get(product), pixels.get(product))
         separations.append(separation)
-        table.append(_metrics(separation, of_product, pixels.get(product), scale))
+        row = _metrics(separation, of_product, pixels.get(product), scale)
+        if has_parts:
+            row |= part_metrics(ok.filter(pc.equal(ok["product"], product)))
+        table.append(row)
     return Evaluation(pa.Table.from_pylist([*table, _mean(table)], SCHEMA), separations, joined)
 
 

@@ -9,6 +9,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from ops.archives.layouts import OF_MODELS
 from ops.results.metrics import Floats
 from pipelines.reports.changed_verdicts import define_verdict_change, numbered_members
 from pipelines.reports.drift import REAL, TEXT, schema
@@ -158,12 +159,14 @@ def pair_images(
 
     `pairs` holds every image of either run once, `ranked` those that both runs scored. `labels` is
     an inventory, or empty; an image of a version that it does not list has the label of its
-    address. Images of split train have no label here, because the detector has seen them.
+    address. Images of splits train and validation have no label here: models are made of them.
     """
     define_verdict_change(database)
     if labels:
         load(database, "labels", labels, ["image_id", "uri", "label", "split"])
-        database.execute("UPDATE labels SET label = NULL WHERE split = 'train'")
+        database.execute(
+            "UPDATE labels SET label = NULL WHERE split IN $splits", {"splits": list(OF_MODELS)}
+        )
     else:
         database.execute("CREATE TABLE labels (image_id VARCHAR, uri VARCHAR, label TINYINT)")
     database.execute(_CREATE_PAIRS, {"join": join})

@@ -1,16 +1,21 @@
-"""Labels from an inventory, joined to the rows of a run.
+"""Labels from an inventory and decisions of people, joined to the rows of a run.
 
 The inventory may be older than the run. An image whose version it lists gets the label of that
 version. An image of another version, as after its archive was rewritten, gets the label of its
-address; how many did, and what did not join, is counted.
+address; how many did, and what did not join, is counted. A decision is of the bytes that were
+shown, and goes before the label of the inventory.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from ops.archives.layouts import OF_MODELS
+from ops.results.decision_table import DEFECT, UNSURE
 
 #: Columns that a join adds to the rows of a score table.
 _ADDED = ("label", "mask_uri", "member", "bytes")
@@ -27,6 +32,14 @@ class Joined(NamedTuple):
     """Labelled images whose address no image of the run has."""
     unlisted: int
     """Images of the run whose address is not listed beside the labels."""
+    decided: int = 0
+    """Images with the label of a person."""
+    contradicted: int = 0
+    """Of these, images that the inventory labels otherwise."""
+    called_good: int = 0
+    """Of these, images that the model does not call anomalous."""
+    unsure: int = 0
+    """Images without a label, as a person looked and could not tell."""
 
     def sentences(self) -> list[str]:
         """What people must know, a sentence each; none if all joined by version."""
@@ -43,6 +56,13 @@ class Joined(NamedTuple):
             ),
             (self.unmatched, "labelled images are not in the run"),
             (self.unlisted, "images of the run are not listed beside the labels"),
+            (
+                self.decided,
+                f"images have the label of a person, of which {self.contradicted} contradict the "
+                f"inventory; the model calls {self.called_good} of them good. A defect that it "
+                "calls good, and at which nobody looked, is not counted as missed",
+            ),
+            (self.unsure, "images are left out, as a person could not tell what they are"),
         )
         return [f"labels: {count} {what}" for count, what in counts if count]
 
@@ -54,12 +74,21 @@ class Labelled(NamedTuple):
     joined: Joined
 
 
-def join_labels(scored: pa.Table, listed: pa.Table) -> Labelled:
-    """Join rows of a score table with the labels of an inventory.
+def join_labels(
+    scored: pa.Table,
+    listed: pa.Table,
+    decided: pa.Table | None = None,
+    grown_by: Sequence[str] = (),
+) -> Labelled:
+    """Join rows of a score table with the labels of an inventory, and with decisions if given.
 
-    Rows of split `train` have no label here, because the detector has seen them.
+    Rows of splits `train` and `validation`, and images that the model was `grown_by` (their ids),
+    have no label here: models are made of them. `decided` has one decision for each image, as
+    `decisions.current` gives it.
     """
-    unseen = pc.fill_null(pc.not_equal(listed["split"], "train"), True)
+    seen = pa.array(grown_by, pa.string())
+    unseen = pc.invert(pc.is_in(listed["split"], pa.array(OF_MODELS)))
+    unseen = pc.and_(unseen, pc.invert(pc.is_in(listed["image_id"], seen)))
     test = listed.filter(pc.and_(unseen, pc.is_valid(listed["label"])))
     same = scored.join(test.select(["image_id", *_ADDED]), "image_id", join_type="inner")
     others = scored.filter(pc.invert(pc.is_in(scored["image_id"], listed["image_id"])))
@@ -74,7 +103,51 @@ def join_labels(scored: pa.Table, listed: pa.Table) -> Labelled:
         unmatched=len(test) - (pc.sum(is_matched).as_py() or 0),
         unlisted=len(scored) - (pc.sum(is_listed).as_py() or 0),
     )
-    return Labelled(rows, counts)
+    if decided is None:
+        return Labelled(rows, counts)
+    candidates = scored.filter(
+        pc.invert(
+            pc.or_(
+                pc.is_in(scored["uri"], listed["uri"].filter(pc.invert(unseen))),
+                pc.is_in(scored["image_id"], seen),
+            )
+        )
+    )
+    return _with_decisions(Labelled(rows, counts), candidates, decided)
+
+
+def _with_decisions(labelled: Labelled, candidates: pa.Table, decided: pa.Table) -> Labelled:
+    """Labelled rows whose labels are those of people, where `candidates` were decided."""
+    of_image = dict(zip(_shown(decided), decided["decision"].to_pylist(), strict=True))
+    said = pa.array([of_image.get(key) for key in _shown(candidates)], pa.string())
+    known = candidates.append_column("said", said).filter(pc.is_valid(said))
+    own = pc.equal(known["said"], DEFECT).cast(pa.int8())
+    known = known.append_column("own", own)
+    listed = labelled.rows.select(["image_id", *_ADDED])
+    known = known.join(listed, "image_id", join_type="left outer")
+    is_sure = pc.not_equal(known["said"], UNSURE)
+    sure = known.filter(is_sure)
+    # The mask of a defect that a person sees too stays; there is none of one that is no defect.
+    mask = pc.if_else(pc.equal(sure["own"], 1), sure["mask_uri"], None)
+    replaced = sure.drop_columns(["label", "mask_uri"])
+    replaced = replaced.append_column("label", sure["own"]).append_column("mask_uri", mask)
+    rows = labelled.rows.filter(pc.invert(pc.is_in(labelled.rows["image_id"], known["image_id"])))
+    replaced = replaced.select(rows.column_names).cast(rows.schema)
+    other = pc.fill_null(pc.not_equal(sure["own"], sure["label"]), False)
+    good = pc.fill_null(pc.invert(sure["is_anomalous"]), False)
+    counts = labelled.joined._replace(
+        decided=len(sure),
+        contradicted=pc.sum(other).as_py() or 0,
+        called_good=pc.sum(good).as_py() or 0,
+        unsure=len(known) - len(sure),
+    )
+    return Labelled(pa.concat_tables([rows, replaced]), counts)
+
+
+def _shown(rows: pa.Table) -> list[tuple[str, str]]:
+    """What decisions are of: an address, and the bytes there; the version if they were not read."""
+    content = pc.coalesce(rows["content_sha256"], rows["image_id"])
+    return list(zip(rows["uri"].to_pylist(), content.to_pylist(), strict=True))
 
 
 def _by_address(test: pa.Table) -> pa.Table:

@@ -125,6 +125,7 @@ def new_record(run: Run, fetch: FetchSettings, started: datetime.datetime) -> di
         "regions": asdict(run.settings.regions.under(card.region_false_alarm_rate)),
         "views": card.views,
         "masks": card.masks,
+        "grown_by": card.fit.get("false_alarms", []),
         "held_out": {name: len(p.calibration.scores) for name, p in card.products.items()},
         "started": started.isoformat(timespec="seconds"),
     }

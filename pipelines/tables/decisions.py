@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import re
 import tempfile
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 
+from ops.errors import UserError
 from ops.results import decision_table
 from ops.storage import files, parquet, s3
 from ops.storage.paths import Out
-from pipelines.tables.database import opened
+from pipelines.tables.database import opened as database_opened
 
 #: Defines `current_decisions()` and `image_decisions()`; people may run the same file.
 MACROS = Path(__file__).parents[2] / "deploy" / "sql" / "duckdb_labels.sql"
 #: Names of tables; other files, of systems and editors, are left alone.
 _TABLE = re.compile(r"part-[\w.-]+\.parquet", re.ASCII)
 #: Columns that a decision takes from the row of the score that was shown.
-_OF_SCORE = ("image_id", "uri", "product", "content_sha256", "model_id", "run_id")
+OF_SCORE = ("image_id", "uri", "product", "content_sha256", "model_id", "run_id")
 
 
 def decided(
@@ -41,7 +43,7 @@ def decided(
 
     `region` is the number of one of its regions. `at` is now by default.
     """
-    return {name: score[name] for name in _OF_SCORE} | {
+    return {name: score[name] for name in OF_SCORE} | {
         "region": region,
         "decision": decision,
         "who": who,
@@ -83,16 +85,36 @@ def define(database: duckdb.DuckDBPyConnection, tables: list[str], folder: str) 
     database.execute(MACROS.read_text(encoding="utf-8"))
 
 
+@contextlib.contextmanager
+def opened(out: Out) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A database with the macros of all decisions that are published now.
+
+    Raises UserError if a table cannot be read.
+    """
+    with tempfile.TemporaryDirectory(prefix="nightloupe-") as folder, database_opened() as database:
+        if s3.is_s3(out.root):
+            database.register_filesystem(s3.file_system())
+        database.execute("SET TimeZone = 'UTC'")
+        define(database, published(out), folder)
+        yield database
+
+
 def current(out: Out, macro: str = "current_decisions") -> pa.Table:
     """What is decided now, with the columns of `decision_table.SCHEMA`, ordered by time.
 
     Each image and region has at most one row. With the macro `image_decisions`, each image has at
     most one: the last of its own and of those of its regions that are defects.
     """
-    with tempfile.TemporaryDirectory(prefix="nightloupe-") as folder, opened() as database:
-        if s3.is_s3(out.root):
-            database.register_filesystem(s3.file_system())
-        database.execute("SET TimeZone = 'UTC'")
-        define(database, published(out), folder)
+    with opened(out) as database:
         rows = database.sql(f"FROM {macro}() ORDER BY decided_at, uri, region NULLS FIRST")
         return rows.to_arrow_table().select(decision_table.SCHEMA.names).cast(decision_table.SCHEMA)
+
+
+def of_images(out: Out) -> pa.Table:
+    """One current decision for each image (see `current`). Raises UserError if there is none."""
+    if not published(out):
+        raise UserError(
+            f"{out.root} holds no decision of people; decide with python -m jobs.review --out "
+            f"{out.root}, or name another output folder"
+        )
+    return current(out, "image_decisions")

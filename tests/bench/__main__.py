@@ -1,9 +1,9 @@
 """Runs benchmarks and prints their results as one Markdown table.
 
 `make bench` or `python -m tests.bench` runs those of `DEFAULT`; `python -m tests.bench coreset
-chain` runs some of them. `detail`, `glance`, `shots`, `boards`, `scaling`, `large` and `rows`,
-which starts Ray, run only by name, and so do `gpu` and `tiles`, which have command lines of their
-own: `python -m tests.bench tiles --help`.
+chain` runs some of them. `detail`, `glance`, `shots`, `boards`, `scaling`, `large`, and `rows` and
+`saturation`, which start Ray, run only by name. So do `gpu`, `tiles` and `loop`, which have command
+lines of their own: `python -m tests.bench tiles --help`.
 """
 
 from __future__ import annotations
@@ -51,4 +51,8 @@ if __name__ == "__main__":
         from tests.bench.tiles import main as tiles
 
         sys.exit(tiles(sys.argv[2:]))
+    if sys.argv[1:2] == ["loop"]:
+        from tests.bench.loop import main as loop
+
+        sys.exit(loop(sys.argv[2:]))
     main(sys.argv[1:])

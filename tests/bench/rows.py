@@ -61,8 +61,9 @@ class NoDetector:
 class ScoreByNothing(stream._TimedScoreImages):
     """The detect stage without a detector."""
 
-    def _detector(self, product: str) -> Any:
-        return NoDetector()
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._model.detector = lambda _: NoDetector()  # type: ignore[method-assign, assignment, union-attr, return-value]
 
 
 def draw_tars(folder: Path, tars: int = TARS) -> None:
@@ -89,7 +90,7 @@ def inventory(folder: Path, out: Path) -> Inventory:
     return Inventory(str(out))
 
 
-def free_model() -> Model:
+def free_model(seen: InputSettings = INPUT) -> Model:
     """A model whose detector is never loaded."""
     settings = BackboneSettings("squeezenet1_1", "features.3", "random")
     backbone = Backbone(settings)
@@ -99,7 +100,7 @@ def free_model() -> Model:
         settings=dataclasses.asdict(PatchCoreSettings()),
         backbone=settings,
         backbone_sha256=backbone.fingerprint(),
-        input=INPUT,
+        input=seen,
         decode=DecodeSettings(),
         products={"part": ProductCard("part", "", FitCounts(1), {}, calibration)},
         map_scale=Scale(0.0, 1.0),

@@ -59,7 +59,7 @@ class Fit(NamedTuple):
 
 def main(argv: Sequence[str]) -> int:
     """Print the table, a row as soon as it is known."""
-    chosen = _parser().parse_args(argv)
+    chosen = _arguments(argv)
     if unknown := {x for name in chosen.ensembles for x in name.split("+")} - set(chosen.presets):
         raise SystemExit(f"--ensembles names {sorted(unknown)}, which --presets does not")
     if chosen.ensembles and not chosen.held_out:
@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
         raise SystemExit(f"{chosen.data} is no folder; --data takes the folder of the images")
     torch.set_num_threads(1)
     changes = [Change.named(name) for name in chosen.changes]
-    rows = _rows(chosen)
+    rows = listed(chosen)
     products = sorted(set(rows["product"].to_pylist()))
     backbones: dict[BackboneSettings, RememberingBackbone] = {}
     print(HEAD, flush=True)
@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
         of_product = rows.filter(pc.equal(rows["product"], product))
         of_presets: dict[str, Bench] = {}
         for preset in chosen.presets:
-            request = _request(preset, chosen)
+            request = request_of(preset, chosen)
             if request.backbone not in backbones:
                 backbones[request.backbone] = RememberingBackbone(request.backbone)
             bench = Bench(
@@ -91,10 +91,11 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """The command line of a benchmark on a folder of images: where they are, how they are seen."""
     parser = argparse.ArgumentParser(
-        "python -m tests.bench tiles",
-        description=__doc__,
+        f"python -m tests.bench {name}",
+        description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
@@ -102,21 +103,27 @@ def _parser() -> argparse.ArgumentParser:
     add("--layout", default="", help="a layout of jobs.inventory")
     add("--pattern", default="", help="or a pattern of jobs.inventory")
     add("--train-names", default="", metavar="FILE", help="as jobs.inventory takes it")
-    add("--presets", nargs="+", default=["efficientnet-lite0"], help="names in deploy/methods")
     add("--backbone", default="", help="another network for all presets")
     add("--layers", default="", help="its layers")
     add("--weights", default="", help="its weights")
     add("--exposure", default="", help="as_is, median or standard; default: the preset's")
     add("--epochs", type=int, default=0, help="of trained detectors; 0 = the preset's")
-    add("--seeds", type=int, nargs="*", help="one fit for each; means and deviations are shown")
-    add("--changes", nargs="+", default=["as_is"], help="of test images: x0.7, gamma0.8, ...")
-    add("--held-out", type=int, default=0, metavar="N", help="good images left out of fits")
-    add("--ensembles", nargs="+", default=[], metavar="A+B", help="presets that score together")
     add("settings", nargs="*", help="behind --: settings of jobs.fit")
     return parser
 
 
-def _rows(chosen: argparse.Namespace) -> pa.Table:
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    own = parser("tiles", __doc__)
+    add = own.add_argument
+    add("--presets", nargs="+", default=["efficientnet-lite0"], help="names in deploy/methods")
+    add("--seeds", type=int, nargs="*", help="one fit for each; means and deviations are shown")
+    add("--changes", nargs="+", default=["as_is"], help="of test images: x0.7, gamma0.8, ...")
+    add("--held-out", type=int, default=0, metavar="N", help="good images left out of fits")
+    add("--ensembles", nargs="+", default=[], metavar="A+B", help="presets that score together")
+    return own.parse_args(argv)
+
+
+def listed(chosen: argparse.Namespace) -> pa.Table:
     """The inventory of the folder. Raises SystemExit if an image belongs to no product."""
     with tempfile.TemporaryDirectory(prefix="nightloupe-bench-") as folder:
         words = ["--archive", str(chosen.data), "--output", f"{folder}/images.parquet"]
@@ -130,7 +137,7 @@ def _rows(chosen: argparse.Namespace) -> pa.Table:
     return rows
 
 
-def _request(preset: str, chosen: argparse.Namespace) -> FitRequest:
+def request_of(preset: str, chosen: argparse.Namespace) -> FitRequest:
     """The request of a preset, with the settings of the command line."""
     groups = {name: kind.Settings for name, kind in DETECTORS.items()}
     words = ["--config", str(ROOT / "deploy" / "methods" / f"{preset}.toml")]

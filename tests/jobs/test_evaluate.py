@@ -70,6 +70,18 @@ def test_what_the_table_has_no_room_for_stands_below_it(capsys):
     assert not any(line.startswith("mean image AP") for line in said(capsys, BARE, BARE))
 
 
+def test_parts_have_a_table_of_their_own_where_there_are_any(capsys):
+    parts = {"good_parts": 1200, "defective_parts": 7, "part_auroc": 0.98765, "part_ap": None}
+    lines = said(capsys, BOLT | parts, BARE, BOLT | parts | {"product": "mean"})
+    assert lines[-4:] == [
+        "parts, each by the highest score of its images",
+        "product       good   bad   AUROC      AP",
+        "a_product_o  1,200     7  0.9877       -",
+        "mean         1,200     7  0.9877       -",
+    ]
+    assert not any("parts" in line for line in said(capsys, BOLT, BARE, BARE))
+
+
 def test_the_error_of_grey_levels_and_notes_are_said(capsys):
     lines = said(capsys, BOLT, BARE, BOLT | {"product": "mean", "note": "of 2 only 1"})
     assert any("pixel AUROC by at most 1.2e-06, the mean PRO by 2.0e-06" in line for line in lines)

@@ -16,8 +16,9 @@ from ops.storage import files
 from ops.storage.paths import Out
 from pipelines.fitting import also_whole
 from pipelines.fitting.picture_sizes import Detail
-from pipelines.tables import lock
+from pipelines.tables import decisions, lock
 from tests.conftest import TINY, tiny_model
+from tests.runs import Part, list_parts
 
 TINY_MODEL = tiny_model("bolt")
 MODEL = replace(
@@ -41,7 +42,7 @@ def fits(monkeypatch):
 
     monkeypatch.setattr(job.fit, "fit", fit)
     monkeypatch.setattr(job, "connected", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(sources, "inventory_of", lambda *_: None)
+    monkeypatch.setattr(sources, "inventory_of", lambda *_: object())
     monkeypatch.setattr(job, "unlabelled", lambda _: "")
     monkeypatch.setattr(Tracker, "deliver", lambda *_: None)
     return done
@@ -186,3 +187,46 @@ def test_tiles_and_whole_pictures_are_fitted_as_one_model(leave, fits, monkeypat
     code, _, err = leave("fit", *WORDS, *words)
     assert (code, len(asked)) == (1, 2)
     assert "and a fit replaces no other model" in err
+
+
+def test_decided_images_are_left_out_on_demand_and_told_of_otherwise(leave, fits, monkeypatch):
+    bolt, nut, good = (Part(name, "bolt", 1.0) for name in ("bolt.png", "nut.png", "good.png"))
+    listed = list_parts("parts.parquet", [bolt, replace(nut, label=1), good])
+    monkeypatch.setattr(sources, "inventory_of", lambda *_: listed)
+    for part in (bolt, nut):
+        shown = {"image_id": part.image_id, "uri": part.uri, "product": part.product}
+        shown |= {"content_sha256": "0" * 64, "model_id": "m", "run_id": "2026-11-20-0000"}
+        row = decisions.decided(shown, "defect", who="ada", source="page")
+        decisions.append(Out("out"), [row])
+    words = ["--archive", "parts", "--name", ""]
+    code, said, _ = leave("fit", *words)
+    assert code == 0
+    warning = "people decided that 1 of the listed images are defects, and here they count as good"
+    assert f"warning: {warning}; --labels out leaves them out" in said
+    assert fits.pop()[-1] is None
+    code, said, _ = leave("fit", *words, "--labels", "out")
+    assert code == 0
+    assert "people decided" not in said
+    defects = fits.pop()[-1].defects
+    assert sorted(defects["image_id"].to_pylist()) == sorted([bolt.image_id, nut.image_id])
+    code, _, err = leave("fit", *words, "--labels", "elsewhere")
+    assert code == 1
+    assert "elsewhere holds no decision of people; decide with python -m jobs.review" in err
+
+
+def test_a_model_is_grown_by_decisions_alone(leave, fits):
+    write_model("model", MODEL)
+    part = Part("bolt.png", "bolt", 1.0)
+    shown = {"image_id": part.image_id, "uri": part.uri, "product": part.product}
+    shown |= {"content_sha256": "0" * 64, "model_id": "m", "run_id": "2026-11-20-0000"}
+    decisions.append(
+        Out("out"), [decisions.decided(shown, "false_alarm", who="ada", source="page")]
+    )
+    words = ["--grow", "model", "--name", "", "--model-folder", "grown"]
+    assert leave("fit", *words, "--labels", "out")[0] == 0
+    inventory, *_, decided = fits.pop()
+    assert inventory is None
+    assert decided.false_alarms["uri"].to_pylist() == [part.uri]
+    code, _, err = leave("fit", "--grow", "model", "--name", "")
+    assert code == 2
+    assert "name the images: --archive FOLDER" in err

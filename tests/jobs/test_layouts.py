@@ -1,7 +1,9 @@
 """The public data sets, each as a small drawn tree: exactly which rows an inventory has."""
 
 import io
+import json
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -128,12 +130,87 @@ TREES: dict[str, tuple[list[str], list[tuple]]] = {
             ("fryum/Data/Images/Normal/0836.JPG", "fryum", "test", 0, "Normal", None),
         ],
     ),
+    "mvtec-ad-2": (
+        [
+            "can/test_private/000.png",
+            "can/test_private_mixed/000_mixed.png",
+            "can/test_public/bad/000_regular.png",
+            "can/test_public/good/001_overexposed.png",
+            "can/test_public/ground_truth/bad/000_regular_mask.png",
+            "can/train/good/000_regular.png",
+            "can/validation/good/000_regular.png",
+            "license.txt",
+        ],
+        [
+            ("can/test_private/000.png", "can", "test_private", None, None, None),
+            ("can/test_private_mixed/000_mixed.png", "can", "test_private_mixed", None, None, None),
+            ("can/test_public/bad/000_regular.png", "can", "test_public", 1, "bad",
+             "can/test_public/ground_truth/bad/000_regular_mask.png"),
+            ("can/test_public/good/001_overexposed.png", "can", "test_public", 0, "good", None),
+            ("can/train/good/000_regular.png", "can", "train", 0, "good", None),
+            ("can/validation/good/000_regular.png", "can", "validation", 0, "good", None),
+        ],
+    ),
+    "real-iad": (
+        [
+            "realiad_256/usb/NG/BX/S0001/usb_0001_NG_BX_C1_20230101000000.jpg",
+            "realiad_256/usb/NG/BX/S0001/usb_0001_NG_BX_C1_20230101000000.png",
+            "realiad_256/usb/NG/BX/S0001/usb_0001_NG_BX_C2_20230101000000.jpg",
+            "realiad_256/usb/OK/S0001/usb_0001_OK_C1_20230101000000.jpg",
+            "realiad_256/usb/OK/S0001/usb_0001_OK_C2_20230101000000.jpg",
+            "realiad_256/usb/OK/S0002/usb_0002_OK_C1_20230101000000.jpg",
+            "realiad_256/usb/OK/S0003/usb_0003_OK_C1_20230101000000.jpg",
+            "realiad_jsons/realiad_jsons/usb.json",
+            "realiad_jsons/realiad_jsons_sv/usb.json",
+        ],
+        [
+            ("realiad_256/usb/NG/BX/S0001/usb_0001_NG_BX_C1_20230101000000.jpg", "usb", "test", 1,
+             "BX", "realiad_256/usb/NG/BX/S0001/usb_0001_NG_BX_C1_20230101000000.png"),
+            # The defect is not to be seen from here.
+            ("realiad_256/usb/NG/BX/S0001/usb_0001_NG_BX_C2_20230101000000.jpg", "usb", "test", 0,
+             "BX", None),
+            ("realiad_256/usb/OK/S0001/usb_0001_OK_C1_20230101000000.jpg", "usb", "train", 0, None,
+             None),
+            ("realiad_256/usb/OK/S0001/usb_0001_OK_C2_20230101000000.jpg", "usb", "train", 0, None,
+             None),
+            ("realiad_256/usb/OK/S0002/usb_0002_OK_C1_20230101000000.jpg", "usb", "test", 0, None,
+             None),
+        ],
+    ),
 }  # fmt: skip
 VISA_SPLIT = """object,split,label,image,mask
 candle,train,normal,candle/Data/Images/Normal/0836.JPG,
 candle,test,normal,candle/Data/Images/Normal/0000.JPG,
 candle,test,anomaly,candle/Data/Images/Anomaly/000.JPG,candle/Data/Masks/Anomaly/000.png
 """
+
+
+def _real_iad(codes: dict[str, list[str]]) -> str:
+    """A list of Real-IAD: of each split the names of its images, as `0001_OK_C1`."""
+
+    def entry(name: str) -> dict:
+        number, *code, _ = name.split("_")
+        folder = "/".join([*code, f"S{number}"])
+        path = f"{folder}/usb_{name}_20230101000000.jpg"
+        return {"category": "usb", "anomaly_class": code[-1], "image_path": path, "mask_path": None}
+
+    lists = {split: [entry(name) for name in names] for split, names in codes.items()}
+    return json.dumps({"meta": {"normal_class": "OK", "prefix": "./data"}, **lists})
+
+
+#: The lists of splits that lie in a data set.
+LISTS = {
+    "split_csv/1cls.csv": VISA_SPLIT,
+    "realiad_jsons/realiad_jsons/usb.json": _real_iad(
+        {
+            "train": ["0001_OK_C1", "0001_OK_C2"],
+            "test": ["0002_OK_C1", "0001_NG_BX_C1", "0001_NG_BX_C2"],
+        }
+    ),
+    "realiad_jsons/realiad_jsons_sv/usb.json": _real_iad(
+        {"train": ["0001_OK_C1"], "test": ["0002_OK_C1", "0001_NG_BX_C1"]}
+    ),
+}
 
 
 def draw(folder: Path, names: list[str]) -> Path:
@@ -145,11 +222,12 @@ def draw(folder: Path, names: list[str]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         kind = {".bmp": "BMP", ".jpg": "JPEG", ".png": "PNG"}.get(path.suffix.lower())
         is_mask = any(word in name for word in ("ground_truth", "Label", "masks", "Masks"))
+        is_mask |= "/NG/" in name and path.suffix == ".png"
         if kind:
             pixels = mask if is_mask else np.full((8, 8), 90, np.uint8)
             Image.fromarray(pixels).save(path, kind)
         else:
-            path.write_text(VISA_SPLIT if path.name == "1cls.csv" else "other")
+            path.write_text(LISTS.get(name, "other"))
     return folder
 
 
@@ -161,7 +239,7 @@ def rows_of(archive: Path, layout: str, out: Path, **more: str) -> list[dict]:
 
 def short(row: dict, archive: Path) -> tuple:
     def below(uri: str | None) -> str | None:
-        return uri and uri.split(f"{archive}")[1].lstrip("/#")
+        return uri and uri.split(f"{archive}")[1].lstrip("/#.")
 
     named = (row["product"], row["split"], row["label"], row["defect"])
     return below(row["uri"]), *named, below(row["mask_uri"])
@@ -181,16 +259,82 @@ def test_a_data_set_is_listed_as_it_is_meant(layout, tmp_path):
             assert found.sum() == 4
 
 
-@pytest.mark.parametrize("layout", sorted(set(TREES) - {"visa-raw"}))
-def test_a_tar_of_a_data_set_is_listed_alike(layout, tmp_path):
+def pack(archive: Path, kind: str) -> Path:
+    """A tar or zip of a folder, beside it."""
+    packed = archive.parent / f"a.{kind}"
+    if kind == "tar":
+        with tarfile.open(packed, "w") as tar:
+            tar.add(archive, ".")
+    else:
+        with zipfile.ZipFile(packed, "w") as zipped:
+            for path in sorted(archive.rglob("*")):
+                zipped.write(path, path.relative_to(archive))
+    return packed
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+@pytest.mark.parametrize("layout", TREES)
+def test_a_packed_data_set_is_listed_alike(layout, kind, tmp_path):
     names, expected = TREES[layout]
     archive = draw(tmp_path / layout, names)
-    with tarfile.open(tmp_path / "a.tar", "w") as packed:
-        packed.add(archive, ".")
-    rows = rows_of(tmp_path / "a.tar", layout, tmp_path / "i.parquet")
-    unnamed = [(named, label) for _, named, _, label, *_ in expected]
-    assert [(row["product"], row["label"]) for row in rows] == unnamed
-    assert [bool(row["mask_uri"]) for row in rows] == [bool(row[-1]) for row in expected]
+    lists = next((str(archive / name) for name in LAYOUTS[layout].lists), "")
+    rows = rows_of(pack(archive, kind), layout, tmp_path / "i.parquet", train_names=lists)
+    found = [short(row, tmp_path / f"a.{kind}") for row in rows]
+    assert sorted(found, key=str) == sorted(expected, key=str)
+
+
+@pytest.mark.parametrize("layout", ["visa-raw", "real-iad"])
+def test_a_packed_data_set_needs_its_list_beside_it(layout, tmp_path):
+    packed = pack(draw(tmp_path / layout, TREES[layout][0]), "tar")
+    with pytest.raises(UserError, match=r"which .*a\.tar does not hold; name it: --train-names"):
+        rows_of(packed, layout, tmp_path / "i.parquet")
+
+
+def test_parts_and_views_of_real_iad_are_those_of_its_authors(tmp_path):
+    rows = rows_of(draw(tmp_path / "a", TREES["real-iad"][0]), "real-iad", tmp_path / "i.parquet")
+    # S0001 is a good part and a defective one.
+    assert [(row["part"], row["view"]) for row in rows] == [
+        ("usb_0001_NG_BX", "C1"),
+        ("usb_0001_NG_BX", "C2"),
+        ("usb_0001_OK", "C1"),
+        ("usb_0001_OK", "C2"),
+        ("usb_0002_OK", "C1"),
+    ]
+
+
+def test_images_that_lists_of_splits_do_not_name_are_left_out_and_counted(tmp_path, capsys):
+    archive = draw(tmp_path / "a", TREES["real-iad"][0])
+    single = archive / "realiad_jsons" / "realiad_jsons_sv"
+    for given in (single, single / "usb.json"):
+        rows = rows_of(archive, "real-iad", tmp_path / "i.parquet", train_names=str(given))
+        assert [(row["part"], row["view"], row["split"]) for row in rows] == [
+            ("usb_0001_NG_BX", "C1", "test"),
+            ("usb_0001_OK", "C1", "train"),
+            ("usb_0002_OK", "C1", "test"),
+        ]
+        assert (
+            "left out: 3 images that the lists of the splits do not name" in capsys.readouterr().out
+        )
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"train": []}', "it lacks lists train and test of image_path"),
+        ('{"train": [{}], "test": []}', "it lacks lists train and test of image_path"),
+        ('{"train": ', "is no list of names"),
+        ("\udcff", "is no list of names"),
+    ],
+)
+def test_a_list_that_cannot_be_read_is_refused(content, words, tmp_path):
+    archive = draw(tmp_path / "a", TREES["real-iad"][0])
+    (tmp_path / "list.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match=words):
+        rows_of(
+            archive, "real-iad", tmp_path / "i.parquet", train_names=str(tmp_path / "list.json")
+        )
+    with pytest.raises(UserError, match=r"is a folder without a \.json file"):
+        rows_of(archive, "real-iad", tmp_path / "i.parquet", train_names=str(archive))
 
 
 def test_the_published_archive_of_visa_needs_its_list(tmp_path):
@@ -217,7 +361,7 @@ def test_where_masks_make_labels_nothing_is_known_without_any(layout, tmp_path, 
 def test_frames_between_those_that_count_are_said_to_be_left_out(tmp_path, capsys):
     names, _ = TREES["mstc"]
     rows_of(draw(tmp_path / "a", names), "mstc", tmp_path / "i.parquet")
-    assert "10 frames of clips left out" in capsys.readouterr().out
+    assert "10 frames between those that the layout lists" in capsys.readouterr().out
 
 
 def test_damage_of_an_archive_is_no_good_image(tmp_path):

@@ -41,3 +41,11 @@ def test_warnings_are_shown_and_kept(capsys):
     warnings.add("")
     warnings.add("one")
     assert (warnings.sentences, capsys.readouterr().out) == (["one"], "warning: one\n")
+
+
+def test_sentences_of_a_fit_are_kept_if_they_are_warnings(capsys):
+    warnings = FitWarnings()
+    warnings.say("input: 224 x 224")
+    warnings.say("warning: two")
+    assert warnings.sentences == ["two"]
+    assert capsys.readouterr().out == "input: 224 x 224\nwarning: two\n"

@@ -1,6 +1,8 @@
 import pytest
 
-from ops.archives.layouts import LAYOUTS, Layout, PathParser, compile_pattern, train_names
+from ops.archives import split_lists
+from ops.archives.layouts import FRAMES, LAYOUTS, Layout, PathParser, compile_pattern
+from ops.archives.split_lists import SplitLists
 from ops.errors import UserError
 from tests.conftest import DATA
 
@@ -82,7 +84,7 @@ def test_a_name_field_joins_a_mask_with_a_stem():
 
 def test_a_path_that_does_not_match_has_no_fields():
     found = PathParser(LAYOUTS["mvtec"], "p")("readme.txt")
-    assert found == (None, None, None, None, False, None, False, False, None, None)
+    assert found == (None, None, None, None, False, None, False, "", None, None)
 
 
 def test_a_path_names_a_part_and_a_view_and_a_mask_may_follow_them():
@@ -115,15 +117,29 @@ def test_a_list_of_names_decides_the_split():
 
 def test_a_list_may_name_paths_and_may_be_a_table():
     table = "image,mask,split\na/1.png,,train\nb/1.png,,test\na/2.png,,Training\n"
-    path_parser = PathParser(Layout("{product}/{name}", train_names=train_names(table)), "p")
+    path_parser = PathParser(
+        Layout("{product}/{name}", train_names=split_lists.read(table).train), "p"
+    )
     names = ("a/1.png", "b/1.png", "a/2.png", "b/2.png")
     assert [path_parser(name).split for name in names] == ["train", "test", "train", "test"]
-    assert train_names(" 1.png \n\n2.png\n") == {"1.png", "2.png"}
+    assert split_lists.read(" 1.png \n\n2.png\n") == SplitLists(frozenset({"1.png", "2.png"}))
+
+
+def test_a_list_of_both_splits_leaves_out_what_it_does_not_name():
+    lists = split_lists.union(
+        split_lists.read(f'{{"train": [{{"image_path": "OK/{n}.png"}}], "test": [{test}]}}')
+        for n, test in ((1, '{"image_path": "NG/2.png"}'), (3, ""))
+    )
+    assert lists == SplitLists(frozenset({"1.png", "3.png"}), frozenset({"2.png"}))
+    layout = Layout("{name}", train_names=lists.train, test_names=lists.test)
+    found = [PathParser(layout, "p")(f"{n}.png") for n in range(1, 5)]
+    assert [f.split for f in found] == ["train", "test", "train", None]
+    assert [bool(f.left_out) for f in found] == [False, False, False, True]
 
 
 @pytest.mark.parametrize(
     ("word", "split"),
-    [("Train", "train"), ("training", "train"), ("Testing", "test"), ("VAL", "val")],
+    [("Train", "train"), ("training", "train"), ("Testing", "test"), ("VAL", "validation")],
 )
 def test_words_for_splits(word, split):
     assert PathParser(Layout("{split}/{name}"), "p")(f"{word}/1.png").split == split
@@ -131,7 +147,7 @@ def test_words_for_splits(word, split):
 
 def test_every_leaves_out_the_frames_between():
     path_parser = PathParser(Layout("{product}_{clip}/{frame}.*", every=5), "p")
-    kept = [n for n in range(12) if not path_parser(f"01_02/{n:03d}.jpg").is_skipped]
+    kept = [n for n in range(12) if path_parser(f"01_02/{n:03d}.jpg").left_out != FRAMES]
     assert kept == [0, 5, 10]
     assert path_parser("01_02/005.jpg").product == "01"
     assert not path_parser("01_02/5a.jpg").matched

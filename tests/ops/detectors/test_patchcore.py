@@ -128,6 +128,65 @@ def test_a_bank_in_bounded_memory_proves_how_good_it_is(backbone, images):
     assert exact["radius"] <= metrics["radius"]
 
 
+def vectors_of(detector: PatchCore, picks, images) -> torch.Tensor:
+    """The vectors of the patches that picks name."""
+    every = detector._whitened(detector.embed(images).flatten(1, 2))
+    return every[picks.images, picks.positions]
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine", "whitened"])
+def test_the_picks_name_the_patch_that_each_vector_is(backbone, images, metric):
+    detector = fit(backbone, images, metric=metric)
+    picks = detector.fitted.picks
+    assert picks.grid == tuple(detector.embed(images[:1]).shape[1:3])
+    assert len(picks.images) == len(detector.bank) == 39
+    found = vectors_of(detector, picks, images)
+    if metric == "whitened":  # products of matrices round by their shapes
+        torch.testing.assert_close(found, detector.bank, rtol=1e-4, atol=1e-5)
+    else:
+        assert torch.equal(found, detector.bank)
+
+
+def test_the_picks_are_the_same_on_several_workers_of_which_one_has_no_image(backbone, images):
+    def program(group):
+        detector = PatchCore(PatchCoreSettings(**SMALL), backbone)
+        if group.rank:
+            own = torch.arange(group.rank - 1, len(images), 2)
+            detector.add_images(images[own], own)
+        return detector.fit(group, lambda *_: None, Checkpoint()).picks
+
+    alone = fit(backbone, images).fitted.picks
+    for picks in together(3, program):
+        assert picks.grid == alone.grid
+        assert torch.equal(picks.images, alone.images)
+        assert torch.equal(picks.positions, alone.positions)
+
+
+def test_the_picks_of_a_bank_in_bounded_memory_name_its_vectors(backbone, images):
+    detector = fit(backbone, images, fit_memory=2 * 50 * bytes_per_vector(24, 24))
+    assert torch.equal(vectors_of(detector, detector.fitted.picks, images), detector.bank)
+
+
+def test_the_picks_of_a_resumed_fit_are_those_of_one_that_was_not_ended(backbone, images):
+    class Saved(Checkpoint):
+        saved: tuple = ()
+
+        def read(self):
+            return ([*self.saved[0][:5]], [*self.saved[1][:5]], 1) if self.saved else None
+
+        def write(self, content):
+            self.saved = content
+
+    whole = fit(backbone, images, coreset_ratio=0.1)
+    checkpoint = Saved()
+    for _ in range(2):
+        detector = PatchCore(whole.settings, backbone)
+        detector.add_images(images, torch.arange(4))
+        picks = detector.fit(Alone(), lambda *_: None, checkpoint).picks
+        assert torch.equal(picks.images, whole.fitted.picks.images)
+        assert torch.equal(picks.positions, whole.fitted.picks.positions)
+
+
 def test_the_estimate_is_what_a_fit_counts(backbone, images):
     settings = PatchCoreSettings(**SMALL | {"projection": 12})
     shapes = [tuple(layer.shape[1:]) for layer in backbone(images[:1])]
@@ -158,6 +217,19 @@ def test_a_grown_bank_covers_old_and_new_patches(backbone, images):
     cover = torch.cdist(everything, grown.bank.double()).amin(dim=1).max()
     assert float(cover) <= metrics["radius"] * (1 + 1e-5)
     assert metrics["local_r"] == pytest.approx(old.radius)
+
+
+def test_the_picks_of_a_grown_bank_name_vectors_of_the_earlier_one(backbone, images):
+    old = fit(backbone, images[:2], coreset_ratio=0.1)
+    grown = PatchCore(old.settings, backbone)
+    grown.grow(old.state(), old.fitted.counts)
+    grown.add_images(images[2:], torch.arange(2))
+    picks = grown.fit(Alone(), lambda *_: None, Checkpoint()).picks
+    is_old = picks.images == -1
+    assert 0 < int(is_old.sum()) < len(is_old)
+    assert torch.equal(old.bank[picks.positions[is_old]], grown.bank[is_old])
+    new = type(picks)(picks.images[~is_old], picks.positions[~is_old], picks.grid)
+    assert torch.equal(vectors_of(grown, new, images[2:]), grown.bank[~is_old])
 
 
 class MemoryCheckpoint(Checkpoint):

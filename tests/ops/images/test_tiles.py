@@ -111,7 +111,9 @@ def test_maps_keep_the_proportions_and_never_have_more_pixels(shape, most, expec
 
 
 def test_every_tile_of_every_picture_has_an_id_of_its_own():
-    ids = {tile_id(row, number) for row in (0, 1, 2**24) for number in (0, 1, 2**22 - 1)}
+    places = [(row, number) for row in (0, 1, 2**24) for number in (0, 1, 2**22 - 1)]
+    ids = {tile_id(*place) for place in places}
+    assert [tiles.of_tile_id(tile_id(*place)) for place in places] == places
     assert len(ids) == 9
     assert tile_id(5, 0) == 5 << tiles.TILE_BITS
     assert tile_id(2**24, 2**22 - 1) * 2**16 < 2**63  # patches of a tile fit behind it

@@ -38,6 +38,10 @@ def model_with(table, **card):
     return replace(model, card=changed, held_out=calibration_images.to_bytes(table))
 
 
+def with_earlier(chosen, earlier):
+    return calibration_images.with_earlier(chosen, earlier, calibration_images.of_model(earlier))
+
+
 def uris(table):
     return table["uri"].to_pylist()
 
@@ -47,7 +51,7 @@ def test_earlier_images_calibrate_again_and_none_is_fitted_on_and_calibrates():
     new = split(
         rows("bolt/7", "bolt/2", "bolt/8", version="2"), rows("bolt/9", "bolt/3", version="2")
     )
-    grown = calibration_images.with_earlier(new, earlier)
+    grown = with_earlier(new, earlier)
     assert uris(grown.fit) == ["bolt/7", "bolt/8"]
     assert grown.fit[ROW].to_pylist() == [1, 0]
     expected = {"bolt/1": "1", "bolt/2": "2", "bolt/9": "2", "bolt/3": "2"}
@@ -65,21 +69,21 @@ def test_earlier_images_calibrate_again_and_none_is_fitted_on_and_calibrates():
 def test_growing_by_any_number_of_images_never_calibrates_on_fewer(images):
     earlier = model_with(rows(*(f"bolt/{i}" for i in range(75))))
     new = split(rows(*(f"bolt/new{i}" for i in range(images))), rows())
-    assert len(calibration_images.with_earlier(new, earlier).held_out) == 75
+    assert len(with_earlier(new, earlier).held_out) == 75
 
 
 def test_products_without_anything_new_to_fit_stay_as_they_are():
     earlier = model_with(rows("bolt/1", "nut/1"))
-    grown = calibration_images.with_earlier(split(rows("bolt/2", "nut/1"), rows("nut/5")), earlier)
+    grown = with_earlier(split(rows("bolt/2", "nut/1"), rows("nut/5")), earlier)
     assert (uris(grown.fit), uris(grown.held_out)) == (["bolt/2"], ["bolt/1"])
     with pytest.raises(NothingToFit, match="add other images"):
-        calibration_images.with_earlier(split(rows("nut/1"), rows()), earlier)
+        with_earlier(split(rows("nut/1"), rows()), earlier)
 
 
 def test_a_joint_model_calibrates_all_products_again():
     joint = {"bolt": replace(tiny_model("bolt").card.products["bolt"], file="_joint.safetensors")}
     earlier = model_with(rows("bolt/1", "nut/1"), products=joint)
-    grown = calibration_images.with_earlier(split(rows("bolt/2"), rows()), earlier)
+    grown = with_earlier(split(rows("bolt/2"), rows()), earlier)
     assert uris(grown.held_out) == ["bolt/1", "nut/1"]
 
 
@@ -91,7 +95,7 @@ def test_the_images_lie_in_the_model_folder_and_a_damaged_file_is_told(tmp_path)
     with pytest.raises(UserError, match=r"held-out images of model .* cannot be read"):
         calibration_images.of_model(replace(model, held_out=b"damaged"))
     chosen = split(rows("bolt/2"), rows("bolt/3"))
-    assert calibration_images.with_earlier(chosen, replace(model, held_out=b"")) is chosen
+    assert with_earlier(chosen, replace(model, held_out=b"")) is chosen
 
 
 def of_parts(*names):
@@ -108,7 +112,7 @@ def test_a_part_of_which_an_image_calibrates_is_not_fitted_on():
     """Another view of the part may have come later."""
     earlier = model_with(of_parts("bolt/1/top", "nut/2/top"))
     new = split(of_parts("bolt/1/side", "bolt/2/side", "nut/1/side"), of_parts("bolt/3/side"))
-    grown = calibration_images.with_earlier(new, earlier)
+    grown = with_earlier(new, earlier)
     assert uris(grown.fit) == ["bolt/2/side", "nut/1/side"]
     expected = ["bolt/1/side", "bolt/1/top", "bolt/3/side", "nut/2/top"]
     assert sorted(uris(grown.held_out)) == expected
@@ -121,7 +125,7 @@ def test_all_views_of_a_product_calibrate_its_parts_again():
     fitted = of_parts("bolt/2/top", "bolt/1/top")
     at = fitted.schema.get_field_index("product")
     names = pa.array(["bolt/top", "bolt/top"])
-    grown = calibration_images.with_earlier(
+    grown = with_earlier(
         split(fitted.set_column(at, "product", names), of_parts("bolt/3/top")), earlier
     )
     assert uris(grown.fit) == ["bolt/2/top"]

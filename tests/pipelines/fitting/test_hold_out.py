@@ -48,6 +48,28 @@ def test_without_parts_each_image_is_chosen_by_the_hash_of_its_address(holdout, 
     assert (held_out.tolist(), chosen.tolist()) == expected
 
 
+def test_a_split_for_validation_takes_the_place_of_the_share():
+    images = [("bolt", None, f"u{n}") for n in range(10)] + [
+        ("nut", None, f"n{n}") for n in range(10)
+    ]
+    images += [("pin", None, "p0"), ("cap", "1", "c0"), ("cap", "1", "c1"), ("cap", "2", "c2")]
+    rows = table(images)
+    products = rows["product"].to_pylist()
+    reserved = [uri in {"u2", "u7", "p0", "c1"} for *_, uri in images]
+
+    def uris(numbers):
+        return {images[number][2] for number in numbers}
+
+    held_out, chosen = map(uris, choose(rows, products, 0.2, 0, 0, reserved))
+    # Of the nuts the share, of the only pin nothing; a part with one such image goes as a whole.
+    assert held_out - {f"n{n}" for n in range(10)} == {"u2", "u7", "c0", "c1"}
+    assert len(held_out) == 6
+    assert chosen == uris(range(24)) - held_out - {"p0"}
+    held_out, chosen = map(uris, choose(rows, products, 0.0, 0, 0, reserved))
+    assert held_out == set()
+    assert chosen == uris(range(24)) - {"u2", "u7", "p0", "c0", "c1"}
+
+
 @pytest.mark.parametrize("shots", [0, 4])
 def test_no_part_is_split_and_counts_are_of_parts(shots):
     rng = random.Random(1)

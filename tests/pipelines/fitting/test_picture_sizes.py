@@ -8,6 +8,7 @@ import pytest
 
 from ops.detectors.patchcore import PatchCoreSettings
 from ops.features.backbone import BackboneSettings
+from ops.images.placement import SIDE
 from ops.images.resize import InputSettings
 from ops.storage import uris
 from pipelines.fitting.picture_sizes import Detail, PictureSizes, read_sizes
@@ -51,12 +52,19 @@ def test_a_few_pictures_of_each_detector_are_read(tmp_path, request_):
         [("nut", (30 + n, 20)) for n in range(9)] + [("bolt", (50, 40)), ("bolt", None)]
     ):
         location = tmp_path / f"{number}.png"
-        drawn = pictures.encoded(np.zeros(size[::-1], np.uint8)) if size else b"none"
+        drawn = pictures.encoded(np.full(size[::-1], 200, np.uint8)) if size else b"none"
         location.write_bytes(drawn)
         rows.append({"uri": uris.make(str(location)), "product": detector, DETECTOR: detector})
     kinds = {"bytes": pa.int64(), "member": pa.int64()}
     names = ["uri", "bytes", "version", "member", "product", "problem", DETECTOR]
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in names])
     table = pa.Table.from_pylist(rows, schema)
-    found = read_sizes(Split(table, table.slice(0, 0)), request_)
+    split = Split(table, table.slice(0, 0))
+    found = read_sizes(split, request_)
     assert found.by_detector == {"bolt": [(50, 40)], "nut": [(30, 20), (33, 20), (36, 20)]}
+    assert found.small == {}
+    more = read_sizes(split, request_, placed=True)
+    assert more.by_detector == {"bolt": [(50, 40)], "nut": [(30 + n, 20) for n in range(9)]}
+    assert more.small["nut"].shape == (9, SIDE, SIDE)
+    assert more.small["nut"].dtype == np.uint8
+    assert (more.small["nut"] == 200).all()

@@ -22,11 +22,12 @@ from tests.ops.results.test_metrics import histogram
 
 
 def tables(*products: tuple[str, list[tuple]]) -> tuple[pa.Table, pa.Table]:
-    """Scores and inventory of products, from (label, split, score, is_anomalous)."""
+    """Scores and inventory of products, from (label, split, score, is_anomalous), and a part."""
     scored, listed = [], []
     for product, images in products:
-        for number, (label, split, score, called) in enumerate(images):
+        for number, (label, split, score, called, *part) in enumerate(images):
             own = {"image_id": f"{product}{number}", "product": product}
+            own["part"] = part[0] if part else None
             listed.append(own | {"label": label, "split": split})
             status = "ok" if score is not None else "unreadable"
             values = {"status": status, "score": score, "is_anomalous": called, "map_uri": None}
@@ -34,7 +35,7 @@ def tables(*products: tuple[str, list[tuple]]) -> tuple[pa.Table, pa.Table]:
             scored.append(own | values)
             listed[-1]["uri"] = own["image_id"]
     kinds = [("image_id", pa.string()), ("product", pa.string()), ("status", pa.string())]
-    kinds += [("content_sha256", pa.string())]
+    kinds += [("content_sha256", pa.string()), ("part", pa.string())]
     kinds += [("uri", pa.string()), ("width", pa.int32()), ("height", pa.int32())]
     kinds += [("score", pa.float64()), ("is_anomalous", pa.bool_()), ("map_uri", pa.string())]
     return pa.Table.from_pylist(scored, pa.schema(kinds)), pa.Table.from_pylist(listed, INVENTORY)
@@ -104,6 +105,40 @@ def test_pixels_are_judged_at_their_best_and_at_the_threshold_of_the_model(monke
     row = evaluate.evaluate(scored, listed, *settings).table.to_pylist()[0]
     assert (row["oracle_pixel_threshold"], row["pixel_f1"]) == (None, None)
     assert row["oracle_pixel_f1"] == pytest.approx(0.8)
+
+
+#: Five parts, and an image of none. Of part 4 one view was not scored, of 5 none has a label.
+PARTS = (
+    "bolt",
+    [
+        *((0, "test", 1.0, None, "1"), (0, "test", 4.0, None, "1")),
+        *((0, "test", 2.0, None, "2"), (0, "test", 2.5, None, "2"), (0, "test", 0.5, None, "2")),
+        *((1, "test", 3.0, None, "3"), (0, "test", 0.5, None, "3")),
+        *((1, "test", None, None, "4"), (0, "test", 5.0, None, "4"), (1, "test", 1.0, None, "4")),
+        *((None, "test", 9.0, None, "5"), (0, "validation", 9.0, None, "6")),
+        (0, "test", 9.0, None),
+    ],
+)
+
+
+def test_a_part_counts_once_by_the_highest_score_of_its_views():
+    bolt, nut, mean = evaluated(PARTS, NUT).table.to_pylist()
+    # Good parts have 4 and 2.5, defective ones 3 and 5.
+    assert (bolt["good_parts"], bolt["defective_parts"]) == (2, 2)
+    assert bolt["part_auroc"] == 3 / 4
+    assert bolt["part_ap"] == pytest.approx((1 + 2 / 3) / 2)
+    assert bolt["image_auroc"] == 7.5 / 16
+    assert (nut["good_parts"], nut["part_auroc"]) == (None, None)
+    assert (mean["defective_parts"], mean["part_auroc"]) == (2, 3 / 4)
+    assert "part_auroc 1" in mean["note"]
+
+
+def test_parts_are_not_rated_where_views_have_detectors_of_their_own():
+    scored, listed = tables(PARTS)
+    settings = (InputSettings(8), FetchSettings(), Resources(), lambda *_: None)
+    row = evaluate.evaluate(scored, listed, {}, *settings, has_parts=False).table.to_pylist()[0]
+    assert (row["good_parts"], row["part_auroc"]) == (None, None)
+    assert row["image_auroc"] == 7.5 / 16
 
 
 def test_a_product_without_scores_has_a_row():

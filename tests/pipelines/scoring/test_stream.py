@@ -19,6 +19,7 @@ from ops.archives.fetch import FetchSettings
 from ops.archives.inventory import Inventory
 from ops.archives.layouts import LAYOUTS, PathParser
 from ops.archives.listing import IMAGE_SUFFIXES
+from ops.detectors import bank_origins
 from ops.detectors.ensemble import EnsembleSettings
 from ops.detectors.model_folder import Model, read_model, write_model
 from ops.detectors.patchcore import PatchCoreSettings
@@ -344,6 +345,11 @@ def test_every_good_image_is_in_the_bank_whatever_the_number_of_workers(world, t
         assert len(bank) == int(0.1 * 11 * 15 * 15)
         assert all((other[product] == bank).all() for other in banks[1:])
     assert len({model.card.model_id for model in models.values()}) == 1
+    (data,) = {model.origins for model in models.values()}
+    origins = bank_origins.from_bytes(data, "").to_pylist()
+    assert len(origins) == sum(map(len, banks[0].values()))
+    assert all(files.exists(uris.parse(row["uri"]).location) for row in origins)
+    assert {row["file"] for row in origins} == {f"{product}.safetensors" for product in banks[0]}
 
 
 def scored_checked_and_evaluated(world, folder, out):

@@ -1,0 +1,1 @@
+"""Decisions that files hold: read, resolved to rows of scores, and published."""

@@ -1,0 +1,200 @@
+"""Nights, decisions and growing on a folder of labelled images, in one process without Ray.
+
+python -m tests.bench loop --data tiles --layout mtd --train-names train_names.txt \\
+    --weights lite0.safetensors --exposure median
+
+A model is fitted on `--good` good images, of which the share `--holdout` calibrates it. All others
+are dealt to `--nights` nights. After each night an inspector, who knows the labels, looks at the
+parts that were flagged; the model grows by the false alarms among them, and scores the next night,
+whose images it has never seen. Every night is also scored by the model that never grows, and by
+one that differs from the rule of jobs.fit --labels: of its false alarms a tenth calibrates. Nothing
+is chosen by labels of parts that were not flagged. Figures are means over `--draws` random deals.
+
+The second table grows the model by 1, 10 and 150 good images at random, of which a fifth calibrates
+too, and scores good images that it has never seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from ops.detectors.detector import Checkpoint, Detector, FitCounts
+from ops.detectors.registry import detector_class
+from ops.distributed import Alone
+from ops.results.calibration import Calibration
+from pipelines.fitting.request import FitRequest
+from tests.bench.remembered import RememberingBackbone
+from tests.bench.tile_images import Images
+from tests.bench.tiles import listed, parser, request_of
+
+Numbers = npt.NDArray[np.int64]
+#: Names of the models, and the share of new false alarms that each calibrates on.
+MODELS = {"never grown": None, "grown, all to the bank": 0.0, "grown, a tenth calibrates": 0.1}
+NIGHTS = (
+    "| night | model | calibrated on | promised | good: called anomalous | defective: missed |\n"
+    + "|---" * 6
+    + "|"
+)
+GROWN = "| grown by | calibrated on | promised | good: called anomalous |\n" + "|---" * 4 + "|"
+
+
+class Model(NamedTuple):
+    """A detector, and how it judges."""
+
+    detector: Detector
+    counts: FitCounts
+    held_out: Numbers
+    """Numbers of the images that calibrate it."""
+    threshold: float
+    promised: float
+
+
+class Night(NamedTuple):
+    """What a model made of the images of a night."""
+
+    calibrated: int
+    promised: float
+    false_alarms: float
+    """Share of good images that were called anomalous."""
+    missed: float
+    """Share of defective ones that were not."""
+
+
+@dataclass
+class World:
+    """All images, and how a model sees them."""
+
+    request: FitRequest
+    rate: float
+    images: Images
+    backbone: RememberingBackbone
+
+    def fitted(self, fit: Numbers, held_out: Numbers, earlier: Model | None = None) -> Model:
+        """A model of some images, or an earlier one grown by them."""
+        detector = detector_class(self.request.method)(self.request.settings, self.backbone)
+        if earlier:
+            detector.grow(earlier.detector.state(), earlier.counts)
+        for rows, batch in self._some(fit).batches():
+            self.backbone.expect(batch)
+            detector.add_images(batch, rows)
+        counts = detector.fit(Alone(), lambda *_: None, Checkpoint()).counts
+        calibration = Calibration.of(self.scores(detector, held_out).tolist())
+        threshold = calibration.threshold(self.rate)
+        promised = calibration.promised_rate(self.rate)
+        assert threshold is not None
+        assert promised is not None
+        return Model(detector, counts, held_out, threshold, promised)
+
+    def scores(self, detector: Detector, images: Numbers) -> npt.NDArray[np.float64]:
+        """The scores of some images."""
+        scores: list[float] = []
+        for _, batch in self._some(images).batches():
+            self.backbone.expect(batch)
+            scores += detector.score(batch).image.double().tolist()
+        return np.array(scores)
+
+    def _some(self, numbers: Numbers) -> Images:
+        all_of = self.images
+        return Images(
+            [all_of.pixels[n] for n in numbers],
+            [all_of.depths[n] for n in numbers],
+            all_of.rows.take(pa.array(numbers)),
+            all_of.input,
+        )
+
+    def night(self, model: Model, images: Numbers) -> tuple[Night, Numbers]:
+        """Score a night; returns its figures, and the images that an inspector calls good."""
+        flagged = self.scores(model.detector, images) > model.threshold
+        bad = self.images.labels[images]
+        figures = Night(
+            len(model.held_out),
+            model.promised,
+            float(flagged[~bad].mean()),
+            float((~flagged[bad]).mean()) if bad.any() else float("nan"),
+        )
+        return figures, images[flagged & ~bad]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print both tables."""
+    own = parser("loop", __doc__)
+    add = own.add_argument
+    add("--preset", default="efficientnet-lite0", help="a name in deploy/methods")
+    add("--good", type=int, default=100, help="good images of the first model")
+    add("--holdout", type=float, default=0.2, help="share of them that calibrates it")
+    add("--rate", type=float, default=0.05, help="the false-alarm rate that is asked for")
+    add("--nights", type=int, default=3)
+    add("--draws", type=int, default=10)
+    add("--grow", type=int, nargs="*", default=[1, 10, 150], help="images of the second table")
+    chosen = own.parse_args(argv)
+    if not chosen.data.is_dir():
+        raise SystemExit(f"{chosen.data} is no folder; --data takes the folder of the images")
+    torch.set_num_threads(1)
+    request = request_of(chosen.preset, chosen)
+    images = Images.read(listed(chosen), request)
+    world = World(request, chosen.rate, images, RememberingBackbone(request.backbone))
+    deals = [np.random.default_rng(draw) for draw in range(chosen.draws)]
+    held = round(chosen.good * chosen.holdout)
+    firsts, rests = [], []
+    for deal in deals:
+        good = deal.permutation(np.flatnonzero(~images.labels))
+        first, rest = good[: chosen.good], good[chosen.good :]
+        firsts.append(world.fitted(first[held:], first[:held]))
+        rests.append(rest)
+    print(NIGHTS, flush=True)
+    for name, share in MODELS.items():
+        found = [
+            list(_nights(world, first, rest, share, chosen.nights, draw))
+            for draw, (first, rest) in enumerate(zip(firsts, rests, strict=True))
+        ]
+        for night, of_draws in enumerate(zip(*found, strict=True), start=1):
+            print(f"| {night} | {name} | {_cells(of_draws)} |", flush=True)
+    print(f"\n{GROWN}", flush=True)
+    for count in [0, *chosen.grow]:
+        found_grown = []
+        for first, rest in zip(firsts, rests, strict=True):
+            new, fresh = rest[:count], rest[max(chosen.grow) :]
+            both = np.concatenate([first.held_out, new[: round(count * chosen.holdout)]])
+            fit = new[round(count * chosen.holdout) :]
+            model = world.fitted(fit, both, first) if count else first
+            found_grown.append(world.night(model, fresh)[0])
+        print(f"| {count} | {_cells(found_grown).rpartition(' | ')[0]} |", flush=True)
+    return 0
+
+
+def _nights(
+    world: World, model: Model, good: Numbers, share: float | None, nights: int, draw: int
+) -> Iterator[Night]:
+    """The figures of nights; after each the model grows, unless the share is None."""
+    deal = np.random.default_rng(1000 + draw)
+    bad = deal.permutation(np.flatnonzero(world.images.labels))
+    parts = zip(np.array_split(good, nights), np.array_split(bad, nights), strict=True)
+    for images in map(np.concatenate, parts):
+        figures, alarms = world.night(model, images)
+        yield figures
+        if share is not None and len(alarms):
+            calibrates = deal.random(len(alarms)) < share
+            held_out = np.concatenate([model.held_out, alarms[calibrates]])
+            model = world.fitted(alarms[~calibrates], held_out, model)
+
+
+def _cells(nights: Sequence[Night]) -> str:
+    """Means over random deals, and standard errors of these."""
+
+    def shown(values: Sequence[float]) -> str:
+        error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
+        return f"{np.mean(values):.1%} ± {error:.1%}"
+
+    calibrated = np.mean([night.calibrated for night in nights])
+    promised = np.mean([night.promised for night in nights])
+    cells = [f"{calibrated:.0f}", f"{promised:.1%}"]
+    cells += [shown([night.false_alarms for night in nights])]
+    cells += [shown([night.missed for night in nights])]
+    return " | ".join(cells)

@@ -20,6 +20,7 @@ from ops.errors import UserError
 from ops.plain_text import printable
 from ops.results.decision_table import DECISIONS, LONGEST_NAME
 from pipelines.review.filters import Filter
+from pipelines.review.nearest import Nearest
 from pipelines.review.pictures import NoPicture, Pictures
 from pipelines.review.queue import Queue, Row
 
@@ -31,7 +32,8 @@ MOST = 200
 _LONGEST = 10_000
 #: Columns that the page shows.
 _SHOWN = (
-    *("place", "image_id", "run_id", "uri", "product", "part", "view", "status", "reason"),
+    *("place", "image_id", "run_id", "uri", "product", "part", "view", "fields"),
+    *("status", "reason"),
     *("score", "p_value", "is_anomalous", "is_new", "width", "height", "bit_depth"),
     *("peak_x", "peak_y", "map_uri", "scored_at", "decision", "who", "decided_at"),
 )
@@ -40,8 +42,11 @@ _SHOWN = (
 class Page:
     """Answers requests with what a list and its pictures hold."""
 
-    def __init__(self, queue: Queue, pictures: Pictures, who: str) -> None:
+    def __init__(
+        self, queue: Queue, pictures: Pictures, who: str, nearest: Nearest | None = None
+    ) -> None:
         self._queue, self._pictures, self._who = queue, pictures, who
+        self._nearest, self._searches = nearest, anyio.CapacityLimiter(1)
 
     def file(self, request: Request) -> Response:
         """The page, its style or one of its scripts."""
@@ -56,13 +61,23 @@ class Page:
             name: [row | {"label": _label(row["name"])} for row in rows]
             for name, rows in self._queue.overview().items()
         }
+        fields = [
+            {
+                "name": name,
+                "label": printable(name),
+                "values": [row | {"label": _label(row["name"])} for row in rows],
+            }
+            for name, rows in self._queue.fields().items()
+        ]
         return _json(
             groups
             | {
+                "fields": fields,
                 "model": printable(str(self._queue.model)),
                 "out": printable(self._queue.out.root),
                 "who": self._who,
                 "seen": number,
+                "nearest": self._nearest is not None,
             }
         )
 
@@ -105,6 +120,36 @@ class Page:
         row = self._row(request)
         side = max(1, _number(dict(request.query_params), "side", 1024))
         return _image(self._pictures.heat(row, self._record(row), side), "image/png")
+
+    async def nearest(self, request: Request) -> Response:
+        """The good places that the peak of a part is most similar to, or why none are told."""
+        # Waiting requests hold no thread, and what a browser no longer waits for is left out.
+        async with self._searches:
+            if await request.is_disconnected():
+                return Response(status_code=499)
+            return _json(await anyio.to_thread.run_sync(self._find, request))
+
+    def _find(self, request: Request) -> dict[str, Any]:
+        row = self._row(request)
+        try:
+            found = self._compared().of(row, self._record(row))
+        except NoPicture as reason:
+            return {"reason": printable(str(reason)), "places": []}
+        for place in found["places"]:
+            place |= {name: _label(place[name]) for name in ("uri", "product") if name in place}
+        return found
+
+    def good(self, request: Request) -> Response:
+        """A good place that `nearest` named, with its surroundings."""
+        query, row = dict(request.query_params), self._row(request)
+        vector, side = _number(query, "vector"), max(1, _number(query, "side", 256))
+        data = self._compared().crop(row, self._record(row), vector, side)
+        return _image(data, "image/jpeg")
+
+    def _compared(self) -> Nearest:
+        if self._nearest is None:
+            raise NoPicture("parts are not compared with good places")
+        return self._nearest
 
     async def decide(self, request: Request) -> Response:
         """Publish a decision; it is stored when the answer comes."""
@@ -156,15 +201,17 @@ class Page:
 def application(page: Page, token: str, cookie: str, hosts: Sequence[str]) -> Starlette:
     """The application; see `Access` for `token`, `cookie` and `hosts`."""
     gets: dict[str, Callable[[Request], Response]] = {
-        **dict.fromkeys(("/", "/page.css", "/page.js", "/viewer.js"), page.file),
+        **dict.fromkeys(("/", "/page.css", "/page.js", "/viewer.js", "/nearest.js"), page.file),
         "/api/overview": page.overview,
         "/api/parts": page.parts,
         "/api/part": page.part,
         "/api/news": page.news,
         "/picture": page.picture,
         "/heat": page.heat,
+        "/good": page.good,
     }
     routes = [Route(path, answer, methods=["GET"]) for path, answer in gets.items()]
+    routes.append(Route("/api/nearest", page.nearest, methods=["GET"]))
     routes.append(Route("/api/decisions", page.decide, methods=["POST"]))
     routes.append(Route("/api/load", page.load, methods=["POST"]))
     access = Middleware(Access, token=token, cookie=cookie, hosts=hosts)
@@ -208,6 +255,9 @@ def _shown(row: Row) -> dict[str, Any]:
     shown = {name: row[name] for name in _SHOWN if name in row}
     for name in {"uri", "product", "part", "view", "reason", "who"} & set(shown):
         shown[name] = shown[name] and printable(shown[name])
+    if "fields" in shown:
+        pairs = shown["fields"] or ()
+        shown["fields"] = [[printable(name), printable(value)] for name, value in pairs]
     for name in {"scored_at", "decided_at"} & set(shown):
         shown[name] = _time(shown[name])
     return shown

@@ -14,6 +14,7 @@ from ops.progress import ProgressCallback
 from ops.storage import files, paths
 from ops.storage.paths import Out
 from pipelines.scoring.run import run_key
+from pipelines.scoring.verify_decisions import check_decisions
 from pipelines.scoring.verify_images import check_images
 from pipelines.scoring.verify_regions import check_regions
 from pipelines.scoring.verify_table import check_table
@@ -70,7 +71,8 @@ def _check(
     inventory = _inventory(run, findings)
     with opened() as database:
         # In a table that cannot be read to its end, the rows after that would count as missing.
-        if check_table(run, database, map_sample, findings, progress):
+        is_read = check_table(run, database, map_sample, findings, progress)
+        if is_read:
             _check_policy(run, database, findings)
             check_regions(run, database, findings)
             if inventory:
@@ -79,6 +81,7 @@ def _check(
                     check_images(
                         run, inventory.location, database, content_sample, findings, progress
                     )
+        check_decisions(run, database if is_read else None, findings)
     return findings
 
 
@@ -188,7 +191,8 @@ def _check_ids(
     findings: Findings,
 ) -> None:
     """Check that each image of the inventory has exactly one row."""
-    load(database, "listed", inventory.location, ["image_id", "uri", "product", "part", "view"])
+    columns = ["image_id", "uri", "product", "part", "view", "fields"]
+    load(database, "listed", inventory.location, columns)
     twice = "SELECT image_id, count(*) || ' times' FROM {} GROUP BY image_id HAVING count(*) > 1"
     _report(database.sql(twice.format("rows")), "no image has two rows", run.remedy, findings)
     _report(
@@ -211,13 +215,14 @@ def _check_ids(
     )
     _report(
         database.sql(
-            "SELECT rows.image_id, rows.uri, rows.product, rows.part, rows.view "
+            "SELECT rows.image_id, rows.uri, rows.product, rows.part, rows.view, rows.fields "
             "FROM rows JOIN listed USING (image_id) WHERE rows.uri <> listed.uri "
             "OR nfc_normalize(rows.product) IS DISTINCT FROM nfc_normalize(listed.product) "
             "OR nfc_normalize(rows.part) IS DISTINCT FROM nfc_normalize(listed.part) "
-            "OR nfc_normalize(rows.view) IS DISTINCT FROM nfc_normalize(listed.view)"
+            "OR nfc_normalize(rows.view) IS DISTINCT FROM nfc_normalize(listed.view) "
+            "OR rows.fields IS DISTINCT FROM listed.fields"
         ),
-        "rows have the uri, product, part and view of the inventory",
+        "rows have the uri, product, part, view and fields of the inventory",
         run.remedy,
         findings,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import signal
@@ -19,15 +20,17 @@ import pytest
 from PIL import Image
 
 from ops.archives.fetch import FetchSettings
+from ops.plain_text import printable
 from ops.storage import files
 from ops.storage.paths import Out
 from pipelines.review import queue
 from pipelines.review.filters import Filter
 from pipelines.review.pictures import Pictures
 from pipelines.tables import decisions, model_names, run_records
+from tests import banks
 from tests.browser import Browser, chromium
 from tests.conftest import ROOT
-from tests.pipelines.reports.test_report import FLAGGED, PRODUCTS, first_night
+from tests.pipelines.reports.test_report import EVIL, FLAGGED, PRODUCTS, first_night
 from tests.runs import finish, model_of
 
 KEYS = {"d": "defect", "f": "false_alarm", "u": "unsure"}
@@ -64,8 +67,8 @@ def browser(tmp_path_factory):
     started.close()
 
 
-def wait(browser, expression):
-    for _ in range(200):
+def wait(browser, expression, seconds=10):
+    for _ in range(20 * seconds):
         if browser.value(expression):
             return
         time.sleep(0.05)
@@ -132,6 +135,35 @@ def test_all_flagged_parts_are_decided_by_keyboard_alone_and_survive_a_killed_se
 
 
 @pytest.mark.slow
+def test_fields_of_the_paths_are_filters_and_stand_beside_a_part(tmp_path, browser):
+    out = str(tmp_path)
+    parts = [
+        replace(part, fields=(("line", EVIL if number % 4 else "A"),))
+        for number, part in enumerate(first_night(out))
+    ]
+    finish(out, parts, model_of(PRODUCTS), settings=FLAGGED)
+    with served(out) as (_, address):
+        browser.resize(1280, 860)
+        browser.open(address)
+        wait(browser, "document.querySelectorAll('#grid li').length > 0")
+        line = "form.elements.field_line"
+        assert browser.value(f"{line}.options.length") == 3
+        assert "<" in browser.value(f"[...{line}.options].map((o) => o.textContent).join()")
+        browser.value("form.elements.verdict.value = ''")
+        change = f"{line}.dispatchEvent(new Event('input', {{bubbles: true}}))"
+        for value in ("A", EVIL):
+            browser.value(f"({line}.value = {json.dumps(value)}, {change})")
+            expected = sum(part.fields == (("line", value),) for part in parts)
+            wait(browser, f"get('shown').textContent === '{expected} parts'")
+        press(browser, "s")
+        wait(browser, "document.activeElement.id === 'name'")
+        facts = browser.value("[...get('facts').children].map((each) => each.textContent)")
+        assert facts[facts.index("line") + 1] == printable(EVIL)
+        assert browser.value("window.ran") is None
+        assert browser.complaints() == []
+
+
+@pytest.mark.slow
 def test_nothing_is_said_to_be_saved_when_the_server_is_gone(out, browser):
     with served(out) as (process, address):
         browser.open(address)
@@ -144,6 +176,57 @@ def test_nothing_is_said_to_be_saved_when_the_server_is_gone(out, browser):
         wait(browser, "get('told').textContent.includes('nothing was saved')")
         assert browser.value("get('position').textContent").startswith("1 of")
     assert decisions.published(Out(out)) == []
+
+
+@pytest.mark.slow
+def test_similar_good_places_are_shown_below_a_part_and_can_be_switched_off(tmp_path, browser):
+    banks.night(tmp_path)
+    out = str(tmp_path / "out")
+    with served(out) as (_, address):
+        browser.resize(1280, 860)
+        browser.open(address)
+        wait(browser, "document.querySelectorAll('#grid li').length > 0")
+        press(browser, "s")
+        # The first part waits for the import of torch and for the model.
+        wait(browser, "document.querySelectorAll('#places img').length === 4", 90)
+        wait(browser, "[...document.querySelectorAll('#places img')].every((i) => i.naturalWidth)")
+        captions = "[...document.querySelectorAll('#places figcaption')].map((c) => c.innerText)"
+        first, *others = browser.value(captions)
+        assert first == "this part"
+        assert all(re.fullmatch(r"distance [\d.]+\s+[345]\.png", text) for text in others)
+        assert browser.value("get('nearest-told').textContent") == ""
+        # Keys go on at once, and the strip is that of the part that is shown.
+        press(browser, "j")
+        wait(browser, "get('position').textContent.startsWith('2 of')")
+        wait(browser, "document.querySelectorAll('#places img').length === 4")
+        shown = browser.value("document.querySelector('#places img').src")
+        assert browser.value("current.row.image_id") in shown
+        (tmp_path / "good" / "3.png").unlink()
+        for name in ("4", "5"):
+            Image.new("L", (150, 90)).save(tmp_path / "good" / f"{name}.png")
+        assert browser.complaints() == []
+    with served(out) as (_, address):
+        browser.open(address)
+        wait(browser, "document.querySelectorAll('#grid li').length > 0")
+        press(browser, "s")
+        wait(browser, "document.querySelectorAll('#places span').length === 3", 90)
+        told = browser.value(
+            "[...document.querySelectorAll('#places span')].map((each) => each.textContent)"
+        )
+        gone = "No picture: it was listed, but no longer exists."
+        assert set(told) <= {gone, "No picture: the file has changed since the fit."}
+    (tmp_path / "out" / "models").rename(tmp_path / "elsewhere")
+    with served(out) as (_, address):
+        browser.open(address)
+        wait(browser, "document.querySelectorAll('#grid li').length > 0")
+        press(browser, "s")
+        wait(browser, "get('nearest-told').textContent.startsWith('no complete model at')", 90)
+    with served(out, "--nearest", "false") as (_, address):
+        browser.open(address)
+        wait(browser, "document.querySelectorAll('#grid li').length > 0")
+        press(browser, "s")
+        wait(browser, "get('whole').naturalWidth > 0")
+        assert browser.value("get('nearest').hidden") is True
 
 
 @pytest.mark.slow

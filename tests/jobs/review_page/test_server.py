@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,10 @@ from ops.storage import files, uris
 from ops.storage.paths import Out
 from pipelines.review import queue
 from pipelines.review.filters import Filter
+from pipelines.review.nearest import Nearest
 from pipelines.review.pictures import Pictures
 from pipelines.tables import decisions, model_names, run_records
+from tests import banks
 from tests.pipelines.reports.test_report import EVIL, FLAGGED, PRODUCTS, THRESHOLD, first_night
 from tests.runs import finish, model_of
 
@@ -31,7 +34,12 @@ ORIGIN = {"Origin": f"http://{HOST}"}
 @pytest.fixture(scope="module")
 def night(tmp_path_factory):
     root = str(tmp_path_factory.mktemp("out"))
-    parts = first_night(root)
+    parts = [
+        replace(part, fields=(("line", EVIL if number % 4 else "A"), ("shift", f"{number}")))
+        if number < 100
+        else part
+        for number, part in enumerate(first_night(root))
+    ]
     finish(root, parts, model_of(PRODUCTS), "2026-11-20", FLAGGED)
     return root, parts
 
@@ -134,6 +142,12 @@ def test_filters_choose_what_they_say(page, night):
     assert listed(page, night="2026-11-21")["parts"] == 0
     assert listed(page, text="PLAIN.png")["parts"] == sum("plain.png" in p.name for p in parts)
     assert listed(page, least_score="2")["parts"] == above
+    assert listed(page, field_line="A")["parts"] == 25
+    assert listed(page, field_line=EVIL)["parts"] == 75
+    assert listed(page, field_line="A", field_shift="8", product="bolt")["parts"] == 1
+    assert listed(page, **{"field_line'] = 'A' OR true --": "A"})["parts"] == 0
+    assert listed(page, field_lane="A")["parts"] == 0
+    assert listed(page, field_line="", fields="A")["parts"] == 120
     assert page.get("/api/parts", params={"verdict": "x"}).status_code == 400
     assert page.get("/api/parts", params={"most_p": "x"}).status_code == 400
 
@@ -146,9 +160,29 @@ def test_hostile_names_come_as_text_with_their_invisible_characters_escaped(page
     assert all(map(str.isprintable, texts))
     assert sum("\\u202egnp.exe" in row["uri"] for row in rows) > 0
     assert any("<script>" in row["uri"] for row in rows)  # as text, of which the page makes text
-    products = page.get("/api/overview").json()["products"]
-    assert {p["name"] for p in products} == set(PRODUCTS)
-    assert all(p["label"].isprintable() for p in products)
+    told = page.get("/api/overview").json()
+    assert {p["name"] for p in told["products"]} == set(PRODUCTS)
+    assert all(p["label"].isprintable() for p in told["products"])
+    line, shift = told["fields"]
+    assert (line["label"], shift["label"]) == ("line", "shift")
+    assert [(v["name"], v["parts"]) for v in line["values"]] == sorted([("A", 25), (EVIL, 75)])
+    assert all(value["label"].isprintable() for value in line["values"])
+    shown_fields = [text for row in rows for pair in row["fields"] for text in pair]
+    assert len(shown_fields) == 400
+    assert all(map(str.isprintable, shown_fields))
+
+
+def test_of_fields_with_many_values_those_with_most_anomalous_parts_are_filters(page, monkeypatch):
+    shift = page.get("/api/overview").json()["fields"][1]["values"]
+    assert len(shift) == 100
+    monkeypatch.setattr(queue, "_MOST", {"fields": 1, "values": 5})
+    (only,) = page.get("/api/overview").json()["fields"]
+    assert only["name"] == "line"
+    monkeypatch.setattr(queue, "_MOST", {"fields": 2, "values": 5})
+    few = page.get("/api/overview").json()["fields"][1]["values"]
+    assert len(few) == 5
+    assert {value["anomalous"] for value in few} == {1}
+    assert [value["name"] for value in few] == sorted(value["name"] for value in few)
 
 
 def pixels(data):
@@ -272,3 +306,47 @@ def test_pictures_are_kept_up_to_a_number_of_bytes(night):
         for row in rows:
             pictures.crop(row, parts.record, None, 80)
         assert pictures.cached_bytes == 2 * each
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """A server that compares parts with the bank of their model, and the folder of the night."""
+    root = tmp_path_factory.mktemp("compared")
+    _, _, fitted = banks.night(root)
+    out = Out(str(root / "out"))
+    with queue.opened(out, model_names.named(run_records.finished(out))) as parts:
+        pictures, good = (Pictures(out, FetchSettings()) for _ in range(2))
+        model_id = fitted.card.model_id
+        nearest = Nearest(out.model(model_id), model_id, pictures, good)
+        yield application(Page(parts, pictures, "ann", nearest), TOKEN, "n", [HOST]), root
+
+
+def test_the_page_is_given_similar_good_places_with_their_pictures(compared):
+    page = client(compared[0])
+    assert page.get("/api/overview").json()["nearest"] is True
+    row = listed(page)["rows"][0]
+    answer = page.get("/api/nearest", params={"id": row["image_id"]})
+    assert answer.headers["Cache-Control"] == "no-store"
+    found = answer.json()
+    assert found["peak"]["box"] == [26, 6, 54, 54]
+    assert len(found["places"]) == 3
+    for place in found["places"]:
+        asked = {"id": row["image_id"], "vector": place["vector"], "side": 40}
+        picture = page.get("/good", params=asked)
+        assert picture.headers["Content-Type"] == "image/jpeg"
+        width, height = place["box"][2:]
+        assert max(pixels(picture.content).shape[:2]) == min(40, max(width, height))
+    wrong = {"id": row["image_id"], "vector": 10**6}
+    assert page.get("/good", params=wrong).status_code == 404
+    assert page.get("/good", params=wrong | {"vector": "x"}).status_code == 400
+    assert page.get("/api/nearest", params={"id": "none"}).status_code == 404
+    assert client(compared[0], with_token=False).get("/api/nearest?id=x").status_code == 403
+
+
+def test_a_page_without_a_bank_says_that_it_compares_nothing(page):
+    assert page.get("/api/overview").json()["nearest"] is False
+    row = listed(page)["rows"][0]
+    answer = page.get("/api/nearest", params={"id": row["image_id"]})
+    reason = "parts are not compared with good places"
+    assert answer.json() == {"reason": reason, "places": []}
+    assert page.get("/good", params={"id": row["image_id"]}).status_code == 404

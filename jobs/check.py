@@ -4,9 +4,10 @@ python -m jobs.check --out out
 python -m jobs.check 2026-11-20-6f0c2b8d1e3a4c55 --out s3://bucket/out --map-sample 0.01
 
 Exits with 0 if every image of the inventory has exactly one valid row, every map that the settings
-of the run ask for exists and can be decoded, and the images that it reads have the bytes that were
-scored. Otherwise it prints each broken rule with examples and a remedy, and exits with 1. It states
-how many images have changed in the archive since; the next night scores them.
+of the run ask for exists and can be decoded, the images that it reads have the bytes that were
+scored, and all decisions of people can be read. Otherwise it prints each broken rule with examples
+and a remedy, and exits with 1. It states how many images have changed in the archive since; the
+next night scores them.
 """
 
 from __future__ import annotations
@@ -79,6 +80,10 @@ def main(argv: Sequence[str]) -> int:
         echo(f"  remedy: {violation.remedy}")
     if sentence := _archive_summary(findings):
         echo(sentence)
+    if findings.decisions:
+        unknown = findings.decisions_unknown
+        of_none = f"; {unknown:,} of them are of runs or images that are not known" * bool(unknown)
+        echo(f"decisions of people: {findings.decisions:,}{of_none}")
     echo(_summary(run_id, findings))
     return 1 if findings.violations else 0
 

@@ -1,4 +1,4 @@
-"""Store decisions from a file: one that a report saved, or a CSV file.
+"""Store decisions from a file: one that a report saved, CSV, COCO, or Label Studio JSON.
 
 python -m jobs.label decisions-2026-11-20.json --out out
 python -m jobs.label s3://bucket/inspected.csv --out s3://bucket/out --who ann
@@ -63,8 +63,11 @@ def main(argv: Sequence[str]) -> int:
 
     def model() -> NamedModel:
         if settings.model_id:
-            return model_names.find(out, settings.model_id)
-        return model_names.named(run_records.finished(out))
+            named = model_names.find(out, settings.model_id)
+        else:
+            named = model_names.named(run_records.finished(out))
+        echo(f"model: {named}")
+        return named
 
     file = decision_file.read(settings.decisions)
     decided = resolve.rows(out, file, model, who, now)
@@ -92,9 +95,9 @@ def _summary(file: str, number: int, published: Published) -> None:
     words = [word for word in DECISIONS if any(r["decision"] == word for r in published.rows)]
     rows.show(list(_by_product(published.rows, words)), ["product", *words])
     if published.replaced:
-        echo(f"{published.replaced:,} replace an earlier decision")
+        echo(f"earlier decisions that are replaced: {published.replaced:,}")
     if published.overruled:
-        echo(f"{published.overruled:,} are older than the decision that stands, which stays")
+        echo(f"decisions that are older than the one that stands: {published.overruled:,}")
     echo(f"stored: {printable(published.location)}")
 
 

@@ -33,7 +33,14 @@ from jobs.cli.part_rows import PartRows
 from jobs.cli.region_rows import RegionRows
 from ops.errors import SettingError, UserError
 from ops.storage.paths import Out
-from pipelines.tables import current_scores, gone, model_names, path_fields, run_records
+from pipelines.tables import (
+    current_scores,
+    decided_images,
+    gone,
+    model_names,
+    path_fields,
+    run_records,
+)
 from pipelines.tables.model_names import NamedModel
 
 _Row = dict[str, Any]
@@ -65,12 +72,14 @@ class Settings:
     pattern, such as line; or for each combination of several, comma-separated. Rows have counts of
     images, failed and anomalous ones, and the share of anomalous ones."""
     where: str = ""
-    """An SQL expression over is_new and the columns of the score table, such as "width > 1000" or
-    "fields['line'] = 'A'". Products are stored in Unicode's composed form, NFC."""
+    """An SQL expression over is_new, the columns of the score table and those of decisions, such as
+    "width > 1000 and decided is null" or "fields['line'] = 'A'". Products are stored in Unicode's
+    composed form, NFC."""
     columns: str = ""
     """Columns to show, comma-separated: is_new (scored by the last night under the model),
-    overlay_uri, model, those of the score table, and field_line for the field {line} of the paths'
-    pattern; default: all in a file."""
+    overlay_uri, model, those of the score table, field_line for the field {line} of the paths'
+    pattern, and those of decisions: decided (what a person said of the same bytes under any model),
+    decided_by, decided_when and decided_model_id; default: all in a file."""
     new_first: bool = True
     """Put images that the last night scored before others with the same verdict."""
     limit: int | None = None
@@ -78,12 +87,17 @@ class Settings:
     threshold: float | dict[str, float] | None = None
     """Scores above it are anomalous: a number for all products, or a threshold for each product as
     '{"washer": 4.5}'."""
-    false_alarm_rate: float | None = None
-    """Share of good images that may be called anomalous, instead of the model's."""
+    false_alarm_rate: float | dict[str, float] | None = None
+    """Share of good images that may be called anomalous, instead of the model's: a number for all
+    products, or one for each as jobs.tune writes them, '{"washer": 0.02}'; others keep theirs."""
     inventory: str = ""
     """Only images of this inventory file."""
     gone: bool = False
     """Also show images that the last night did not find in the archive any more."""
+    false_alarms: bool | None = None
+    """Show anomalous images that a person called false alarms under this model; default: in a file,
+    and where --where asks for decisions. Another model that calls such an image anomalous shows
+    it."""
     output: str = ""
     """The .parquet or .csv file to write (with --regions also .json), a path or s3:// URI; default:
     the screen."""
@@ -112,10 +126,11 @@ def main(argv: Sequence[str]) -> int:
         model = model_names.named(run_records.finished(out))
     listing = None if settings.gone or settings.inventory else gone.newest_listing(out)
     asked = kind(settings, out, model, listing)
-    left_out = 0
+    of_images = kind in (ImageRows, GroupRows)
+    left_out = dismissed = 0
 
     def read(database: duckdb.DuckDBPyConnection, check: Callable[[], None]) -> list[_Row] | int:
-        nonlocal left_out
+        nonlocal left_out, dismissed
         _check_known(database, settings.out, model)
         shown = _with_fields(columns, schema, settings.output, database, model)
         found = asked.read(database, settings.limit or (None if settings.output else _SCREEN))
@@ -129,13 +144,21 @@ def main(argv: Sequence[str]) -> int:
         else:
             answer = list(itertools.chain.from_iterable(batch.to_pylist() for batch in selected))
         left_out = gone.count(database)
+        dismissed = decided_images.dismissed(database) if of_images else 0
         return answer
 
     others = listing.location if listing else settings.inventory
-    answer = current_scores.read_consistently(out, read, "2GB", others, regions=settings.regions)
+    answer = current_scores.read_consistently(
+        out, read, "2GB", others, regions=settings.regions, labels=of_images
+    )
     echo(f"model: {model}")
     if left_out:
         echo(f"{left_out:,} images are gone from the archive and left out; --gone true shows them")
+    if dismissed:
+        echo(
+            f"{dismissed:,} images were called false alarms under this model and are left out; "
+            "--false-alarms true shows them"
+        )
     if not answer:
         echo(f"no such {kind.noun} under this model")
     elif isinstance(answer, int):

@@ -4,8 +4,9 @@ python -m jobs.report --out out
 python -m jobs.report 2026-11-20-6f0c2b8d1e3a4c55 --out s3://bucket/out --price-per-hour 4.2
 python -m jobs.report --night 2026-11-20 --out out --parts 200 --thumbnail 320
 
-The page is one file below OUT/reports/. It opens in any browser and loads nothing from a server.
-It contains pictures of the images, so anyone who can open the page can see them.
+The page is one file below OUT/reports/, whose index.html lists all reports. It opens in any browser
+and loads nothing from a server. It contains pictures of the images, so anyone who can open the page
+can see them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ops.archives.fetch import FetchSettings
 from ops.errors import SettingError
 from ops.storage import files
 from ops.storage.paths import Out
-from pipelines.reports import report
+from pipelines.reports import report, report_index
 from pipelines.reports.report_data import ReportSettings
 from pipelines.scoring.run import check_night
 from pipelines.tables import run_records
@@ -64,6 +65,7 @@ def main(argv: Sequence[str]) -> int:
         tracked.files["report.html"] = location
         tracked.metrics["bytes"] = float(files.describe(location).bytes)
     echo(f"report: {location}")
+    report_index.write(out)
     return 0
 
 

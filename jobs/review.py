@@ -23,10 +23,12 @@ from jobs.cli import entry
 from jobs.cli.console import echo
 from jobs.cli.user_name import user_name
 from jobs.review_page.server import Page, application
+from jobs.tracking.tracker import Tracker
 from ops.archives.fetch import FetchSettings
 from ops.errors import SettingError, UserError
 from ops.storage.paths import Out
 from pipelines.review import queue
+from pipelines.review.nearest import METHODS, Nearest
 from pipelines.review.pictures import Pictures
 from pipelines.tables import model_names, run_records
 
@@ -40,6 +42,12 @@ class Settings:
     model_id: str = ""
     """The model: its id or the start of it, or a name that a run recorded, such as "tiles v3" or
     champion; default: the model of the latest finished run."""
+    nearest: bool = True
+    """Show the good places that a part's peak is most similar to. Only patchcore has a bank of good
+    places; the model is read for the first part and takes the memory that it takes when scoring."""
+    model: str = ""
+    """The model's folder, or models:/name@alias, to compare with; default: that below OUT/models/,
+    where jobs.fit writes it."""
     who: str = ""
     """Who decides; default: the name of the user. The page can be told another name."""
     host: str = "127.0.0.1"
@@ -51,7 +59,7 @@ class Settings:
     """Further names, or NAME:PORT, under which browsers reach the page, such as that of a proxy."""
     cache: int = 1024
     """Largest number of MiB of decoded pictures that are kept; a picture of 50 million pixels takes
-    143."""
+    143. Of good pictures a quarter of that is kept beside it."""
     decoders: int = 2
     """Number of pictures that are decoded at once."""
     fetch: FetchSettings = field(default_factory=FetchSettings)
@@ -72,10 +80,18 @@ def main(argv: Sequence[str]) -> int:
         model = model_names.find(out, settings.model_id)
     else:
         model = model_names.named(run_records.finished(out))
-    with _listening(settings) as listener, queue.opened(out, model) as parts:
+    with (
+        _listening(settings) as listener,
+        Tracker(settings.out).located(settings.model or out.model(model.model_id)) as folder,
+        queue.opened(out, model) as parts,
+    ):
         pictures = Pictures(out, settings.fetch, settings.cache * 2**20, settings.decoders)
+        nearest = None
+        if settings.nearest and parts.record.get("method") in METHODS:
+            good = Pictures(out, settings.fetch, settings.cache * 2**18, 1, "the fit")
+            nearest = Nearest(folder, model.model_id, pictures, good)
         port, token = listener.getsockname()[1], secrets.token_urlsafe(32)
-        page = Page(parts, pictures, settings.who or user_name())
+        page = Page(parts, pictures, settings.who or user_name(), nearest)
         app = application(page, token, f"nightloupe-{port}", _hosts(settings, port))
         echo(f"model: {model}")
         echo(f"open in a browser: http://{_name(settings.host)}:{port}/?token={token}")

@@ -8,6 +8,7 @@ from ops.archives.fetch import FetchSettings
 from ops.errors import SettingError
 from ops.failure import STATUSES, TRANSIENT, max_failures
 from pipelines.cluster.resources import Resources
+from pipelines.reports.trend_data import TrendSettings
 from pipelines.scoring.run import ScoreSettings, check_night
 
 
@@ -40,7 +41,10 @@ class NightSettings(ScoreSettings):
     """Warn if more of a product's images are called anomalous than calibration promises of good
     ones plus this share, and chance does not explain it; 100% turns it off."""
     report: bool = True
-    """Also write the report page of the night (see jobs.report)."""
+    """Also write the report page of the night (see jobs.report), and the pages over all nights
+    (see jobs.trends)."""
+    trend_nights: int = 90
+    """How many nights the page over all nights shows."""
 
     def __post_init__(self) -> None:
         """Check values. Raises SettingError."""
@@ -51,6 +55,7 @@ class NightSettings(ScoreSettings):
         self.retried_statuses()
         self.verified_share()
         self.anomalous_share()
+        TrendSettings(self.trend_nights)
 
     def verified_share(self) -> float:
         """The share of `verify_content`, 0 to 1. Raises SettingError for any other value."""

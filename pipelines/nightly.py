@@ -21,10 +21,10 @@ from pipelines.cluster import memory
 from pipelines.cluster.connection import connected
 from pipelines.cluster.shared_model import SharedModel
 from pipelines.night_hooks import NightHooks
+from pipelines.night_pages import NightPages
 from pipelines.night_settings import NightSettings
 from pipelines.night_warnings import NightWarnings
-from pipelines.reports import model_fit, report
-from pipelines.reports.report_data import ReportSettings
+from pipelines.reports import model_fit
 from pipelines.scoring import deduplicate, score, verify_content
 from pipelines.scoring.resume import resume_or_start
 from pipelines.scoring.run import Run
@@ -48,6 +48,7 @@ class Night:
         started = datetime.datetime.now(datetime.UTC)
         self._record_location = out.night(run_order.name_of_night(out, started))
         self._warnings = NightWarnings(hooks)
+        self._pages = NightPages(out, settings, hooks, self._warnings)
         self._warnings.add(run_order.clock_warning(out, started))
         self.record: dict[str, Any] = {
             "started": started.isoformat(timespec="seconds"),
@@ -86,10 +87,13 @@ class Night:
             self._process(self._find_pending(inventory, differing), interrupted)
 
     def _end(self) -> None:
-        """Complete the record of the night."""
-        self._warnings.track()
+        """Complete the record of the night, and the pages over all nights."""
         self.record["warnings"] = self._warnings.sentences
         self.record["ended"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        self.write_record()  # which the list of nights reads
+        if self._settings.report:
+            self._pages.write_overviews(self.record)
+        self._warnings.track()
         self.write_record()
 
     def _process(self, work: WorkList | None, interrupted: Mapping[str, Any] | None) -> None:
@@ -281,32 +285,8 @@ class Night:
     def _conclude(self, run_id: str, totals: Mapping[str, Any]) -> None:
         """Warn of what is unusual in a published run, and write its report."""
         self._warnings.add_of_run(self._out, run_id, self._card, self._settings, totals)
-        if self._settings.report:
-            self._report(run_id)
-
-    def _report(self, run_id: str) -> None:
-        """Write the report page. A failure is shown and does not fail the night."""
-        hooks = self._hooks
-        record = run_records.finished(self._out, run_id)
-        page = hooks.tracker_page(run_id)
-        try:
-            location = report.report(
-                self._out,
-                [record],
-                run_id,
-                ReportSettings(),
-                self._settings.fetch,
-                hooks.progress,
-                page,
-            )
-        except Exception as error:  # the table is already published
-            self._warnings.add(
-                f"the report page was not written ({type(error).__name__}: {error}); "
-                f"write it with python -m jobs.report {run_id} --out {self._out.root}"
-            )
-            return
-        hooks.tracked.files["report.html"] = self.record["report"] = location
-        hooks.echo(f"report: {location}")
+        if self._settings.report and (location := self._pages.write_report(run_id)):
+            self.record["report"] = location
 
     def write_record(self) -> None:
         """Write the record of the night as it is now."""

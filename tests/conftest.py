@@ -108,7 +108,7 @@ def s3_server(free_port):
         forget_s3()
     finally:
         server.terminate()
-        server.wait(10)
+        server.wait(60)
 
 
 @pytest.fixture

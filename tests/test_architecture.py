@@ -44,6 +44,7 @@ FLOORS = [
     {
         "pipelines.nightly",
         "pipelines.night_hooks",
+        "pipelines.night_pages",
         "pipelines.night_settings",
         "pipelines.night_warnings",
     },

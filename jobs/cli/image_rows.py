@@ -23,7 +23,7 @@ class ImageRows:
     noun: ClassVar[str] = "image"
     schema: ClassVar[pa.Schema] = view_columns.SCHEMA
     on_screen: ClassVar[str] = (
-        "is_new,is_anomalous,p_value,score,status,product,peak_x,peak_y,uri,reason"
+        "is_new,is_anomalous,decided,p_value,score,status,product,peak_x,peak_y,uri,reason"
     )
 
     def __init__(self, settings: Any, out: Out, model: NamedModel, listing: Listing | None) -> None:
@@ -31,6 +31,9 @@ class ImageRows:
         self._settings, self._model, self._listing = settings, model, listing
         self._rules, self._views = verdict_rules(settings, out, model.model_id)
         self._added = ViewColumns.of(out, model)
+
+        shown = settings.false_alarms
+        self._false_alarms = bool(settings.output) if shown is None else shown
 
     def read(
         self, database: duckdb.DuckDBPyConnection, limit: int | None
@@ -47,5 +50,6 @@ class ImageRows:
             views=self._views,
             new_first=self._settings.new_first,
             listing=self._listing,
+            false_alarms=self._false_alarms,
         )
         return map(self._added.complete, found)

@@ -49,13 +49,17 @@ class PartRows:
         )
 
 
-def _rules(out: Out, model_id: str, threshold: object, rate: float | None) -> PartRules:
+def _rules(
+    out: Out, model_id: str, threshold: object, rate: float | dict[str, float] | None
+) -> PartRules:
     """How to judge parts; without a rate, by that of the model."""
     if threshold is not None:
         raise SettingError(
             "--threshold is one of images, whose scores say nothing of a part; judge parts by "
             "--false-alarm-rate"
         )
+    if isinstance(rate, dict):
+        raise SettingError("--parts judges by one rate for all products: --false-alarm-rate 0.01")
     if rate is not None and not 0 < rate < 1:
         raise SettingError(f"false_alarm_rate {rate} must lie between 0 and 1")
     found = PartRules.of(out, model_id, rate or _rate(out, model_id))

@@ -39,8 +39,10 @@ JOBS = {
     "nightly": "nightly",
     "query": "query",
     "report": "report",
+    "trends": "trends",
     "review": "review",
     "label": "label",
+    "tune": "tune",
     "expire": "expire",
 }
 #: Groups of settings that several jobs take.

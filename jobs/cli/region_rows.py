@@ -49,8 +49,9 @@ class RegionRows:
         )
 
 
-def _warn_of_higher_rate(rate: float | None, out: Out, model_id: str) -> None:
+def _warn_of_higher_rate(asked: float | dict[str, float] | None, out: Out, model_id: str) -> None:
     """Warn if a rate is higher than that of the newest run, whose regions are all there is."""
+    rate = max(asked.values(), default=None) if isinstance(asked, dict) else asked
     for record in reversed(run_records.started(out)):
         if record.get("model_id") == model_id and "regions" in record:
             recorded = record["regions"]["false_alarm_rate"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from jobs.cli.console import echo
@@ -12,7 +13,7 @@ from ops.plain_text import printable
 from ops.results.calibration import promised_rate
 from ops.storage.paths import Out
 from pipelines.tables import run_records
-from pipelines.tables.current_scores import VerdictRule
+from pipelines.tables.verdict_rules import VerdictRule
 
 
 def verdict_rules(settings: Any, out: Out, model_id: str) -> tuple[dict[str, VerdictRule], Views]:
@@ -28,9 +29,10 @@ def verdict_rules(settings: Any, out: Out, model_id: str) -> tuple[dict[str, Ver
         return named, _views(out, model_id)
     held_out, views = _held_out(out, model_id), _views(out, model_id)
     if rate is not None:
-        _warn_of_few_held_out(rate, held_out)
+        rates = _by_product(rate, held_out)
+        _warn_of_few_held_out(rates, held_out)
         at_rate = VerdictRule.at_rate
-        return {product: at_rate(rate, count) for product, count in held_out.items()}, views
+        return {name: at_rate(of_name, held_out[name]) for name, of_name in rates.items()}, views
     return {product: VerdictRule(threshold=threshold) for product in held_out}, views
 
 
@@ -42,15 +44,28 @@ def _views(out: Out, model_id: str) -> Views:
     return "pooled"
 
 
-def _warn_of_few_held_out(rate: float, held_out: dict[str, int]) -> None:
+def _by_product(rate: float | dict[str, float], held_out: Mapping[str, int]) -> dict[str, float]:
+    """The rate of each product that is to be judged anew. Raises SettingError for unknown ones."""
+    if not isinstance(rate, dict):
+        return dict.fromkeys(held_out, rate)
+    rates = {composed(product): float(value) for product, value in rate.items()}
+    if unknown := [product for product in rates if product not in held_out]:
+        raise SettingError(
+            f"false_alarm_rate: the model has no product {printable(unknown[0])!r}; it has "
+            f"{', '.join(map(printable, list(held_out)[:10]))}"
+        )
+    return rates
+
+
+def _warn_of_few_held_out(rates: Mapping[str, float], held_out: Mapping[str, int]) -> None:
     """Warn of products whose p-values cannot be as low as a false-alarm rate."""
-    rates = {product: promised_rate(rate, count) for product, count in held_out.items()}
-    higher = {product: lowest for product, lowest in rates.items() if lowest > rate}
+    promised = {name: promised_rate(rate, held_out[name]) for name, rate in rates.items()}
+    higher = {name: lowest for name, lowest in promised.items() if lowest > rates[name]}
     if higher:
         worst = max(higher, key=lambda product: higher[product])
         echo(
-            f"warning: {len(higher)} of {len(held_out)} products have too few held-out images for "
-            f"a false-alarm rate of {rate:g}, such as {printable(worst)}: its "
+            f"warning: {len(higher)} of {len(rates)} products have too few held-out images for "
+            f"a false-alarm rate of {rates[worst]:g}, such as {printable(worst)}: its "
             f"{held_out[worst]} images promise {higher[worst]:.3g}, which is used"
         )
 

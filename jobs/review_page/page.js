@@ -298,6 +298,7 @@ work(async () => {
   const told = await ask("/api/overview");
   seen = told.seen;
   serverName = told.who;
+  get("nearest").hidden = !told.nearest;
   get("model").textContent = told.model;
   get("who").value = localStorage.getItem("nightloupe.who") || told.who;
   choices("product", told.products, true);

@@ -20,6 +20,7 @@ from ops.errors import UserError
 from ops.plain_text import printable
 from ops.results.decision_table import DECISIONS, LONGEST_NAME
 from pipelines.review.filters import Filter
+from pipelines.review.nearest import Nearest
 from pipelines.review.pictures import NoPicture, Pictures
 from pipelines.review.queue import Queue, Row
 
@@ -41,8 +42,11 @@ _SHOWN = (
 class Page:
     """Answers requests with what a list and its pictures hold."""
 
-    def __init__(self, queue: Queue, pictures: Pictures, who: str) -> None:
+    def __init__(
+        self, queue: Queue, pictures: Pictures, who: str, nearest: Nearest | None = None
+    ) -> None:
         self._queue, self._pictures, self._who = queue, pictures, who
+        self._nearest, self._searches = nearest, anyio.CapacityLimiter(1)
 
     def file(self, request: Request) -> Response:
         """The page, its style or one of its scripts."""
@@ -73,6 +77,7 @@ class Page:
                 "out": printable(self._queue.out.root),
                 "who": self._who,
                 "seen": number,
+                "nearest": self._nearest is not None,
             }
         )
 
@@ -115,6 +120,33 @@ class Page:
         row = self._row(request)
         side = max(1, _number(dict(request.query_params), "side", 1024))
         return _image(self._pictures.heat(row, self._record(row), side), "image/png")
+
+    async def nearest(self, request: Request) -> Response:
+        """The good places that the peak of a part is most similar to."""
+        # Waiting requests hold no thread, and what a browser no longer waits for is left out.
+        async with self._searches:
+            if await request.is_disconnected():
+                return Response(status_code=499)
+            return _json(await anyio.to_thread.run_sync(self._find, request))
+
+    def _find(self, request: Request) -> dict[str, Any]:
+        row = self._row(request)
+        found = self._compared().of(row, self._record(row))
+        for place in found["places"]:
+            place |= {name: _label(place[name]) for name in ("uri", "product") if name in place}
+        return found
+
+    def good(self, request: Request) -> Response:
+        """A good place that `nearest` named, with its surroundings."""
+        query, row = dict(request.query_params), self._row(request)
+        vector, side = _number(query, "vector"), max(1, _number(query, "side", 256))
+        data = self._compared().crop(row, self._record(row), vector, side)
+        return _image(data, "image/jpeg")
+
+    def _compared(self) -> Nearest:
+        if self._nearest is None:
+            raise NoPicture("parts are not compared with good places")
+        return self._nearest
 
     async def decide(self, request: Request) -> Response:
         """Publish a decision; it is stored when the answer comes."""
@@ -166,15 +198,17 @@ class Page:
 def application(page: Page, token: str, cookie: str, hosts: Sequence[str]) -> Starlette:
     """The application; see `Access` for `token`, `cookie` and `hosts`."""
     gets: dict[str, Callable[[Request], Response]] = {
-        **dict.fromkeys(("/", "/page.css", "/page.js", "/viewer.js"), page.file),
+        **dict.fromkeys(("/", "/page.css", "/page.js", "/viewer.js", "/nearest.js"), page.file),
         "/api/overview": page.overview,
         "/api/parts": page.parts,
         "/api/part": page.part,
         "/api/news": page.news,
         "/picture": page.picture,
         "/heat": page.heat,
+        "/good": page.good,
     }
     routes = [Route(path, answer, methods=["GET"]) for path, answer in gets.items()]
+    routes.append(Route("/api/nearest", page.nearest, methods=["GET"]))
     routes.append(Route("/api/decisions", page.decide, methods=["POST"]))
     routes.append(Route("/api/load", page.load, methods=["POST"]))
     access = Middleware(Access, token=token, cookie=cookie, hosts=hosts)

@@ -77,6 +77,7 @@ function toggle(name) {
 
 function showPicture({ row, regions }) {
   const [whole, heat, marks, missing] = ["whole", "heat", "marks", "missing"].map(get);
+  showNearest(row);
   get("detail").hidden = true;
   const hasPicture = row.status === "ok";
   get("stage").hidden = !hasPicture;

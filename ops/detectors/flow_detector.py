@@ -28,7 +28,9 @@ class FlowSettings(TrainingSettings):
     implementations."""
     norm: Norm = "trained"
     """Layer normalisation of feature maps before the flow. trained: with a trained scale and shift
-    of each value, as in common implementations; plain: without. The papers do not say."""
+    of each value, as in common implementations; plain: without. The papers do not say. The scale is
+    no part of the likelihood, so many steps shrink it towards 0, and with it what tells a defect;
+    plain avoids this."""
     sigma: float = 0.0
     """Standard deviation, in input pixels, of the Gaussian that smooths anomaly maps; 0 = no
     smoothing, as in the papers."""

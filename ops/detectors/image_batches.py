@@ -215,9 +215,10 @@ class Tiles:
             if self._is_seen(row, number)
         )
         while part := list(itertools.islice(places, count)):
-            yield self._cut(part)
+            yield self.cut(part)
 
-    def _cut(self, places: Sequence[tuple[int, int]]) -> TileBatch:
+    def cut(self, places: Sequence[tuple[int, int]]) -> TileBatch:
+        """Tiles by the place of their picture among the chosen rows and their number in it."""
         images = [self._tile(row, number) for row, number in places]
         rows, numbers = [row for row, _ in places], [number for _, number in places]
         batch, inside = _batch(images, self._settings, self._device), None

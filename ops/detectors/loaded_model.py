@@ -94,6 +94,15 @@ class LoadedModel:
         values = np.concatenate([part.values for part in parts])
         return ImageScores(values, [one for part in parts for one in part.maps])
 
+    def image(self, product: str, rows: pa.Table, tile: int) -> Tensor:
+        """The input (1, 3, height, width) of the first row, or of one of its tiles."""
+        where, inspection = (self._card.input, self._device, [0]), self._inspection(product, 1)
+        if self._card.input.tiled:
+            return Tiles(rows, *where, inspection).cut([(0, tile)]).images
+        if inspection is None:
+            return to_images(rows, *where)
+        return inspected_images(rows, *where, inspection)[0]
+
     def _whole(self, product: str, rows: pa.Table, chosen: Sequence[int]) -> ImageScores:
         """Scores of inputs that are no tiles."""
         detector, inspection = self.detector(product), self._inspection(product, len(chosen))

@@ -48,6 +48,14 @@ def read_detectors(
         yield file, tensors
 
 
+def read_detector(location: str, card: ModelCard, name: str) -> dict[str, Tensor]:
+    """The tensors of one detector. Raises UserError if they differ from their hash in the card."""
+    product = card.products[name]
+    tensors = _read_tensors(location, product.file)
+    _check(location, product.file, fingerprint(tensors), product.sha256)
+    return tensors
+
+
 def _read_tensors(location: str, file: str) -> dict[str, Tensor]:
     try:
         return load(files.read_bytes(files.join(location, file)))

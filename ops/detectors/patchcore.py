@@ -318,6 +318,15 @@ class PatchCore(Detector):
             score = self._weighed(score, vectors.index_select(0, worst), row)
         return Scores(score, distance.view(count, height, width))
 
+    @torch.inference_mode()
+    def nearest(self, patch: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Distances (n,) of a patch (d,), as `embed` gives it, to the nearest vectors of the bank,
+        in rising order, and their numbers (n,); n is `count`, or the size of a smaller bank.
+        """
+        squares = squared(self.bank, self._whitened(patch[None, None])[0])
+        near = squares.sort(stable=True)
+        return self._distance(near.values[:count]), near.indices[:count]
+
     def _whitened(self, patches: Tensor) -> Tensor:
         """Patches (B, n, d), whitened if that is set, in the passes of the backbone."""
         whitening = self._whitening

@@ -16,7 +16,8 @@ from ops.flows.vector_flow import seeded
 
 #: How feature maps are normalised before their flow. Both bring a map to mean 0 and variance 1 over
 #: (C, h, w). trained: each value then gets a trained scale and shift, as in common implementations
-#: of FastFlow; the paper does not say. Log |det J| leaves the normalisation out.
+#: of FastFlow; the paper does not say. Log |det J| leaves the normalisation out, so nothing keeps
+#: trained scales from 0.
 Norm = Literal["trained", "plain"]
 
 

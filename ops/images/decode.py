@@ -176,7 +176,7 @@ def _picture(raster: Raster, settings: DecodeSettings) -> Picture:
     white = depth.largest_value(bits)
     values = np.asarray(values, np.uint8 if bits <= 8 else np.uint16)
     if raster.white_is_zero:
-        values = white - values
+        values = np.subtract(white, values, out=values)
     if alpha is not None:
         # Alpha of 16-bit files has 16 bits, but for those whose samples all have fewer.
         full = 65535 if raster.depth is None and int(alpha.max()) > white else white

@@ -54,5 +54,6 @@ RULES = (
 def violations(table: pa.Table) -> list[str]:
     """The broken rules of a table of decisions, in words; empty if it is valid."""
     if table.schema.names != SCHEMA.names or table.schema.types != SCHEMA.types:
-        return [f"the columns are {table.schema}, not those of the schema of decisions"]
+        columns = ", ".join(f"{each.name} {each.type}" for each in table.schema)
+        return [f"the columns are {columns}, not those of the schema of decisions"]
     return broken(table, RULES)

@@ -206,7 +206,27 @@ class Out:
 
     def report(self, name: str) -> str:
         """The report of a run or a night."""
-        return files.join(self.root, "reports", f"{name}.html")
+        return files.join(self.reports(), f"{name}.html")
+
+    def trends(self) -> str:
+        """The page about all nights."""
+        return self.report("trends")
+
+    def index(self) -> str:
+        """The page that lists all reports."""
+        return self.report("index")
+
+    def reports(self) -> str:
+        """The folder of all pages."""
+        return files.join(self.root, "reports")
+
+    def run_summary(self, run_id: str) -> str:
+        """Counts and quantiles of a run, one row per product."""
+        return files.join(self.summaries(), f"{run_id}.parquet")
+
+    def summaries(self) -> str:
+        """The folder of the summaries of all runs."""
+        return files.join(self.root, "summaries")
 
     def spool(self) -> str:
         """The folder of records that the tracker has not received yet."""

@@ -1,10 +1,9 @@
 """What people decided of images, for a fit: defects are left out, false alarms make a bank grow.
 
-False alarms go to the bank and never to the calibration, which holds for images like those that it
-rests on: held-out ones are drawn by a hash, whatever their score. False alarms are drawn by their
-score. Among held-out images they raise thresholds, so fewer defects are found than the promised
-rate allows; or, where the bank holds others like them, they lower thresholds, and the promise is
-broken. A false alarm that is among the held-out images by its hash stays there.
+False alarms go to the bank and never to the calibration. It holds for images that are drawn like
+those it rests on, which a hash holds out whatever their scores; false alarms are drawn by their
+scores. Among held-out images they would raise thresholds: fewer images than promised would be
+called anomalous, and more defects missed. A false alarm that a hash holds out stays where it is.
 """
 
 from __future__ import annotations

@@ -7,12 +7,18 @@ from typing import NamedTuple
 from ops.errors import UserError
 from ops.storage import files
 from ops.storage.storage_errors import TooLarge
-from pipelines.labelling import csv_file, report_file, strict_json
+from pipelines.labelling import (
+    coco_file,
+    csv_file,
+    label_studio_file,
+    report_file,
+    strict_json,
+)
 from pipelines.labelling.statements import Statement, Statements
 
 #: A larger file is refused. Its content is held in memory, several times as large.
 LARGEST = 64 * 2**20
-_FORMATS = "a file that a report saved, or a CSV file"
+_FORMATS = "a file that a report saved, a CSV or COCO file, and a JSON export of Label Studio"
 
 
 class DecisionFile(NamedTuple):
@@ -46,7 +52,7 @@ def read(location: str) -> DecisionFile:
     source, notes = _understood(location, text, statements)
     taken = statements.taken()
     if statements.undecided:
-        notes.append(f"{statements.undecided:,} entries have no decision and are left out")
+        notes.append(f"entries without a decision, which are left out: {statements.undecided:,}")
     return DecisionFile(location, source, taken, notes)
 
 
@@ -64,4 +70,10 @@ def _understood(location: str, text: str, into: Statements) -> tuple[str, list[s
     if isinstance(content, dict) and "decisions" in content:
         report_file.read(content, into)
         return "report", []
+    if isinstance(content, dict) and "annotations" in content:
+        coco_file.read(content, into)
+        return "coco", []
+    if isinstance(content, list):
+        label_studio_file.read(content, into)
+        return "label_studio", []
     raise UserError(f"{location} is no file of decisions; known are {_FORMATS}")

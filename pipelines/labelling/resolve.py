@@ -7,6 +7,7 @@ run, whatever has become of the file since. Any other is about the current row u
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -58,6 +59,8 @@ _NAMES = {
     "ending": "regexp_extract(scores.uri, '[^/#]*$') = asked.last AND ("
     "ends_with(scores.uri, '/' || asked.ending) OR ends_with(scores.uri, '#' || asked.ending))",
 }
+#: What leads from where a tool keeps its files.
+_UPWARDS = re.compile(r"^(\.{1,2}/)+")
 _COLUMNS = ", ".join(f"scores.{name}" for name in decisions.OF_SCORE)
 _REGIONS = """
     SELECT image_id, run_id, number, box_x, box_y, box_width, box_height
@@ -138,7 +141,8 @@ def _asked(given: Sequence[Statement]) -> Iterator[Row]:
         elif each.address.startswith("/"):
             yield row | {"uri": uris.make(each.address)}
         else:  # as it is, or as addresses escape it
-            for ending in {each.address, uris.quote(each.address)}:
+            name = _UPWARDS.sub("", each.address)
+            for ending in {name, uris.quote(name)}:
                 yield row | {"ending": ending, "last": ending.replace("#", "/").split("/")[-1]}
 
 

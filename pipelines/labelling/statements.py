@@ -90,7 +90,7 @@ class Statements:
         """All of them. Raises UserError if there are none, or what is wrong with some."""
         self.refusals.check()
         if not self._taken:
-            nothing = f"; {self.undecided:,} of its entries have none" if self.undecided else ""
+            nothing = f" in {self.undecided:,} entries" if self.undecided else ""
             raise UserError(f"{self.refusals.file} holds no decision{nothing}; nothing is stored")
         return self._taken
 
@@ -130,7 +130,9 @@ def _region(value: object) -> int | None:
     text = value.strip() if isinstance(value, str) else value
     if text is None or text == "":
         return None
-    if isinstance(text, str) and re.fullmatch(r"[0-9]{1,9}", text):
+    if isinstance(text, str) and re.fullmatch(r"[0-9]{1,9}(\.0)?", text):
+        text = float(text)  # as tables write a column of which some cells are empty
+    if isinstance(text, float) and text.is_integer():
         text = int(text)
     if isinstance(text, bool) or not isinstance(text, int) or text < 1:
         raise _Broken(_REGION, value)

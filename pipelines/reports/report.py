@@ -22,6 +22,7 @@ from ops.archives.fetch import FetchSettings
 from ops.failure import STATUSES
 from ops.plain_text import printable
 from ops.progress import ProgressCallback
+from ops.results.decision_table import DECISIONS
 from ops.storage import files
 from ops.storage.paths import Out
 from pipelines.reports.alerts import has_drifted
@@ -77,7 +78,39 @@ def report(
 def render(out: Out, data: ReportData) -> bytes:
     """The page, whose links are relative to its location below `out`."""
     script, style = ((_FOLDER / f"report.{kind}").read_text("utf-8") for kind in ("js", "css"))
-    environment = Environment(
+    rows = [*(part.row for part in data.parts), *data.flagged, *data.failed]
+    html = (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            data=data,
+            last=data.runs[-1],
+            meanings=STATUSES,
+            words={name: name.replace("_", " ") for name in DECISIONS},
+            products=data.products[:PRODUCTS],
+            drawings={
+                product: draw_histogram(histogram, data.thresholds.get(product or ""))
+                for product, histogram in data.histograms.items()
+            },
+            listed_products=sorted({f"p:{row['product'] or ''}" for row in rows}),
+            listed_statuses=sorted({row["status"] for row in rows}),
+            tables=[_table(out, run) for run in data.runs],
+            tracker=data.tracker,
+            tracker_is_web=re.match(r"https?://", data.tracker) is not None,
+            width=_WIDTH,
+            height=_HEIGHT,
+            script=Markup(script),  # noqa: S704 - our own file
+            style=Markup(style),  # noqa: S704 - our own file
+            script_hash=policy_hash(script),
+            style_hash=policy_hash(style),
+        )
+    )
+    return html.encode()
+
+
+def environment() -> Environment:
+    """The templates of pages, which escape all text."""
+    templates = Environment(
         loader=FileSystemLoader(_FOLDER),
         autoescape=True,  # whatever the template's file is called
         undefined=StrictUndefined,
@@ -85,36 +118,15 @@ def render(out: Out, data: ReportData) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "count": count, "duration": duration, "name": name}
-    environment.filters["percent"] = percent
-    environment.globals["drifted"] = has_drifted
-    environment.globals["value"] = lambda cell: "" if cell is None else cell
-    rows = [*(part.row for part in data.parts), *data.flagged, *data.failed]
-    html = environment.get_template("report.html.j2").render(
-        data=data,
-        last=data.runs[-1],
-        meanings=STATUSES,
-        products=data.products[:PRODUCTS],
-        drawings={
-            product: draw_histogram(histogram, data.thresholds.get(product or ""))
-            for product, histogram in data.histograms.items()
-        },
-        listed_products=sorted({f"p:{row['product'] or ''}" for row in rows}),
-        listed_statuses=sorted({row["status"] for row in rows}),
-        tables=[_table(out, run) for run in data.runs],
-        tracker=data.tracker,
-        tracker_is_web=re.match(r"https?://", data.tracker) is not None,
-        width=_WIDTH,
-        height=_HEIGHT,
-        script=Markup(script),  # noqa: S704 - our own file
-        style=Markup(style),  # noqa: S704 - our own file
-        script_hash=_hash(script),
-        style_hash=_hash(style),
-    )
-    return html.encode()
+    templates.filters |= {"number": number, "count": count, "duration": duration, "name": name}
+    templates.filters["percent"] = percent
+    templates.globals["drifted"] = has_drifted
+    templates.globals["value"] = lambda cell: "" if cell is None else cell
+    return templates
 
 
-def _hash(text: str) -> str:
+def policy_hash(text: str) -> str:
+    """The hash by which a content security policy allows a script or a style."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 

@@ -18,10 +18,11 @@ from ops.results.calibration import promised_rate
 from ops.storage.paths import Out
 from pipelines.reports import drift, report_queries
 from pipelines.reports.changed_verdicts import ChangedVerdicts, changed_verdicts
+from pipelines.reports.decision_summary import DecisionSummary, decision_summary
 from pipelines.reports.part_pictures import Part, PartPictures
 from pipelines.reports.part_summary import PartSummary, part_summary
 from pipelines.reports.report_queries import Histogram, Row
-from pipelines.tables import current_scores, run_records
+from pipelines.tables import current_scores, decided_images, run_records
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,9 @@ class ReportData(NamedTuple):
     tracker: str
     """The tracker's page of the run, or its address; empty if there is no tracker."""
     part_summary: PartSummary = PartSummary()
+    dismissed: int = 0
+    """Number of anomalous images that are not listed as a person called them false alarms."""
+    decisions: DecisionSummary = DecisionSummary()
 
     @property
     def images(self) -> int:
@@ -105,9 +109,9 @@ class ReportData(NamedTuple):
 
     @property
     def unlisted(self) -> int:
-        """Number of anomalous images that are listed nowhere on the page."""
+        """Number of anomalous images beyond the length of the list."""
         pictured = sum(bool(part.row["is_anomalous"]) for part in self.parts)
-        return self.anomalous - pictured - len(self.flagged)
+        return self.anomalous - self.dismissed - pictured - len(self.flagged)
 
     @property
     def thresholds(self) -> Mapping[str, float | None]:
@@ -170,6 +174,7 @@ def collect(
         measure = drift.load_runs(database, names, model_id, later, views_of(last))
         products = drift.drift_of(database, measure or "score", drift.SAMPLE).to_pylist()
         tonight = [row for row in products if row["images_b"]]
+        decided_images.create(database, model_id, "b")
         worst = report_queries.worst(database, model_id, settings.parts + settings.more_parts)
         data = ReportData(
             runs=runs,
@@ -185,11 +190,15 @@ def collect(
             changed_verdicts=changed_verdicts(database, settings.parts),
             tracker=tracker,
             part_summary=part_summary(database, tables, names, model_id),
+            dismissed=report_queries.dismissed(database, model_id),
+            decisions=decision_summary(
+                database, model_id, str(last["night"]), views_of(last), settings.parts
+            ),
         )
         return data, worst
 
     with run_records.unexpired(out, *runs):
-        data, rows = current_scores.read_consistently(out, read)
+        data, rows = current_scores.read_consistently(out, read, labels=True)
     worst = rows[: settings.parts]
     flagged = [row for row in rows[settings.parts :] if row["is_anomalous"]]
     draw = PartPictures(

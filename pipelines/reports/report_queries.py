@@ -8,7 +8,7 @@ import duckdb
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.tables import worst_first
+from pipelines.tables import decided_images, worst_first
 
 BINS = 48
 Counts = npt.NDArray[np.int64]
@@ -81,8 +81,15 @@ def statuses(database: duckdb.DuckDBPyConnection) -> dict[str, int]:
 
 
 _WORST = f"""
-    SELECT image_id, run_id FROM (SELECT *, {worst_first.turn()} FROM b WHERE score IS NOT NULL)
+    SELECT image_id, run_id FROM (
+        SELECT b.*, {worst_first.turn()} FROM b LEFT JOIN decided_keys USING (image_id, run_id)
+        WHERE score IS NOT NULL AND NOT {decided_images.DISMISSED}
+    )
     ORDER BY {worst_first.order()} LIMIT $most
+"""  # noqa: S608 - only names from the code
+_DISMISSED = f"""
+    SELECT count(*) FROM b JOIN decided_keys USING (image_id, run_id)
+    WHERE {decided_images.DISMISSED}
 """  # noqa: S608 - only names from the code
 _FAILED = """
     SELECT image_id, run_id FROM b WHERE score IS NULL
@@ -90,27 +97,41 @@ _FAILED = """
     LIMIT $most
 """
 
+_COMPLETE = """
+    FROM scores_of($model) SEMI JOIN chosen USING (image_id, run_id)
+    LEFT JOIN decided_keys USING (image_id, run_id)
+"""
+
 
 def worst(database: duckdb.DuckDBPyConnection, model_id: str, most: int) -> list[Row]:
-    """Rows with scores in the order of `worst_first`: anomalous ones, then by p-value."""
-    return _complete_rows(database, _WORST, model_id, most)
+    """Rows with scores in the order of `worst_first`: anomalous ones, then by p-value.
+
+    False alarms are left out that a person called so under this model. `database` is one in which
+    `decided_images` has made its tables of the rows of `b`, whose columns rows have too.
+    """
+    return _complete_rows(database, _WORST, model_id, {"most": most, "model": model_id})
+
+
+def dismissed(database: duckdb.DuckDBPyConnection, model_id: str) -> int:
+    """The number of rows that `worst` leaves out as false alarms."""
+    [(rows,)] = database.execute(_DISMISSED, {"model": model_id}).fetchall()
+    return int(rows)
 
 
 def failed(database: duckdb.DuckDBPyConnection, model_id: str, most: int) -> list[Row]:
     """Rows of failed images, some of each status, in order of status and address."""
-    rows = _complete_rows(database, _FAILED, model_id, most)
+    rows = _complete_rows(database, _FAILED, model_id, {"most": most})
     return sorted(rows, key=lambda row: (row["status"], row["uri"], row["image_id"]))
 
 
 def _complete_rows(
-    database: duckdb.DuckDBPyConnection, query: str, model_id: str, most: int
+    database: duckdb.DuckDBPyConnection, query: str, model_id: str, values: dict[str, Any]
 ) -> list[Row]:
     """All columns of the rows whose `image_id` and `run_id` a query selects, in its order."""
-    chosen = database.sql(query, params={"most": most}).to_arrow_table()
+    chosen = database.sql(query, params=values).to_arrow_table()
     columns = (chosen["image_id"].to_pylist(), chosen["run_id"].to_pylist())
     place = {pair: number for number, pair in enumerate(zip(*columns, strict=True))}
     database.register("chosen", chosen)
-    where = "FROM scores_of($model) SEMI JOIN chosen USING (image_id, run_id)"
-    rows = database.sql(where, params={"model": model_id}).to_arrow_table().to_pylist()
+    rows = database.sql(_COMPLETE, params={"model": model_id}).to_arrow_table().to_pylist()
     database.unregister("chosen")
     return sorted(rows, key=lambda row: place[row["image_id"], row["run_id"]])

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 
 import duckdb
 import pyarrow as pa
 
 from ops.results import decision_table
-from ops.storage import parquet
 from ops.storage.paths import Out
 from pipelines.tables import decisions
 
 _SCHEMA = pa.schema([*decision_table.SCHEMA, pa.field("number", pa.int64())])
-_READERS = 16
 
 
 class Decided:
@@ -32,7 +29,7 @@ class Decided:
         database.execute("CREATE TABLE made AS FROM incoming")
         database.unregister("incoming")
         with tempfile.TemporaryDirectory(prefix="nightloupe-") as folder:
-            decisions.define(database, [], folder)
+            decisions.define(database, decision_table.SCHEMA.empty_table(), folder)
         database.execute("CREATE OR REPLACE MACRO all_decisions() AS TABLE FROM made")
         self._settle()
 
@@ -47,9 +44,7 @@ class Decided:
     def _read(self, places: list[str]) -> None:
         if not places:
             return
-        with ThreadPoolExecutor(_READERS) as pool:
-            tables = list(pool.map(parquet.read, places))
-        rows = pa.concat_tables(table.cast(decision_table.SCHEMA) for table in tables)
+        rows = decisions.read(places)
         numbers = pa.array(range(self.count + 1, self.count + 1 + len(rows)), pa.int64())
         self._database.register("incoming", rows.append_column(_SCHEMA.field("number"), numbers))
         self._database.execute("INSERT INTO made FROM incoming")

@@ -34,8 +34,15 @@ class Pictures:
     """
 
     def __init__(
-        self, out: Out, fetch: FetchSettings, cache_bytes: int = 2**29, decoders: int = 2
+        self,
+        out: Out,
+        fetch: FetchSettings,
+        cache_bytes: int = 2**29,
+        decoders: int = 2,
+        since: str = "it was scored",
     ) -> None:
+        """`since` says in errors when the bytes were read that rows have the hash of."""
+        self._since = since
         self._out, self._fetch, self._most = out, fetch, cache_bytes
         self._decoders = threading.BoundedSemaphore(decoders)
         self._lock = threading.Lock()
@@ -62,7 +69,7 @@ class Pictures:
         `box` is left, top, right and bottom in its pixels; what lies outside is cut off. The result
         is at most `side` pixels wide and high. `record` is that of the row's run. Raises NoPicture.
         """
-        picture = self._picture(row, record)
+        picture = self.picture(row, record)
         left, top, right, bottom = box or (0, 0, picture.width, picture.height)
         left, top = max(0, left), max(0, top)
         right, bottom = min(right, picture.width), min(bottom, picture.height)
@@ -79,7 +86,7 @@ class Pictures:
         """
         if not row["map_uri"]:
             raise NoPicture("no anomaly map was written of this part")
-        picture = self._picture(row, record)
+        picture = self.picture(row, record)
         size = picture.width, picture.height
         try:
             decoded = self._files(record).map(row, size)
@@ -94,7 +101,8 @@ class Pictures:
         settings = InputSettings(**record["input"]), DecodeSettings(**record["decode"])
         return PartFiles(self._out, *settings, self._fetch)
 
-    def _picture(self, row: Mapping[str, Any], record: Mapping[str, Any]) -> Picture:
+    def picture(self, row: Mapping[str, Any], record: Mapping[str, Any]) -> Picture:
+        """The decoded picture of a row, whose record is that of its run. Raises NoPicture."""
         key = f"{row['run_id']}/{row['image_id']}"
         with self._lock:
             one_at_a_time = self._loading.setdefault(key, threading.Lock())
@@ -114,7 +122,7 @@ class Pictures:
         try:
             return self._files(record).picture(row, self._member(row, record))
         except Changed:
-            raise NoPicture("the file has changed since it was scored") from None
+            raise NoPicture(f"the file has changed since {self._since}") from None
         except Failure as failure:
             raise NoPicture(failure.reason) from None
 
@@ -122,6 +130,8 @@ class Pictures:
         """Where a member lies in its archive; an inventory is searched once for each part."""
         if "#" not in row["uri"]:
             return _NOT_IN_ARCHIVE
+        if "member" in row:
+            return row
         if row["image_id"] not in self._members:
             self._members |= members_of([row], [str(record["inventory"])])
         return self._members.get(row["image_id"], _NOT_IN_ARCHIVE)

@@ -21,12 +21,21 @@ from ops.results.decision_table import UNDECIDED
 from ops.storage.paths import Out
 from pipelines.review.decided import Decided
 from pipelines.review.filters import Filter
-from pipelines.tables import current_regions, current_scores, decisions, gone, run_records
+from pipelines.tables import (
+    current_regions,
+    current_scores,
+    decided_images,
+    decisions,
+    gone,
+    run_records,
+)
 from pipelines.tables.database import opened as database_opened
 from pipelines.tables.model_names import NamedModel
 
 Row = dict[str, Any]
-_SCHEMA = pa.schema([pa.field("place", pa.int64()), *current_scores.VIEW])
+#: Decisions are joined when a page asks for them.
+_READ = [name for name in current_scores.VIEW.names if name not in decided_images.COLUMNS.names]
+_SCHEMA = pa.schema([pa.field("place", pa.int64()), *map(current_scores.VIEW.field, _READ)])
 #: A decision is of the bytes that were shown, see deploy/sql/duckdb_labels.sql.
 _LISTED = """
     SELECT parts.*, standing.decision, standing.who, standing.decided_at
@@ -219,7 +228,8 @@ def _numbered(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     for batch in batches:
         place = pa.array(range(start, start + len(batch)), pa.int64())
         start += len(batch)
-        yield pa.RecordBatch.from_arrays([place, *batch.columns], schema=_SCHEMA)
+        columns = batch.select(_READ).columns
+        yield pa.RecordBatch.from_arrays([place, *columns], schema=_SCHEMA)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from ops.progress import ProgressCallback
 from ops.storage import files, paths
 from ops.storage.paths import Out
 from pipelines.scoring.run import run_key
+from pipelines.scoring.verify_decisions import check_decisions
 from pipelines.scoring.verify_images import check_images
 from pipelines.scoring.verify_regions import check_regions
 from pipelines.scoring.verify_table import check_table
@@ -70,7 +71,8 @@ def _check(
     inventory = _inventory(run, findings)
     with opened() as database:
         # In a table that cannot be read to its end, the rows after that would count as missing.
-        if check_table(run, database, map_sample, findings, progress):
+        is_read = check_table(run, database, map_sample, findings, progress)
+        if is_read:
             _check_policy(run, database, findings)
             check_regions(run, database, findings)
             if inventory:
@@ -79,6 +81,7 @@ def _check(
                     check_images(
                         run, inventory.location, database, content_sample, findings, progress
                     )
+        check_decisions(run, database if is_read else None, findings)
     return findings
 
 

@@ -37,6 +37,10 @@ class Findings:
     """Images by what became of their files: unchanged, changed, gone, unavailable, unknown."""
     hashed: int = 0
     """Images whose bytes were compared with those that were scored."""
+    decisions: int = 0
+    """Decisions of people in the output folder."""
+    decisions_unknown: int = 0
+    """Those of runs without a record, or of images that the run has no row of."""
     violations: dict[str, Violation] = field(default_factory=dict)
     """By rule."""
 

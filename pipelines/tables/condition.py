@@ -54,10 +54,13 @@ _LONGEST = 100_000
 _DEEPEST = 100
 
 
-def check(database: duckdb.DuckDBPyConnection, condition: str, columns: Collection[str]) -> None:
+def check(
+    database: duckdb.DuckDBPyConnection, condition: str, columns: Collection[str]
+) -> set[str]:
     """Raise SettingError unless a text is one expression over columns, such as `width > 1000`.
 
-    A text that passes can stand in a query between parentheses, each on a line of its own.
+    A text that passes can stand in a query between parentheses, each on a line of its own. Returns
+    the names of the columns in it, in lower case.
     """
     if len(condition) > _LONGEST:
         raise SettingError(
@@ -70,10 +73,14 @@ def check(database: duckdb.DuckDBPyConnection, condition: str, columns: Collecti
     if _without_places(node) != _without_places(plain) or len(expressions) != 1:
         _refuse(condition, "it is more than one expression")
     known = {name.lower() for name in columns}
+    read = set[str]()
     for part, depth in _objects(expressions[0]):
         if depth > _DEEPEST:
             _refuse(condition, f"it is nested more than {_DEEPEST} times")
         _check_node(condition, part, known)
+        if part.get("class") == "COLUMN_REF":
+            read.add(".".join(part["column_names"]).lower())
+    return read
 
 
 def _parsed(database: duckdb.DuckDBPyConnection, condition: str) -> dict[str, Any]:

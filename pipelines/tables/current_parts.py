@@ -21,8 +21,8 @@ from ops.results.part_calibration import PartCalibration
 from ops.storage import files
 from ops.storage.paths import Out
 from pipelines.tables import condition, gone
-from pipelines.tables.current_scores import ROUNDING
 from pipelines.tables.gone import Listing
+from pipelines.tables.verdict_rules import ROUNDING
 
 #: Parts that are judged at once.
 _BATCH = 2**14

@@ -9,9 +9,9 @@ import pyarrow as pa
 
 from ops.archives.views import Views, detector_sql
 from ops.results import region_table, score_table
-from pipelines.tables import condition, gone
-from pipelines.tables.current_scores import VerdictRule
+from pipelines.tables import condition, gone, verdict_rules
 from pipelines.tables.gone import Listing
+from pipelines.tables.verdict_rules import VerdictRule
 
 #: Columns of the view: those of regions, then those of their images.
 VIEW = pa.schema(
@@ -57,12 +57,7 @@ def query(
     """
     if where:
         condition.check(database, where, VIEW.names)
-    columns = {"detector": pa.string(), "threshold": pa.float64(), "p_value": pa.float64()}
-    given = [
-        {"detector": name, "threshold": rule.threshold, "p_value": rule.p_value}
-        for name, rule in (rules or {}).items()
-    ]
-    database.register("rules", pa.Table.from_pylist(given, pa.schema(list(columns.items()))))
+    verdict_rules.register(database, rules)
     gone.create(database, model_id, listing)
     sql = _CHOSEN.format(
         detector=detector_sql(views, "current"),

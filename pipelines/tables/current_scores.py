@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,35 +16,35 @@ import pyarrow as pa
 
 from ops.archives.views import Views, detector_sql
 from ops.results import region_table, score_table
-from ops.results.calibration import promised_rate
 from ops.storage import files, parquet, s3
 from ops.storage.paths import Out
 from ops.storage.storage_errors import StorageError
-from pipelines.tables import condition, gone, worst_first
+from pipelines.tables import condition, decided_images, decisions, gone, verdict_rules, worst_first
 from pipelines.tables.database import QueryFailed
 from pipelines.tables.database import opened as database_opened
 from pipelines.tables.gone import Listing
 from pipelines.tables.snapshot import TABLE, Snapshot, TablesChanged
+from pipelines.tables.verdict_rules import VerdictRule
 
 #: Defines `current_scores(model)` and `current_keys(model)`; people may run the same file.
 MACROS = Path(__file__).parents[2] / "deploy" / "sql" / "duckdb.sql"
 #: Defines `current_regions(model)`.
 REGION_MACROS = MACROS.with_name("duckdb_regions.sql")
+#: Defines `decided_scores(model)`.
+DECIDED_MACROS = MACROS.with_name("duckdb_decided.sql")
 #: Seconds before each further try to read tables of which one was replaced meanwhile.
 _PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
 T = TypeVar("T")
-#: Absorbs rounding: p-values are multiples of 1 / (1 + held-out images).
-ROUNDING = 1e-12
 #: Columns of the current view.
 VIEW = pa.schema(
     [
         *score_table.SCHEMA,
         parquet.column("is_new", pa.bool_(), "scored by the last night under the model", False),
+        *decided_images.COLUMNS,
     ]
 )
 #: Few columns, so that the rows of a hundred million images can be ordered within little memory.
-_CHOSEN = """
-    CREATE OR REPLACE TEMP TABLE chosen AS
+_KEPT = """
     WITH last AS (
         SELECT left(max_by(run_id, run_number), 10) AS night FROM scores_of($model)
     ),
@@ -54,41 +54,46 @@ _CHOSEN = """
                  WHEN rules.p_value IS NOT NULL THEN current.p_value <= rules.p_value
                  ELSE current.is_anomalous END AS is_anomalous),
             left(current.run_id, 10) = (SELECT night FROM last) AS is_new
-        FROM current_scores($model) AS current
-        LEFT JOIN rules ON nfc_normalize({detector}) = rules.product
+        FROM {rows} AS current
+        LEFT JOIN rules ON nfc_normalize({detector}) = rules.detector
     ),
     kept AS (
-        SELECT image_id, run_id, product, view, score, p_value, is_anomalous, is_new
+        SELECT image_id, run_id, product, view, score, p_value, is_anomalous, is_new,
+               decided, decided_model_id
         FROM judged ANTI JOIN gone USING (image_id, run_id) {listed}
         WHERE ($product IS NULL OR nfc_normalize(product) = $product) AND (
             {where}
         )
     )
-    SELECT image_id, run_id, is_anomalous, is_new, turn FROM (SELECT *, {turn} FROM kept)
+"""
+_DISMISSED = """
+    CREATE OR REPLACE TEMP TABLE dismissed AS {kept}
+    SELECT image_id, run_id FROM kept WHERE {is_left_out}
+"""
+_CHOSEN = """
+    CREATE OR REPLACE TEMP TABLE chosen AS {kept}
+    SELECT image_id, run_id, is_anomalous, is_new, turn
+    FROM (SELECT *, {turn} FROM kept ANTI JOIN dismissed USING (image_id, run_id))
     ORDER BY {order} {limit}
 """
+#: Of each image the run that holds its current row: several queries need them.
+_KEYS = """
+    CREATE OR REPLACE TEMP TABLE keys AS
+    SELECT image_id, run_id, last_run, uri FROM current_keys($model)
+"""
+_CURRENT = """(
+    SELECT scores.*, decided, decided_by, decided_when, decided_model_id
+    FROM scores_of($model) AS scores SEMI JOIN keys USING (image_id, run_id)
+    LEFT JOIN decided_keys USING (image_id, run_id)
+)"""
 _ROWS = """
     SELECT image_id, run_id, chosen.is_anomalous, is_new, turn,
-           scores.* EXCLUDE (image_id, run_id, is_anomalous)
+           scores.* EXCLUDE (image_id, run_id, is_anomalous),
+           decided, decided_by, decided_when, decided_model_id
     FROM scores_of($model) AS scores JOIN chosen USING (image_id, run_id)
+    LEFT JOIN decided_keys USING (image_id, run_id)
     ORDER BY {order}
 """
-
-
-@dataclass(frozen=True)
-class VerdictRule:
-    """Replaces the verdicts of the rows of one detector.
-
-    An image is anomalous if its score exceeds `threshold`, or its p-value is at most `p_value`.
-    """
-
-    threshold: float | None = None
-    p_value: float | None = None
-
-    @classmethod
-    def at_rate(cls, false_alarm_rate: float, held_out: int) -> VerdictRule:
-        """Gives the same verdicts as `Calibration.threshold` at this rate."""
-        return cls(p_value=promised_rate(false_alarm_rate, held_out) + ROUNDING)
 
 
 def published(out: Out) -> list[str]:
@@ -99,18 +104,19 @@ def published(out: Out) -> list[str]:
 
 @contextlib.contextmanager
 def opened(
-    out: Out, memory: str = "2GB", *others: str, regions: bool = False
+    out: Out, memory: str = "2GB", *others: str, regions: bool = False, labels: bool = False
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     """A database with the macros `current_scores(model)` and `current_keys(model)`.
 
-    With `regions` it has `regions_of(model)` and `current_regions(model)` too.
+    With `regions` it has `regions_of(model)` and `current_regions(model)` too; with `labels`,
+    `image_decisions()` and `decided_scores(model)` know what people decided until now.
 
     It reads the tables that are published now, and spills to disk beyond `memory`. `others` are
     locations of further files that queries will read. For holders of the lock of the output folder,
     beside whom no table is removed; others use `read_consistently`. Raises UserError that names a
     table which cannot be read.
     """
-    with _opened(out, Snapshot(out, regions), memory, *others) as database:
+    with _opened(out, Snapshot(out, regions), memory, *others, labels=labels) as database:
         yield database
 
 
@@ -120,6 +126,7 @@ def read_consistently(
     memory: str = "2GB",
     *others: str,
     regions: bool = False,
+    labels: bool = False,
 ) -> T:
     """The result of `read(database, check)`, for a database as `opened` gives it.
 
@@ -129,10 +136,10 @@ def read_consistently(
     """
     for pause in _PAUSES:
         try:
-            return _read(out, read, memory, *others, regions=regions)
+            return _read(out, read, memory, *others, regions=regions, labels=labels)
         except TablesChanged:
             time.sleep(pause)
-    return _read(out, read, memory, *others, regions=regions)
+    return _read(out, read, memory, *others, regions=regions, labels=labels)
 
 
 def _read(
@@ -141,9 +148,10 @@ def _read(
     memory: str,
     *others: str,
     regions: bool,
+    labels: bool,
 ) -> T:
     snapshot = Snapshot(out, regions)
-    with _opened(out, snapshot, memory, *others) as database:
+    with _opened(out, snapshot, memory, *others, labels=labels) as database:
         result = read(database, snapshot.check)
     snapshot.check()
     return result
@@ -151,20 +159,19 @@ def _read(
 
 @contextlib.contextmanager
 def _opened(
-    out: Out, snapshot: Snapshot, memory: str, *others: str
+    out: Out, snapshot: Snapshot, memory: str, *others: str, labels: bool
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     with tempfile.TemporaryDirectory(prefix="nightloupe-") as folder:
         tables = {"tables": snapshot.tables, "region_tables": snapshot.regions}
-        for name, schema in (
-            ("tables", score_table.SCHEMA),
-            ("region_tables", region_table.SCHEMA),
-        ):
+        schemas = {"tables": score_table.SCHEMA, "region_tables": region_table.SCHEMA}
+        for name, schema in schemas.items():
             if not tables[name]:
                 tables[name] = [os.path.join(folder, f"{name}.parquet")]
                 parquet.write(tables[name][0], schema, [])
         for place in filter(None, others):
             with parquet.opened(place):  # says what is wrong with it, and is no pipe
                 pass
+        made = decisions.read(decisions.published(out) if labels else [])
         with _explaining(snapshot, others), database_opened(memory) as database:
             if any(map(s3.is_s3, (out.root, *others))):
                 database.register_filesystem(s3.file_system())
@@ -172,7 +179,8 @@ def _opened(
             database.execute("SET TimeZone = 'UTC'")
             for name, locations in tables.items():
                 database.execute(f"SET VARIABLE {name} = $tables", {"tables": locations})
-            for file in (MACROS, REGION_MACROS):
+            decisions.define(database, made, folder)
+            for file in (MACROS, REGION_MACROS, DECIDED_MACROS):
                 database.execute(file.read_text(encoding="utf-8"))
             yield database
 
@@ -192,6 +200,11 @@ def _explaining(snapshot: Snapshot, others: Sequence[str]) -> Iterator[None]:
         raise
 
 
+def find_keys(database: duckdb.DuckDBPyConnection, model_id: str) -> None:
+    """Create the table `keys` of the current rows: `image_id`, `run_id`, `last_run` and `uri`."""
+    database.execute(_KEYS, {"model": model_id})
+
+
 def query(
     database: duckdb.DuckDBPyConnection,
     model_id: str,
@@ -204,38 +217,46 @@ def query(
     views: Views = "pooled",
     new_first: bool = True,
     listing: Listing | None = None,
+    false_alarms: bool = True,
 ) -> Iterator[pa.RecordBatch]:
     """Stream current rows with the columns of `VIEW` in the order of `worst_first`.
 
     Rows of the last night under the model are new; with `new_first` they come before other rows of
     the same verdict. `where` is an expression over the columns (see `condition`). It sees the
     verdicts after `rules` are applied, which are by detector: by product, or by product and view
-    with separate `views`. With `product` (in NFC), only its rows are
-    returned.
+    with separate `views`. With `product` (in NFC), only its rows are returned.
     `only` is an inventory, one of `opened`'s `others`: images that it does not list are left out.
     Those that are gone from the archive by `listing`, another one of these, are too; the table
-    `gone` has them. Raises SettingError if `where` is invalid.
+    `gone` has them. Without `false_alarms`, anomalous images that a person called false alarms
+    under this model are left out, unless `where` asks for decisions; the table `dismissed` has
+    them. Raises SettingError if `where` is invalid.
     """
-    columns = {"product": pa.string(), "threshold": pa.float64(), "p_value": pa.float64()}
-    replaced = [
-        {"product": name, "threshold": rule.threshold, "p_value": rule.p_value}
-        for name, rule in (rules or {}).items()
-    ]
-    if where:
-        condition.check(database, where, VIEW.names)
-    database.register("rules", pa.Table.from_pylist(replaced, pa.schema(list(columns.items()))))
+    asked = condition.check(database, where, VIEW.names) if where else set[str]()
+    verdict_rules.register(database, rules)
     within = ("is_new",) if new_first else ()
-    chosen = _CHOSEN.format(
+    leaves_out = not (false_alarms or asked & {*decided_images.COLUMNS.names})
+    kept = functools.partial(
+        _KEPT.format,
         detector=detector_sql(views, "current"),
         listed="SEMI JOIN read_parquet($only) USING (image_id)" if only else "",
         where=where or "true",
+    )
+    dismissed = _DISMISSED.format(
+        kept=kept(rows="decided_rows"),
+        is_left_out=decided_images.DISMISSED if leaves_out else "false",
+    )
+    chosen = _CHOSEN.format(
+        kept=kept(rows=_CURRENT),
         turn=worst_first.turn(*within, *(("view",) if views == "separate" else ())),
         order=worst_first.order(*within),
         limit=f"LIMIT {limit:d}" if limit is not None else "",
     )
     parameters = {"model": model_id, "product": product or None} | ({"only": only} if only else {})
-    gone.create(database, model_id, listing)
+    find_keys(database, model_id)
+    gone.create(database, model_id, listing, "keys")
+    decided_images.create(database, model_id)
     try:
+        database.execute(dismissed, parameters)
         database.execute(chosen, parameters)
         rows = _ROWS.format(order=worst_first.order(*within))
         for batch in database.sql(rows, params={"model": model_id}).to_arrow_reader(2**16):

@@ -8,7 +8,8 @@ import os
 import re
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,17 @@ import pyarrow as pa
 
 from ops.errors import UserError
 from ops.results import decision_table
-from ops.storage import files, parquet, s3
+from ops.storage import files, parquet
 from ops.storage.paths import Out
+from ops.storage.storage_errors import StorageError
 from pipelines.tables.database import opened as database_opened
 
 #: Defines `current_decisions()` and `image_decisions()`; people may run the same file.
 MACROS = Path(__file__).parents[2] / "deploy" / "sql" / "duckdb_labels.sql"
 #: Names of tables; other files, of systems and editors, are left alone.
 _TABLE = re.compile(r"part-[\w.-]+\.parquet", re.ASCII)
+#: Threads that read tables: there can be one for each decision.
+_READERS = 16
 #: Columns that a decision takes from the row of the score that was shown.
 OF_SCORE = ("image_id", "uri", "product", "content_sha256", "model_id", "run_id")
 
@@ -73,15 +77,36 @@ def published(out: Out) -> list[str]:
     return [files.join(out.labels(), name) for name in names]
 
 
-def define(database: duckdb.DuckDBPyConnection, tables: list[str], folder: str) -> None:
-    """Define the macros `current_decisions()` and `image_decisions()` over some tables.
+def read(places: Sequence[str]) -> pa.Table:
+    """The rows of tables, in their order. Raises UserError that names a damaged one."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        return pa.concat_tables([decision_table.SCHEMA.empty_table(), *pool.map(_read, places)])
 
-    `folder` is a local one, for an empty table if there are none.
+
+def _read(place: str) -> pa.Table:
+    try:
+        table = parquet.read(place)
+        wrong = decision_table.violations(table)
+    except StorageError:  # not to be read now, which is no damage
+        raise
+    except (pa.ArrowException, OSError, UserError, ValueError) as error:
+        wrong = [str(error)]
+    if wrong:
+        raise UserError(
+            f"{place} is no valid table of decisions ({'; '.join(wrong)}); restore it from a "
+            "backup, or move it away: its decisions then count no more"
+        )
+    return table
+
+
+def define(database: duckdb.DuckDBPyConnection, rows: pa.Table, folder: str) -> None:
+    """Define the macros `current_decisions()` and `image_decisions()` over some decisions.
+
+    They are read from a file in `folder`, a local one.
     """
-    if not tables:
-        tables = [os.path.join(folder, "labels.parquet")]
-        parquet.write(tables[0], decision_table.SCHEMA, [])
-    database.execute("SET VARIABLE label_tables = $tables", {"tables": tables})
+    place = os.path.join(folder, "labels.parquet")
+    parquet.write(place, decision_table.SCHEMA, [rows])
+    database.execute("SET VARIABLE label_tables = $tables", {"tables": [place]})
     database.execute(MACROS.read_text(encoding="utf-8"))
 
 
@@ -92,10 +117,8 @@ def opened(out: Out) -> Iterator[duckdb.DuckDBPyConnection]:
     Raises UserError if a table cannot be read.
     """
     with tempfile.TemporaryDirectory(prefix="nightloupe-") as folder, database_opened() as database:
-        if s3.is_s3(out.root):
-            database.register_filesystem(s3.file_system())
         database.execute("SET TimeZone = 'UTC'")
-        define(database, published(out), folder)
+        define(database, read(published(out)), folder)
         yield database
 
 

@@ -21,7 +21,7 @@ _GONE = """
     numbers AS (SELECT DISTINCT run_id AS last_run, run_number FROM scores_of($model)),
     known AS (
         SELECT image_id, run_id, uri, split_part(uri, '#', 1) AS container
-        FROM current_keys($model) JOIN numbers USING (last_run)
+        FROM {keys} JOIN numbers USING (last_run)
         WHERE run_number <= $last_run
             AND len(list_filter($places, lambda place: starts_with(uri, place)
                 AND substr(uri, len(place) + 1, 1) IN ('', '/', '#', '?'))) > 0
@@ -59,16 +59,24 @@ def newest_listing(out: Out) -> Listing | None:
     return None
 
 
-def create(database: duckdb.DuckDBPyConnection, model_id: str, listing: Listing | None) -> None:
+def create(
+    database: duckdb.DuckDBPyConnection,
+    model_id: str,
+    listing: Listing | None,
+    keys: str = "current_keys($model)",
+) -> None:
     """Create the table `gone` of `image_id` and `run_id` of current rows; empty without a listing.
 
-    `database` is one of `current_scores.opened`, with the listing among its `others`.
+    `database` is one of `current_scores.opened`, with the listing among its `others`. `keys` names
+    the rows of `current_keys`, if they were found before.
     """
     if listing is None:
         database.execute("CREATE OR REPLACE TEMP TABLE gone (image_id VARCHAR, run_id VARCHAR)")
         return
     values = {"places": list(listing.places), "last_run": listing.last_run}
-    database.execute(_GONE, values | {"model": model_id, "listing": listing.location})
+    database.execute(
+        _GONE.format(keys=keys), values | {"model": model_id, "listing": listing.location}
+    )
 
 
 def count(database: duckdb.DuckDBPyConnection) -> int:

@@ -27,7 +27,7 @@ def recorded(out: Out, run_id: str = "") -> dict[str, Any]:
     if it is not finished.
     """
     if not run_id:
-        return _records(out, 1, _with_totals(out))[0]
+        return _records(out, 1, with_totals(out))[0]
     if not files.exists(out.run(run_id)):
         raise NotFound(f"{out.root} holds no run {run_id}; its runs lie in {out.runs()}")
     record = _read(out.run(run_id))
@@ -106,6 +106,17 @@ def of_night(out: Out, night: str) -> list[dict[str, Any]]:
     return [record for record in records if record["model_id"] == records[-1]["model_id"]]
 
 
+def of_model(out: Out, model_id: str) -> dict[str, Any]:
+    """The newest record of a run under a model that tells its held-out images. Raises UserError."""
+    record: dict[str, Any]
+    for record in reversed(started(out)):
+        if record.get("model_id") == model_id and {"held_out", "false_alarm_rate"} <= record.keys():
+            return record
+    raise UserError(
+        f"no run in {out.runs()} records the held-out images of model {model_id}; score with it"
+    )
+
+
 def started_after(out: Out, record: Mapping[str, Any]) -> list[str]:
     """Ids of the finished runs that started after the given one."""
     number = record["number"]
@@ -116,7 +127,7 @@ def _finished(out: Out) -> list[dict[str, Any]]:
     """Records of all finished runs, the latest at the end; those without their table are named."""
     held = {files.join(out.scores(), name) for name in files.names(out.scores())}
     records = []
-    for record in _with_totals(out):
+    for record in with_totals(out):
         if _table(out, record) in held or "expired" in record:
             records.append(record)
         else:
@@ -128,7 +139,7 @@ def _finished(out: Out) -> list[dict[str, Any]]:
     return records
 
 
-def _with_totals(out: Out) -> list[dict[str, Any]]:
+def with_totals(out: Out) -> list[dict[str, Any]]:
     """Records of all runs with totals, the latest at the end."""
     return [record for record in started(out) if record.get("totals")]
 
@@ -212,6 +223,12 @@ def nights(out: Out) -> Iterator[dict[str, Any]]:
     """The records of all nights, the last one first."""
     for name in reversed(_names(out.nights())):
         yield _night(files.join(out.nights(), name))
+
+
+def all_nights(out: Out) -> list[dict[str, Any]]:
+    """The records of all nights, the first one first; read in parallel."""
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(_night, (files.join(out.nights(), n) for n in _names(out.nights()))))
 
 
 def _night(location: str) -> dict[str, Any]:

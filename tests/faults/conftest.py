@@ -24,6 +24,7 @@ JOBS = {
     "compare": ["--out", "{}/out"],
     "query": ["--out", "{}/out"],
     "report": ["--out", "{}/out"],
+    "trends": ["--out", "{}/out"],
     "expire": ["--out", "{}/out", "--keep-nights", "3"],
 }
 REMEDY = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, must name keys"

@@ -9,6 +9,7 @@ import unicodedata
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.cli.image_rows import ImageRows
 from jobs.cli.part_rows import PartRows
 from jobs.cli.region_rows import RegionRows
 from ops.archives.inventory import image_id
@@ -16,10 +17,11 @@ from ops.results import part_table, score_table
 from ops.results.part_calibration import PartCalibration
 from ops.storage import files, uris
 from ops.storage.paths import Out
-from pipelines.tables import view_columns
+from pipelines.tables import decisions, view_columns
 from tests.pipelines.tables import test_gone
 from tests.pipelines.tables.test_current_regions import region, write_regions
 from tests.pipelines.tables.test_current_scores import MODELS, publish, row
+from tests.pipelines.tables.test_decisions import NOON
 
 
 @pytest.fixture
@@ -52,11 +54,13 @@ def test_the_screen_shows_what_is_new_first_then_by_p_value_of_the_latest_finish
 ):
     code, said, _ = leave("query")
     assert code == 0
-    assert said.splitlines()[:3] == [
-        f"model: patchcore ({MODELS[0]})",
-        "is_new  is_anomalous  p_value  score  status  product  peak_x  peak_y  uri  reason",
-        "yes     yes               0.1      8  ok      nut      1       2       u/9",
-    ]
+    model, header, first = said.splitlines()[:3]
+    assert model == f"model: patchcore ({MODELS[0]})"
+    assert header.split() == ImageRows.on_screen.split(",")
+    assert (
+        first
+        == "yes     yes           -            0.1      8  ok      nut      1       2       u/9"
+    )
     assert shown(said) == [
         ("u/9", "yes"), ("u/3", "no"), ("u/2", "no"), ("u/1", "no"), ("u/0", "no")
     ]  # fmt: skip
@@ -131,6 +135,59 @@ def test_files_hold_all_columns_and_rows(leave, nights):
     read = pd.read_csv("found.csv")
     assert read["score"].tolist() == found["score"].to_pylist() == [8.0, 3.0, 2.0, 1.0, 0.0]
     assert list(read.columns) == [n for n in view_columns.SCHEMA.names if n != "fields"]
+
+
+def test_false_alarms_are_left_out_on_the_screen_and_shown_on_request(leave, nights):
+    flagged = row("u/9", product="nut", score=8.0, p_value=0.1) | {"run_id": "2026-11-20-0001"}
+    decisions.append(
+        nights, [decisions.decided(flagged, "false_alarm", who="ada", source="page", at=NOON)]
+    )
+    code, said, _ = leave("query")
+    assert code == 0
+    assert said.splitlines()[1] == (
+        "1 images were called false alarms under this model and are left out; "
+        "--false-alarms true shows them"
+    )
+    assert [line.split()[-1] for line in said.splitlines()[3:]] == ["u/3", "u/2", "u/1", "u/0"]
+    _, everything, _ = leave("query", "--false-alarms", "true")
+    assert everything.splitlines()[2].split()[:3] == ["yes", "yes", "false_alarm"]
+    _, asked, _ = leave("query", "--where", "decided = 'false_alarm' and decided_by = 'ada'")
+    assert shown(asked) == [("u/9", "yes")]
+    leave("query", "--output", "all.parquet")
+    found = pq.read_table("all.parquet").to_pylist()
+    told = {each["uri"]: each["decided"] for each in found}
+    assert told == {"u/9": "false_alarm"} | dict.fromkeys(["u/0", "u/1", "u/2", "u/3"])
+    assert (found[0]["decided_when"], found[0]["decided_model_id"]) == (NOON, MODELS[0])
+    assert leave("query", "--false-alarms", "false", "--output", "less.csv")[0] == 0
+    assert [line["uri"] for line in rows_of("less.csv")] == ["u/3", "u/2", "u/1", "u/0"]
+
+
+def test_a_file_with_decisions_can_be_given_to_label_and_stores_none_of_them_again(leave, nights):
+    flagged = row("u/9", product="nut", score=8.0, p_value=0.1) | {"run_id": "2026-11-20-0001"}
+    decisions.append(
+        nights, [decisions.decided(flagged, "false_alarm", who="ada", source="page", at=NOON)]
+    )
+    leave("query", "--output", "parts.csv")
+    lines = rows_of("parts.csv")
+    with open("parts.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, [*lines[0], "decision"])
+        writer.writeheader()
+        writer.writerows(each | {"decision": "defect" * (each["uri"] == "u/3")} for each in lines)
+    code, _, err = leave("label", "parts.csv", "--who", "bob")
+    assert (code, err) == (0, "")
+    stored = decisions.current(nights).to_pylist()
+    assert [(each["uri"], each["decision"], each["who"]) for each in stored] == [
+        ("u/9", "false_alarm", "ada"),
+        ("u/3", "defect", "bob"),
+    ]
+
+
+def test_a_damaged_table_of_decisions_is_named(leave, nights):
+    files.write_bytes(nights.label_table("x"), b"PAR1 and no more")
+    code, _, err = leave("query")
+    assert code == 1
+    assert err.startswith("error: out/labels/part-x.parquet is no valid table of decisions (")
+    assert leave("query", "--regions", "true")[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -257,7 +314,7 @@ def test_hostile_names_are_escaped_on_the_screen_and_in_csv(leave, nights):
     code, said, _ = leave("query", "--limit", "1")
     assert code == 0
     shown_name = "=1+1\\x1b[2J\\u202e\\nx"
-    assert said.splitlines()[2].split()[5::3] == [shown_name, f"u/{shown_name}"]
+    assert said.splitlines()[2].split()[6::3] == [shown_name, f"u/{shown_name}"]
     assert leave("query", "--limit", "1", "--output", "a.csv")[0] == 0
     (read,) = rows_of("a.csv")
     assert (read["product"], read["uri"]) == (f"'{shown_name}", f"u/{shown_name}")
@@ -392,9 +449,17 @@ def test_regions_are_written_for_labelling_tools(leave, with_regions):
         "area": 40.0,
         "iscrowd": 0,
         "segmentation": [],
-        "nightloupe": {"largest": 2.0, "p_value": 0.1, "touches_border": False},
+        "attributes": {
+            "region": 1,
+            "image_id": image_id("u/1", "1"),
+            "run_id": "2026-11-20-0000",
+            "largest": 2.0,
+            "p_value": 0.1,
+            "touches_border": False,
+        },
     }
-    assert [each["name"] for each in content["categories"]] == ["anomaly"]
+    names = ["anomaly", "defect", "false_alarm", "unsure"]
+    assert [each["name"] for each in content["categories"]] == names
     code, _, _ = leave("query", "--regions", "true", "--output", "found.csv")
     with open("found.csv", encoding="utf-8") as file:
         assert [row_["box_width"] for row_ in csv.DictReader(file)] == ["10", "10"]

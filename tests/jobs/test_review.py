@@ -27,6 +27,7 @@ from pipelines.review import queue
 from pipelines.review.filters import Filter
 from pipelines.review.pictures import Pictures
 from pipelines.tables import decisions, model_names, run_records
+from tests import banks
 from tests.browser import Browser, chromium
 from tests.conftest import ROOT
 from tests.pipelines.reports.test_report import EVIL, FLAGGED, PRODUCTS, first_night
@@ -66,8 +67,8 @@ def browser(tmp_path_factory):
     started.close()
 
 
-def wait(browser, expression):
-    for _ in range(200):
+def wait(browser, expression, seconds=10):
+    for _ in range(20 * seconds):
         if browser.value(expression):
             return
         time.sleep(0.05)
@@ -175,6 +176,57 @@ def test_nothing_is_said_to_be_saved_when_the_server_is_gone(out, browser):
         wait(browser, "get('told').textContent.includes('nothing was saved')")
         assert browser.value("get('position').textContent").startswith("1 of")
     assert decisions.published(Out(out)) == []
+
+
+@pytest.mark.slow
+def test_similar_good_places_are_shown_below_a_part_and_can_be_switched_off(tmp_path, browser):
+    banks.night(tmp_path)
+    out = str(tmp_path / "out")
+    with served(out) as (_, address):
+        browser.resize(1280, 860)
+        browser.open(address)
+        wait(browser, "document.querySelectorAll('#grid li').length > 0")
+        press(browser, "s")
+        # The first part waits for the import of torch and for the model.
+        wait(browser, "document.querySelectorAll('#places img').length === 4", 90)
+        wait(browser, "[...document.querySelectorAll('#places img')].every((i) => i.naturalWidth)")
+        captions = "[...document.querySelectorAll('#places figcaption')].map((c) => c.innerText)"
+        first, *others = browser.value(captions)
+        assert first == "this part"
+        assert all(re.fullmatch(r"distance [\d.]+\s+[345]\.png", text) for text in others)
+        assert browser.value("get('nearest-told').textContent") == ""
+        # Keys go on at once, and the strip is that of the part that is shown.
+        press(browser, "j")
+        wait(browser, "get('position').textContent.startsWith('2 of')")
+        wait(browser, "document.querySelectorAll('#places img').length === 4")
+        shown = browser.value("document.querySelector('#places img').src")
+        assert browser.value("current.row.image_id") in shown
+        (tmp_path / "good" / "3.png").unlink()
+        for name in ("4", "5"):
+            Image.new("L", (150, 90)).save(tmp_path / "good" / f"{name}.png")
+        assert browser.complaints() == []
+    with served(out) as (_, address):
+        browser.open(address)
+        wait(browser, "document.querySelectorAll('#grid li').length > 0")
+        press(browser, "s")
+        wait(browser, "document.querySelectorAll('#places span').length === 3", 90)
+        told = browser.value(
+            "[...document.querySelectorAll('#places span')].map((each) => each.textContent)"
+        )
+        gone = "No picture: it was listed, but no longer exists."
+        assert set(told) <= {gone, "No picture: the file has changed since the fit."}
+    (tmp_path / "out" / "models").rename(tmp_path / "elsewhere")
+    with served(out) as (_, address):
+        browser.open(address)
+        wait(browser, "document.querySelectorAll('#grid li').length > 0")
+        press(browser, "s")
+        wait(browser, "get('nearest-told').textContent.startsWith('no complete model at')", 90)
+    with served(out, "--nearest", "false") as (_, address):
+        browser.open(address)
+        wait(browser, "document.querySelectorAll('#grid li').length > 0")
+        press(browser, "s")
+        wait(browser, "get('whole').naturalWidth > 0")
+        assert browser.value("get('nearest').hidden") is True
 
 
 @pytest.mark.slow

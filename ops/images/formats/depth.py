@@ -6,6 +6,7 @@ Nothing here clips or wraps a value: what does not fit the scale is a `Failure`.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,8 @@ import numpy.typing as npt
 from ops.failure import Failure
 
 Values = npt.NDArray[Any]
+#: Pixels of a band.
+_BAND = 2**20
 
 
 class Raster(NamedTuple):
@@ -112,20 +115,29 @@ def to_levels(values: Values, limits: tuple[float, float] | None) -> npt.NDArray
         found = "contain NaN" if math.isnan(low) else f"run from {low:g} to {high:g}"
         limit = f"outside of --decode.range {black:g},{white:g}"
         raise Failure("unsupported", f"its values {found}, {limit}")
-    levels = values.astype(np.float64)
-    levels -= black
-    levels *= 65535 / (white - black)
-    return np.asarray(np.rint(levels, out=levels), dtype=np.uint16)
+    out = np.empty(values.shape, np.uint16)
+    for rows in bands(*values.shape[:2]):
+        levels = values[rows].astype(np.float64)
+        levels -= black
+        levels *= 65535 / (white - black)
+        out[rows] = np.rint(levels, out=levels)
+    return out
 
 
 def over_black(values: Values, alpha: Values, full: int) -> Values:
     """Colours (H, W) or (H, W, 3) blended with black; `full` is an opaque alpha, at most 65535."""
-    out, weight = np.empty_like(values), alpha.astype(np.uint32)
-    planes = out[..., None] if values.ndim == 2 else out
-    source = values[..., None] if values.ndim == 2 else values
-    for channel in range(planes.shape[2]):  # rounded; the sum just fits into 32 bits
-        planes[..., channel] = (source[..., channel] * weight + full // 2) // full
+    out = np.empty_like(values)
+    for rows in bands(*values.shape[:2]):  # rounded; the sum just fits into 32 bits
+        weight = alpha[rows].astype(np.uint32)
+        weight = weight if values.ndim == 2 else weight[..., None]
+        out[rows] = (values[rows] * weight + full // 2) // full
     return out
+
+
+def bands(height: int, width: int) -> Iterator[slice]:
+    """Rows of a picture, a part at a time, for computations that take more memory than it has."""
+    step = max(1, _BAND // max(1, width))
+    return (slice(top, min(top + step, height)) for top in range(0, height, step))
 
 
 def with_alpha(values: Values, depth: int | None) -> Raster:

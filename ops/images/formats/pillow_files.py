@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from ops.failure import Failure
-from ops.images.formats.depth import Raster
+from ops.images.formats.depth import Raster, bands
 from ops.images.formats.pixel_limit import PixelLimit
 
+Pixels8 = npt.NDArray[np.uint8]
 #: Image formats. Pillow's others are documents or video, or need external programs.
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF")
 #: The most pixels that a byte of a file can encode, for formats where that is known. A byte of an
@@ -55,21 +57,22 @@ def raster_of(image: Image.Image) -> Raster:
     return Raster(eight_bits(image), 8, note=note)
 
 
-def eight_bits(image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def eight_bits(image: Image.Image) -> Pixels8:
     """(H, W) grey or (H, W, 3) RGB, uint8."""
     has_alpha = image.mode in {"RGBA", "LA", "PA", "La", "RGBa"}
     if has_alpha and image.format in {"BMP", "DIB"} and not image.getchannel("A").getbbox():
         image, has_alpha = image.convert("RGB"), False  # writers leave the fourth byte unset
-    if "transparency" in image.info or has_alpha:
-        layers = image.convert("RGBA")
-        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        grey = image.mode in {"L", "LA", "La"}
-        image = Image.alpha_composite(black, layers).convert("L" if grey else "RGB")
-    elif image.mode == "1":
-        image = image.convert("L")
-    elif image.mode not in {"L", "RGB"}:
-        image = image.convert("RGB")
-    return np.asarray(image)
+    clear = has_alpha or "transparency" in image.info
+    grey = image.mode in ({"L", "LA", "La"} if clear else {"L", "1"})
+    width, height = image.size
+    out = np.empty((height, width) if grey else (height, width, 3), np.uint8)
+    for rows in bands(height, width):
+        band = image.crop((0, rows.start, width, rows.stop))
+        if clear:
+            black = Image.new("RGBA", band.size, (0, 0, 0, 255))
+            band = Image.alpha_composite(black, band.convert("RGBA"))
+        out[rows] = np.asarray(band.convert("L" if grey else "RGB"))
+    return out
 
 
 def _turn_upright(image: Image.Image) -> str:

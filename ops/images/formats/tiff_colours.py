@@ -11,7 +11,7 @@ from PIL import Image
 
 from ops.failure import Failure
 from ops.images.formats import pillow_files
-from ops.images.formats.depth import Raster, Values, over_black
+from ops.images.formats.depth import Raster, Values, bands, over_black
 
 _WHITE_IS_ZERO, _RGB, _PALETTE, _CMYK = 0, 2, 3, 5
 #: BlackIsZero, a mask, and a colour-filter array (TIFF/EP) or linear data (DNG) as brightness.
@@ -34,8 +34,8 @@ def to_raster(page: tifffile.TiffPage, samples: Values) -> Raster:
     colours, alpha = samples[..., :needed], _alpha(page, samples, needed)
     depth = page.bitspersample if samples.dtype.kind == "u" else 64
     if depth in _SMALL and meaning != _PALETTE:
-        colours, depth = colours * np.uint8(_SMALL[depth]), 8
-        alpha = alpha * np.uint8(_SMALL[page.bitspersample]) if alpha is not None else None
+        samples *= np.uint8(_SMALL[depth])  # colours and alpha are views of them
+        depth = 8
     declared = depth if depth < 16 else None
     if meaning == _PALETTE:
         return _palette(page, colours[..., 0], alpha)._replace(note=note)
@@ -82,15 +82,19 @@ def _extra_kinds(page: tifffile.TiffPage, count: int) -> tuple[int, ...]:
 
 def _blended(page: tifffile.TiffPage, colours: Values, alpha: Values) -> Values:
     """8 bits over black, with the rounding of Pillow."""
-    if page.photometric == _WHITE_IS_ZERO:
-        colours = 255 - colours
     grey = colours.shape[2] == 1
-    if grey:
-        layers = Image.merge("LA", [Image.fromarray(colours[..., 0]), Image.fromarray(alpha)])
-        return pillow_files.eight_bits(layers)
-    packed = np.dstack([colours, alpha])
-    size = (packed.shape[1], packed.shape[0])
-    return pillow_files.eight_bits(Image.frombytes("RGBA", size, packed.tobytes()))
+    out = np.empty(alpha.shape if grey else colours.shape, np.uint8)
+    for rows in bands(*alpha.shape):
+        seen = 255 - colours[rows] if page.photometric == _WHITE_IS_ZERO else colours[rows]
+        out[rows] = _by_pillow("LA" if grey else "RGBA", np.dstack([seen, alpha[rows]]))
+    return out
+
+
+def _by_pillow(mode: str, samples: Values) -> Values:
+    """Pixels of 8 bits that samples (H, W, channels) mean in a mode of Pillow."""
+    size = samples.shape[1], samples.shape[0]
+    image = Image.frombytes(mode, size, np.ascontiguousarray(samples).tobytes())
+    return pillow_files.eight_bits(image)
 
 
 def _palette(page: tifffile.TiffPage, indices: Values, alpha: Values | None) -> Raster:
@@ -119,10 +123,12 @@ def _cmyk(page: tifffile.TiffPage, inks: Values) -> Raster:
     if page.tags.valueof(_INK_SET, 1) != 1 or inks.dtype.kind != "u":
         raise Failure("unsupported", "it is a TIFF of inks other than CMYK")
     if page.bitspersample == 8:
-        image = Image.frombytes("CMYK", inks.shape[1::-1], np.ascontiguousarray(inks).tobytes())
-        return Raster(pillow_files.eight_bits(image), 8)
+        out = np.empty((*inks.shape[:2], 3), np.uint8)
+        for rows in bands(*inks.shape[:2]):
+            out[rows] = _by_pillow("CMYK", inks[rows])
+        return Raster(out, 8)
     if page.bitspersample != 16:
         message = f"it is a CMYK TIFF of {page.bitspersample} bits; 8 and 16 are read"
         raise Failure("unsupported", message)
-    paper = 65535 - inks
+    paper = np.subtract(65535, inks, out=inks)
     return Raster(over_black(paper[..., :3], paper[..., 3], 65535), 16)

@@ -27,6 +27,8 @@ _UNSIGNED, _SIGNED, _FLOAT, _UNDEFINED = 1, 2, 3, 4
 #: bits is a string of at most 3,840 bytes (section 13); deflate 1032 : 1. Others have no bound.
 _EXPANSION = {_NONE: 1, _PACKBITS: 64, _LZW: 2560, **dict.fromkeys(_DEFLATE, 1032)}
 _MOST_SAMPLES = 8
+#: Bytes of strips or tiles that are read at a time.
+_BUFFER = 2**22
 _YCBCR = 6
 
 
@@ -114,8 +116,6 @@ def decode(page: tifffile.TiffPage) -> Values:
     if page.bitspersample == 1:  # for differences, which booleans do not have
         page.dtype = page._dtype = np.dtype(np.uint8)
     values = _decoded(page)
-    planes, _, height, width, samples = values.shape
-    values = np.moveaxis(values[:, 0], 0, 2).reshape(height, width, planes * samples)
     if values.size == 0 or values.shape[2] != page.samplesperpixel:
         raise Failure("unreadable", f"damaged (it holds an array of {values.shape})")
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
@@ -125,7 +125,7 @@ def decode(page: tifffile.TiffPage) -> Values:
 def _decoded(page: tifffile.TiffPage) -> Values:
     """All rows, also of a page whose last strip was filled up to the length of the others."""
     try:
-        values: Values = page.asarray(squeeze=False, maxworkers=1)
+        return _pixels(page)
     except Exception:
         height = page.imagelength
         missing = -height % max(1, page.rowsperstrip)
@@ -136,8 +136,22 @@ def _decoded(page: tifffile.TiffPage) -> Values:
         page.shaped = (planes, depth, height + missing, width, samples)
         vars(page).pop("decode", None)  # made for the former length
         vars(page).pop("hash", None)
-        values = page.asarray(squeeze=False, maxworkers=1)[:, :, :height]
-    return values
+        return _pixels(page)[:height]
+
+
+def _pixels(page: tifffile.TiffPage) -> Values:
+    """Rows (H, W, samples), of which nothing is held but a few strips or tiles beside them."""
+    planes, _, height, width, samples = page.shaped
+    if planes == 1:
+        values: Values = page.asarray(squeeze=False, maxworkers=1, buffersize=_BUFFER)
+        return values.reshape(height, width, samples)
+    out = np.zeros((height, width, planes), page.dtype)
+    page.init_decode()
+    for part, (plane, _, top, left, _), _ in page.segments(maxworkers=1, buffersize=_BUFFER):
+        assert part is not None  # empty ones were refused
+        place = out[top:, left:, plane]
+        place[: part.shape[1], : part.shape[2]] = part[0, : len(place), : place.shape[1], 0]
+    return out
 
 
 def _within_depth(page: tifffile.TiffPage, values: Values) -> Values:

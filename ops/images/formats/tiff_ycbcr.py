@@ -91,20 +91,22 @@ def _units(
 
 
 def _to_rgb(page: tifffile.TiffPage, samples: Values) -> Values:
-    """RGB (H, W, 3) of 8 bits by the coefficients and the black and white of the page."""
+    """RGB (H, W, 3) of 8 bits by the coefficients and the black and white of the page.
+
+    The samples are replaced, row by row.
+    """
     red, green, blue = _fractions(page, _COEFFICIENTS, _LUMA)
     black_y, white_y, zero_b, white_b, zero_r, white_r = _fractions(page, _REFERENCE, _FULL_RANGE)
     spans = white_y - black_y, white_b - zero_b, white_r - zero_r
     if 0 in spans or 0 in (red, green, blue):
         raise Failure("unreadable", "damaged (its YCbCr coefficients or its white are 0)")
-    out = np.empty_like(samples)
-    for row, values in enumerate(samples):  # by rows, so that floating point takes little memory
+    for values in samples:
         y = (values[:, 0] - black_y) * (255 / spans[0])
         r = (values[:, 2] - zero_r) * (127 / spans[2]) * (2 - 2 * red) + y
         b = (values[:, 1] - zero_b) * (127 / spans[1]) * (2 - 2 * blue) + y
         g = (y - red * r - blue * b) / green
-        out[row] = np.rint(np.stack([r, g, b], axis=-1)).clip(0, 255)
-    return out
+        values[:] = np.rint(np.stack([r, g, b], axis=-1)).clip(0, 255)
+    return samples
 
 
 def _fractions(page: tifffile.TiffPage, tag: int, default: tuple[int, ...]) -> list[float]:

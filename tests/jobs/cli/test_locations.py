@@ -52,6 +52,7 @@ PLACES = {
     "compare": ("out", "labels"),
     "query": ("out", "output", "inventory"),
     "report": ("out",),
+    "trends": ("out",),
     "expire": ("out",),
     "demo": ("out",),
 }

@@ -19,8 +19,10 @@ from ops.storage import files, uris
 from ops.storage.paths import Out
 from pipelines.review import queue
 from pipelines.review.filters import Filter
+from pipelines.review.nearest import Nearest
 from pipelines.review.pictures import Pictures
 from pipelines.tables import decisions, model_names, run_records
+from tests import banks
 from tests.pipelines.reports.test_report import EVIL, FLAGGED, PRODUCTS, THRESHOLD, first_night
 from tests.runs import finish, model_of
 
@@ -304,3 +306,47 @@ def test_pictures_are_kept_up_to_a_number_of_bytes(night):
         for row in rows:
             pictures.crop(row, parts.record, None, 80)
         assert pictures.cached_bytes == 2 * each
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """A server that compares parts with the bank of their model, and the folder of the night."""
+    root = tmp_path_factory.mktemp("compared")
+    _, _, fitted = banks.night(root)
+    out = Out(str(root / "out"))
+    with queue.opened(out, model_names.named(run_records.finished(out))) as parts:
+        pictures, good = (Pictures(out, FetchSettings()) for _ in range(2))
+        model_id = fitted.card.model_id
+        nearest = Nearest(out.model(model_id), model_id, pictures, good)
+        yield application(Page(parts, pictures, "ann", nearest), TOKEN, "n", [HOST]), root
+
+
+def test_the_page_is_given_similar_good_places_with_their_pictures(compared):
+    page = client(compared[0])
+    assert page.get("/api/overview").json()["nearest"] is True
+    row = listed(page)["rows"][0]
+    answer = page.get("/api/nearest", params={"id": row["image_id"]})
+    assert answer.headers["Cache-Control"] == "no-store"
+    found = answer.json()
+    assert found["peak"]["box"] == [26, 6, 54, 54]
+    assert len(found["places"]) == 3
+    for place in found["places"]:
+        asked = {"id": row["image_id"], "vector": place["vector"], "side": 40}
+        picture = page.get("/good", params=asked)
+        assert picture.headers["Content-Type"] == "image/jpeg"
+        width, height = place["box"][2:]
+        assert max(pixels(picture.content).shape[:2]) == min(40, max(width, height))
+    wrong = {"id": row["image_id"], "vector": 10**6}
+    assert page.get("/good", params=wrong).status_code == 404
+    assert page.get("/good", params=wrong | {"vector": "x"}).status_code == 400
+    assert page.get("/api/nearest", params={"id": "none"}).status_code == 404
+    assert client(compared[0], with_token=False).get("/api/nearest?id=x").status_code == 403
+
+
+def test_a_page_without_a_bank_says_that_it_compares_nothing(page):
+    assert page.get("/api/overview").json()["nearest"] is False
+    row = listed(page)["rows"][0]
+    for path in ("/api/nearest", "/good"):
+        answer = page.get(path, params={"id": row["image_id"]})
+        assert answer.status_code == 404
+        assert answer.json()["error"] == "parts are not compared with good places"

@@ -74,3 +74,35 @@ def test_a_rate_outside_of_0_to_1_is_refused(rate):
 
 def test_scores_are_kept_in_order():
     assert Calibration.of(np.float32([2, 1, 3])).scores == (1.0, 2.0, 3.0)
+
+
+def grown(rng, share, nights=2):
+    """False alarms and misses, at 5 %, of a bank that grew by those false alarms over nights.
+
+    The given share of them calibrates. Parts are points; a score is the distance to the bank.
+    """
+
+    def scores(points, bank):
+        return np.sqrt(((points[:, None] - bank) ** 2).sum(axis=2).min(axis=1))
+
+    bank, held_out = rng.standard_normal((60, 3)), rng.standard_normal((99, 3))
+    for _ in range(nights):
+        threshold = Calibration.of(scores(held_out, bank)).threshold(0.05)
+        night = rng.standard_normal((300, 3))
+        alarms = night[scores(night, bank) > threshold]
+        calibrates = rng.random(len(alarms)) < share
+        bank = np.vstack([bank, alarms[~calibrates]])
+        held_out = np.vstack([held_out, alarms[calibrates]])
+    threshold = Calibration.of(scores(held_out, bank)).threshold(0.05)
+    good, defective = rng.standard_normal((2, 300, 3))
+    defective[:, 0] += 3
+    return (scores(good, bank) > threshold).mean(), (scores(defective, bank) <= threshold).mean()
+
+
+def test_a_bank_that_grows_by_false_alarms_keeps_its_promise_and_calibrating_on_them_wastes_it():
+    rng = np.random.default_rng(0)
+    rate, missed = np.mean([grown(rng, 0.0) for _ in range(80)], axis=0)
+    lower_rate, more_missed = np.mean([grown(rng, 0.1) for _ in range(80)], axis=0)
+    assert 0.04 < rate < 0.056  # one standard error is 0.003
+    assert lower_rate < 0.75 * rate
+    assert more_missed > missed + 0.03

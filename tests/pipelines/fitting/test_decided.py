@@ -44,13 +44,14 @@ class World:
 
     def decide(self, *words, content=None):
         """Decide of parts, each (part, decision), by their bytes at this time."""
+        rows = []
         for part, word in words:
             data = content or files.read_bytes(uris.parse(part.uri).location)
             shown = {"image_id": part.image_id, "uri": part.uri, "product": part.product}
             shown |= {"content_sha256": hashlib.sha256(data).hexdigest()}
             shown |= {"model_id": "m", "run_id": "2026-11-20-0000"}
-            row = decisions.decided(shown, word, who="ada", source="page")
-            decisions.append(self.out, [row])
+            rows.append(decisions.decided(shown, word, who="ada", source="page"))
+        decisions.append(self.out, rows)
 
     def choose(self, inventory=None, earlier=None, **request):
         decided = Decided.read(self.out, FetchSettings())
@@ -155,6 +156,17 @@ def test_what_is_known_changed_or_of_another_product_is_not_added(world):
     assert record["decisions"] == expected
     with pytest.raises(NothingToFit, match="no false alarm is new to the model"):
         world.choose(None, earlier, select=Select(["nut"]))
+
+
+def test_a_person_goes_before_the_label_of_the_folder(world):
+    called_bad, called_good = (
+        replace(part, label=label) for part, label in zip(world.parts, (1, 0), strict=False)
+    )
+    listed = list_parts(str(world.folder / "labelled.parquet"), [called_bad, called_good])
+    world.decide((called_bad, "false_alarm"), (called_good, "defect"))
+    chosen = world.choose(listed, grown_from("bolt/1")).split
+    assert names(chosen.fit) == [called_bad.name]
+    assert names(chosen.held_out) == ["1"]
 
 
 def test_a_fit_that_grows_nothing_takes_no_false_alarms_from_elsewhere(world):

@@ -14,6 +14,7 @@ from ops.storage import files, parquet
 from ops.storage.paths import Out
 from pipelines.reports import compare
 from pipelines.reports.compare import CompareSettings
+from pipelines.reports.labels import Joined
 from pipelines.scoring.run import ScoreSettings
 from pipelines.tables import run_records
 from tests.runs import Part, finish, list_parts, model_of
@@ -188,7 +189,7 @@ def test_labels_of_older_versions_are_joined_by_address_and_counted(nights, tmp_
     records = run_records.latest(out, 2)
     comparison = compare.compare(out, *records, labels, settings, no_progress)
     # The first image is labelled no more, nor was the one that only the second night has.
-    assert comparison.joined == (239, 0, 1, 2)
+    assert comparison.joined == Joined(239, 0, 1, 2)
     wrong = [sum(row["errors_b"] for row in c.products.to_pylist()) for c in (comparison, by_uri)]
     assert wrong[1] - 1 <= wrong[0] <= wrong[1]
     labelled = [sum(r["labelled"] for r in c.products.to_pylist()) for c in (comparison, by_uri)]

@@ -11,7 +11,7 @@ from ops.results import region_table
 from ops.storage import files, parquet
 from ops.storage.paths import Out
 from pipelines.tables import current_regions, current_scores, retention
-from pipelines.tables.current_scores import VerdictRule
+from pipelines.tables.verdict_rules import VerdictRule
 from tests.pipelines.tables.test_current_scores import MODELS, publish, row
 
 

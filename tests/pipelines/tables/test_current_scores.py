@@ -18,7 +18,7 @@ from ops.results.calibration import Calibration
 from ops.storage import parquet
 from ops.storage.paths import Out
 from pipelines.tables import current_scores
-from pipelines.tables.current_scores import VerdictRule
+from pipelines.tables.verdict_rules import VerdictRule
 from tests.conftest import ROOT
 
 MODELS = ("a" * 32, "b" * 32)

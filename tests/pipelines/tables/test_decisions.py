@@ -5,9 +5,12 @@ from __future__ import annotations
 import datetime
 import random
 
+import pyarrow as pa
 import pytest
 
-from ops.storage import files
+from ops.errors import UserError
+from ops.results import decision_table
+from ops.storage import files, parquet
 from ops.storage.paths import Out
 from pipelines.tables import decisions
 from tests.pipelines.tables.test_current_scores import MODELS, row
@@ -113,6 +116,35 @@ def test_other_files_in_the_folder_are_left_alone(out):
     files.write_bytes(files.join(out.labels(), "._part-1.parquet"), b"x")
     assert decisions.published(out) == [location]
     assert current(out) == {("u/1", None): "defect"}
+
+
+def as_text(out, location):
+    files.write_bytes(location, b"no table")
+
+
+def of_other_columns(out, location):
+    table = pa.table({"uri": ["u/1"], "decision": ["defect"]})
+    parquet.write(location, table.schema, [table])
+
+
+def of_another_word(out, location):
+    rows = [decided(shown(), "bad")]
+    table = pa.Table.from_pylist(rows, decision_table.SCHEMA)
+    parquet.write(location, decision_table.SCHEMA, [table])
+
+
+@pytest.mark.parametrize("damage", [as_text, of_other_columns, of_another_word])
+@pytest.mark.parametrize("place", ["1", "9"])
+def test_a_table_that_is_none_is_named(out, damage, place):
+    """Whether other tables come before or after it."""
+    decisions.append(out, [decided(shown(), "defect")])
+    location = out.label_table(place)
+    damage(out, location)
+    with pytest.raises(UserError, match=r"is no valid table of decisions .* move it away") as error:
+        decisions.read([location])
+    with pytest.raises(UserError) as told:
+        current(out)
+    assert str(told.value) == str(error.value)
 
 
 def test_on_s3(s3):

@@ -11,7 +11,7 @@ from ops.archives.inventory import image_id
 from ops.results import score_table
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
-from pipelines.tables import current_scores
+from pipelines.tables import current_scores, decisions
 from pipelines.tables.lock import LostLock
 from pipelines.tables.retention import Refused, expire
 from tests.pipelines.tables.test_current_scores import MODELS, publish, random_history, row
@@ -72,6 +72,18 @@ def test_superseded_rows_and_their_maps_are_removed(out):
     assert not os.path.exists(out.overlay(MODELS[0], image_id("u/1", "1")))
     assert files.read_json(out.run("2026-11-20-0000"))["expired"]["rows"] == 0
     assert expire(out, 1, [], remove=True).tables == ()
+
+
+def test_decisions_stay_when_the_scores_that_were_shown_go(out):
+    nightly(out, 0, [row("u/1")])
+    (shown,) = current_scores.current(out, MODELS[0]).to_pylist()
+    false_alarm = decisions.decided(shown, "false_alarm", who="ann", source="page")
+    location = decisions.append(out, [false_alarm])
+    kept = files.read_bytes(location)
+    nightly(out, 1, [row("u/1", score=2.0)])
+    assert [table.kept_rows for table in expire(out, 1, [], remove=True).tables] == [0]
+    assert decisions.published(out) == [location]
+    assert files.read_bytes(location) == kept
 
 
 def test_a_table_that_is_still_needed_keeps_its_current_rows_alone(out):

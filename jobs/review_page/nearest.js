@@ -16,8 +16,9 @@ async function showNearest(row) {
     const answer = await fetch(`/api/nearest?${new URLSearchParams({ id: row.image_id })}`, { signal });
     const content = await answer.json();
     if (signal.aborted) return;
-    told.textContent = answer.ok ? "" : `${content.error}.`;
-    if (answer.ok) get("places").replaceChildren(...similar(row, content));
+    const reason = answer.ok ? content.reason : content.error;
+    told.textContent = reason ? `${reason}.` : "";
+    if (!reason) get("places").replaceChildren(...similar(row, content));
   } catch (error) {
     if (!signal.aborted) told.textContent = error instanceof TypeError ? "The server does not answer." : "";
   }

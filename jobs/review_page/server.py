@@ -32,7 +32,8 @@ MOST = 200
 _LONGEST = 10_000
 #: Columns that the page shows.
 _SHOWN = (
-    *("place", "image_id", "run_id", "uri", "product", "part", "view", "status", "reason"),
+    *("place", "image_id", "run_id", "uri", "product", "part", "view", "fields"),
+    *("status", "reason"),
     *("score", "p_value", "is_anomalous", "is_new", "width", "height", "bit_depth"),
     *("peak_x", "peak_y", "map_uri", "scored_at", "decision", "who", "decided_at"),
 )
@@ -60,9 +61,18 @@ class Page:
             name: [row | {"label": _label(row["name"])} for row in rows]
             for name, rows in self._queue.overview().items()
         }
+        fields = [
+            {
+                "name": name,
+                "label": printable(name),
+                "values": [row | {"label": _label(row["name"])} for row in rows],
+            }
+            for name, rows in self._queue.fields().items()
+        ]
         return _json(
             groups
             | {
+                "fields": fields,
                 "model": printable(str(self._queue.model)),
                 "out": printable(self._queue.out.root),
                 "who": self._who,
@@ -112,7 +122,7 @@ class Page:
         return _image(self._pictures.heat(row, self._record(row), side), "image/png")
 
     async def nearest(self, request: Request) -> Response:
-        """The good places that the peak of a part is most similar to."""
+        """The good places that the peak of a part is most similar to, or why none are told."""
         # Waiting requests hold no thread, and what a browser no longer waits for is left out.
         async with self._searches:
             if await request.is_disconnected():
@@ -121,7 +131,10 @@ class Page:
 
     def _find(self, request: Request) -> dict[str, Any]:
         row = self._row(request)
-        found = self._compared().of(row, self._record(row))
+        try:
+            found = self._compared().of(row, self._record(row))
+        except NoPicture as reason:
+            return {"reason": printable(str(reason)), "places": []}
         for place in found["places"]:
             place |= {name: _label(place[name]) for name in ("uri", "product") if name in place}
         return found
@@ -242,6 +255,9 @@ def _shown(row: Row) -> dict[str, Any]:
     shown = {name: row[name] for name in _SHOWN if name in row}
     for name in {"uri", "product", "part", "view", "reason", "who"} & set(shown):
         shown[name] = shown[name] and printable(shown[name])
+    if "fields" in shown:
+        pairs = shown["fields"] or ()
+        shown["fields"] = [[printable(name), printable(value)] for name, value in pairs]
     for name in {"scored_at", "decided_at"} & set(shown):
         shown[name] = _time(shown[name])
     return shown

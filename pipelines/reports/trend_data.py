@@ -218,11 +218,6 @@ def _decisions(
 ) -> dict[tuple[str | None, str], Decided]:
     """Decisions by product and id of the run whose score was shown."""
     decided: dict[tuple[str | None, str], Decided] = {}
-<<<<<<< HEAD
-    if not database.sql("FROM image_decisions() LIMIT 1").fetchall():
-        return decided
-=======
->>>>>>> h-second
     for views in ("pooled", "separate"):
         runs = [str(record["run_id"]) for record in records if views_of(record) == views]
         query = _DECISIONS.format(detector=detector_sql(views))

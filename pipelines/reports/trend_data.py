@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from pipelines.reports import run_summary, trend_alarms
 from pipelines.reports.alerts import has_drifted
 from pipelines.reports.report_queries import Row
 from pipelines.reports.trend_alarms import Alarm
-from pipelines.tables import current_scores, decisions, run_records
+from pipelines.tables import current_scores, run_records
 from pipelines.tables.model_names import named
 
 #: Maximum number of products in the table of all products.
@@ -122,13 +121,13 @@ def collect(out: Out, settings: TrendSettings) -> TrendData:
             overview=overview,
             products=count,
             series=series,
-            decided=_decisions(database, out, records),
+            decided=_decisions(database, records),
             alarms=alarms,
             drifted=drifted,
             without=without,
         )
 
-    return current_scores.read_consistently(out, read)
+    return current_scores.read_consistently(out, read, labels=True)
 
 
 def _run(record: Mapping[str, Any], has_report: bool) -> TrendRun:
@@ -215,15 +214,10 @@ _DECISIONS = """
 
 
 def _decisions(
-    database: duckdb.DuckDBPyConnection, out: Out, records: Sequence[Mapping[str, Any]]
+    database: duckdb.DuckDBPyConnection, records: Sequence[Mapping[str, Any]]
 ) -> dict[tuple[str | None, str], Decided]:
     """Decisions by product and id of the run whose score was shown."""
     decided: dict[tuple[str | None, str], Decided] = {}
-    tables = decisions.published(out)
-    if not tables:
-        return decided
-    with tempfile.TemporaryDirectory(prefix="nightloupe-") as folder:
-        decisions.define(database, tables, folder)
     for views in ("pooled", "separate"):
         runs = [str(record["run_id"]) for record in records if views_of(record) == views]
         query = _DECISIONS.format(detector=detector_sql(views))

@@ -3,6 +3,7 @@
 python -m jobs.query --out out --product washer --limit 50
 python -m jobs.query --out s3://bucket/out --where "width > 1000" --output worst.csv
 python -m jobs.query --out out --model-id "tiles v3" --columns p_value,model,overlay_uri,uri
+python -m jobs.query --out out --by line,product --where "fields['shift'] = 'late'"
 python -m jobs.query --out out --parts true --output parts.csv
 python -m jobs.query --out out --regions true --where is_anomalous --output regions.json
 python -m jobs.query --out out --false-alarm-rate 0.001 --output relabelled.parquet
@@ -24,14 +25,22 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from jobs.cli import coco, entry, rows
+from jobs.cli import coco, entry, field_columns, group_rows, rows
 from jobs.cli.console import echo
+from jobs.cli.group_rows import GroupRows
 from jobs.cli.image_rows import ImageRows
 from jobs.cli.part_rows import PartRows
 from jobs.cli.region_rows import RegionRows
 from ops.errors import SettingError, UserError
 from ops.storage.paths import Out
-from pipelines.tables import current_scores, decided_images, gone, model_names, run_records
+from pipelines.tables import (
+    current_scores,
+    decided_images,
+    gone,
+    model_names,
+    path_fields,
+    run_records,
+)
 from pipelines.tables.model_names import NamedModel
 
 _Row = dict[str, Any]
@@ -58,14 +67,19 @@ class Settings:
     --columns are then over the columns of this table. --threshold, on map values, and
     --false-alarm-rate leave out regions; none is added or cut anew. An --output that ends in .json
     is a COCO file."""
+    by: str = ""
+    """One row for each value of a column (product, part, view, status) or of a field of the paths'
+    pattern, such as line; or for each combination of several, comma-separated. Rows have counts of
+    images, failed and anomalous ones, and the share of anomalous ones."""
     where: str = ""
     """An SQL expression over is_new, the columns of the score table and those of decisions, such as
-    "width > 1000 and decided is null". Products are stored in Unicode's composed form, NFC."""
+    "width > 1000 and decided is null" or "fields['line'] = 'A'". Products are stored in Unicode's
+    composed form, NFC."""
     columns: str = ""
     """Columns to show, comma-separated: is_new (scored by the last night under the model),
-    overlay_uri, model, those of the score table, and those of decisions: decided (what a person
-    said of the same bytes under any model), decided_by, decided_when and decided_model_id; default:
-    all in a file."""
+    overlay_uri, model, those of the score table, field_line for the field {line} of the paths'
+    pattern, and those of decisions: decided (what a person said of the same bytes under any model),
+    decided_by, decided_when and decided_model_id; default: all in a file."""
     new_first: bool = True
     """Put images that the last night scored before others with the same verdict."""
     limit: int | None = None
@@ -96,18 +110,14 @@ def main(argv: Sequence[str]) -> int:
     """Query current scores."""
     settings, _ = entry.parse(Settings, __doc__, argv)
     as_coco = settings.regions and settings.output.endswith(coco.SUFFIX)
-    if settings.parts and settings.regions:
-        raise SettingError("--parts and --regions exclude each other")
     if as_coco and settings.columns:
         raise SettingError("--columns has no meaning for a COCO file; leave it out")
     if not as_coco:
         rows.check_output(settings.output)
     if settings.limit is not None and settings.limit < 1:
         raise SettingError(f"limit {settings.limit} must be at least 1")
-    kind: type[ImageRows | PartRows | RegionRows] = (
-        PartRows if settings.parts else RegionRows if settings.regions else ImageRows
-    )
-    columns = _columns(settings, kind.schema, kind.on_screen)
+    kind, schema, on_screen = _rows_of(settings)
+    columns = _columns(settings, schema, on_screen)
     entry.check_access(settings)
     out = Out(settings.out)
     if settings.model_id:
@@ -121,14 +131,15 @@ def main(argv: Sequence[str]) -> int:
     def read(database: duckdb.DuckDBPyConnection, check: Callable[[], None]) -> list[_Row] | int:
         nonlocal left_out, dismissed
         _check_known(database, settings.out, model)
+        shown = _with_fields(columns, schema, settings.output, database, model)
         found = asked.read(database, settings.limit or (None if settings.output else _SCREEN))
-        selected = (batch.select(columns) for batch in found)
+        selected = (field_columns.select(batch, shown) for batch in found)
         answer: list[_Row] | int
         if as_coco:
             answer = coco.write(settings.output, rows.checked(selected, check), str(model))
         elif settings.output:
-            schema = pa.schema([kind.schema.field(name) for name in columns])
-            answer = rows.write(settings.output, schema, selected, settings.raw, check)
+            of_file = field_columns.schema(schema, shown)
+            answer = rows.write(settings.output, of_file, selected, settings.raw, check)
         else:
             answer = list(itertools.chain.from_iterable(batch.to_pylist() for batch in selected))
         left_out = gone.count(database)
@@ -156,17 +167,48 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _rows_of(
+    settings: Settings,
+) -> tuple[type[ImageRows | PartRows | RegionRows | GroupRows], pa.Schema, str]:
+    """The kind of rows, their columns, and those for the screen. Raises SettingError."""
+    asked = [name for name in ("parts", "regions", "by") if getattr(settings, name)]
+    if len(asked) > 1:
+        raise SettingError(f"--{asked[0]} and --{asked[1]} exclude each other")
+    if settings.by:
+        schema = group_rows.schema(settings.by)
+        return GroupRows, schema, ",".join(schema.names)
+    kind = PartRows if settings.parts else RegionRows if settings.regions else ImageRows
+    return kind, kind.schema, kind.on_screen
+
+
 def _columns(settings: Settings, schema: pa.Schema, on_screen: str) -> list[str]:
     """The names of the columns to show. Raises SettingError for an unknown one."""
     known = schema.names
     chosen = settings.columns or (",".join(known) if settings.output else on_screen)
     names = [name.strip() for name in chosen.split(",") if name.strip()]
     for name in names:
-        if name not in known:
+        if name not in known and not field_columns.is_one(name, schema):
             similar = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {similar[0]}?" if similar else ""
             raise SettingError(f"columns: there is no {name!r}{hint} Known: {', '.join(known)}")
     return list(dict.fromkeys(names))
+
+
+def _with_fields(
+    columns: Sequence[str],
+    schema: pa.Schema,
+    output: str,
+    database: duckdb.DuckDBPyConnection,
+    model: NamedModel,
+) -> Sequence[str]:
+    """The columns to write: in a CSV file each field has its own. Raises SettingError."""
+    asked = [name for name in columns if field_columns.is_one(name, schema)]
+    is_wide = output.endswith(".csv") and field_columns.FIELDS in columns
+    if not asked and not is_wide:
+        return columns
+    known = path_fields.names(database, model.model_id)
+    field_columns.check([name.removeprefix(field_columns.PREFIX) for name in asked], known)
+    return field_columns.spread(columns, known) if is_wide else columns
 
 
 def _check_known(database: duckdb.DuckDBPyConnection, out: str, model: NamedModel) -> None:

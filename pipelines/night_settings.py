@@ -40,6 +40,10 @@ class NightSettings(ScoreSettings):
     warn_anomalous: float | str = "10%"
     """Warn if more of a product's images are called anomalous than calibration promises of good
     ones plus this share, and chance does not explain it; 100% turns it off."""
+    warn_trend: float = 0.01
+    """Warn if a product leaves its own past: if its median score or its share of anomalous images
+    lies outside those of its earlier nights under the model, of at least 8 among --trend-nights,
+    and chance has a probability below this, adjusted for all products. 0 turns it off."""
     report: bool = True
     """Also write the report page of the night (see jobs.report), and the pages over all nights
     (see jobs.trends)."""
@@ -56,6 +60,8 @@ class NightSettings(ScoreSettings):
         self.verified_share()
         self.anomalous_share()
         TrendSettings(self.trend_nights)
+        if not 0 <= self.warn_trend < 1:
+            raise SettingError(f"warn_trend {self.warn_trend} must be at least 0 and less than 1")
 
     def verified_share(self) -> float:
         """The share of `verify_content`, 0 to 1. Raises SettingError for any other value."""

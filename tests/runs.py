@@ -38,6 +38,7 @@ class Part:
     folder: str = "/parts"
     content: str = "c0"
     reason: str = "the file is empty"
+    fields: tuple[tuple[str, str], ...] | None = None
 
     @property
     def uri(self) -> str:
@@ -56,7 +57,7 @@ def model_of(products: Sequence[str], seed: int = 0) -> Model:
 
 
 def list_parts(location: str, parts: Sequence[Part]) -> Inventory:
-    columns = ("image_id", "uri", "version", "product", "label")
+    columns = ("image_id", "uri", "version", "product", "label", "fields")
     listed = [{name: getattr(part, name) for name in columns} for part in parts]
     parquet.write(location, SCHEMA, [pa.Table.from_pylist(listed, SCHEMA)])
     return Inventory(location)

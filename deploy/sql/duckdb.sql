@@ -19,19 +19,20 @@ CREATE OR REPLACE MACRO scores_of(model) AS TABLE
 -- The run that holds the current row of each image. Few columns, for ten million images.
 CREATE OR REPLACE MACRO current_keys(model) AS TABLE
     WITH images AS (
-             SELECT image_id, product, part, view, min(uri) AS uri, max(run_number) AS last_number,
+             SELECT image_id, product, part, view, fields, min(uri) AS uri,
+                    max(run_number) AS last_number,
                     max_by(run_id, run_number) AS last_run,
                     max_by(status, run_number) AS last_status,
                     max_by(run_id, run_number) FILTER (WHERE was_read) AS read_run,
                     max_by(status = 'ok', run_number) FILTER (WHERE was_read) AS is_ok
              FROM (SELECT *, status NOT IN ('missing', 'forbidden', 'unavailable', 'crashed_worker')
                           AS was_read FROM scores_of(model))
-             GROUP BY image_id, product, part, view
+             GROUP BY image_id, product, part, view, fields
          ),
          newest AS (
              SELECT uri, max_by(last_run, last_number) AS last_run FROM images GROUP BY uri
          )
-    SELECT images.image_id, images.product, images.part, images.view, images.uri,
+    SELECT images.image_id, images.product, images.part, images.view, images.fields, images.uri,
            CASE WHEN is_ok THEN read_run ELSE images.last_run END AS run_id, images.last_run,
            CASE WHEN is_ok THEN 'ok' ELSE last_status END AS status
     FROM images JOIN newest ON images.uri = newest.uri AND images.last_run = newest.last_run;

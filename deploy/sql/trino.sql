@@ -12,7 +12,8 @@
 -- stays current if later reads failed for a reason that says nothing about the file.
 
 CREATE TABLE IF NOT EXISTS scores (
-    image_id varchar, uri varchar, product varchar, part varchar, view varchar, content_sha256 varchar,
+    image_id varchar, uri varchar, product varchar, part varchar, view varchar,
+    fields map(varchar, varchar), content_sha256 varchar,
     width integer, height integer, bit_depth tinyint,
     status varchar, reason varchar,
     score double, p_value double, is_anomalous boolean,
@@ -29,13 +30,14 @@ CALL system.sync_partition_metadata('default', 'scores', 'ADD');
 
 CREATE OR REPLACE VIEW current_scores AS
 WITH images AS (
-         SELECT model_id, image_id, product, part, view, min(uri) AS uri, max(run_number) AS last_number,
+         SELECT model_id, image_id, product, part, view, fields, min(uri) AS uri,
+                max(run_number) AS last_number,
                 max_by(run_id, run_number) AS last_run,
                 max_by(run_id, run_number) FILTER (WHERE was_read) AS read_run,
                 max_by(status = 'ok', run_number) FILTER (WHERE was_read) AS is_ok
          FROM (SELECT *, status NOT IN ('missing', 'forbidden', 'unavailable', 'crashed_worker')
                       AS was_read FROM scores) AS judged
-         GROUP BY model_id, image_id, product, part, view
+         GROUP BY model_id, image_id, product, part, view, fields
      ),
      newest AS (
          SELECT model_id, uri, max_by(last_run, last_number) AS last_run
@@ -48,8 +50,8 @@ WITH images AS (
              ON images.model_id = newest.model_id AND images.uri = newest.uri
              AND images.last_run = newest.last_run
      )
-SELECT scores.image_id, scores.uri, product, part, view, content_sha256, width, height, bit_depth,
-       status, reason, score, p_value, is_anomalous, peak_x, peak_y, map_uri,
+SELECT scores.image_id, scores.uri, product, part, view, fields, content_sha256, width, height,
+       bit_depth, status, reason, score, p_value, is_anomalous, peak_x, peak_y, map_uri,
        scores.model_id, scores.run_id, run_number, scored_at, night
 FROM scores JOIN chosen
     ON scores.run = chosen.run_id  -- the partition: others are not read
@@ -108,3 +110,51 @@ WITH images AS (
 SELECT parts.model_id, parts.product, part, images, worst_view, uri, score, image_p_value, views_scored,
        views_seen - views_scored AS views_failed, views - views_seen AS views_missing
 FROM parts JOIN known ON parts.model_id = known.model_id AND parts.product = known.product;
+
+-- What people decided: the last decision of each image and of each of its regions. A decision is of
+-- the bytes that were shown: it stays if an archive is rewritten with the same bytes, and goes if they
+-- change. Regions are those of one model. The table has no partitions: new files count at once.
+CREATE TABLE IF NOT EXISTS labels (
+    image_id varchar, uri varchar, product varchar, content_sha256 varchar, region integer, decision varchar,
+    who varchar, decided_at timestamp(3), source varchar, comment varchar, model_id varchar, run_id varchar
+)
+WITH (external_location = 's3://bucket/out/labels/', format = 'PARQUET');
+
+CREATE OR REPLACE VIEW current_decisions AS
+SELECT image_id, uri, product, content_sha256, region, decision, who, decided_at, source, comment,
+       model_id, run_id
+FROM (
+    SELECT labels.*, row_number() OVER (
+               PARTITION BY uri, coalesce(content_sha256, image_id), region,
+                            CASE WHEN region IS NOT NULL THEN model_id END
+               ORDER BY decided_at DESC, decision, who, image_id, model_id, run_id, source, comment
+           ) AS place
+    FROM labels
+) AS ranked
+WHERE place = 1 AND decision <> 'undecided';
+
+-- One decision for each image: the last of its own and of those of its regions that are defects.
+CREATE OR REPLACE VIEW image_decisions AS
+SELECT image_id, uri, product, content_sha256, region, decision, who, decided_at, source, comment,
+       model_id, run_id
+FROM (
+    SELECT current_decisions.*, row_number() OVER (
+               PARTITION BY uri, coalesce(content_sha256, image_id)
+               ORDER BY decided_at DESC, decision, region NULLS FIRST, model_id
+           ) AS place
+    FROM current_decisions WHERE region IS NULL OR decision = 'defect'
+) AS ranked
+WHERE place = 1;
+
+-- The current scores with what people decided of the same bytes, whichever model they were shown under.
+-- The list of a morning: alarms that nobody called false under the same model.
+--
+--   SELECT * FROM decided_scores WHERE model_id = '4f2a...' AND is_anomalous
+--       AND NOT coalesce(decided = 'false_alarm' AND decided_model_id = model_id, false);
+CREATE OR REPLACE VIEW decided_scores AS
+SELECT scores.*, decisions.decision AS decided, decisions.who AS decided_by,
+       decisions.decided_at AS decided_when, decisions.model_id AS decided_model_id
+FROM current_scores AS scores LEFT JOIN image_decisions AS decisions
+    ON scores.uri = decisions.uri
+    AND coalesce(scores.content_sha256, scores.image_id)
+        = coalesce(decisions.content_sha256, decisions.image_id);

@@ -78,6 +78,8 @@ def _cell(name: str, value: object) -> str:
         return "" if name == "reason" else "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, list):  # of a map
+        return " ".join(f"{printable(key)}={printable(text)}" for key, text in value)
     if isinstance(value, float):
         return f"{value:.3g}" if name == "p_value" else f"{value:.6g}"
     return printable(str(value))[: _CUT.get(name)]

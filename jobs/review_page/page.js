@@ -130,6 +130,16 @@ function choices(name, groups, isProduct) {
     form.elements[name].append(option);
   }
 }
+// A filter for each field of the paths' pattern, such as a line or a shift.
+function addField(field) {
+  const label = make("label", field.label), select = make("select"), all = make("option", "all");
+  select.name = `field_${field.name}`;
+  all.value = "";
+  select.append(all);
+  label.append(" ", select);
+  form.elements.most_p.parentElement.before(label);
+  choices(select.name, field.values);
+}
 
 // One part.
 function fact(name, value) {
@@ -152,6 +162,7 @@ async function showPart(id) {
   get("position").textContent = `${count(answer.position + 1)} of ${count(answer.parts)}`;
   showProgress(answer);
   const facts = [["Product", row.product ?? "none"], ["Score", digits(row.score, 4)], ["p-value", digits(row.p_value, 2)], ["Verdict", row.is_anomalous === null ? "none" : row.is_anomalous ? "anomalous" : "normal"], ["Size", row.width ? `${count(row.width)} × ${count(row.height)} px, ${row.bit_depth} bit` : "–"], ["Night", row.run_id.slice(0, 10)], ["Address", row.uri]];
+  facts.splice(1, 0, ...row.fields);
   if (row.part !== null) facts.splice(1, 0, ["Part", row.part]);
   if (row.view !== null) facts.splice(1, 0, ["View", row.view]);
   if (row.status !== "ok") facts.splice(1, 0, ["Status", row.status]);
@@ -293,6 +304,7 @@ work(async () => {
   choices("night", told.nights);
   choices("status", told.statuses);
   choices("view", told.views);
+  told.fields.forEach(addField);
   if (location.hash) route();
   else await showList();
   setInterval(poll, 10000);

@@ -32,7 +32,8 @@ MOST = 200
 _LONGEST = 10_000
 #: Columns that the page shows.
 _SHOWN = (
-    *("place", "image_id", "run_id", "uri", "product", "part", "view", "status", "reason"),
+    *("place", "image_id", "run_id", "uri", "product", "part", "view", "fields"),
+    *("status", "reason"),
     *("score", "p_value", "is_anomalous", "is_new", "width", "height", "bit_depth"),
     *("peak_x", "peak_y", "map_uri", "scored_at", "decision", "who", "decided_at"),
 )
@@ -60,9 +61,18 @@ class Page:
             name: [row | {"label": _label(row["name"])} for row in rows]
             for name, rows in self._queue.overview().items()
         }
+        fields = [
+            {
+                "name": name,
+                "label": printable(name),
+                "values": [row | {"label": _label(row["name"])} for row in rows],
+            }
+            for name, rows in self._queue.fields().items()
+        ]
         return _json(
             groups
             | {
+                "fields": fields,
                 "model": printable(str(self._queue.model)),
                 "out": printable(self._queue.out.root),
                 "who": self._who,
@@ -245,6 +255,9 @@ def _shown(row: Row) -> dict[str, Any]:
     shown = {name: row[name] for name in _SHOWN if name in row}
     for name in {"uri", "product", "part", "view", "reason", "who"} & set(shown):
         shown[name] = shown[name] and printable(shown[name])
+    if "fields" in shown:
+        pairs = shown["fields"] or ()
+        shown["fields"] = [[printable(name), printable(value)] for name, value in pairs]
     for name in {"scored_at", "decided_at"} & set(shown):
         shown[name] = _time(shown[name])
     return shown

@@ -42,6 +42,7 @@ SCHEMA = pa.schema(
         column("product", pa.string(), "what the image shows; null if its path does not match"),
         column("part", pa.string(), "which part of the product; null where paths do not name it"),
         column("view", pa.string(), "from where it is seen; null where paths do not name it"),
+        column("fields", parquet.TEXTS, "other fields of the path pattern by name; else null"),
         column("split", pa.string(), "train, test, ...; null where paths do not name it"),
         column("label", pa.int8(), "0 good, 1 defective, null unknown"),
         column("defect", pa.string(), "kind of defect, as named in the path"),
@@ -52,7 +53,7 @@ SCHEMA = pa.schema(
             "damage of an archive: the row stands for images that could not be listed",
         ),
     ],
-    metadata={"nightloupe": "inventory 2"},
+    metadata={"nightloupe": "inventory 3"},
 )
 #: Metadata of an inventory: counts of the listing that it was made from, as JSON.
 TALLY = "nightloupe.listing"
@@ -128,6 +129,7 @@ def _row(
         "product": named.product,
         "part": named.part,
         "view": named.view,
+        "fields": named.fields,
         "split": named.split,
         "label": named.label,
         "defect": named.defect,
@@ -156,6 +158,9 @@ class Inventory:
                     f"{location} is not an inventory: it lacks the columns {sorted(missing)}; "
                     "make one with python -m jobs.inventory"
                 )
+            kind = table.schema_arrow.field("fields").type
+            if kind != parquet.TEXTS:
+                raise UserError(f"column fields of {location} is {kind}, not {parquet.TEXTS}")
             groups = [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)]
         self.starts = [0]
         for count in groups:
@@ -200,11 +205,11 @@ class Inventory:
     def content_hash(self) -> str:
         """A hash of ids, products and problems, equal for inventories of the same images.
 
-        Parts and views belong to it where there are any.
+        Parts, views and fields belong to it where there are any.
         """
         digest = hashlib.blake2b(digest_size=16)
         with parquet.opened(self.location) as table:
-            names = ["image_id", "product", "problem", "part", "view"]
+            names = ["image_id", "product", "problem", "part", "view", "fields"]
             for batch in table.iter_batches(columns=names):
                 for name in names[:3]:
                     digest.update("\n".join(map(str, batch[name].to_pylist())).encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import re
 import unicodedata
@@ -11,6 +12,7 @@ from typing import NamedTuple
 
 from ops.errors import SettingError
 
+#: Fields with a meaning of their own; all others are kept as they are, by name.
 FIELDS = (
     *("product", "split", "label", "defect", "part", "view"),
     *("name", "stem", "clip", "frame"),
@@ -22,6 +24,9 @@ OF_MODELS = ("train", "validation")
 #: Why an image that a pattern matches is not listed.
 FRAMES = "frames between those that the layout lists"
 UNLISTED = "images that the lists of the splits do not name"
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+#: From this likeness on, a field is taken for one of `FIELDS` that was misspelt.
+_LIKENESS = 0.8
 _TOKEN = re.compile(r"\{(\w+)\}|(\*\*/)|(\*)|([^{}*]+)|([{}])")
 
 
@@ -41,23 +46,38 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     A field or `*` matches within one folder level, `**/` any number of levels. `{stem}` is a file
     name without its suffix, followed by `.*` or a fixed ending. `{frame}` matches only digits.
     The pattern and the paths that it is compared with are in Unicode's composed form, NFC.
-    Raises SettingError for an unknown or repeated field.
+    Raises SettingError for a repeated field, and one whose name is not allowed.
     """
     out, names = [], set[str]()
     for name, deep, star, literal, stray in _TOKEN.findall(composed(pattern)):
-        if stray or (name and name not in FIELDS):
+        if stray:
             known = ", ".join(f"{{{known}}}" for known in FIELDS)
             raise SettingError(
-                f"pattern {pattern!r}: {name or stray!r} is not a field; known: {known}"
+                f"pattern {pattern!r}: {stray!r} is not a field; fields with a meaning: {known}"
             )
         if name in names:
             raise SettingError(f"pattern {pattern!r}: {{{name}}} occurs twice")
         if name:
+            _check_name(pattern, name)
             names.add(name)
             out.append(f"(?P<{name}>{'[0-9]' if name == 'frame' else '[^/]'}+)")
         else:
             out.append("(?:.*/)?" if deep else "[^/]*" if star else re.escape(literal))
     return re.compile("".join(out), re.DOTALL)
+
+
+def _check_name(pattern: str, name: str) -> None:
+    """Check the name of a field. Raises SettingError."""
+    if not _NAME.fullmatch(name):
+        raise SettingError(
+            f"pattern {pattern!r}: names of fields have letters a to z, digits and _, and start "
+            f"with a letter; {name!r} does not"
+        )
+    if name not in FIELDS and (meant := difflib.get_close_matches(name, FIELDS, 1, _LIKENESS)):
+        raise SettingError(
+            f"pattern {pattern!r}: did you mean {{{meant[0]}}}? If {{{name}}} is a field of your "
+            "own, give it a name that is less alike"
+        )
 
 
 @dataclass(frozen=True)
@@ -166,6 +186,8 @@ class ParsedPath(NamedTuple):
     """Why the image is not listed; empty for one that is."""
     part: str | None = None
     view: str | None = None
+    fields: dict[str, str] | None = None
+    """All other fields of the pattern, by name; None if it has none."""
 
 
 class PathParser:
@@ -197,8 +219,9 @@ class PathParser:
         if int(fields.get("frame", 0)) % self.layout.every:
             left_out = FRAMES
         part, view = fields.get("part"), fields.get("view")
+        others = {name: fields[name] for name in sorted(fields) if name not in FIELDS} or None
         return ParsedPath(
-            product, split or None, label, defect, False, key, True, left_out, part, view
+            product, split or None, label, defect, False, key, True, left_out, part, view, others
         )
 
     def _mask_key(self, fields: Mapping[str, str]) -> str:

@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 
 from ops.failure import STATUSES
 from ops.results.table_rules import Rule, broken, one_of, required
-from ops.storage.parquet import column
+from ops.storage.parquet import TEXTS, column
 
 _STATUS = "; ".join(f"{status}: {meaning}" for status, meaning in STATUSES.items())
 
@@ -18,6 +18,7 @@ SCHEMA = pa.schema(
         column("product", pa.string(), "what the picture shows; selects the detector"),
         column("part", pa.string(), "which part of the product; null if its path names none"),
         column("view", pa.string(), "from where the part is seen; null if its path names none"),
+        column("fields", TEXTS, "other fields of the path pattern by name; else null"),
         column("content_sha256", pa.string(), "SHA-256 of the file's bytes; null if not read"),
         column("width", pa.int32(), "pixels of the upright picture"),
         column("height", pa.int32(), "pixels of the upright picture"),
@@ -44,7 +45,7 @@ SCHEMA = pa.schema(
             False,
         ),
     ],
-    metadata={"nightloupe": "scores 3"},
+    metadata={"nightloupe": "scores 4"},
 )
 
 

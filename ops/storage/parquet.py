@@ -12,6 +12,9 @@ from ops.errors import UserError
 from ops.storage import files
 from ops.storage.storage_errors import StorageError
 
+#: Texts by name. Of equal ones the order of the names must be equal too.
+TEXTS = pa.map_(pa.string(), pa.string())
+
 
 @contextlib.contextmanager
 def opened(location: str) -> Iterator[pq.ParquetFile]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Mapping
 
 from ops.errors import UserError
@@ -16,6 +17,7 @@ from pipelines.tables import view_columns
 _READ = ("image_id", "uri", "run_id", "decision", "region", "who", "decided_at", "comment")
 #: Columns of files of jobs.query, of which the others say nothing of the decision.
 _WRITTEN = {*view_columns.SCHEMA.names, *region_table.SCHEMA.names}
+_SHOWN = 20
 _DELIMITERS = ",;\t"
 _LONG = Rule("that have more cells than the first line", "put a text that holds a comma in quotes")
 
@@ -44,7 +46,8 @@ def read(text: str, into: Statements) -> list[str]:
             f"{file} is not valid CSV in line {lines.line_num}: {error}; save it again as CSV UTF-8"
         ) from None
     unused = [name for name in columns if name and name not in {*_READ, *_WRITTEN}]
-    return [f"columns that are not read: {', '.join(unused)}"] if unused else []
+    more = f" and {len(unused) - _SHOWN:,} more" if len(unused) > _SHOWN else ""
+    return [f"columns that are not read: {', '.join(unused[:_SHOWN])}{more}"] if unused else []
 
 
 def _check_columns(file: str, columns: list[str]) -> None:
@@ -53,9 +56,9 @@ def _check_columns(file: str, columns: list[str]) -> None:
             f"{file} has the columns {shortened(', '.join(columns))}; a CSV file of decisions has "
             f"decision, and image_id or uri, and may have {', '.join(_READ[4:])} and run_id"
         )
-    for name in columns:
-        if name and columns.count(name) > 1:
-            raise UserError(f"{file} has the column {shortened(name)} twice; leave one out")
+    [(name, number)] = Counter(filter(None, columns)).most_common(1)
+    if number > 1:
+        raise UserError(f"{file} has the column {shortened(name)} twice; leave one out")
 
 
 def _add(where: str, cells: Mapping[str, str], into: Statements) -> None:

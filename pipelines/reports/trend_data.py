@@ -14,13 +14,17 @@ from ops.errors import SettingError
 from ops.results.decision_table import DEFECT, FALSE_ALARM, UNSURE
 from ops.storage import files
 from ops.storage.paths import Out
-from pipelines.reports import run_summary
+from pipelines.reports import run_summary, trend_alarms
+from pipelines.reports.alerts import has_drifted
 from pipelines.reports.report_queries import Row
+from pipelines.reports.trend_alarms import Alarm
 from pipelines.tables import current_scores, decisions, run_records
 from pipelines.tables.model_names import named
 
 #: Maximum number of products in the table of all products.
 LISTED = 2000
+#: Population stability index from which on drift is marked by convention.
+MARKED_DRIFT = 0.25
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,10 @@ class TrendData(NamedTuple):
     """Rows of `run_summary.SUMMARY` by product, of those with charts, and id of the run."""
     decided: Mapping[tuple[str | None, str], Decided]
     """By product and id of the run."""
+    alarms: Sequence[Alarm]
+    """Products that left their own past in the last run."""
+    drifted: Sequence[Row]
+    """Rows of `run_summary.SUMMARY` of the last run whose scores drifted from all earlier ones."""
     without: Sequence[str]
     """Ids of runs whose figures by product are lost."""
 
@@ -102,7 +110,11 @@ def collect(out: Out, settings: TrendSettings) -> TrendData:
     summaries = [out.run_summary(run.run_id) for run in runs if run.run_id not in without]
 
     def read(database: duckdb.DuckDBPyConnection, _: Callable[[], None]) -> TrendData:
-        overview, count, series = _products(database, summaries, settings.products)
+        _load(database, summaries)
+        last = records[-1]["number"] if records else 0
+        alarms, drifted = _alarms(database, last)
+        noted = [each.product for each in alarms] + [row["product"] for row in drifted]
+        overview, count, series = _products(database, noted, settings.products)
         return TrendData(
             runs=runs,
             settings=settings,
@@ -111,6 +123,8 @@ def collect(out: Out, settings: TrendSettings) -> TrendData:
             products=count,
             series=series,
             decided=_decisions(database, out, records),
+            alarms=alarms,
+            drifted=drifted,
             without=without,
         )
 
@@ -141,19 +155,39 @@ _OVERVIEW = """
            arg_max(anomalous, run_number) AS anomalous,
            arg_max(promised, run_number) AS promised
     FROM summaries GROUP BY product
-    ORDER BY last_number DESC, anomalous DESC, product NULLS LAST
+    ORDER BY list_contains($noted, coalesce(product, '')) DESC, last_number DESC, anomalous DESC,
+             product NULLS LAST
+"""
+_DRIFTED = """
+    FROM summaries WHERE run_number = $last AND psi IS NOT NULL ORDER BY psi DESC
 """
 
 
+def _load(database: duckdb.DuckDBPyConnection, summaries: list[str]) -> None:
+    """Create the table `summaries` of some files."""
+    database.register("no_summaries", run_summary.SUMMARY.empty_table())
+    database.execute("CREATE TABLE summaries AS FROM no_summaries")
+    if summaries:
+        query = "INSERT INTO summaries FROM read_parquet($summaries, hive_partitioning = false)"
+        database.execute(query, {"summaries": summaries})
+
+
+def _alarms(database: duckdb.DuckDBPyConnection, last: int) -> tuple[list[Alarm], list[Row]]:
+    """The alarms of the last run, and its rows that drifted."""
+    rows = database.sql("FROM summaries").to_arrow_table().select(trend_alarms.COLUMNS)
+    drift = database.sql(_DRIFTED, params={"last": last}).to_arrow_table().to_pylist()
+    return trend_alarms.find(rows, last), [row for row in drift if has_drifted(row, MARKED_DRIFT)]
+
+
 def _products(
-    database: duckdb.DuckDBPyConnection, summaries: list[str], most: int
+    database: duckdb.DuckDBPyConnection, noted: list[str | None], most: int
 ) -> tuple[list[Row], int, dict[str | None, dict[str, Row]]]:
-    """The overview, the number of products, and the rows of the first `most` by run."""
-    if not summaries:
-        return [], 0, {}
-    query = "CREATE TABLE summaries AS FROM read_parquet($summaries, hive_partitioning = false)"
-    database.execute(query, {"summaries": summaries})
-    overview = database.sql(_OVERVIEW).to_arrow_table().to_pylist()
+    """The overview, the number of products, and the rows of the first `most` by run.
+
+    Products that are noted come first.
+    """
+    names = [name or "" for name in noted]
+    overview = database.sql(_OVERVIEW, params={"noted": names}).to_arrow_table().to_pylist()
     chosen = [row["product"] for row in overview[:most]]
     query = "FROM summaries WHERE list_contains($chosen, product) OR (product IS NULL AND $null)"
     names = [name for name in chosen if name is not None]

@@ -47,6 +47,7 @@ def render(data: TrendData) -> bytes:
         data=data,
         charts=overall(data.runs) if data.runs else [],
         products=[_product(data, row) for row in data.overview[: len(data.series)]],
+        anchors={product: number for number, product in enumerate(data.series, 1)},
         changes=trend_drawing.model_changes(data.runs),
         quantiles=list(QUANTILES),
         height=HEIGHT,

@@ -22,6 +22,8 @@ _DECIDED = {
     **{name: f"decision = '{name}'" for name in DECISIONS if name != UNDECIDED},
 }
 _NUMBERS = {"most_p": "p_value <= $most_p", "least_score": "score >= $least_score"}
+#: How values name a field of the paths' pattern: `field_line` for {line}.
+FIELD = "field_"
 _TEXTS = {
     "night": "left(run_id, 10) = $night",
     "product": "product = $product",
@@ -46,6 +48,8 @@ class Filter:
     most_p: str = ""
     least_score: str = ""
     text: str = ""
+    fields: tuple[tuple[str, str], ...] = ()
+    """Names and values of fields of the paths' pattern."""
 
     def __post_init__(self) -> None:
         """Check values. Raises SettingError."""
@@ -61,8 +65,13 @@ class Filter:
     @classmethod
     def of(cls, values: Mapping[str, str]) -> Filter:
         """The filter of a query string; other names in it are left alone."""
-        names = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in names})
+        names = {field.name for field in fields(cls)} - {"fields"}
+        own = tuple(
+            (name.removeprefix(FIELD), value)
+            for name, value in values.items()
+            if name.startswith(FIELD) and value
+        )
+        return cls(**{name: value for name, value in values.items() if name in names}, fields=own)
 
     def sql(self, with_decided: bool = True) -> tuple[str, dict[str, Any]]:
         """A condition over the columns of a list, and its parameters."""
@@ -73,6 +82,9 @@ class Filter:
             if value is not None and (value or name == "product"):
                 conditions.append(condition)
                 values[name] = float(value) if name in _NUMBERS else value
+        for number, (name, value) in enumerate(self.fields):
+            conditions.append(f"fields[$field_{number}] = $value_{number}")
+            values |= {f"field_{number}": name, f"value_{number}": value}
         if self.verdict:
             conditions.append(VERDICTS[self.verdict])
         if self.decided and with_decided:

@@ -48,6 +48,17 @@ _COUNTS = """
     count(*) FILTER (is_anomalous) AS anomalous,
     count(decision) FILTER (is_anomalous) AS anomalous_decided
 """
+#: Fields of the paths' pattern with their values: of each field those with most anomalous parts.
+_MOST = {"fields": 20, "values": 200}
+_FIELDS = """
+    SELECT pair.key AS field, pair.value AS name, count(*) AS parts,
+           count(*) FILTER (is_anomalous) AS anomalous
+    FROM (SELECT unnest(map_entries(fields)) AS pair, is_anomalous FROM parts)
+    GROUP BY pair
+    QUALIFY dense_rank() OVER (ORDER BY field) <= $fields
+        AND row_number() OVER (PARTITION BY field ORDER BY anomalous DESC, name) <= $values
+    ORDER BY field, name
+"""
 
 
 class Queue:
@@ -120,6 +131,13 @@ class Queue:
             )
             for name, column in groups.items()
         }
+
+    def fields(self) -> dict[str, list[Row]]:
+        """Counts by the values of each field of the paths' pattern, of parts and anomalous ones."""
+        found: dict[str, list[Row]] = {}
+        for row in self._rows(_FIELDS, _MOST):
+            found.setdefault(row["field"], []).append(row)
+        return found
 
     def counts(self, chosen: Filter) -> Row:
         """Numbers of a filter: `parts` that it shows, and of those with any decision or none

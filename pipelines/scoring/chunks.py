@@ -18,11 +18,14 @@ from ops.storage import files, parquet
 from ops.storage.paths import Out
 from pipelines.scoring.read_stage import INVENTORY_ROW
 
-#: Rows of chunks: the columns of the score table, the regions of the image's map (null if none were
-#: looked for), and how many were left out.
+#: Where fields of paths stand in the score table. They are the inventory's, so neither stages nor
+#: chunks carry them.
+_FIELDS = score_table.SCHEMA.get_field_index("fields")
+#: Rows of chunks: the columns of the score table without fields, the regions of the image's map
+#: (null if none were looked for), and how many were left out.
 CHUNK = pa.schema(
     [
-        *score_table.SCHEMA,
+        *score_table.SCHEMA.remove(_FIELDS),
         pa.field("regions", region_table.LIST),
         pa.field("regions_hidden", pa.int64()),
     ]
@@ -168,7 +171,7 @@ class Chunks:
             parquet.write(location, ROWS, collected)
 
     def tables(self) -> Iterator[pa.Table]:
-        """All chunks in order, with columns `CHUNK`, each checked against inventory and schema.
+        """All chunks in order, with `CHUNK` and fields, each checked against inventory and schema.
 
         Raises InvalidRun if a row is missing, belongs to another image, occurs twice, or breaks the
         schema.
@@ -176,13 +179,15 @@ class Chunks:
         for number in range(len(self._finished)):
             start, stop = self._span(number)
             rows = parquet.read(self.out.chunk(self.run_id, number))
-            expected = self.inventory.rows(start, stop, ["image_id"])["image_id"].combine_chunks()
+            listed = self.inventory.rows(start, stop, ["image_id", "fields"])
+            expected = listed["image_id"].combine_chunks()
             if not rows["image_id"].combine_chunks().equals(expected):
                 raise InvalidRun(
                     f"chunk {number} of {self.run_id} does not hold the inventory's rows"
                 )
             if rows.schema.names != CHUNK.names:
                 raise InvalidRun(f"chunk {number} of {self.run_id} has no regions")
+            rows = rows.add_column(_FIELDS, score_table.SCHEMA.field(_FIELDS), listed["fields"])
             if broken := score_table.violations(rows.select(score_table.SCHEMA.names)):
                 raise InvalidRun(f"chunk {number} of {self.run_id}: {'; '.join(broken)}")
             yield rows

@@ -191,7 +191,8 @@ def _check_ids(
     findings: Findings,
 ) -> None:
     """Check that each image of the inventory has exactly one row."""
-    load(database, "listed", inventory.location, ["image_id", "uri", "product", "part", "view"])
+    columns = ["image_id", "uri", "product", "part", "view", "fields"]
+    load(database, "listed", inventory.location, columns)
     twice = "SELECT image_id, count(*) || ' times' FROM {} GROUP BY image_id HAVING count(*) > 1"
     _report(database.sql(twice.format("rows")), "no image has two rows", run.remedy, findings)
     _report(
@@ -214,13 +215,14 @@ def _check_ids(
     )
     _report(
         database.sql(
-            "SELECT rows.image_id, rows.uri, rows.product, rows.part, rows.view "
+            "SELECT rows.image_id, rows.uri, rows.product, rows.part, rows.view, rows.fields "
             "FROM rows JOIN listed USING (image_id) WHERE rows.uri <> listed.uri "
             "OR nfc_normalize(rows.product) IS DISTINCT FROM nfc_normalize(listed.product) "
             "OR nfc_normalize(rows.part) IS DISTINCT FROM nfc_normalize(listed.part) "
-            "OR nfc_normalize(rows.view) IS DISTINCT FROM nfc_normalize(listed.view)"
+            "OR nfc_normalize(rows.view) IS DISTINCT FROM nfc_normalize(listed.view) "
+            "OR rows.fields IS DISTINCT FROM listed.fields"
         ),
-        "rows have the uri, product, part and view of the inventory",
+        "rows have the uri, product, part, view and fields of the inventory",
         run.remedy,
         findings,
     )

@@ -44,8 +44,8 @@ def check_table(
     """
     database.execute(
         "CREATE TABLE rows (image_id VARCHAR, uri VARCHAR, product VARCHAR, "
-        "part VARCHAR, view VARCHAR, width INTEGER, height INTEGER, ok BOOLEAN, "
-        "score DOUBLE, flagged BOOLEAN, has_map BOOLEAN)"
+        "part VARCHAR, view VARCHAR, fields MAP(VARCHAR, VARCHAR), width INTEGER, "
+        "height INTEGER, ok BOOLEAN, score DOUBLE, flagged BOOLEAN, has_map BOOLEAN)"
     )
     statuses = Counter[str]()
     anomalous = 0
@@ -63,8 +63,8 @@ def check_table(
                 anomalous += pc.sum(rows["is_anomalous"]).as_py() or 0
                 database.register("batch", rows)
                 database.execute(
-                    "INSERT INTO rows SELECT image_id, uri, product, part, view, width, height, "
-                    "status = 'ok', score, is_anomalous, map_uri IS NOT NULL FROM batch"
+                    "INSERT INTO rows SELECT image_id, uri, product, part, view, fields, width, "
+                    "height, status = 'ok', score, is_anomalous, map_uri IS NOT NULL FROM batch"
                 )
                 maps.check(rows, findings)
                 findings.images += len(rows)

@@ -28,6 +28,7 @@ _PENDING = """
             AND nfc_normalize(listed.product) IS NOT DISTINCT FROM known.product
             AND nfc_normalize(listed.part) IS NOT DISTINCT FROM known.part
             AND nfc_normalize(listed.view) IS NOT DISTINCT FROM known.view
+            AND listed.fields IS NOT DISTINCT FROM known.fields
         WHERE known.image_id IS NULL OR list_contains($retry, known.status)
             OR listed.image_id IN (FROM differing);
 """
@@ -53,7 +54,7 @@ class Pending:
     new: int
     """Images whose URI has no row under the model."""
     changed: int
-    """Images whose version, product, part or view differs from that of the current row."""
+    """Images whose version, product, part, view or fields differ from those of the current row."""
     retried: int
     """Images that failed for a transient reason."""
     differing: int

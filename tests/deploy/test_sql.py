@@ -6,7 +6,7 @@ import importlib.util
 
 import pytest
 
-from ops.results import region_table, score_table
+from ops.results import decision_table, region_table, score_table
 from ops.storage import files
 from ops.storage.paths import Out
 from tests.conftest import ROOT
@@ -24,7 +24,7 @@ def test_both_engines_have_the_same_views():
         [view.split(";")[0] for view in code(name).split("CREATE OR REPLACE VIEW")[1:]]
         for name in ("athena", "trino")
     )
-    assert len(athena) == 3
+    assert len(athena) == 6
     assert athena == trino
 
 
@@ -32,11 +32,17 @@ def test_trino_takes_every_statement():
     sqlglot = pytest.importorskip("sqlglot")
     statements = [one for one in sqlglot.parse(code("trino"), dialect="trino") if one]
     created = [one for one in statements if isinstance(one, sqlglot.exp.Create)]
-    assert [one.kind for one in created] == ["TABLE", "VIEW", "TABLE", "VIEW", "VIEW"]
+    kinds = ["TABLE", "VIEW", "TABLE", "VIEW", "VIEW", "TABLE", "VIEW", "VIEW", "VIEW"]
+    assert [one.kind for one in created] == kinds
     assert len(statements) - len(created) == 2  # sync_partition_metadata
-    for table, schema in ((created[0], score_table.SCHEMA), (created[2], region_table.SCHEMA)):
+    partitions = ["night", "run"]
+    for table, schema, more in (
+        (created[0], score_table.SCHEMA, partitions),
+        (created[2], region_table.SCHEMA, partitions),
+        (created[5], decision_table.SCHEMA, []),
+    ):
         names = [column.name for column in table.find_all(sqlglot.exp.ColumnDef)]
-        assert names == [*schema.names, "night", "run"]
+        assert names == [*schema.names, *more]
         assert not table.find(sqlglot.exp.Command)
     with pytest.raises(sqlglot.errors.ParseError):
         sqlglot.parse("CREATE TABLE scores (", dialect="trino")

@@ -153,6 +153,10 @@ def other_product(it):
     it.change(4, product="nut")
 
 
+def other_fields(it):
+    it.change(4, fields=[("line", "A")])
+
+
 def other_peak(it):
     it.change(4, peak_x=80)
 
@@ -294,8 +298,12 @@ DAMAGES = {
     other_run: ("there are no rows whose run_id is not that of the record", "2026-11-19-000000000"),
     other_model: ("there are no rows whose model_id is not that of the record", "model_id 'm'"),
     other_product: (
-        "rows have the uri, product, part and view of the inventory",
-        "bolt4.png, nut, None, None",
+        "rows have the uri, product, part, view and fields of the inventory",
+        "bolt4.png, nut, None, None, None",
+    ),
+    other_fields: (
+        "rows have the uri, product, part, view and fields of the inventory",
+        "bolt4.png, bolt, None, None, {'line': 'A'}",
     ),
     other_peak: ("there are no rows whose peak lies outside of the picture", "peak_x 80"),
     forget_map: ("rows have the maps that --maps flagged requires", PARTS[11].image_id),
@@ -315,7 +323,7 @@ DAMAGES = {
     swap_columns: ("the table's columns are those of the schema", "in another order"),
     change_a_type: ("the table's columns are those of the schema", "score is float, not double"),
     drop_meanings: ("the metadata of each column has its meaning", "image_id"),
-    drop_the_schemas_name: ("the table's metadata names its schema", "None, not b'scores 3'"),
+    drop_the_schemas_name: ("the table's metadata names its schema", "None, not b'scores 4'"),
     other_totals: ("the record's total of anomalous is the table's", "3, not 8"),
     other_statuses: ("the record's total of statuses is the table's", "{'ok': 18}, not {'ok': 17"),
     other_count: ("the record's totals count all its images", "19, not 18"),

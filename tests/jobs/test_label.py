@@ -122,6 +122,30 @@ def test_a_decision_is_of_the_bytes_that_were_shown(leave, out, tmp_path):
     assert f"name no image which out has now under model patchcore ({MODELS[0]})" in err
 
 
+def test_a_named_run_decides_which_model_and_version_is_meant(leave, out, tmp_path):
+    """An address alone is the image as it is now, under the model of --model-id."""
+    later = publish(out, 2, [row(f"{FOLDER}/bolt/3.png", model=MODELS[1])])
+    record = {"run_id": later, "number": 3, "started": "2026-11-21T00", "model_id": MODELS[1]}
+    files.write_json(out.run(later), record | {"totals": {"images": 1}})
+    text = "uri,run_id,decision\n"
+    text += "bolt/1.png,2026-11-20-0000,unsure\nbolt/2.png,2026-11-20-0000,defect\n"
+    text += f"bolt/3.png,{later},false_alarm\nbolt/1.png,,defect\n"
+    code, said, _ = leave("label", csv_of(tmp_path, text), "--model-id", MODELS[0])
+    assert (code, said.splitlines()[0]) == (0, f"model: patchcore ({MODELS[0]})")
+    rows = decisions.current(out).to_pylist()
+    assert sorted(
+        (r["uri"][-5], r["run_id"][-1], r["model_id"][0], r["decision"]) for r in rows
+    ) == [
+        ("1", "0", "a", "unsure"),
+        ("1", "1", "a", "defect"),
+        ("2", "0", "a", "defect"),
+        ("3", "2", "b", "false_alarm"),
+    ]
+    code, _, err = leave("label", csv_of(tmp_path, text))
+    assert code == 1
+    assert f"has now under model {MODELS[1]} (1): line 5 ('bolt/1.png')" in err
+
+
 def test_a_later_decision_replaces_and_an_older_one_does_not(leave, out, tmp_path):
     both = [of_report("bolt/0", "unsure", second=5), of_report("bolt/2", "unsure", second=5)]
     leave("label", saved(tmp_path, both))
@@ -345,3 +369,16 @@ def test_a_table_that_cannot_be_written_leaves_nothing(leave, out, tmp_path):
     (tmp_path / "out" / "labels").write_text("a file in the way")
     code, _, err = leave("label", saved(tmp_path, [of_report("bolt/0", "defect")]))
     assert (code, err.count("\n")) == (1, 1)
+
+
+@pytest.mark.slow
+def test_file_and_folder_lie_on_s3(leave, s3, tmp_path):
+    out = Out(f"{s3}/out")
+    run_id = publish(out, 0, [row(f"{s3}/parts/0.png", content_sha256="0" * 64)])
+    record = {"run_id": run_id, "number": 1, "started": "2026-11-20T00", "model_id": MODELS[0]}
+    files.write_json(out.run(run_id), record | {"totals": {"images": 1}})
+    files.write_bytes(f"{s3}/told.csv", b"uri,decision\nparts/0.png,defect\n")
+    code, said, _ = leave("label", f"{s3}/told.csv", "--out", out.root)
+    assert (code, said.splitlines()[-1]) == (0, f"stored: {decisions.published(out)[0]}")
+    assert [r["uri"] for r in decisions.current(out).to_pylist()] == [f"{s3}/parts/0.png"]
+    assert "1 decisions, 1 were known" in leave("label", f"{s3}/told.csv", "--out", out.root)[1]

@@ -134,7 +134,7 @@ def test_files_hold_all_columns_and_rows(leave, nights):
 
     read = pd.read_csv("found.csv")
     assert read["score"].tolist() == found["score"].to_pylist() == [8.0, 3.0, 2.0, 1.0, 0.0]
-    assert list(read.columns) == view_columns.SCHEMA.names
+    assert list(read.columns) == [n for n in view_columns.SCHEMA.names if n != "fields"]
 
 
 def test_false_alarms_are_left_out_on_the_screen_and_shown_on_request(leave, nights):
@@ -204,6 +204,11 @@ def test_a_damaged_table_of_decisions_is_named(leave, nights):
         (["--model-id", "c" * 32, "--threshold", "1"], "held-out images of model cccc", 1),
         (["--model-id", "nobody"], "used a model 'nobody'; models: patchcore (aaaa", 1),
         (["--out", "empty"], "empty holds no finished run", 1),
+        (["--by", "line"], "has a field 'line'; fields: none.", 2),
+        (["--columns", "field_line"], "has a field 'line'; fields: none.", 2),
+        (["--columns", "uri,field_line", "--parts", "true"], "there is no 'field_line'", 2),
+        (["--by", "line,share"], "share is the name of a count", 2),
+        (["--by", "view", "--parts", "true"], "--parts and --by exclude each other", 2),
     ],
 )
 def test_what_cannot_be_asked_is_told(leave, nights, words, sentence, exit_code):
@@ -223,6 +228,81 @@ def test_images_that_are_gone_from_the_archive_are_left_out_and_counted(leave, t
     assert sorted(lines[3:]) == test_gone.KEPT
     everything = leave("query", *words, "--gone", "true")[1].splitlines()[2:]
     assert sorted(everything) == sorted(test_gone.KEPT + test_gone.GONE)
+
+
+@pytest.fixture
+def lines(nights):
+    """Images of lines A and B, in two shifts, beside those whose paths name neither."""
+
+    def image(number, line, shift, **more):
+        fields = {"line": line, "shift": shift}
+        return row(f"l/{number}", product="nut", fields=fields, p_value=0.5, **more)
+
+    publish(
+        nights,
+        3,
+        [
+            *(image(n, "A", "late" if n % 2 else "early", score=n) for n in range(8)),
+            image(8, "B", "late", score=9.0),
+            image(9, "B", "late", status="unreadable") | {"p_value": None},
+            image(10, HOSTILE, "early", score=1.0),
+        ],
+    )
+
+
+def test_images_are_counted_by_fields_of_their_paths(leave, lines):
+    code, said, _ = leave("query", "--by", "line", "--columns", "images,failed,anomalous,share")
+    assert code == 0
+    assert [line.split() for line in said.splitlines()[1:]] == [
+        ["images", "failed", "anomalous", "share"],
+        ["2", "1", "1", "1"],  # of line B
+        ["8", "0", "2", "0.25"],
+        ["5", "0", "1", "0.2"],  # of no line
+        ["1", "0", "0", "0"],
+    ]
+    words = ["--by", "product,line,shift", "--output", "groups.parquet"]
+    code, said, _ = leave("query", *words, "--where", "fields['line'] IN ('A', 'B')")
+    assert said.splitlines()[1:] == ["3 groups: groups.parquet"]
+    assert [list(group.values()) for group in pq.read_table("groups.parquet").to_pylist()] == [
+        ["nut", "B", "late", 2, 1, 1, 1.0],
+        ["nut", "A", "early", 4, 0, 1, 0.25],
+        ["nut", "A", "late", 4, 0, 1, 0.25],
+    ]
+    only_b = ["--where", "fields['line'] = 'B'", "--output", "g.csv"]
+    assert leave("query", "--by", "line", "--threshold", "10", *only_b)[0] == 0
+    assert rows_of("g.csv") == [
+        {"line": "B", "images": "2", "failed": "1", "anomalous": "0", "share": "0"}
+    ]
+
+
+def test_fields_are_columns_of_their_own_where_they_are_asked_for_and_in_csv(leave, lines):
+    late = ["--where", "fields['shift'] = 'late' AND fields['line'] = 'B' AND score > 0"]
+    code, said, _ = leave("query", *late, "--columns", "field_line,fields,uri")
+    assert [line.split() for line in said.splitlines()[1:]] == [
+        ["field_line", "fields", "uri"],
+        ["B", "line=B", "shift=late", "l/8"],
+    ]
+    assert leave("query", *late, "--output", "b.csv")[0] == 0
+    (read,) = rows_of("b.csv")
+    assert [name for name in read if "field" in name] == ["field_line", "field_shift"]
+    assert (read["field_line"], read["field_shift"], read["uri"]) == ("B", "late", "l/8")
+    assert leave("query", *late, "--output", "b.parquet")[0] == 0
+    found = pq.read_table("b.parquet")
+    assert found.schema.names == view_columns.SCHEMA.names
+    assert found["fields"].to_pylist() == [[("line", "B"), ("shift", "late")]]
+    (code, _, err) = leave("query", "--columns", "field_lane")
+    assert (code, "has a field 'lane'; fields: line, shift." in err) == (2, True)
+
+
+def test_hostile_values_of_fields_are_escaped(leave, lines):
+    condition = ["--where", "contains(fields['line'], '1+1')"]
+    shown_name = "=1+1\\x1b[2J\\u202e\\nx"
+    said = leave("query", *condition, "--columns", "fields")[1]
+    assert said.splitlines()[2:] == [f"line={shown_name} shift=early"]
+    assert leave("query", *condition, "--output", "h.csv")[0] == 0
+    (read,) = rows_of("h.csv")
+    assert read["field_line"] == f"'{shown_name}"
+    assert leave("query", *condition, "--by", "line")[1].splitlines()[2].split()[0] == shown_name
 
 
 HOSTILE = "=1+1\x1b[2J\u202e\nx"

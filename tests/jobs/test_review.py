@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import signal
@@ -19,6 +20,7 @@ import pytest
 from PIL import Image
 
 from ops.archives.fetch import FetchSettings
+from ops.plain_text import printable
 from ops.storage import files
 from ops.storage.paths import Out
 from pipelines.review import queue
@@ -28,7 +30,7 @@ from pipelines.tables import decisions, model_names, run_records
 from tests import banks
 from tests.browser import Browser, chromium
 from tests.conftest import ROOT
-from tests.pipelines.reports.test_report import FLAGGED, PRODUCTS, first_night
+from tests.pipelines.reports.test_report import EVIL, FLAGGED, PRODUCTS, first_night
 from tests.runs import finish, model_of
 
 KEYS = {"d": "defect", "f": "false_alarm", "u": "unsure"}
@@ -130,6 +132,35 @@ def test_all_flagged_parts_are_decided_by_keyboard_alone_and_survive_a_killed_se
         process.kill()
     found = {row["image_id"]: row["decision"] for row in decisions.current(Out(out)).to_pylist()}
     assert found == dict(zip(names, [KEYS[k] for k in [*chosen[:-1], "f"]], strict=True))
+
+
+@pytest.mark.slow
+def test_fields_of_the_paths_are_filters_and_stand_beside_a_part(tmp_path, browser):
+    out = str(tmp_path)
+    parts = [
+        replace(part, fields=(("line", EVIL if number % 4 else "A"),))
+        for number, part in enumerate(first_night(out))
+    ]
+    finish(out, parts, model_of(PRODUCTS), settings=FLAGGED)
+    with served(out) as (_, address):
+        browser.resize(1280, 860)
+        browser.open(address)
+        wait(browser, "document.querySelectorAll('#grid li').length > 0")
+        line = "form.elements.field_line"
+        assert browser.value(f"{line}.options.length") == 3
+        assert "<" in browser.value(f"[...{line}.options].map((o) => o.textContent).join()")
+        browser.value("form.elements.verdict.value = ''")
+        change = f"{line}.dispatchEvent(new Event('input', {{bubbles: true}}))"
+        for value in ("A", EVIL):
+            browser.value(f"({line}.value = {json.dumps(value)}, {change})")
+            expected = sum(part.fields == (("line", value),) for part in parts)
+            wait(browser, f"get('shown').textContent === '{expected} parts'")
+        press(browser, "s")
+        wait(browser, "document.activeElement.id === 'name'")
+        facts = browser.value("[...get('facts').children].map((each) => each.textContent)")
+        assert facts[facts.index("line") + 1] == printable(EVIL)
+        assert browser.value("window.ran") is None
+        assert browser.complaints() == []
 
 
 @pytest.mark.slow

@@ -82,3 +82,11 @@ def test_a_share_of_anomalous_images_lies_between_0_and_1(share):
     with pytest.raises(SettingError, match=r"warn_anomalous .* must be a share from 0% to 100%"):
         NightSettings(warn_anomalous=share)
     assert NightSettings(warn_anomalous="25 %").anomalous_share() == 0.25
+
+
+@pytest.mark.parametrize(
+    "settings", [{"warn_trend": 1.0}, {"warn_trend": -0.1}, {"trend_nights": 0}]
+)
+def test_trends_have_bounds(settings):
+    with pytest.raises(SettingError, match="must"):
+        NightSettings(**settings)

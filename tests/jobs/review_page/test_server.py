@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,12 @@ ORIGIN = {"Origin": f"http://{HOST}"}
 @pytest.fixture(scope="module")
 def night(tmp_path_factory):
     root = str(tmp_path_factory.mktemp("out"))
-    parts = first_night(root)
+    parts = [
+        replace(part, fields=(("line", EVIL if number % 4 else "A"), ("shift", f"{number}")))
+        if number < 100
+        else part
+        for number, part in enumerate(first_night(root))
+    ]
     finish(root, parts, model_of(PRODUCTS), "2026-11-20", FLAGGED)
     return root, parts
 
@@ -136,6 +142,12 @@ def test_filters_choose_what_they_say(page, night):
     assert listed(page, night="2026-11-21")["parts"] == 0
     assert listed(page, text="PLAIN.png")["parts"] == sum("plain.png" in p.name for p in parts)
     assert listed(page, least_score="2")["parts"] == above
+    assert listed(page, field_line="A")["parts"] == 25
+    assert listed(page, field_line=EVIL)["parts"] == 75
+    assert listed(page, field_line="A", field_shift="8", product="bolt")["parts"] == 1
+    assert listed(page, **{"field_line'] = 'A' OR true --": "A"})["parts"] == 0
+    assert listed(page, field_lane="A")["parts"] == 0
+    assert listed(page, field_line="", fields="A")["parts"] == 120
     assert page.get("/api/parts", params={"verdict": "x"}).status_code == 400
     assert page.get("/api/parts", params={"most_p": "x"}).status_code == 400
 
@@ -148,9 +160,29 @@ def test_hostile_names_come_as_text_with_their_invisible_characters_escaped(page
     assert all(map(str.isprintable, texts))
     assert sum("\\u202egnp.exe" in row["uri"] for row in rows) > 0
     assert any("<script>" in row["uri"] for row in rows)  # as text, of which the page makes text
-    products = page.get("/api/overview").json()["products"]
-    assert {p["name"] for p in products} == set(PRODUCTS)
-    assert all(p["label"].isprintable() for p in products)
+    told = page.get("/api/overview").json()
+    assert {p["name"] for p in told["products"]} == set(PRODUCTS)
+    assert all(p["label"].isprintable() for p in told["products"])
+    line, shift = told["fields"]
+    assert (line["label"], shift["label"]) == ("line", "shift")
+    assert [(v["name"], v["parts"]) for v in line["values"]] == sorted([("A", 25), (EVIL, 75)])
+    assert all(value["label"].isprintable() for value in line["values"])
+    shown_fields = [text for row in rows for pair in row["fields"] for text in pair]
+    assert len(shown_fields) == 400
+    assert all(map(str.isprintable, shown_fields))
+
+
+def test_of_fields_with_many_values_those_with_most_anomalous_parts_are_filters(page, monkeypatch):
+    shift = page.get("/api/overview").json()["fields"][1]["values"]
+    assert len(shift) == 100
+    monkeypatch.setattr(queue, "_MOST", {"fields": 1, "values": 5})
+    (only,) = page.get("/api/overview").json()["fields"]
+    assert only["name"] == "line"
+    monkeypatch.setattr(queue, "_MOST", {"fields": 2, "values": 5})
+    few = page.get("/api/overview").json()["fields"][1]["values"]
+    assert len(few) == 5
+    assert {value["anomalous"] for value in few} == {1}
+    assert [value["name"] for value in few] == sorted(value["name"] for value in few)
 
 
 def pixels(data):

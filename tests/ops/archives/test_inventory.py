@@ -121,7 +121,10 @@ def test_rows_are_read_by_number_across_row_groups(stored):
     for start, stop in ((0, 25), (0, 10), (9, 11), (10, 20), (24, 25), (5, 99), (7, 7), (30, 40)):
         found = stored.rows(start, stop, ["uri"])["uri"].to_pylist()
         assert found == [f"u{n}" for n in range(start, min(stop, 25))]
-    assert stored.read().schema.equals(SCHEMA, check_metadata=True)
+    schema = stored.read().schema
+    assert schema.equals(SCHEMA)
+    assert schema.metadata == SCHEMA.metadata
+    assert [field.metadata for field in schema] == [field.metadata for field in SCHEMA]
 
 
 def test_a_row_group_is_decoded_once_for_many_spans_and_again_when_the_file_is_another(
@@ -160,7 +163,11 @@ def test_the_content_hash_differs_between_lists_and_not_between_files(stored, tm
         at = SCHEMA.get_field_index(name)
         named = table.set_column(at, SCHEMA.field(at), pa.array([None] * 24 + ["x"], pa.string()))
         hashes.add(hash_of(named, 25))
-    assert len(hashes) == 3
+    at = SCHEMA.get_field_index("fields")
+    for value in ("A", "B"):
+        fields = pa.array([None] * 24 + [{"line": value}], SCHEMA.types[at])
+        hashes.add(hash_of(table.set_column(at, SCHEMA.field(at), fields), 25))
+    assert len(hashes) == 5
 
 
 def test_parts_and_views_are_listed_and_are_in_one_form(tmp_path):
@@ -174,6 +181,26 @@ def test_parts_and_views_are_listed_and_are_in_one_form(tmp_path):
     parquet.write(location, SCHEMA, [pa.Table.from_pylist(other, SCHEMA)])
     [read] = Inventory(location).read(["part", "view"]).to_pylist()
     assert read == {"part": "\u00dc", "view": "\u00f6"}
+
+
+def test_other_fields_of_the_pattern_are_listed(tmp_path):
+    place(tmp_path, "B/T\u00fcr/bolt/0.png", "A/late/bolt/0.png")
+    rows, _ = rows_of(tmp_path, Layout("{line}/{shift}/{product}/{name}"))
+    assert sorted(row["fields"] for row in rows) == [
+        [("line", "A"), ("shift", "late")],
+        [("line", "B"), ("shift", "T\u00fcr")],
+    ]
+    assert {row["product"] for row in rows} == {"bolt"}
+    rows, _ = rows_of(tmp_path, Layout("**/{product}/{name}"))
+    assert {row["fields"] for row in rows} == {None}
+
+
+def test_fields_of_another_type_are_refused_before_anything_is_scored(tmp_path):
+    table = pa.table({n: pa.nulls(1, t) for n, t in zip(SCHEMA.names, SCHEMA.types, strict=True)})
+    wrong = table.drop_columns("fields").append_column("fields", pa.array([{"line": "A"}]))
+    pq.write_table(wrong, tmp_path / "i.parquet")
+    with pytest.raises(UserError, match=r"fields of .* is struct<line: string>, not map<string"):
+        Inventory(str(tmp_path / "i.parquet"))
 
 
 def test_products_are_those_of_its_images(tmp_path):

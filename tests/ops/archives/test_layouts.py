@@ -38,10 +38,34 @@ def test_other_characters_match_literally():
     assert read("{product}/{name}", "new\nline/1.png") == {"product": "new\nline", "name": "1.png"}
 
 
-@pytest.mark.parametrize("pattern", ["{category}/{name}", "{product", "product}/x", "{}/x"])
-def test_an_unknown_field_is_refused_with_the_known(pattern):
-    with pytest.raises(UserError, match=r"known: \{product\}, \{split\}, \{label\}, \{defect\}"):
+@pytest.mark.parametrize("pattern", ["{product", "product}/x", "{}/x"])
+def test_a_lone_brace_is_refused_with_the_known_fields(pattern):
+    with pytest.raises(UserError, match=r"meaning: \{product\}, \{split\}, \{label\}, \{defect\}"):
         compile_pattern(pattern)
+
+
+@pytest.mark.parametrize("name", ["1st", "_x", "l\u00e4nge", "\u0661"])
+def test_names_of_fields_are_plain(name):
+    with pytest.raises(UserError, match="letters a to z, digits and _, and start with a letter"):
+        compile_pattern(f"{{{name}}}/{{stem}}.*")
+
+
+@pytest.mark.parametrize(("name", "meant"), [("prodcut", "product"), ("parts", "part")])
+def test_a_misspelt_field_is_no_field_of_its_own(name, meant):
+    with pytest.raises(UserError, match=rf"did you mean \{{{meant}\}}\?"):
+        compile_pattern(f"{{{name}}}/{{stem}}.*")
+
+
+def test_other_fields_are_kept_by_name_and_join_masks():
+    layout = Layout("{line}/{product}/{shift_2}/{name}", masks="{line}/masks/{product}-{stem}.png")
+    path_parser = PathParser(layout, "p")
+    parsed = path_parser("A/bolt/late 2/1.jpg")
+    assert parsed.fields == {"line": "A", "shift_2": "late 2"}
+    assert list(parsed.fields) == sorted(parsed.fields)
+    assert (parsed.product, parsed.part) == ("bolt", None)
+    assert parsed.mask_key == path_parser("A/masks/bolt-1.png").mask_key
+    assert parsed.mask_key != path_parser("B/masks/bolt-1.png").mask_key
+    assert PathParser(Layout("{product}/{name}"), "p")("bolt/1.png").fields is None
 
 
 def test_a_repeated_field_is_refused():
@@ -84,7 +108,7 @@ def test_a_name_field_joins_a_mask_with_a_stem():
 
 def test_a_path_that_does_not_match_has_no_fields():
     found = PathParser(LAYOUTS["mvtec"], "p")("readme.txt")
-    assert found == (None, None, None, None, False, None, False, "", None, None)
+    assert found == (None, None, None, None, False, None, False, "", None, None, None)
 
 
 def test_a_path_names_a_part_and_a_view_and_a_mask_may_follow_them():

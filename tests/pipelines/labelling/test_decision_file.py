@@ -25,6 +25,11 @@ def read(tmp_path, content, name="decisions.json"):
     return decision_file.read(str(tmp_path / name))
 
 
+def nested(depth):
+    """A decision that is a list of lists."""
+    return '{"decisions": [{"decision": ' + "[" * depth + "]" * depth + "}]}"
+
+
 def coco(annotation):
     """A COCO file of one annotation."""
     categories = [{"id": 1, "name": "defect"}, {"id": 2, "name": "rust"}]
@@ -81,6 +86,7 @@ def test_what_is_wrong_with_a_csv_file_is_a_sentence(tmp_path, text, sentence):
     [
         ("[" * 100_000, "is nested too deeply"),
         ('{"decisions": [], "decisions": []}', "an object has the key 'decisions' twice"),
+        (nested(800), "of an unknown word (1): entry 1 ([[["),
         ('{"decisions": [NaN]}', "NaN is no number of JSON"),
         ('{"decisions": [' + "9" * 5000 + "]}", "is not valid JSON: Exceeds the limit"),
         ('{"decisions": ', "is not valid JSON"),

@@ -309,3 +309,37 @@ def test_images_of_no_product_have_charts_of_their_own(tmp_path):
     assert list(data.series) == [None]
     assert data.series[None][record["run_id"]]["images"] == 23
     assert "<i>none</i>" in trends.render(data).decode()
+
+
+def test_alarms_and_drift_of_the_last_night_come_first(tmp_path):
+    """Summaries are drawn: a nut left its past, and the scores of a product drifted."""
+    out, rng = Out(str(tmp_path)), np.random.default_rng(0)
+    for number in range(1, 11):
+        night = f"2026-11-{10 + number}"
+        record = {"run_id": f"r{number}", "night": night, "number": number, "started": "x"}
+        record |= {"model_id": "m" * 32, "method": "patchcore"}
+        record["totals"] = {"images": 300, "failed": 0, "anomalous": 30}
+        files.write_json(out.run(f"r{number}"), record)
+        rows = []
+        for product in ("bolt", "nut", EVIL):
+            median = rng.normal(1, 0.02) + (number == 10 and product == "nut")
+            quantiles = np.quantile(rng.normal(median, 0.3, 100), [0.1, 0.25, 0.5, 0.75, 0.9])
+            row = dict(zip(run_summary.QUANTILES, quantiles, strict=True))
+            row |= {"product": product, "images": 100, "failed": 0, "anomalous": 10}
+            row |= {"run_id": f"r{number}", "run_number": number, "night": night, "model": "m"}
+            row |= {"model_id": "m" * 32, "threshold": 2.0, "promised": 0.1}
+            row |= {"psi": 0.2 + 0.1 * (product == EVIL), "ks_q": 0.001}
+            rows.append(row)
+        table = pa.Table.from_pylist(rows, run_summary.SUMMARY)
+        parquet.write(out.run_summary(f"r{number}"), run_summary.SUMMARY, [table])
+    data = trend_data.collect(out, TrendSettings(products=2))
+    assert [alarm.product for alarm in data.alarms] == ["nut"]
+    assert [row["product"] for row in data.drifted] == [EVIL]
+    assert set(data.series) == {"nut", EVIL}
+    html = trends.render(data).decode()
+    text = " ".join(Page(html).text.split())
+    assert "in 9 earlier nights (q = " in text
+    assert f"{printable(EVIL)}: scores drifted from all earlier nights, PSI 0.3 (q = 0.001)" in text
+    anchors = re.findall(r'<li><a href="#(p\d)"', html)
+    assert set(anchors) == {"p1", "p2"}
+    assert all(f'id="{anchor}"' in html for anchor in anchors)

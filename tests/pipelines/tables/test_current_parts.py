@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import duckdb
 import pyarrow as pa
 import pytest
@@ -128,7 +130,7 @@ def test_the_views_in_sql_count_the_same(out, engine):
             tables = current_scores.published(out)
             database.read_parquet(tables, hive_partitioning=True).create_view("scores")
             for statement in code.split(";"):
-                if "VIEW" in statement and "regions" not in statement:
+                if "VIEW" in statement and not re.search("regions|decisions", statement):
                     database.execute(statement)
             found = database.execute(f"{asked} current_parts").fetchall()
     ours = [tuple(r[name] for name in names) for r in query(out)]

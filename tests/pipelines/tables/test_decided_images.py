@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import random
+import re
+
+import duckdb
+import pyarrow as pa
 import pytest
 
+from ops.results.decision_table import DECISIONS
 from ops.storage.paths import Out
 from pipelines.tables import current_scores, decided_images, decisions
 from pipelines.tables.verdict_rules import VerdictRule
+from tests.conftest import ROOT
 from tests.pipelines.tables.test_current_scores import MODELS, publish, row
 from tests.pipelines.tables.test_decisions import NOON, decided
 
@@ -106,3 +113,62 @@ def test_a_condition_over_decisions_shows_what_it_asks_for(out):
     decisions.append(out, [decided(shown, "false_alarm")])
     assert listed(out, where="Decided = 'false_alarm'") == ({"u/0": "false_alarm"}, 0)
     assert listed(out, where="decided_model_id is null") == ({"u/1": None}, 0)
+
+
+def random_decisions(out, seed):
+    """Nights of images with equal and changed bytes, and decisions on them, some at one time."""
+    rng = random.Random(seed)
+    for number in range(4):
+        versions = {f"u/{n}": rng.choice("123") for n in range(12)}
+        model = MODELS[number % 2]
+        rows = [
+            flagged(uri, version=version, model=model, content_sha256=rng.choice("ab") * 64)
+            if rng.random() < 0.8
+            else row(uri, version, "unreadable", model, content_sha256=None)
+            for uri, version in versions.items()
+        ]
+        shown = night(out, number, rows)
+        words = [*DECISIONS]
+        made = [
+            decided(
+                rng.choice(shown), rng.choice(words), rng.randrange(5), region=rng.choice([None, 1])
+            )
+            for _ in range(30)
+        ]
+        decisions.append(out, made)
+
+
+@pytest.mark.parametrize("engine", ["athena", "trino"])
+@pytest.mark.parametrize("seed", range(2))
+def test_the_views_for_engines_have_the_same_decisions_and_the_same_rows(out, engine, seed):
+    random_decisions(out, seed)
+    text = (ROOT / "deploy" / "sql" / f"{engine}.sql").read_text()
+    code = "\n".join(line for line in text.splitlines() if not line.startswith("--"))
+    names = ["image_id", "run_id", *decided_images.COLUMNS.names]
+    with duckdb.connect() as database:
+        database.execute("SET TimeZone = 'UTC'")
+        for name, places in (
+            ("scores", current_scores.published(out)),
+            ("labels", decisions.published(out)),
+        ):
+            database.read_parquet(places, hive_partitioning=True).create_view(name)
+        for statement in code.split(";"):
+            if "VIEW" in statement and not re.search("regions|parts", statement):
+                database.execute(statement)
+        for name in ("current_decisions", "image_decisions"):
+            order = "ORDER BY decided_at, uri, region NULLS FIRST, model_id, content_sha256"
+            theirs = database.sql(f"FROM {name} {order}").to_arrow_table().to_pylist()
+            with decisions.opened(out) as ours:
+                assert theirs == ours.sql(f"FROM {name}() {order}").to_arrow_table().to_pylist()
+            assert len(theirs) > 5
+        for model in MODELS:
+            sql = f"SELECT {', '.join(names)} FROM decided_scores{{}} ORDER BY image_id"
+            where = f" WHERE model_id = '{model}'"
+            theirs = database.sql(sql.format(where)).to_arrow_table().to_pylist()
+            with current_scores.opened(out, labels=True) as ours:
+                macro = ours.sql(sql.format(f"('{model}')")).to_arrow_table().to_pylist()
+                rows = list(current_scores.query(ours, model))
+            assert theirs == macro
+            found = pa.Table.from_batches(rows, current_scores.VIEW).sort_by("image_id")
+            assert found.select(names).to_pylist() == macro
+            assert any(each["decided"] for each in macro)

@@ -94,6 +94,23 @@ def test_an_image_of_another_part_or_view_has_changed(out, part, view, changed):
     assert (current["part"], current["view"]) == (part, view)
 
 
+@pytest.mark.parametrize(
+    ("fields", "changed"),
+    [({"line": "A"}, 0), ({"line": "B"}, 1), ({"line": "A", "shift": "1"}, 1), (None, 1)],
+)
+def test_an_image_of_other_fields_has_changed_and_is_then_in_the_view_once(out, fields, changed):
+    publish(out, 0, [row("u/0", fields={"line": "A"})])
+    image = {"image_id": image_id("u/0", "1"), "uri": "u/0", "version": "1", "product": "bolt"}
+    table = pa.Table.from_pylist([image | {"fields": fields}], inventory.SCHEMA)
+    parquet.write(out.warehouse(), inventory.SCHEMA, [table])
+    to = f"{out.root}/pending.parquet"
+    counts = pending.find_pending(out, out.warehouse(), MODELS[0], TRANSIENT, to)
+    assert (counts.changed, counts.images) == (changed, changed)
+    publish(out, 1, [row("u/0", fields=fields)])
+    [current] = current_scores.current(out, MODELS[0]).to_pylist()
+    assert current["fields"] == (fields and sorted(fields.items()))
+
+
 def test_nothing_is_written_if_nothing_is_pending(out, tmp_path):
     publish(out, 0, [row("u/1")])
     counts, rows = find(out, [("u/1", "1", "bolt")])

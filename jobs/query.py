@@ -96,8 +96,8 @@ class Settings:
     """Also show images that the last night did not find in the archive any more."""
     false_alarms: bool | None = None
     """Show anomalous images that a person called false alarms under this model; default: in a file,
-    and where --where asks for decisions. Another model that calls such an image anomalous shows
-    it."""
+    with --by, and where --where asks for decisions. Another model that calls such an image
+    anomalous shows it."""
     output: str = ""
     """The .parquet or .csv file to write (with --regions also .json), a path or s3:// URI; default:
     the screen."""
@@ -126,7 +126,7 @@ def main(argv: Sequence[str]) -> int:
         model = model_names.named(run_records.finished(out))
     listing = None if settings.gone or settings.inventory else gone.newest_listing(out)
     asked = kind(settings, out, model, listing)
-    of_images = kind in (ImageRows, GroupRows)
+    has_decisions = kind in (ImageRows, GroupRows)
     left_out = dismissed = 0
 
     def read(database: duckdb.DuckDBPyConnection, check: Callable[[], None]) -> list[_Row] | int:
@@ -144,12 +144,12 @@ def main(argv: Sequence[str]) -> int:
         else:
             answer = list(itertools.chain.from_iterable(batch.to_pylist() for batch in selected))
         left_out = gone.count(database)
-        dismissed = decided_images.dismissed(database) if of_images else 0
+        dismissed = decided_images.dismissed(database) if has_decisions else 0
         return answer
 
     others = listing.location if listing else settings.inventory
     answer = current_scores.read_consistently(
-        out, read, "2GB", others, regions=settings.regions, labels=of_images
+        out, read, "2GB", others, regions=settings.regions, labels=has_decisions
     )
     echo(f"model: {model}")
     if left_out:

@@ -31,9 +31,9 @@ class ImageRows:
         self._settings, self._model, self._listing = settings, model, listing
         self._rules, self._views = verdict_rules(settings, out, model.model_id)
         self._added = ViewColumns.of(out, model)
-
         shown = settings.false_alarms
-        self._false_alarms = bool(settings.output) if shown is None else shown
+        # Counts are of all images unless somebody asks for less.
+        self._false_alarms = bool(settings.output or settings.by) if shown is None else shown
 
     def read(
         self, database: duckdb.DuckDBPyConnection, limit: int | None

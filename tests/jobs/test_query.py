@@ -165,6 +165,14 @@ def test_false_alarms_are_left_out_on_the_screen_and_shown_on_request(leave, nig
     assert (found[0]["decided_when"], found[0]["decided_model_id"]) == (NOON, MODELS[0])
     assert leave("query", "--false-alarms", "false", "--output", "less.csv")[0] == 0
     assert [line["uri"] for line in rows_of("less.csv")] == ["u/3", "u/2", "u/1", "u/0"]
+    groups = ("--by", "product", "--columns", "product,images,anomalous")
+    told = leave("query", *groups)[1].splitlines()
+    assert [line.split() for line in told[2:]] == [["nut", "1", "1"], ["bolt", "4", "0"]]
+    told = leave("query", *groups, "--where", "decided = 'false_alarm'")[1].splitlines()
+    assert [line.split() for line in told[2:]] == [["nut", "1", "1"]]
+    told = leave("query", *groups, "--false-alarms", "false")[1].splitlines()
+    assert told[1].startswith("1 images were called false alarms")
+    assert [line.split() for line in told[3:]] == [["bolt", "4", "0"]]
 
 
 def test_a_file_with_decisions_can_be_given_to_label_and_stores_none_of_them_again(leave, nights):

@@ -126,6 +126,7 @@ def main(argv: Sequence[str]) -> int:
         model = model_names.named(run_records.finished(out))
     listing = None if settings.gone or settings.inventory else gone.newest_listing(out)
     asked = kind(settings, out, model, listing)
+    of_images = kind in (ImageRows, GroupRows)
     left_out = dismissed = 0
 
     def read(database: duckdb.DuckDBPyConnection, check: Callable[[], None]) -> list[_Row] | int:
@@ -143,12 +144,12 @@ def main(argv: Sequence[str]) -> int:
         else:
             answer = list(itertools.chain.from_iterable(batch.to_pylist() for batch in selected))
         left_out = gone.count(database)
-        dismissed = decided_images.dismissed(database) if kind is ImageRows else 0
+        dismissed = decided_images.dismissed(database) if of_images else 0
         return answer
 
     others = listing.location if listing else settings.inventory
     answer = current_scores.read_consistently(
-        out, read, "2GB", others, regions=settings.regions, labels=kind is ImageRows
+        out, read, "2GB", others, regions=settings.regions, labels=of_images
     )
     echo(f"model: {model}")
     if left_out:

@@ -96,6 +96,7 @@ def _runs(out: Out, settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]
 def _track(tracked: Record, compared: Compared) -> None:
     rows = compared.products.to_pylist()
     tracked.metrics |= {name: sum(row[name] for row in rows) for name in (*_COUNTED, *_COUNTED_TOO)}
+    tracked.metrics |= compared.regions._asdict()
     for name in ("ks", "psi"):
         if known := [row[name] for row in rows if row[name] is not None]:
             tracked.metrics[f"max_{name}"] = max(known)
@@ -121,8 +122,8 @@ def print_summary(compared: Compared) -> None:
             f"{compared.other_versions} images are in both runs as different versions, which are "
             "not paired;\n--join uri pairs them"
         )
-    if compared.parts.sentence:
-        echo(compared.parts.sentence)
+    for sentence in filter(None, (compared.parts.sentence, compared.regions.sentence)):
+        echo(sentence)
     for sentence in compared.joined.sentences() if compared.joined else ():
         echo(sentence)
     for row in _most_moved(compared.movers):

@@ -27,6 +27,7 @@ from ops.images.resize import InputSettings
 from ops.plain_text import printable
 from ops.results import plots
 from ops.results.anomaly_map import Scale
+from ops.results.regions import RegionRules
 from ops.storage import files, parquet
 from ops.storage.paths import Out
 from pipelines.cluster.connection import connected
@@ -46,6 +47,7 @@ _TRACKED = (
     *("pro_0_05", "pro_0_05_error", "oracle_f1", "oracle_pixel_f1", "pixel_f1"),
     *("oracle_threshold", "oracle_false_alarms", "oracle_misses", "oracle_errors"),
     *("threshold", "false_alarms", "misses", "part_auroc", "part_ap"),
+    *("region_recall", "false_regions"),
 )
 
 
@@ -106,6 +108,7 @@ def main(argv: Sequence[str]) -> int:
                 views == "pooled",
                 decided,
                 record.get("grown_by", ()),
+                _regions(record),
             )
         parquet.write(out.evaluation(run_id), evaluate.SCHEMA, [metrics])
         for number, row in enumerate(metrics.to_pylist()):
@@ -131,6 +134,12 @@ def _masks(out: Out, record: Mapping[str, Any], scored: pa.Table) -> dict[str, I
     detectors = set(scored["product"].unique().to_pylist())
     folder = out.inspection_masks(record["model_id"])
     return read_masks(folder, record.get("masks", {}), detectors)
+
+
+def _regions(record: Mapping[str, Any]) -> RegionRules:
+    """What counted as a region in the run; no region in a run of a version that told none."""
+    least = record.get("regions", {}).get("min_area", 0.0)
+    return RegionRules(record.get("pixel_thresholds", {}), min_area=least)
 
 
 def print_summary(metrics: pa.Table, theirs: Published | None = None) -> None:
@@ -191,6 +200,8 @@ def _further(mean: dict[str, Any]) -> str:
         ("PRO up to 0.05", "pro_0_05"),
         ("best pixel F1", "oracle_pixel_f1"),
         ("pixel F1 at the model's threshold", "pixel_f1"),
+        ("share of defects that a region touches", "region_recall"),
+        ("false regions an image", "false_regions"),
     )
     known = [(heading, mean[name]) for heading, name in names if mean[name] is not None]
     return ", ".join(f"{heading} {value:.4f}" for heading, value in known)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import duckdb
@@ -54,7 +55,9 @@ class GroupRows:
     noun: ClassVar[str] = "group"
 
     def __init__(self, settings: Any, out: Out, model: NamedModel, listing: Listing | None) -> None:
-        """Raises errors as ImageRows does."""
+        """Raises errors as ImageRows does. False alarms count, unless they are to be left out."""
+        if settings.false_alarms is None:
+            settings = replace(settings, false_alarms=True)
         self._images = ImageRows(settings, out, model, listing)
         self._by, self._model_id = names(settings.by), model.model_id
         self._schema = schema(settings.by)

@@ -12,6 +12,8 @@ from jobs.notify.message import counts, status_of
 from jobs.tracking.redact import redact
 from ops.plain_text import printable
 from pipelines.reports.product_counts import ProductCounts
+from pipelines.tables import night_metrics as names
+from pipelines.tables.night_metrics import NightMetric
 
 
 def render(
@@ -24,29 +26,23 @@ def render(
     """
     figures = _Figures(printable(redact(out)))
     totals = night.get("totals", {})
-    figures.add("night_failed", "1 if the night failed, else 0", status_of(night) == "failed")
-    figures.add("night_start_timestamp_seconds", "When it started", _seconds(night["started"]))
-    figures.add("night_end_timestamp_seconds", "When it ended", _seconds(night["ended"]))
+    figures.add(names.FAILED, status_of(night) == "failed")
+    figures.add(names.STARTED, _seconds(night["started"]))
+    figures.add(names.ENDED, _seconds(night["ended"]))
     if last_good:
-        figures.add(
-            "last_good_night_timestamp_seconds",
-            "When the last night ended that did not fail",
-            _seconds(last_good),
-        )
-    figures.add("night_warnings", "Its warnings", len(night.get("warnings", ())))
+        figures.add(names.LAST_GOOD, _seconds(last_good))
+    figures.add(names.WARNINGS, len(night.get("warnings", ())))
     for state, images in counts(night).items():
-        figures.add("night_images", "Images of the night", images, state=state)
+        figures.add(names.IMAGES, images, state=state)
     for status, images in totals.get("statuses", {}).items():
-        figures.add("night_status_images", "Images by status", images, status=status)
+        figures.add(names.STATUS_IMAGES, images, status=status)
     if totals.get("images_per_second") is not None:
-        rate = totals["images_per_second"]
-        figures.add("night_images_per_second", "Images scored per second", rate)
+        figures.add(names.SPEED, totals["images_per_second"])
     for row in products:
         product = printable(row.product or "")
-        of_product = {"images": row.images, "failed": row.failed, "anomalous": row.anomalous}
+        of_product = {"scored": row.images, "failed": row.failed, "anomalous": row.anomalous}
         for state, images in of_product.items():
-            labels = {"product": product, "state": "scored" if state == "images" else state}
-            figures.add("night_product_images", "Images of a product", images, **labels)
+            figures.add(names.PRODUCT_IMAGES, images, product=product, state=state)
     return generate_latest(figures.registry)
 
 
@@ -62,10 +58,10 @@ class _Figures:
         self._out = out
         self._gauges: dict[str, Gauge] = {}
 
-    def add(self, name: str, meaning: str, value: float, **labels: str) -> None:
-        """Set a sample of a gauge, which always has the same labels."""
-        if name not in self._gauges:
-            self._gauges[name] = Gauge(
-                f"nightloupe_{name}", meaning, ["out", *labels], registry=self.registry
+    def add(self, metric: NightMetric, value: float, **labels: str) -> None:
+        """Set a sample of a gauge."""
+        if metric.name not in self._gauges:
+            self._gauges[metric.name] = Gauge(
+                metric.name, metric.meaning, ["out", *metric.labels], registry=self.registry
             )
-        self._gauges[name].labels(out=self._out, **labels).set(value)
+        self._gauges[metric.name].labels(out=self._out, **labels).set(value)

@@ -296,8 +296,7 @@ work(async () => {
   if (location.search) history.replaceState(null, "", location.pathname + location.hash); // the token
   for (const name of ["map", "regions"]) overlay(name, localStorage.getItem(`nightloupe.${name}`) !== "false");
   const told = await ask("/api/overview");
-  seen = told.seen;
-  serverName = told.who;
+  ({ seen, who: serverName } = told);
   get("nearest").hidden = !told.nearest;
   get("model").textContent = told.model;
   get("who").value = localStorage.getItem("nightloupe.who") || told.who;

@@ -112,6 +112,29 @@ def count_regions(mask: Bools) -> int:
     return int(connected_components(mask, structure=_EIGHT)[1])
 
 
+class RegionCounts(NamedTuple):
+    """How the regions of a map lie to those of a mask."""
+
+    hit: int
+    """Regions of the mask that one of the map touches."""
+    false: int
+    """Regions of the map that touch none of the mask."""
+
+
+def compare_regions(above: Bools, mask: Bools, least: float = 0.0) -> RegionCounts:
+    """Compare 8-connected regions of a map's pixels `above` a threshold with those of a mask.
+
+    Both are (h, w). Regions of the map of less than `least` pixels do not count.
+    """
+    found, count = connected_components(above, structure=_EIGHT)
+    counts = np.bincount(found.ravel(), minlength=count + 1) >= least
+    counts[0] = False
+    drawn, _ = connected_components(mask, structure=_EIGHT)
+    touched = np.unique(found[mask])
+    hit = np.unique(drawn[mask & counts[found]])
+    return RegionCounts(len(hit), int(counts.sum() - counts[touched].sum()))
+
+
 class PixelThreshold(NamedTuple):
     """The lowest grey level of pixels that are called defective, and the F1 of pixels there."""
 

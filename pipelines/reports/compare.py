@@ -33,6 +33,7 @@ from pipelines.reports.drift import (
 )
 from pipelines.reports.labels import Joined
 from pipelines.reports.part_changes import PartChanges, part_changes
+from pipelines.reports.region_changes import RegionChanges, region_changes
 from pipelines.tables import run_records
 from pipelines.tables.database import opened
 
@@ -89,6 +90,7 @@ class Compared(NamedTuple):
     joined: Joined | None
     other_versions: int
     parts: PartChanges = PartChanges(0, 0, 0, 0)
+    regions: RegionChanges = RegionChanges()
 
 
 def compare(
@@ -109,6 +111,8 @@ def compare(
         tables = (out.table(record["night"], record["run_id"]) for record in (before, after))
         with run_records.unexpired(out, before, after):
             load_sides(database, *tables)
+            places = [out.region_table(one["night"], one["run_id"]) for one in (before, after)]
+            regions = region_changes(database, places[0], places[1], settings.join)
         parts = part_changes(database)
         separate = views_of(before) == views_of(after) == "separate"
         name_detectors(database, "separate" if separate else "pooled")
@@ -129,7 +133,7 @@ def compare(
             files.write_bytes(pictures[row["product"]], plots.draw_shift(shift))
             progress("pictures", len(pictures), min(len(rows), settings.pictures), 0)
     ranked = parquet.read(out.comparison(*runs, "movers"))
-    return Compared(products, ranked, pictures, joined, other_versions, parts)
+    return Compared(products, ranked, pictures, joined, other_versions, parts, regions)
 
 
 def _compare_products(

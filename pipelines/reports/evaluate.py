@@ -18,6 +18,7 @@ from ops.results import metrics
 from ops.results.anomaly_map import Scale
 from ops.results.metrics import PixelHistogram
 from ops.results.plots import PRO_LIMIT, Separation
+from ops.results.regions import RegionRules
 from ops.storage import parquet
 from pipelines.cluster.resources import Resources
 from pipelines.reports.labels import Joined, join_labels
@@ -80,6 +81,16 @@ SCHEMA = pa.schema(
             ),
             ("regions", pa.int64(), "connected defects in the masks at the size of the maps"),
             ("regions_drawn", pa.int64(), "the same at full size; resizing may lose or merge some"),
+            (
+                "region_recall",
+                pa.float64(),
+                "share of `regions` that a region of the run touches; null without thresholds",
+            ),
+            (
+                "false_regions",
+                pa.float64(),
+                "regions of the run that touch no defect, for each of the `pixel_images`",
+            ),
             ("good_parts", pa.int64(), "parts whose images all have label 0; null without parts"),
             ("defective_parts", pa.int64(), "parts of which an image has label 1"),
             (
@@ -95,7 +106,7 @@ SCHEMA = pa.schema(
             ),
         )
     ],
-    metadata={"nightloupe": "evaluation 4"},
+    metadata={"nightloupe": "evaluation 5"},
 )
 #: Columns for which a mean over products is meaningless.
 _NO_MEAN = ("oracle_threshold", "oracle_pixel_threshold", "threshold")
@@ -128,6 +139,7 @@ def evaluate(
     has_parts: bool = True,
     decided: pa.Table | None = None,
     grown_by: Sequence[str] = (),
+    regions: RegionRules = RegionRules(),
 ) -> Evaluation:
     """Metrics per product of a score table against an inventory's labels.
 
@@ -137,7 +149,8 @@ def evaluate(
     it, thresholds of pixels are unknown. Pixels outside of the model's inspection `masks` count for
     no metric of pixels. Parts are rated unless `has_parts` says that their views have detectors of
     their own, with scores of no common unit. What people `decided` of images, as
-    `decisions.current` gives it, goes before the labels of the inventory.
+    `decisions.current` gives it, goes before the labels of the inventory. `regions` are the rules
+    by which the run told regions, which need the `scale`.
     Raises NothingLabelled if no labelled image was scored.
     """
     columns = ["image_id", "uri", "product", "status", "score", "is_anomalous", "map_uri"]
@@ -148,7 +161,7 @@ def evaluate(
             "no scored image has a label; take an inventory with --layout or --pattern"
         )
     ok = rows.filter(pc.equal(rows["status"], "ok"))
-    compare = ComparePixels(input_settings, fetch_settings, masks or {})
+    compare = ComparePixels(input_settings, fetch_settings, masks or {}, scale, regions)
     pixels = compare_pixels(ok, compare, resources, progress)
     products = sorted(set(rows["product"].to_pylist()) - {None})
     table, separations = [], []
@@ -212,8 +225,18 @@ def _metrics(
         "no_usable_mask": pixels.no_usable_mask,
         "regions": pixels.histogram.regions,
         "regions_drawn": pixels.regions_drawn,
+        **_regions(pixels),
         "note": "; ".join(pixels.notes()) or None,
     }
+
+
+def _regions(pixels: ProductPixels) -> dict[str, Any]:
+    """What the regions of a run are worth; empty without a pixel threshold."""
+    hit, false, drawn = pixels.regions_hit, pixels.false_regions, pixels.histogram.regions
+    if hit is None or false is None:
+        return {}
+    recall = hit / drawn if drawn else None
+    return {"region_recall": recall, "false_regions": false / pixels.histogram.images}
 
 
 def _pixel_f1(

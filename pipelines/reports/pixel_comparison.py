@@ -21,10 +21,12 @@ from ops.failure import Failure
 from ops.images.decode import DecodeSettings, Pixels, decode
 from ops.images.inspection import InspectionMask
 from ops.images.orientation import UPRIGHT, orientation, upright
-from ops.images.resize import InputSettings, binarise, map_size, resize_mask
+from ops.images.resize import InputSettings, binarise, geometry, map_size, resize_mask
 from ops.progress import ProgressCallback
 from ops.results import map_png, metrics
-from ops.results.metrics import PixelHistogram
+from ops.results.anomaly_map import Scale
+from ops.results.metrics import PixelHistogram, RegionCounts
+from ops.results.regions import RegionRules
 from pipelines.cluster.resources import Resources
 
 
@@ -37,6 +39,10 @@ class ProductPixels:
     """Defective images without a mask, or with one that is empty at the size of the maps."""
     regions_drawn: int = 0
     """Connected defects of the masks at full size."""
+    regions_hit: int | None = None
+    """Defects of `histogram.regions` that a region of the map touches; None without thresholds."""
+    false_regions: int | None = None
+    """Regions of maps that touch no defect."""
     turned: int = 0
     """Masks that were turned like their pictures, as EXIF says."""
     either_way: int = 0
@@ -78,12 +84,19 @@ class ProductPixels:
         self.histogram.merge(other.histogram)
         self.no_usable_mask += other.no_usable_mask
         self.regions_drawn += other.regions_drawn
+        self.add_regions(other.regions_hit, other.false_regions)
         self.turned += other.turned
         self.either_way += other.either_way
         self.misfits += other.misfits
         self.example = self.example or other.example
         self.unreadable += other.unreadable
         self.reason = self.reason or other.reason
+
+    def add_regions(self, hit: int | None, false: int | None) -> None:
+        """Add counts of regions, if they are known."""
+        if hit is not None and false is not None:
+            self.regions_hit = (self.regions_hit or 0) + hit
+            self.false_regions = (self.false_regions or 0) + false
 
 
 #: Masks are decoded in one way whatever the model's settings: files of one page, integers on the
@@ -113,6 +126,8 @@ class _MapAndMask(NamedTuple):
     unreadable: str = ""
     inside: npt.NDArray[np.bool_] | None = None
     """The pixels of the map that are inspected; None if all are."""
+    regions: RegionCounts | None = None
+    """None without a pixel threshold."""
 
 
 _NO_MASK = _MapAndMask(None, None, 0)
@@ -126,6 +141,10 @@ class ComparePixels:
     fetch: FetchSettings
     masks: Mapping[str, InspectionMask] = field(default_factory=dict)
     """Inspection masks by detector; pixels outside count neither as good nor as defective."""
+    scale: Scale | None = None
+    """That of the maps; without it no region is looked for."""
+    regions: RegionRules = field(default_factory=RegionRules)
+    """The pixel threshold of each detector, and the smallest area of a region."""
 
     def __call__(self, rows: pa.Table) -> dict[str, ProductPixels]:
         """Pixels by product. A good image needs no mask; a defective image needs its own."""
@@ -145,6 +164,7 @@ class ComparePixels:
                     pixels.no_usable_mask += 1
                 else:
                     pixels.histogram.add(pair.levels, pair.mask, pair.inside)
+                    pixels.add_regions(*(pair.regions or (None, None)))
         return by_product
 
     def _read(self, row: dict[str, Any]) -> _MapAndMask:
@@ -160,7 +180,10 @@ class ComparePixels:
         inspected = self.masks.get(row["product"])
         inside = inspected.on_map(row["width"], row["height"], self.input) if inspected else None
         if not row["label"]:
-            return _MapAndMask(levels, np.zeros(levels.shape, dtype=bool), 0, inside=inside)
+            none = np.zeros(levels.shape, dtype=bool)
+            return _MapAndMask(
+                levels, none, 0, inside=inside, regions=self._regions(levels, none, row)
+            )
         try:
             mask = decode(fetch(row["mask_uri"], None, None, self.fetch), _MASK_DECODING)
             pixels, join = self._fitted(mask.pixels, row)
@@ -174,7 +197,19 @@ class ComparePixels:
             resized = resized & inside
         regions_drawn = metrics.count_regions(drawn)
         usable = resized if resized.any() else None
-        return _MapAndMask(levels, usable, regions_drawn, join, inside=inside)
+        regions = self._regions(levels, resized, row)
+        return _MapAndMask(levels, usable, regions_drawn, join, inside=inside, regions=regions)
+
+    def _regions(
+        self, levels: npt.NDArray[np.uint16], mask: npt.NDArray[np.bool_], row: dict[str, Any]
+    ) -> RegionCounts | None:
+        """How the regions of a map lie to those of a mask of its size."""
+        threshold = self.regions.thresholds.get(row["product"])
+        if threshold is None or self.scale is None:
+            return None
+        where = geometry(row["width"], row["height"], self.input)
+        least = self.regions.min_area / (where.step_x * where.step_y)
+        return metrics.compare_regions(levels >= self.scale.level_above(threshold), mask, least)
 
     def _fitted(self, mask: Pixels, row: dict[str, Any]) -> tuple[Pixels, Join]:
         """A mask (H, W[, 3]) in the shape of its upright picture. Raises Misfit, or a Failure.

@@ -21,6 +21,7 @@ from pipelines.reports.changed_verdicts import ChangedVerdicts, changed_verdicts
 from pipelines.reports.decision_summary import DecisionSummary, decision_summary
 from pipelines.reports.part_pictures import Part, PartPictures
 from pipelines.reports.part_summary import PartSummary, part_summary
+from pipelines.reports.region_counts import RegionCounts, region_counts
 from pipelines.reports.report_queries import Histogram, Row
 from pipelines.tables import current_scores, decided_images, run_records
 
@@ -86,6 +87,7 @@ class ReportData(NamedTuple):
     dismissed: int = 0
     """Number of anomalous images that are not listed as a person called them false alarms."""
     decisions: DecisionSummary = DecisionSummary()
+    regions: RegionCounts = RegionCounts()
 
     @property
     def images(self) -> int:
@@ -194,6 +196,7 @@ def collect(
             decisions=decision_summary(
                 database, model_id, str(last["night"]), views_of(last), settings.parts
             ),
+            regions=region_counts(database, out, runs, [row["image_id"] for row in worst]),
         )
         return data, worst
 

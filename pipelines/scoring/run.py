@@ -102,6 +102,7 @@ def run_key(
 def new_record(run: Run, fetch: FetchSettings, started: datetime.datetime) -> dict[str, Any]:
     """The content of `runs/<run_id>.json` when the run starts; its totals are added at the end."""
     card = run.model.card
+    regions = run.settings.regions.under(card.region_false_alarm_rate)
     return {
         "run_id": run.run_id,
         "night": run.night,
@@ -122,7 +123,11 @@ def new_record(run: Run, fetch: FetchSettings, started: datetime.datetime) -> di
             name: product.calibration.threshold(card.false_alarm_rate)
             for name, product in card.products.items()
         },
-        "regions": asdict(run.settings.regions.under(card.region_false_alarm_rate)),
+        "regions": asdict(regions),
+        "pixel_thresholds": {
+            name: product.peaks.threshold(regions.false_alarm_rate)
+            for name, product in card.products.items()
+        },
         "views": card.views,
         "masks": card.masks,
         "grown_by": card.fit.get("false_alarms", []),

@@ -26,6 +26,7 @@ from pipelines.scoring.publish import MapsMissing, publish, top_maps
 from pipelines.scoring.read_stage import span_blocks
 from pipelines.scoring.resume import finished_totals, lost_table
 from pipelines.scoring.run import Run, keep_masks, keep_part_calibrations, new_record
+from pipelines.scoring.run_metrics import RunMetrics
 from pipelines.scoring.stream import ScoringStream, draw_step
 from pipelines.tables.lock import LostLock
 
@@ -134,12 +135,15 @@ def score_missing(
     saved then.
     """
     total, counts = len(run.inventory), Counter[str]()
+    metrics = RunMetrics(run.out.root, chunks)
     progress("score", chunks.done, total, chunks.failed)
     try:
         for result in _scored(stream, chunks, score_cache):
             counts.update({n: pc.sum(result[n]).as_py() or 0 for n in ("saturated", "retries")})
             rows = _score_rows(run, result)
-            chunks.add(score_cache.complete(rows) if score_cache else rows)
+            rows = score_cache.complete(rows) if score_cache else rows
+            chunks.add(rows)
+            metrics.add(rows)
             progress("score", chunks.done, total, chunks.failed)
             _check_failures(chunks, max_failed)
         _check_failures(chunks, max_failed)  # an earlier attempt may have left nothing to score
@@ -157,6 +161,7 @@ def score_missing(
     except BaseException:
         chunks.save_partial()
         raise
+    metrics.update()
     return counts
 
 

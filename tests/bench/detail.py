@@ -38,15 +38,16 @@ from tests.bench.shots import preset_request
 
 SIZES = (512, 1024, 2048, 4096)
 DEFECTS = (4, 8, 16, 32)
-#: Good pictures to fit on and to calibrate with, and pictures in which each defect is planted.
-FITTED, HELD_OUT, DEFECTIVE = 12, 99, 20
+#: Good pictures to fit on, by their size, so that their patches take at most 7 GB.
+FITTED = {512: 12, 1024: 12, 2048: 12, 4096: 4}
+#: Good pictures to calibrate with, and pictures in which each defect is planted.
+HELD_OUT, DEFECTIVE = 99, 20
 RATE = 0.01
 #: A defect counts as one that is found if so many of the pictures with it are.
 MOST = 0.9
 #: The change of brightness by a defect, as a share of white; noise has a deviation of 0.01.
 CONTRAST = 0.3
-#: Patches of a fit that do not fit into this memory are thinned early.
-_BANK = {"patchcore.max_bank_size": "5000", "patchcore.fit_memory": str(2**30)}
+_BANK = {"patchcore.max_bank_size": "5000"}
 _BATCH = 16
 
 Disc = tuple[float, float, int, int]
@@ -113,7 +114,7 @@ def _measured(size: int, request: FitRequest) -> tuple[list[float], Time]:
 def _fitted(size: int, request: FitRequest) -> Detector:
     network = Backbone(request.backbone)
     detector: Detector = detector_class(request.method)(request.settings, network)
-    for number in range(FITTED):
+    for number in range(FITTED[size]):
         row = _row(_draw(size, number), request.input)
         if not request.input.tiled:
             detector.add_images(to_images(row, request.input, "cpu"), torch.tensor([number]))

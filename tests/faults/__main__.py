@@ -11,6 +11,7 @@ PARTS = {
     "mutations": "tests.faults.reading",
     "tiffs": "tests.faults.tiffs",
     "memory": "tests.faults.memory",
+    "huge": "tests.faults.huge",
     "due": "tests.faults.due",
     "rewritten": "tests.faults.rewritten",
     "world": "tests.faults.world",

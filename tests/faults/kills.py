@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -28,9 +29,18 @@ from jobs.tracking.tracker import EXPERIMENT, Tracker
 from ops.storage import files
 from ops.storage.paths import Out
 from tests.cluster import Cluster
-from tests.conftest import SECRET, forget_s3, new_bucket, tiny_model
+from tests.conftest import SECRET, forget_s3, new_bucket
 from tests.faults.servers import relay_to, s3_server, tracker_in
-from tests.faults.warehouse import Warehouse, Witness, build, drawn, published, start
+from tests.faults.warehouse import (
+    Warehouse,
+    Witness,
+    build,
+    drawn,
+    published,
+    regions,
+    start,
+    tiled_model,
+)
 
 #: What the processes that read, detect and draw call themselves.
 STAGES = ("ReadStage", "ScoreImages")
@@ -95,6 +105,13 @@ HEAD = (
 )
 
 
+class Tables(NamedTuple):
+    """What a run publishes."""
+
+    scores: pa.Table
+    regions: pa.Table
+
+
 class World:
     """A cluster, an S3 server behind a relay, a tracker, and a warehouse on disk and on S3."""
 
@@ -115,20 +132,20 @@ class World:
         self.cluster = Cluster(os.environ | self.behind | {"OMP_NUM_THREADS": "1"}, 2, others=2)
         stack.callback(self.cluster.end)
         self.bucket = new_bucket()
-        self.warehouses = {"disk": build(f"{folder}/warehouse", images)}
+        self.warehouses = {"disk": build(f"{folder}/warehouse", images, tiled=True)}
         self.register()
-        self.quiet: dict[tuple[str, str], tuple[pa.Table, dict[str, str], float]] = {}
+        self.quiet: dict[tuple[str, str], tuple[Tables, dict[str, str], float]] = {}
 
     def register(self) -> None:
         """Put the model into the registry."""
         tracker = Tracker(str(self.folder / "registering"))
         with contextlib.redirect_stdout(io.StringIO()), tracker.run("fit", {}) as record:
-            assert tracker.register(tiny_model("washer"), "washer", "champion", record)
+            assert tracker.register(tiled_model(), "washer", "champion", record)
 
     def warehouse(self, store: str) -> Warehouse:
         """The one of a store."""
         if store not in self.warehouses:
-            self.warehouses[store] = build(f"{self.bucket}/warehouse", self.images)
+            self.warehouses[store] = build(f"{self.bucket}/warehouse", self.images, tiled=True)
         return self.warehouses[store]
 
     def place(self, store: str, name: str) -> str:
@@ -143,8 +160,8 @@ class World:
         address = {"RAY_ADDRESS": self.cluster.address}
         return start("score", words, log, self.behind | address)
 
-    def undisturbed(self, case: Case) -> tuple[pa.Table, dict[str, str], float]:
-        """Table, maps and seconds of a run that nothing happens to."""
+    def undisturbed(self, case: Case) -> tuple[Tables, dict[str, str], float]:
+        """Tables, maps and seconds of a run that nothing happens to."""
         key = (case.store, case.maps)
         if key not in self.quiet:
             out, log = self.place(case.store, f"quiet-{case.maps}"), f"{self.folder}/quiet.log"
@@ -152,13 +169,15 @@ class World:
             job = self.begin(replace(case, victim=case.store), out, log)
             assert job.wait(300) == 0, Path(log).read_text()
             seconds = time.monotonic() - began
-            self.quiet[key] = (published(out), drawn(out), seconds)
+            tables = Tables(published(out), regions(out))
+            assert len(tables.regions) > self.images / 2
+            self.quiet[key] = (tables, drawn(out), seconds)
         return self.quiet[key]
 
 
 def attempt(world: World, case: Case, name: str, rng: random.Random) -> Ending | None:
     """One run and its kill; None if the run was over before, which says how long one takes now."""
-    table, maps, usual = world.undisturbed(case)
+    tables, maps, usual = world.undisturbed(case)
     out, log = world.place(case.store, name), f"{world.folder}/{name}.log"
     ending = Ending(case)
     witness = Witness(out, world.images)
@@ -167,7 +186,7 @@ def attempt(world: World, case: Case, name: str, rng: random.Random) -> Ending |
     job = world.begin(case, out, log)
     try:
         if not strike(world, case, job, began + case.when * usual, ending, out, rng):
-            world.quiet[case.store, case.maps] = (table, maps, time.monotonic() - began)
+            world.quiet[case.store, case.maps] = (tables, maps, time.monotonic() - began)
             return None
         for _ in range(ATTEMPTS):
             code = finished(job)
@@ -184,7 +203,7 @@ def attempt(world: World, case: Case, name: str, rng: random.Random) -> Ending |
             world.returning.join()
         if case.victim == "raylet" and len(world.cluster.others) < 2:
             world.cluster.join()
-    judge(world, ending, out, witness, table, maps)
+    judge(world, ending, out, witness, tables, maps)
     return ending
 
 
@@ -263,7 +282,7 @@ def judge(
     ending: Ending,
     out: str,
     witness: Witness,
-    table: pa.Table,
+    tables: Tables,
     maps: dict[str, str],
 ) -> None:
     """Write down all that is not as it should be."""
@@ -273,8 +292,10 @@ def judge(
         return
     found = published(out)
     ending.rows = len(found)
-    if not found.equals(table):
+    if not found.equals(tables.scores):
         wrong.append("another table")
+    if not regions(out).equals(tables.regions):
+        wrong.append("other regions")
     if drawn(out) != maps:
         wrong.append("other maps")
     if witness.torn:
@@ -356,7 +377,9 @@ def main(argv: list[str]) -> int:
             print(ending.line(number), flush=True)
             wrong += bool(ending.wrong)
             staged += ending.staged
-        for (store, maps), (table, _, seconds) in world.quiet.items():
-            print(f"undisturbed on {store}, maps {maps}: {len(table)} rows, {seconds:.0f} s")
+        for (store, maps), (tables, _, seconds) in world.quiet.items():
+            print(
+                f"undisturbed on {store}, maps {maps}: {len(tables.scores)} rows, {seconds:.0f} s"
+            )
     print(f"{len(draw)} runs, {wrong} of them wrong; {staged} files that a death left half-written")
     return int(wrong > 0)

@@ -16,7 +16,8 @@ from typing import NamedTuple
 from tests.conftest import LOOPBACK_ONLY, ROOT
 
 _KINDS = (
-    (re.compile(r"^ray::.*Detect"), "detectors"),
+    (re.compile(r"^ray::.*ScoreImages"), "detectors"),
+    (re.compile(r"^ray::.*ReadStage"), "readers"),
     (re.compile(r"^ray::"), "other workers"),
     (re.compile(r"/raylet "), "raylet, object store"),
     (re.compile(r"gcs_server"), "gcs"),

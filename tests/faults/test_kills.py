@@ -26,7 +26,7 @@ from tests.faults.kills import (
     done,
     world_of,
 )
-from tests.faults.warehouse import published
+from tests.faults.warehouse import published, regions
 
 SEED = 11
 #: Small images of the world.
@@ -35,7 +35,7 @@ IMAGES = 800
 
 @pytest.fixture(scope="module")
 def world():
-    """Three nodes, an S3 server, a tracker, and small images; the environment names its servers.
+    """Three nodes, an S3 server, a tracker, and small parts; the environment names its servers.
 
     So it must end before a test of another module begins.
     """
@@ -127,7 +127,7 @@ def at_work(world) -> list[tuple[int, str]]:
 @pytest.mark.alone
 def test_a_stopped_job_writes_no_more_and_is_finished_by_the_same_command(world):
     case = Case("driver", 0.5, "none")
-    table, _, _ = world.undisturbed(case)
+    tables, _, _ = world.undisturbed(case)
     out = world.place("disk", "stopped")
     command = ["--", "python", "-m", "jobs.score"]
     command += world.warehouse("disk").words(out, "--maps", case.maps)
@@ -154,5 +154,6 @@ def test_a_stopped_job_writes_no_more_and_is_finished_by_the_same_command(world)
     assert at_work(world) == []
     ray_job(world, "submit", "--submission-id", "second", "--working-dir", ".", *command)
     assert status(world, "second") == "SUCCEEDED"
-    assert published(out).equals(table)
+    assert published(out).equals(tables.scores)
+    assert regions(out).equals(tables.regions)
     assert files.names(Out(out).work()) == []

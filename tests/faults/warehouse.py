@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,16 +18,22 @@ from PIL import Image
 
 from ops.archives.layouts import Layout, PathParser
 from ops.archives.listing import IMAGE_SUFFIXES
-from ops.detectors.model_folder import write_model
+from ops.detectors.model_folder import Model, write_model
 from ops.images import synthetic_parts
+from ops.images.resize import InputSettings
 from ops.results import score_table
-from ops.storage import files, uris
+from ops.results.calibration import Calibration
+from ops.results.part_calibration import PartCalibration
+from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
 from pipelines.tables import take_inventory
 from tests.conftest import ROOT, tiny_model
 
 SIZE = 48
 BROKEN = 7
+VIEWS = ("left", "right")
+#: Largest map values of held-out pictures: all drawn pictures reach 9.
+PEAKS = (8.0, 8.2, 8.4)
 
 
 @dataclass(frozen=True)
@@ -52,8 +58,11 @@ class Warehouse:
         return [*words, "--chunk-rows", str(self.chunk_rows), "--resources.batch", "50", *more]
 
 
-def build(root: str, images: int) -> Warehouse:
-    """Images that all differ; one of them is broken."""
+def build(root: str, images: int, tiled: bool = False) -> Warehouse:
+    """Images that all differ; one of them is broken.
+
+    `tiled`: each part has two views, the model sees tiles of them, and every map has regions.
+    """
     pictures = [Image.fromarray(synthetic_parts.draw("washer", i, SIZE).picture) for i in range(50)]
 
     def put(i: int) -> None:
@@ -62,16 +71,32 @@ def build(root: str, images: int) -> Warehouse:
         file = io.BytesIO()
         varied.save(file, "BMP")
         content = b"broken" if i == BROKEN else file.getvalue()
-        files.write_bytes(files.join(root, "parts", "washer", f"{i:05d}.bmp"), content)
+        name = f"{i // 2:05d}/{VIEWS[i % 2]}" if tiled else f"{i:05d}"
+        files.write_bytes(files.join(root, "parts", "washer", f"{name}.bmp"), content)
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(put, range(images)))
     found = Warehouse(root, images)
-    path_parser = PathParser(Layout("{product}/{name}", ""), "")
+    pattern = "{product}/{part}/{view}.bmp" if tiled else "{product}/{name}"
+    path_parser = PathParser(Layout(pattern, ""), "")
     parts = files.join(root, "parts")
     take_inventory.take([parts], found.listed, path_parser, IMAGE_SUFFIXES.split(), lambda *_: None)
-    write_model(found.model, tiny_model("washer"))
+    write_model(found.model, tiled_model() if tiled else tiny_model("washer"))
     return found
+
+
+def tiled_model() -> Model:
+    """The small model with tiles, of which a picture has four, pixel thresholds and parts."""
+    model = tiny_model("washer")
+    product = replace(model.card.products["washer"], peaks=Calibration(PEAKS))
+    card = replace(
+        model.card,
+        input=InputSettings(size=32, fit="tile"),
+        products={"washer": product},
+        parts={"washer": PartCalibration(VIEWS, ((1.0, 2.0), (2.0, 1.0)))},
+        region_false_alarm_rate=0.5,
+    )
+    return replace(model, card=card)
 
 
 def start(job: str, words: list[str], log: str, changes: Mapping[str, str]) -> subprocess.Popen:
@@ -97,6 +122,13 @@ def published(out: str) -> pa.Table:
     names = [uri and uri.removeprefix(uris.make(out)) for uri in found["map_uri"].to_pylist()]
     found = found.set_column(where, "map_uri", pa.array(names, pa.string()))
     return found.drop_columns(["scored_at", "run_id", "run_number"])
+
+
+def regions(out: str) -> pa.Table:
+    """The one published table of regions, without the id of its run."""
+    (name,) = files.names(Out(out).regions())
+    table = parquet.read(files.join(Out(out).regions(), name)).drop_columns(["run_id"])
+    return table.sort_by([("image_id", "ascending"), ("number", "ascending")])
 
 
 def drawn(out: str) -> dict[str, str]:

@@ -151,6 +151,11 @@ def test_false_alarms_are_left_out_on_the_screen_and_shown_on_request(leave, nig
     assert [line.split()[-1] for line in said.splitlines()[3:]] == ["u/3", "u/2", "u/1", "u/0"]
     _, everything, _ = leave("query", "--false-alarms", "true")
     assert everything.splitlines()[2].split()[:3] == ["yes", "yes", "false_alarm"]
+    counts = leave("query", "--by", "product")[1].splitlines()
+    assert counts[2].split() == ["nut", "1", "0", "1", "1"]  # counts hold them
+    assert "nut" not in leave("query", "--by", "product", "--false-alarms", "false")[1]
+    decided = leave("query", "--by", "product", "--where", "decided = 'false_alarm'")[1]
+    assert decided.splitlines()[2:] == counts[2:3]
     _, asked, _ = leave("query", "--where", "decided = 'false_alarm' and decided_by = 'ada'")
     assert shown(asked) == [("u/9", "yes")]
     leave("query", "--output", "all.parquet")

@@ -187,9 +187,9 @@ CONTRADICTIONS = {
         "fit", ["--archive", ".", "--layout", "mvtec", "--pattern", "{name}"],
         "--layout and --pattern exclude each other",
     ),
-    "unknown field": (
-        "inventory", ["--archive", ".", "--pattern", "{wafer}"],
-        "'wafer' is not a field; known: {product}",
+    "misspelt field": (
+        "inventory", ["--archive", ".", "--pattern", "{prodcut}"],
+        "pattern '{prodcut}': did you mean {product}?",
     ),
     "no archive": ("inventory", [], "name the images: --archive"),
     "archive that is not there": (

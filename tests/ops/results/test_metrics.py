@@ -5,7 +5,14 @@ import pytest
 from scipy.ndimage import gaussian_filter, label
 
 from ops.results.anomaly_map import LEVELS, Scale
-from ops.results.metrics import Curve, PixelHistogram, average_precision, best_f1, roc
+from ops.results.metrics import (
+    Curve,
+    PixelHistogram,
+    average_precision,
+    best_f1,
+    compare_regions,
+    roc,
+)
 
 
 def sample(seed: int, n: int = 200, values: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -268,3 +275,16 @@ def test_a_threshold_lies_below_the_first_level_that_is_larger(value):
     level = scale.level_above(value)
     assert level == 0 or scale.scale * (level - 1) <= value
     assert level == LEVELS or scale.scale * level > value
+
+
+def test_regions_of_a_map_are_compared_with_those_of_a_mask():
+    above, mask = np.zeros((2, 12, 12), bool)
+    mask[1:4, 1:4] = mask[6:9, 1:4] = mask[1:3, 8:10] = True
+    above[3:5, 3:5] = True  # touches the first by one pixel
+    above[5, 6] = above[6, 7] = True  # is one region by its corners, and false
+    above[8, 3] = True  # touches the second, and is one pixel
+    assert compare_regions(above, mask) == (2, 1)
+    assert compare_regions(above, mask, least=2) == (1, 1)
+    assert compare_regions(above, mask, least=3) == (1, 0)
+    assert compare_regions(above, np.zeros_like(mask)) == (0, 3)
+    assert compare_regions(np.zeros_like(above), mask) == (0, 0)

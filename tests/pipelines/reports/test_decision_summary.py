@@ -138,7 +138,7 @@ def test_decisions_stand_beside_parts_with_precision_and_misses(decided_night):
     assert "in the night of 2026-11-20." in text
     low, high = (report.percent(each) for each in wilson_interval(1, 4))
     assert f"bolt 1 3 25 % {low} to {high} 1 1" in text
-    assert "1 missed: a defect that the model calls normal" in text
+    assert "Missed: 1 image with a defect that the model calls normal" in text
     assert [row["uri"].rsplit("/", 1)[1] for row in data.decisions.misses] == ["7.png"]
     assert "decided: defect, ada" in text
     assert "decided: unsure, ada" in text

@@ -14,6 +14,7 @@ from ops.images.orientation import upright
 from ops.images.resize import InputSettings, geometry
 from ops.results import map_png
 from ops.results.anomaly_map import Scale
+from ops.results.regions import RegionRules
 from pipelines.cluster.resources import Resources
 from pipelines.reports import evaluate
 from pipelines.reports.pixel_comparison import ComparePixels, ProductPixels
@@ -212,6 +213,38 @@ def test_pixels_outside_of_what_is_inspected_are_not_counted(tmp_path):
     assert (bolt.histogram.images, bolt.no_usable_mask, bolt.regions_drawn) == (2, 1, 1)
     assert (nut.histogram.images, nut.no_usable_mask, nut.regions_drawn) == (3, 0, 3)
     assert nut.histogram.counts[:2].sum() == 3 * 256
+
+
+def test_regions_of_maps_are_compared_with_those_of_masks(tmp_path):
+    scale, where = Scale(0.0, 0.1), geometry(64, 64, InputSettings(16))
+    values = np.zeros((16, 16), np.float32)
+    values[2:4, 2:4], values[10, 10], values[14, 2:4] = 5.0, 9.0, 5.0
+    (tmp_path / "map.png").write_bytes(map_png.encode(values, scale, where, "m"))
+    drawn = np.zeros((64, 64), np.uint8)
+    drawn[8:16, 8:16] = drawn[8:16, 48:56] = 255  # of which the map shows the first
+    Image.fromarray(drawn).save(tmp_path / "mask.png")
+    shared = {"uri": "/gone.png", "member": None, "bytes": None, "width": 64, "height": 64}
+    shared |= {"content_sha256": None, "map_uri": str(tmp_path / "map.png")}
+    mask = str(tmp_path / "mask.png")
+    rows = pa.Table.from_pylist(
+        [
+            shared | {"product": product, "label": label, "mask_uri": mask if label else None}
+            for product in ("bolt", "nut")
+            for label in (0, 1)
+        ]
+    )
+
+    def counts(threshold: float, least: float):
+        regions = RegionRules({"bolt": threshold, "nut": None}, min_area=least)
+        compare = ComparePixels(InputSettings(16), FetchSettings(attempts=1), {}, scale, regions)
+        found = compare(rows)
+        assert (found["nut"].regions_hit, found["nut"].false_regions) == (None, None)
+        found["bolt"].merge(found["nut"])
+        return found["bolt"].regions_hit, found["bolt"].false_regions
+
+    assert counts(4.9, 0) == (1, 5)
+    assert counts(5.0, 0) == (0, 2)  # above, not at the threshold
+    assert counts(4.9, 32) == (1, 3)  # a pixel of the map is 16 of the picture
 
 
 def joined(tmp_path, picture, mask, how=1, input_side=32, **more):

@@ -27,6 +27,7 @@ from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
 from pipelines.reports import report, report_data
 from pipelines.reports.part_pictures import PartPictures
+from pipelines.reports.region_counts import ProductRegions, RegionCounts
 from pipelines.reports.report_data import ReportSettings
 from pipelines.reports.report_queries import BINS, Histogram
 from pipelines.scoring.run import ScoreSettings
@@ -109,6 +110,20 @@ def collect(out, runs=None, **settings):
 @pytest.fixture(scope="module")
 def data(nights):
     return collect(nights[0], parts=25, thumbnail=64)
+
+
+def test_regions_of_products_and_parts_are_counted(nights, data):
+    worst = data.parts[0].row
+    counts = RegionCounts({worst["product"]: ProductRegions(1234, 5)}, {worst["image_id"]: 3}, 17)
+    html = report.render(nights[0], data._replace(regions=counts)).decode()
+    text = " ".join(" ".join(Elements(html).text).split())
+    assert "1,234 in 5 images" in text
+    assert text.count("3 regions above the pixel threshold") == 1
+    assert "17 regions of maps are left out" in text
+    without = report.render(nights[0], data).decode()
+    assert data.regions == RegionCounts()
+    assert 'data-label="Regions"' not in without
+    assert "pixel threshold" not in without
 
 
 def test_totals_are_those_of_the_table(nights, data):

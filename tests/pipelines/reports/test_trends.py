@@ -153,7 +153,7 @@ def test_what_jobs_expire_removed_stays_in_its_summary(tmp_path):
         files.write_json(out.run(record["run_id"]), {**record, "expired": expired})
         os.remove(out.table(record["night"], record["run_id"]))
     data = trend_data.collect(out, TrendSettings())
-    assert list(data.series["bolt"]) == [records[0]["run_id"], records[2]["run_id"]]
+    assert set(data.series["bolt"]) == {records[0]["run_id"], records[2]["run_id"]}
     assert data.without == [records[1]["run_id"]]
     page = trends.render(data).decode()
     assert "1 of these runs have no figures by product" in page

@@ -6,15 +6,18 @@ nights reads no table of scores.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
 
 from ops.archives.views import detector_sql, views_of
+from ops.errors import UserError
 from ops.results.calibration import promised_rate
 from ops.storage import files, parquet
 from ops.storage.paths import Out
+from ops.storage.storage_errors import StorageError
 from pipelines.reports.drift import COUNT, REAL, TEXT, schema
 from pipelines.tables import run_records
 from pipelines.tables.database import load, opened
@@ -45,7 +48,9 @@ _SUMMARY = """
            count(*) FILTER (is_anomalous) AS anomalous, quantile_cont(score, {shares}) AS quantiles
     FROM run GROUP BY 1 ORDER BY 1 NULLS LAST
 """
-_READ = ("product", "view", "status", "score", "is_anomalous")
+_COLUMNS = ("product", "view", "status", "score", "is_anomalous")
+#: Threads that read summaries: there is one for each run.
+_READERS = 16
 
 
 def summarise(out: Out, record: Mapping[str, Any]) -> None:
@@ -75,7 +80,7 @@ def summary_of(out: Out, record: Mapping[str, Any]) -> pa.Table:
     run_id, views = str(record["run_id"]), views_of(record)
     query = _SUMMARY.format(detector=detector_sql(views), shares=list(QUANTILES.values()))
     with opened() as database:
-        load(database, "run", out.table(str(record["night"]), run_id), _READ)
+        load(database, "run", out.table(str(record["night"]), run_id), _COLUMNS)
         rows = database.sql(query).to_arrow_table().to_pylist()
     drift = _drift(out, run_id)
     of_run = {
@@ -94,6 +99,27 @@ def summary_of(out: Out, record: Mapping[str, Any]) -> pa.Table:
         row["promised"] = promised_rate(record["false_alarm_rate"], held_out) if held_out else None
         row.update(drift.get(product, {}))
     return pa.Table.from_pylist(rows, SUMMARY)
+
+
+def read(places: Sequence[str]) -> pa.Table:
+    """The rows of summaries, in their order. Raises UserError that names a damaged one."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        return pa.concat_tables([SUMMARY.empty_table(), *pool.map(_read, places)])
+
+
+def _read(place: str) -> pa.Table:
+    try:
+        table = parquet.read(place)
+        if table.schema.names != SUMMARY.names or table.schema.types != SUMMARY.types:
+            raise UserError(f"its columns are {', '.join(table.schema.names)[:200]}")
+    except StorageError:  # not to be read now, which is no damage
+        raise
+    except (pa.ArrowException, OSError, UserError) as error:
+        raise UserError(
+            f"{place} is no valid summary of a run ({error}); restore it from a backup, or move it "
+            "away: it is made again while the run has all its rows"
+        ) from error
+    return table
 
 
 def _drift(out: Out, run_id: str) -> dict[str | None, dict[str, Any]]:

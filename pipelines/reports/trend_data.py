@@ -163,12 +163,10 @@ _DRIFTED = """
 
 
 def _load(database: duckdb.DuckDBPyConnection, summaries: list[str]) -> None:
-    """Create the table `summaries` of some files."""
-    database.register("no_summaries", run_summary.SUMMARY.empty_table())
-    database.execute("CREATE TABLE summaries AS FROM no_summaries")
-    if summaries:
-        query = "INSERT INTO summaries FROM read_parquet($summaries, hive_partitioning = false)"
-        database.execute(query, {"summaries": summaries})
+    """Create the table `summaries` of some files. Raises UserError that names a damaged one."""
+    database.register("read_summaries", run_summary.read(summaries))
+    database.execute("CREATE TABLE summaries AS FROM read_summaries")
+    database.unregister("read_summaries")
 
 
 def _alarms(database: duckdb.DuckDBPyConnection, last: int) -> tuple[list[Alarm], list[Row]]:

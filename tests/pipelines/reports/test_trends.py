@@ -285,13 +285,23 @@ def test_settings_have_bounds(setting):
         TrendSettings(**setting)
 
 
-def test_a_damaged_summary_is_named(world, tmp_path):
+def test_a_damaged_summary_is_named(tmp_path):
     out = Out(str(tmp_path))
     finish(out.root, parts_of(0), model_of(PRODUCTS), "2026-11-20", NONE)
-    (record,) = run_records.latest(out, 1)
-    files.write_bytes(out.run_summary(record["run_id"]), b"no table")
-    with pytest.raises(UserError, match=re.escape(out.run_summary(record["run_id"]))):
-        trend_data.collect(out, TrendSettings())
+    expected = trend_data.collect(out, TrendSettings())
+    place = out.run_summary(expected.runs[0].run_id)
+    kept, data = parquet.read(place), files.read_bytes(place)
+    texts = kept.set_column(6, "images", pa.array(["x"] * len(kept)))
+    others = (kept.select(["images"]), kept.select(kept.schema.names[::-1]), texts)
+    for damaged in (b"no table", b"", data[: len(data) // 2], *others):
+        if isinstance(damaged, bytes):
+            files.write_bytes(place, damaged)
+        else:
+            parquet.write(place, damaged.schema, [damaged])
+        with pytest.raises(UserError, match=f"^{re.escape(place)} is no valid summary of a run"):
+            trend_data.collect(out, TrendSettings())
+    files.remove_file(place)
+    assert trend_data.collect(out, TrendSettings()) == expected
 
 
 def test_images_of_no_product_have_charts_of_their_own(tmp_path):

@@ -15,7 +15,14 @@ from pipelines.reports import trend_drawing
 from pipelines.reports.report import count, environment, number, percent, policy_hash
 from pipelines.reports.report_queries import Row
 from pipelines.reports.run_summary import QUANTILES
-from pipelines.reports.trend_data import Decided, TrendData, TrendRun, TrendSettings, collect
+from pipelines.reports.trend_data import (
+    MARKED_DRIFT,
+    Decided,
+    TrendData,
+    TrendRun,
+    TrendSettings,
+    collect,
+)
 from pipelines.reports.trend_drawing import HEIGHT, Chart
 
 _FOLDER = Path(__file__).parent
@@ -51,6 +58,7 @@ def render(data: TrendData) -> bytes:
         changes=trend_drawing.model_changes(data.runs),
         quantiles=list(QUANTILES),
         height=HEIGHT,
+        marked_drift=MARKED_DRIFT,
         style=Markup(style),  # noqa: S704 - our own file
         style_hash=policy_hash(style),
     )

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
-
-from markupsafe import Markup
 
 from ops.storage import files
 from ops.storage.paths import Out
 from pipelines.reports import trend_drawing
-from pipelines.reports.report import count, environment, number, percent, policy_hash
+from pipelines.reports.report import count, environment, inline, number, percent
 from pipelines.reports.report_queries import Row
 from pipelines.reports.run_summary import QUANTILES
 from pipelines.reports.trend_data import (
@@ -25,7 +22,6 @@ from pipelines.reports.trend_data import (
 )
 from pipelines.reports.trend_drawing import HEIGHT, Chart
 
-_FOLDER = Path(__file__).parent
 _NOTHING = Decided()
 
 
@@ -47,7 +43,6 @@ def write(out: Out, settings: TrendSettings) -> str:
 
 def render(data: TrendData) -> bytes:
     """The page, whose links are relative to the folder of reports."""
-    style = "".join((_FOLDER / f"{name}.css").read_text("utf-8") for name in ("report", "trends"))
     templates = environment()
     templates.filters["page"] = lambda run_id: quote(f"{run_id}.html")
     html = templates.get_template("trends.html.j2").render(
@@ -59,8 +54,7 @@ def render(data: TrendData) -> bytes:
         quantiles=list(QUANTILES),
         height=HEIGHT,
         marked_drift=MARKED_DRIFT,
-        style=Markup(style),  # noqa: S704 - our own file
-        style_hash=policy_hash(style),
+        style=inline("report.css", "trends.css"),
     )
     return html.encode()
 

@@ -28,8 +28,8 @@ _FOLDER = Path(__file__).parent
 _KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 #: Rows of a page of the list.
 MOST = 200
-#: Bytes of the body of a decision.
-_LONGEST = 10_000
+#: Bytes of the body of a decision, which has the texts of a filter: names may be as long as a path.
+_LONGEST = 100_000
 #: Columns that the page shows.
 _SHOWN = (
     *("place", "image_id", "run_id", "uri", "product", "part", "view", "fields"),
@@ -230,10 +230,12 @@ def _explain(status: int) -> Callable[[Request, Exception], Response]:
 def _object(body: bytes) -> dict[str, Any]:
     try:
         value = json.loads(body)
-    except ValueError:  # also of bytes that are not UTF-8
+        # Halves of characters, which no table stores, are told before anything is stored.
+        json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):  # also of bytes that are not UTF-8
         value = None
     if not isinstance(value, dict):
-        raise UserError("a decision is a JSON object")
+        raise UserError("a decision is a JSON object of Unicode texts")
     return value
 
 

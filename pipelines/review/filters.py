@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -56,10 +57,8 @@ class Filter:
             if (value := getattr(self, name)) and value not in known:
                 raise SettingError(f"{name} {value!r} must be one of {', '.join(known)}")
         for name in _NUMBERS:
-            try:
-                float(getattr(self, name) or 0)
-            except ValueError:
-                raise SettingError(f"{name} {getattr(self, name)!r} must be a number") from None
+            if math.isnan(_number(getattr(self, name) or "0")):
+                raise SettingError(f"{name} {getattr(self, name)!r} must be a number")
 
     @classmethod
     def of(cls, values: Mapping[str, str]) -> Filter:
@@ -89,3 +88,11 @@ class Filter:
         if self.decided and with_decided:
             conditions.append(_DECIDED[self.decided])
         return " AND ".join(conditions), values
+
+
+def _number(text: str) -> float:
+    """The number that a text is; NaN if it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -96,12 +97,23 @@ def test_the_cookie_is_bound_to_the_page_and_the_policy_forbids_all_else(served)
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
 
 
+@pytest.mark.parametrize("other", ['j={"a": 1}', "a b=c", "x", "caf\xe9=\xe9", 'q="', "=", "n=old"])
+def test_cookies_of_other_servers_on_the_host_do_not_hide_that_of_the_page(served, other):
+    """Browsers send the cookies of every port of a host."""
+    stranger = client(served[1], with_token=False)
+    cookies = f"{other}; n={TOKEN}".encode("latin-1")
+    assert stranger.get("/api/parts", headers={"Cookie": cookies}).status_code == 200
+    cookies = f"{other}; n={TOKEN[1:]}".encode("latin-1")
+    assert stranger.get("/api/parts", headers={"Cookie": cookies}).status_code == 403
+
+
 def test_another_host_name_or_origin_is_refused(page):
     assert page.get("/api/parts", headers={"Host": "evil.example:8420"}).status_code == 403
     assert page.get("/api/parts", headers={"Host": "127.0.0.1:9"}).status_code == 403
     image_id = listed(page)["rows"][0]["image_id"]
     body = {"image_id": image_id, "decision": "defect"}
-    for headers in ({}, {"Origin": "http://evil.example"}, {"Origin": "null"}):
+    others = ["http://evil.example", "null", "http://[", HOST, f"ftp://{HOST}", f"http://{HOST}.x"]
+    for headers in ({}, *({"Origin": other} for other in others)):
         assert page.post("/api/decisions", json=body, headers=headers).status_code == 403
     assert listed(page)["decided"] == 0
 
@@ -149,7 +161,8 @@ def test_filters_choose_what_they_say(page, night):
     assert listed(page, field_lane="A")["parts"] == 0
     assert listed(page, field_line="", fields="A")["parts"] == 120
     assert page.get("/api/parts", params={"verdict": "x"}).status_code == 400
-    assert page.get("/api/parts", params={"most_p": "x"}).status_code == 400
+    for wrong in ("x", "nan", "-NaN", "_"):
+        assert page.get("/api/parts", params={"most_p": wrong}).status_code == 400
 
 
 def test_hostile_names_come_as_text_with_their_invisible_characters_escaped(page):
@@ -295,9 +308,19 @@ def test_wrong_decisions_are_refused_with_a_sentence(page):
     for wrong in ({"verdict": "x"}, {"text": 5}, ["text"], "text"):
         assert decide(page, image_id, "defect", filter=wrong).status_code == 400
     assert decide(page, image_id, ["defect"]).status_code == 400
-    for body in (b"[]", b"\xff", b"{", b"x" * 20_000):
+    half = {"image_id": image_id, "decision": "defect", "filter": {"text": "\ud800"}}
+    halves = [half, half | {"filter": {"field_\ud800": "x"}}, half | {"image_id": "\ud800"}]
+    encoded = [json.dumps(each).encode() for each in halves]
+    for body in (b"[]", b"\xff", b"{", b"x" * 200_000, b"[" * 50_000, *encoded):
         assert page.post("/api/decisions", content=body, headers=ORIGIN).status_code == 400
     assert listed(page)["decided"] == 0
+
+
+def test_a_decision_is_taken_under_a_filter_of_a_name_as_long_as_a_path(page):
+    image_id = listed(page)["rows"][0]["image_id"]
+    answer = decide(page, image_id, "defect", filter={"product": "\u6f22" * 4096})
+    assert (answer.status_code, answer.json()["parts"]) == (200, 0)
+    assert listed(page)["decided"] == 1
 
 
 def test_pictures_are_kept_up_to_a_number_of_bytes(night):

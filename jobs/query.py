@@ -182,6 +182,8 @@ def _columns(settings: Settings, schema: pa.Schema, on_screen: str) -> list[str]
             similar = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {similar[0]}?" if similar else ""
             raise SettingError(f"columns: there is no {name!r}{hint} Known: {', '.join(known)}")
+    if not names:
+        raise SettingError(f"--columns {chosen} names no column; known: {', '.join(known)}")
     return list(dict.fromkeys(names))
 
 

@@ -37,10 +37,12 @@ _AGGREGATES = [
 
 
 def names(by: str) -> list[str]:
-    """The columns and fields of --by. Raises SettingError if one has the name of a count."""
+    """The columns and fields of --by. Raises SettingError for the name of a count, or for none."""
     chosen = [name.strip() for name in by.split(",") if name.strip()]
     if taken := sorted({field.name for field in _COUNTS} & set(chosen)):
         raise SettingError(f"--by {by}: {taken[0]} is the name of a count; group by another column")
+    if not chosen:
+        raise SettingError(f"--by {by} names no column; name one, such as product")
     return list(dict.fromkeys(chosen))
 
 

@@ -139,6 +139,8 @@ def _read(
     """`version` is that of the file or of the whole archive."""
     limit = settings.max_bytes
     location, name = uris.parse(uri)
+    if "\0" in location:
+        raise Failure("missing", "its address holds a NUL character, which no name of a file has")
     member = uris.member_number(uri) if member is None else member
     if name is None:
         data = files.read_bytes(location, version=version, limit=limit)

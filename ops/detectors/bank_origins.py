@@ -48,7 +48,7 @@ def from_bytes(data: bytes, model_id: str) -> pa.Table:
         return SCHEMA.empty_table()
     try:
         return pq.read_table(pa.BufferReader(data)).select(SCHEMA.names).cast(SCHEMA)
-    except (pa.ArrowException, KeyError, OSError) as error:
+    except (pa.ArrowException, KeyError, OSError, ValueError) as error:
         raise UserError(
             f"the origins of the bank of model {model_id} cannot be read ({error}); restore its "
             "folder from a backup, or fit the model again"

@@ -11,6 +11,8 @@ import numpy.typing as npt
 from ops.errors import SettingError
 
 Counts = npt.NDArray[np.int64]
+#: Bounds of costs.
+_LEAST, _MOST = 1e-9, 1e12
 
 
 @dataclass(frozen=True)
@@ -23,10 +25,12 @@ class Costs:
     """A look at a part that is flagged."""
 
     def __post_init__(self) -> None:
-        """Raise SettingError unless both are positive."""
+        """Raise SettingError for one from which no sum of costs can be computed."""
         for name, value in (("miss", self.miss), ("look", self.look)):
-            if not 0 < value < math.inf:
-                raise SettingError(f"{name}_cost {value:g} must be above 0, such as 50")
+            if not _LEAST <= value <= _MOST:
+                raise SettingError(
+                    f"{name}_cost {value:g} must lie between {_LEAST:g} and {_MOST:g}, such as 50"
+                )
 
     @property
     def decisions_needed(self) -> int:

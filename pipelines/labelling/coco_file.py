@@ -55,10 +55,17 @@ def read(content: Mapping[str, Any], into: Statements) -> None:
 
 def _by_id(file: str, content: Mapping[str, Any], name: str) -> dict[object, dict[str, Any]]:
     entries = strict_json.objects(file, content.get(name), name)
+    found: dict[object, dict[str, Any]] = {}
     for entry in entries:
-        if not isinstance(entry.get("id"), (int, str)):
-            raise UserError(f"{file}: an entry of {name} has the id {shortened(entry.get('id'))}")
-    return {entry["id"]: entry for entry in entries}
+        own = entry.get("id")
+        if not isinstance(own, (int, str)):
+            raise UserError(f"{file}: an entry of {name} has the id {shortened(own)}")
+        if own in found:
+            raise UserError(
+                f"{file}: two entries of {name} have the id {shortened(own)}; export it again"
+            )
+        found[own] = entry
+    return found
 
 
 def _of(entries: Mapping[object, dict[str, Any]], name: object) -> dict[str, Any]:

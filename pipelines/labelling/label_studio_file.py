@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from ops.errors import UserError
 from pipelines.labelling import strict_json
@@ -60,7 +60,8 @@ def read(content: object, into: Statements) -> None:
 def local_file(address: object) -> object:
     """The path of a file that Label Studio serves from a local folder; any other value as it is."""
     if isinstance(address, str) and _LOCAL_FILES in address:
-        return parse_qs(urlsplit(address).query).get("d", [address])[0]
+        _, _, query = address.partition("?")
+        return parse_qs(query.partition("#")[0]).get("d", [address])[0]
     return address
 
 

@@ -221,6 +221,8 @@ def test_a_damaged_table_of_decisions_is_named(leave, nights):
         (["--columns", "field_line"], "has a field 'line'; fields: none.", 2),
         (["--columns", "uri,field_line", "--parts", "true"], "there is no 'field_line'", 2),
         (["--by", "line,share"], "share is the name of a count", 2),
+        (["--by", " , "], "--by  ,  names no column", 2),
+        (["--columns", ","], "--columns , names no column; known: image_id, uri", 2),
         (["--by", "view", "--parts", "true"], "--parts and --by exclude each other", 2),
     ],
 )

@@ -93,7 +93,7 @@ def test_decisions_of_other_bytes_count_for_nothing(leave, out):
     ("words", "code", "sentence"),
     [
         ([], 2, "name what a missed defect costs, in looks if you like: --miss-cost 50"),
-        (["--miss-cost", "-1"], 2, "miss_cost -1 must be above 0"),
+        (["--miss-cost", "-1"], 2, "miss_cost -1 must lie between 1e-09 and 1e+12"),
         (["--miss-cost", "5", "--output", "x.csv"], 2, "output x.csv must end in .toml"),
         (["--miss-cost", "5"], 1, "out holds no decision of people; decide with"),
     ],

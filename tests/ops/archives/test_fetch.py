@@ -28,6 +28,12 @@ def failure_of(place, **more) -> Failure:
     return error.value
 
 
+@pytest.mark.parametrize("name", ["a\0.png", "a\0.tar#b.png", "a\0.zip#b.png"])
+def test_an_address_that_no_file_can_have_is_missing(tmp_path, name):
+    failure = failure_of(tmp_path / name)
+    assert (failure.status, "holds a NUL character" in failure.reason) == ("missing", True)
+
+
 @pytest.mark.timeout(10)
 @pytest.mark.parametrize("name", ["a.png", "a.png#b.png"])
 @pytest.mark.parametrize("container", ["", ".tar", ".tar.gz", ".zip", ".parquet"])

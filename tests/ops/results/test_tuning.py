@@ -74,10 +74,17 @@ def test_the_lowest_rate_is_that_of_the_held_out_images():
     assert (found.proposed, found.flagged_after) == (0.1, 100)
 
 
-@pytest.mark.parametrize("costs", [(0, 1), (1, -1), (float("nan"), 1), (1, float("inf"))])
-def test_costs_are_positive(costs):
-    with pytest.raises(SettingError, match="must be above 0, such as 50"):
+@pytest.mark.parametrize(
+    "costs", [(0, 1), (1, -1), (float("nan"), 1), (1, float("inf")), (50, 1e-308), (1e308, 1)]
+)
+def test_costs_lie_within_bounds(costs):
+    with pytest.raises(SettingError, match=r"must lie between 1e-09 and 1e\+12, such as 50"):
         Costs(*costs)
+
+
+def test_the_most_unequal_costs_need_a_decision_for_each_look_that_a_miss_costs():
+    assert Costs(1e12, 1e-9).decisions_needed == 10**21 - 1
+    assert Costs(1e-9, 1e12).decisions_needed == 1
 
 
 def test_proposals_cost_less_over_new_nights_than_the_present_rate():

@@ -38,6 +38,14 @@ def coco(annotation):
     return f'{{"annotations": [{{{annotation}}}], {rest[1:]}'
 
 
+#: A COCO file whose ids are not unique; True is 1.
+TWICE = {
+    "annotations": [],
+    "categories": [{"id": 1, "name": "defect"}, {"id": True, "name": "unsure"}],
+    "images": [{"id": 5, "file_name": "a.png"}, {"id": 5, "file_name": "b.png"}],
+}
+
+
 def tasks(choices):
     """A file of Label Studio with one choice."""
     value = f'"type": "choices", "value": {{"choices": {choices}}}'
@@ -128,6 +136,8 @@ def test_what_is_wrong_with_a_csv_file_is_a_sentence(tmp_path, text, sentence):
             tasks('["defect", "unsure"]'),
             "of several words at once (1): entry 1 (['defect', 'unsure'])",
         ),
+        (TWICE | {"images": [{"id": 5}]}, "two entries of categories have the id True; export it"),
+        (TWICE | {"categories": []}, "two entries of images have the id 5; export it again"),
         (tasks('["dust"]'), "of an unknown word (1): entry 1 ('dust')"),
         (tasks('"defect"'), "holds no decision in 1 entries; nothing is stored"),
         ("[]", "holds no decision; nothing is stored"),
@@ -136,6 +146,7 @@ def test_what_is_wrong_with_a_csv_file_is_a_sentence(tmp_path, text, sentence):
     ],
 )
 def test_what_is_wrong_with_a_json_file_is_a_sentence(tmp_path, text, sentence):
+    text = text if isinstance(text, str) else json.dumps(text)
     assert sentence in refusal(tmp_path, "decisions.json", text)
 
 
@@ -151,6 +162,21 @@ def test_more_than_a_few_examples_are_counted(tmp_path):
     told = refusal(tmp_path, "a.csv", text)
     assert "of an unknown word (8): line 2 ('bad'), line 3 ('bad'), " in told
     assert "line 6 ('bad') and 3 more; a decision is one of defect, false_alarm" in told
+
+
+@pytest.mark.parametrize(
+    ("served", "address"),
+    [
+        ("http://[/data/local-files/?d=a%20b.png", "a b.png"),
+        ("/data/local-files/?x=1&d=a.png#top", "a.png"),
+        ("http://[/data/local-files/", "http://[/data/local-files/"),
+    ],
+)
+def test_addresses_of_local_files_are_read_in_whatever_form(tmp_path, served, address):
+    results = [{"type": "choices", "from_name": "decision", "value": {"choices": ["defect"]}}]
+    task = {"id": 1, "data": {"image": served}, "annotations": [{"result": results}]}
+    (statement,) = read(tmp_path, [task]).statements
+    assert statement.address == address
 
 
 def test_the_control_that_is_called_decision_decides_and_comments_are_kept(tmp_path):

@@ -7,11 +7,14 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from ops.archives.fetch import FetchSettings
 from ops.detectors import bank_origins
+from ops.errors import UserError
 from ops.storage import uris
 from ops.storage.paths import Out
 from pipelines.review import queue
@@ -94,6 +97,18 @@ def test_a_good_picture_that_changed_or_is_gone_says_so(reviewed):
             nearest(root, model).crop(row, record, place["vector"], 99)
     finally:
         file.write_bytes(kept)
+
+
+@pytest.mark.parametrize("name", ["left", "uri", "file"])
+def test_origins_with_holes_are_damaged(reviewed, name):
+    _, model, _, _ = reviewed
+    rows = bank_origins.from_bytes(model.origins, "")
+    place = rows.schema.get_field_index(name)
+    holes = pa.nulls(len(rows), rows.schema.field(name).type)
+    sink = pa.BufferOutputStream()
+    pq.write_table(rows.set_column(place, name, holes), sink)
+    with pytest.raises(UserError, match="origins of the bank of model m cannot be read"):
+        bank_origins.from_bytes(sink.getvalue().to_pybytes(), "m")
 
 
 def test_a_model_that_is_gone_or_another_one_says_so(reviewed):

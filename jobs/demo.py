@@ -17,9 +17,9 @@ from PIL import Image
 from jobs import evaluate, fit, inventory, score
 from jobs.cli import entry
 from jobs.cli.console import echo
-from jobs.tracking.redact import redact
 from jobs.tracking.tracker import Tracker
 from ops.images import synthetic_parts
+from ops.redact import redact
 from ops.results import overlays
 from ops.storage import parquet, uris
 from ops.storage.paths import Out

@@ -20,20 +20,13 @@ from jobs.tracking.tracker import Tracker
 from ops.archives.fetch import FetchSettings
 from ops.archives.views import Views
 from ops.detectors.detector import settings_from
-from ops.detectors.model_folder import (
-    REGION_RATE,
-    Model,
-    ModelCard,
-    read_card,
-)
+from ops.detectors.model_folder import REGION_RATE, Model, ModelCard
 from ops.detectors.registry import DETECTORS, detector_class
 from ops.errors import SettingError, UserError
 from ops.failure import max_failures
 from ops.features.backbone import BackboneSettings
 from ops.images.decode import DecodeSettings
-from ops.storage import files, paths
 from ops.storage.paths import Out
-from ops.storage.storage_errors import AlreadyExists
 from pipelines.cluster.connection import connected
 from pipelines.cluster.resources import Resources
 from pipelines.fitting import fit
@@ -148,7 +141,7 @@ def main(argv: Sequence[str]) -> int:
         with model_to_grow(settings, tracker) as grown, Progress() as progress:
             request = request_of(settings, method_settings, grown)
             also_whole = settings.input.also == "whole"
-            check_free(settings.model_folder, request, grown, also_whole)
+            new_model.check_free(settings.model_folder, request, grown, also_whole)
             with connected(settings.cluster):
                 inventory = None
                 if settings.needs_images:
@@ -184,41 +177,6 @@ def reserved(folder: str) -> Iterator[Callable[[], None]]:
         return
     with lock.locked(Out(folder)) as check:
         yield check
-
-
-def check_free(
-    folder: str, request: FitRequest, grown: Model | None, also_whole: bool = False
-) -> None:
-    """Refuse a folder with a model that the fit cannot give, before it computes one.
-
-    The same settings may give the same model again. Raises AlreadyExists.
-    """
-    if not folder or not files.exists(files.join(folder, paths.MODEL_CARD)):
-        return
-    card = read_card(folder)
-    refusal = AlreadyExists(
-        f"model {card.model_id} lies at {folder}, and a fit replaces no other model; choose "
-        "another --model-folder"
-    )
-    if card.members or also_whole:
-        raise refusal
-    same = replace(
-        request,
-        method=card.method,
-        settings=settings_from(detector_class(card.method).Settings, card.settings),
-        backbone=card.backbone.configured(),
-        # Pictures decide about what is left open.
-        input=request.input if request.input.is_open else card.input,
-        decode=card.decode,
-        joint=card.joint,
-        views=card.views,
-        holdout=card.fit.get("holdout", request.holdout),
-        false_alarm_rate=card.false_alarm_rate,
-        region_rate=card.region_false_alarm_rate,
-    )
-    masked = bool(request.roi or request.ignore) != bool(card.masks)
-    if grown or masked or same != request or "grown_from" in card.fit:
-        raise refusal
 
 
 def request_of(settings: Settings, method_settings: Any, grown: Model | None) -> FitRequest:

@@ -41,9 +41,10 @@ class NightSettings(ScoreSettings):
     """Warn if more of a product's images are called anomalous than calibration promises of good
     ones plus this share, and chance does not explain it; 100% turns it off."""
     warn_trend: float = 0.01
-    """Warn if a product leaves its own past: if its median score or its share of anomalous images
-    lies outside those of its earlier nights under the model, of at least 8 among --trend-nights,
-    and chance has a probability below this, adjusted for all products. 0 turns it off."""
+    """Warn if a product differs from its earlier nights: if its median score or its share of
+    anomalous images lies outside those of its earlier nights under the model, of at least 8 among
+    --trend-nights, and chance has a probability below this, adjusted for all products. 0 turns it
+    off."""
     report: bool = True
     """Also write the report page of the night (see jobs.report), and the pages over all nights
     (see jobs.trends)."""

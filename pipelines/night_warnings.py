@@ -51,17 +51,19 @@ class NightWarnings:
         self.add(*model_fit.of_run(out, record, card, settings.anomalous_share()))
         self.add(*find_alerts(totals, drift_rows, limits))
         self.add(*incomplete_parts(out, record))
-        self.add(*self._left_past(out, record, settings))
+        self.add(*self._unlike_before(out, record, settings))
         files.write_json(out.run(run_id), {**record, "warnings": self.sentences})
 
-    def _left_past(self, out: Out, record: dict[str, Any], settings: NightSettings) -> list[str]:
-        """Alarms of products against their own past. A failure is a warning, too."""
+    def _unlike_before(
+        self, out: Out, record: dict[str, Any], settings: NightSettings
+    ) -> list[str]:
+        """Alarms of products that differ from earlier nights. A failure is a warning, too."""
         try:
             run_summary.summarise(out, record)  # again, now that its drift is known
             return trend_alarms.warnings_of(out, record, settings.trend_nights, settings.warn_trend)
         except Exception as error:  # the table is already published
             return [
-                f"products were not compared with their own past ({type(error).__name__}: {error})"
+                f"products were not compared with earlier nights ({type(error).__name__}: {error})"
             ]
 
     def track(self) -> None:

@@ -31,6 +31,7 @@ FLOORS = [
         "ops.errors",
         "ops.failure",
         "ops.plain_text",
+        "ops.redact",
         "ops.progress",
     },
     {"ops.archives"},

@@ -15,9 +15,9 @@ from typing import Any, NoReturn, TypeVar
 from jobs.cli import locations
 from jobs.cli.console import echo
 from jobs.cli.parser import Parser
-from jobs.tracking.redact import redact
 from ops.errors import UserError
 from ops.plain_text import printable
+from ops.redact import redact
 from ops.storage import s3
 from ops.storage.storage_errors import DEVICE_ERRORS, AccessDenied
 from pipelines.tables.lock import Locked

@@ -1,8 +1,9 @@
-"""A new model, fitted or made of others: write, track, print and register it."""
+"""A new model, fitted or made of others: check its folder; write, track, print and register it."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from jobs.cli.console import echo
 from jobs.cli.detail_seen import detail_seen
@@ -10,12 +11,52 @@ from jobs.cli.fit_warnings import FitWarnings
 from jobs.tracking import registry
 from jobs.tracking.record import Record, title
 from jobs.tracking.tracker import Tracker
-from ops.detectors.model_folder import Model, ModelCard, ProductCard, write_model
+from ops.detectors.detector import settings_from
+from ops.detectors.model_folder import Model, ModelCard, ProductCard, read_card, write_model
+from ops.detectors.registry import detector_class
 from ops.plain_text import printable
 from ops.results.calibration import Calibration
+from ops.storage import files, paths
+from ops.storage.storage_errors import AlreadyExists
 from pipelines.fitting.picture_sizes import Detail
+from pipelines.fitting.request import FitRequest
 
 _SHOWN = 100  # products of a new model that are printed
+
+
+def check_free(
+    folder: str, request: FitRequest, grown: Model | None, also_whole: bool = False
+) -> None:
+    """Refuse a folder with a model that the fit cannot give, before it computes one.
+
+    The same settings may give the same model again. Raises AlreadyExists.
+    """
+    if not folder or not files.exists(files.join(folder, paths.MODEL_CARD)):
+        return
+    card = read_card(folder)
+    refusal = AlreadyExists(
+        f"model {card.model_id} lies at {folder}, and a fit replaces no other model; choose "
+        "another --model-folder"
+    )
+    if card.members or also_whole:
+        raise refusal
+    same = replace(
+        request,
+        method=card.method,
+        settings=settings_from(detector_class(card.method).Settings, card.settings),
+        backbone=card.backbone.configured(),
+        # Pictures decide about what is left open.
+        input=request.input if request.input.is_open else card.input,
+        decode=card.decode,
+        joint=card.joint,
+        views=card.views,
+        holdout=card.fit.get("holdout", request.holdout),
+        false_alarm_rate=card.false_alarm_rate,
+        region_rate=card.region_false_alarm_rate,
+    )
+    masked = bool(request.roi or request.ignore) != bool(card.masks)
+    if grown or masked or same != request or "grown_from" in card.fit:
+        raise refusal
 
 
 def keep(model: Model, location: str, record: Record, warnings: FitWarnings) -> None:

@@ -15,8 +15,8 @@ from typing import Any, Literal, NamedTuple, NoReturn, Union, get_args, get_orig
 
 import jsonargparse
 
-from jobs.tracking.redact import redact
 from ops.plain_text import printable
+from ops.redact import redact
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 

@@ -19,6 +19,7 @@ from ops.archives.fetch import FetchSettings
 from ops.detectors.registry import DETECTORS
 from ops.features.backbone import BackboneSettings
 from ops.images.decode import DecodeSettings
+from ops.results.regions import RegionSettings
 from pipelines.cluster.resources import Resources
 from pipelines.fitting.also_whole import FitInput
 from pipelines.fitting.request import Select
@@ -47,6 +48,7 @@ JOBS = {
 }
 #: Groups of settings that several jobs take.
 GROUPS: dict[str, type[Any]] = {
+    "regions": RegionSettings,
     "select": Select,
     "backbone": BackboneSettings,
     "input": FitInput,

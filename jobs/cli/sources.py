@@ -151,6 +151,8 @@ def take(listing: Listing, out: str, progress: Progress) -> Tally:
         search=listing.search(),
     )
     echo(f"{tally.images} images and {tally.masks} masks listed")
+    for kind, count in tally.kinds.most_common(20):
+        echo(f"  {printable(kind)}: {count}")
     if path_parser.layout.label_by_mask and not tally.masks:
         echo("warning: there are no masks, so no image is known to be good or defective")
     if tally.other_files:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jobs.tracking.record import title
-from jobs.tracking.redact import redact
 from ops.plain_text import printable
+from ops.redact import redact
 
 #: Version of the schema.
 VERSION = 1

@@ -9,8 +9,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from jobs.notify.message import counts, status_of
-from jobs.tracking.redact import redact
 from ops.plain_text import printable
+from ops.redact import redact
 from pipelines.reports.product_counts import ProductCounts
 from pipelines.tables import night_metrics as names
 from pipelines.tables.night_metrics import NightMetric

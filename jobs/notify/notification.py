@@ -14,8 +14,8 @@ from jobs.cli import entry
 from jobs.cli.console import echo
 from jobs.notify import deliver, message, metrics_file
 from jobs.notify.message import FORMS
-from jobs.tracking.redact import redact
 from ops.errors import SettingError
+from ops.redact import redact
 from ops.storage import files, s3
 from ops.storage.paths import Out
 from pipelines.reports.product_counts import ProductCounts, product_counts

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from jobs.tracking import database
-from jobs.tracking.redact import redact
 from ops.errors import UserError
 from ops.plain_text import printable
+from ops.redact import redact
 from ops.storage.storage_errors import NotFound
 
 CHAMPION, CHALLENGER = "champion", "challenger"

@@ -14,10 +14,10 @@ from typing import Any
 
 from jobs.tracking import database, pyfunc, registry
 from jobs.tracking.record import Record, flat
-from jobs.tracking.redact import redact
 from ops.detectors.model_folder import Model, read_model, versions, write_model
 from ops.errors import UserError
 from ops.plain_text import in_markdown, printable
+from ops.redact import redact
 from ops.storage import files, s3
 from ops.storage.paths import Out
 from ops.storage.storage_errors import NotFound, storage_errors

@@ -15,9 +15,10 @@ def prediction_p_value(
 
     Figures (N,) of earlier nights vary around a common mean: by `variances` (N,), which are those
     of sampling the images of a night, and between nights by an unknown variance. That is a
-    random-effects meta-analysis, whose prediction for a further night has a t distribution with
-    N - 1 degrees of freedom (Higgins, Thompson and Spiegelhalter 2009). The variance between nights
-    is that of Paule and Mandel 1982. None if nothing varied, which predicts nothing.
+    random-effects meta-analysis, whose prediction for a further night has a t distribution
+    (Higgins, Thompson and Spiegelhalter 2009). They take N - 2 degrees of freedom; N - 1, as here,
+    is exact where sampling adds nothing to the variance between nights. The latter is that of Paule
+    and Mandel 1982. None if nothing varied, which predicts nothing.
     """
     floor = 1e-9 * float(variances.mean() + earlier.var())  # no night determines all
     if not floor:

@@ -30,7 +30,7 @@ _Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class RegionSettings:
-    """Which regions of anomaly maps are recorded."""
+    """Which regions of anomaly maps are recorded; `jobs.fit` has the rate alone (0.01)."""
 
     false_alarm_rate: float = 0.0
     """Share of good images that may have any region; it sets each product's pixel threshold. 0 =

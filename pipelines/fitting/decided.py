@@ -28,6 +28,7 @@ from pipelines.fitting.request import FitRequest, NothingToFit, Split, split, to
 from pipelines.scoring.read_stage import CARRIED
 from pipelines.tables import current_scores, decisions
 
+_BYTES = ("uri", "content_sha256")
 _ROWS = pa.schema([SCHEMA.field(name) for name in CARRIED])
 #: Parts and views of images, which the table of decisions does not have.
 _SHOWN = """
@@ -89,9 +90,6 @@ class Decided:
         rows = rows.select(list(CARRIED)).cast(_ROWS)
         now = HashImages(self.fetch)(rows)["content_sha256"]
         return rows.filter(pc.fill_null(pc.equal(now, alarms["content_sha256"]), False))
-
-
-_BYTES = ("uri", "content_sha256")
 
 
 class Chosen(NamedTuple):

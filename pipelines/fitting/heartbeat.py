@@ -21,7 +21,7 @@ from pipelines.cluster.timeouts import Stalled
 
 log = logging.getLogger(__name__)
 _EVERY = 5.0  # seconds
-_STARTING = 120.0  # seconds until a fit says that it waits for room
+_STARTING = 120.0  # seconds until a fit says that it waits for its workers
 _REMEDY = "Start the same command again when the cluster has room, or lower --resources.workers"
 
 
@@ -53,7 +53,7 @@ class Watch:
             lambda: ray.get(self._coordinator.seconds_of_silence.remote()), STATE, "progress"
         )
         if len(signs) < self._resources.workers:
-            self._wait_for_start()
+            self._wait_for_start(len(signs))
             return
         if not self._started:
             self._started = True
@@ -66,12 +66,16 @@ class Watch:
                 f"{describe_cluster()}. {_REMEDY}"
             )
 
-    def _wait_for_start(self) -> None:
+    def _wait_for_start(self, started: int) -> None:
         waited = time.monotonic() - self._began
         resources = self._resources
         if waited > _STARTING and not self._told:
             self._told = True
-            log.warning("the fit waits for room for its workers: %s", describe_cluster())
+            log.warning(
+                "%d of %d workers of the fit have not started after %.0f seconds; the fit waits "
+                "for room, or for a machine that is slow: %s",
+                *(resources.workers - started, resources.workers, waited, describe_cluster()),
+            )
         if waited > resources.wait_for_room + _STARTING:
             raise Stalled(
                 f"{resources.workers} workers of the fit found no room for {waited:.0f} seconds; "

@@ -77,7 +77,6 @@ def report(
 
 def render(out: Out, data: ReportData) -> bytes:
     """The page, whose links are relative to its location below `out`."""
-    script, style = ((_FOLDER / f"report.{kind}").read_text("utf-8") for kind in ("js", "css"))
     rows = [*(part.row for part in data.parts), *data.flagged, *data.failed]
     html = (
         environment()
@@ -99,10 +98,8 @@ def render(out: Out, data: ReportData) -> bytes:
             tracker_is_web=re.match(r"https?://", data.tracker) is not None,
             width=_WIDTH,
             height=_HEIGHT,
-            script=Markup(script),  # noqa: S704 - our own file
-            style=Markup(style),  # noqa: S704 - our own file
-            script_hash=policy_hash(script),
-            style_hash=policy_hash(style),
+            script=inline("report.js"),
+            style=inline("report.css"),
         )
     )
     return html.encode()
@@ -125,9 +122,18 @@ def environment() -> Environment:
     return templates
 
 
-def policy_hash(text: str) -> str:
-    """The hash by which a content security policy allows a script or a style."""
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+class Inline(NamedTuple):
+    """A script or a style in a page, and the hash by which the page's policy allows it."""
+
+    text: Markup
+    policy: str
+
+
+def inline(*names: str) -> Inline:
+    """Our own files, one behind the other."""
+    text = "".join((_FOLDER / name).read_text("utf-8") for name in names)
+    policy = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return Inline(Markup(text), policy)  # noqa: S704 - our own files
 
 
 def _escape_control_characters(value: Any) -> Any:

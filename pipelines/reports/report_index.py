@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from markupsafe import Markup
-
 from ops.storage import files
 from ops.storage.paths import Out
-from pipelines.reports.report import environment, policy_hash
+from pipelines.reports.report import environment, inline
 from pipelines.tables import run_records
 from pipelines.tables.model_names import named
 
-_FOLDER = Path(__file__).parent
 _NIGHT = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 
 
@@ -45,7 +41,6 @@ def write(out: Out) -> str:
 
 def render(out: Out) -> bytes:
     """The page, whose links are relative to the folder of reports."""
-    style = (_FOLDER / "report.css").read_text("utf-8")
     pages = set(files.names(out.reports()))
     of_dates = [name for name in pages if _NIGHT.fullmatch(name.removesuffix(".html"))]
     html = (
@@ -55,8 +50,7 @@ def render(out: Out) -> bytes:
             rows=list(nights(out, pages)),
             dates=[(name.removesuffix(".html"), quote(name)) for name in sorted(of_dates)[::-1]],
             has_trends=out.trends().rpartition("/")[2] in pages,
-            style=Markup(style),  # noqa: S704 - our own file
-            style_hash=policy_hash(style),
+            style=inline("report.css"),
         )
     )
     return html.encode()

@@ -1,7 +1,7 @@
 """The summary of a run: counts, quantiles and drift of each product, for pages over all nights.
 
-A summary is small and stays when jobs.expire removes rows of the run, so a page over a year of
-nights reads no table of scores.
+A summary is small and stays when jobs.expire removes rows of the run. A page over a year of nights
+reads tables of scores only for the verdicts of decided images.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Alarms where a product leaves its own past: a night against earlier ones of the same model.
+"""Alarms where a product differs from its earlier nights under the same model.
 
 A product has an alarm if its median score or its share of anomalous images lies outside those of
 all its earlier nights under the model, and chance does not explain it: neither the images of a
 night, nor the variation between nights. P-values are adjusted for all products and both figures,
-so if nothing changed, about one night in a hundred has an alarm at all.
+so if nothing changed, at most about one night in a hundred has an alarm at all.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class Alarm(NamedTuple):
         form = "{:.1%}" if "share" in self.figure else "{:.4g}"
         value, low, high = map(form.format, (self.value, self.low, self.high))
         return (
-            f"the {self.figure} of {self.product!r} left its own past: {value}, and {low} to "
-            f"{high} in {self.nights:,} earlier nights under this model (q = {self.q:.1g})"
+            f"the {self.figure} of {self.product!r} is {value}, outside of the {low} to {high} of "
+            f"its {self.nights:,} earlier nights under this model (q = {self.q:.1g})"
         )
 
 
@@ -71,7 +71,8 @@ def warnings_of(out: Out, record: dict[str, Any], nights: int, level: float) -> 
     found = find(pa.concat_tables(tables), record["number"], level) if tables else []
     sentences = list(map(str, found[:_NAMED]))
     if len(found) > _NAMED:
-        sentences.append(f"{len(found) - _NAMED:,} more figures of products left their own past")
+        more = len(found) - _NAMED
+        sentences.append(f"{more:,} more figures of products lie outside of their earlier nights")
     return sentences
 
 

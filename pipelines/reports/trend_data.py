@@ -92,7 +92,7 @@ class TrendData(NamedTuple):
     decided: Mapping[tuple[str | None, str], Decided]
     """By product and id of the run."""
     alarms: Sequence[Alarm]
-    """Products that left their own past in the last run."""
+    """Products that differ from their earlier nights in the last run."""
     drifted: Sequence[Row]
     """Rows of `run_summary.SUMMARY` of the last run whose scores drifted from all earlier ones."""
     without: Sequence[str]

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
-
-from markupsafe import Markup
 
 from ops.storage import files
 from ops.storage.paths import Out
 from pipelines.reports import trend_drawing
-from pipelines.reports.report import count, environment, number, percent, policy_hash
+from pipelines.reports.report import count, environment, inline, number, percent
 from pipelines.reports.report_queries import Row
 from pipelines.reports.run_summary import QUANTILES
-from pipelines.reports.trend_data import Decided, TrendData, TrendRun, TrendSettings, collect
+from pipelines.reports.trend_data import (
+    MARKED_DRIFT,
+    Decided,
+    TrendData,
+    TrendRun,
+    TrendSettings,
+    collect,
+)
 from pipelines.reports.trend_drawing import HEIGHT, Chart
 
-_FOLDER = Path(__file__).parent
 _NOTHING = Decided()
 
 
@@ -40,7 +43,6 @@ def write(out: Out, settings: TrendSettings) -> str:
 
 def render(data: TrendData) -> bytes:
     """The page, whose links are relative to the folder of reports."""
-    style = "".join((_FOLDER / f"{name}.css").read_text("utf-8") for name in ("report", "trends"))
     templates = environment()
     templates.filters["page"] = lambda run_id: quote(f"{run_id}.html")
     html = templates.get_template("trends.html.j2").render(
@@ -51,8 +53,8 @@ def render(data: TrendData) -> bytes:
         changes=trend_drawing.model_changes(data.runs),
         quantiles=list(QUANTILES),
         height=HEIGHT,
-        style=Markup(style),  # noqa: S704 - our own file
-        style_hash=policy_hash(style),
+        marked_drift=MARKED_DRIFT,
+        style=inline("report.css", "trends.css"),
     )
     return html.encode()
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 from ray.util.metrics import Gauge
 
 from ops.plain_text import printable
+from ops.redact import redact
 from pipelines.scoring.chunks import Chunks
 from pipelines.tables.night_metrics import (
     IMAGES,
@@ -32,7 +33,7 @@ class RunMetrics:
     """The gauges of one run. Images of products are those that this process has scored."""
 
     def __init__(self, out: str, chunks: Chunks) -> None:
-        self._out, self._chunks = printable(out), chunks
+        self._out, self._chunks = printable(redact(out)), chunks
         self._resumed, self._started = chunks.done, time.monotonic()
         self._updated = self._started
         self._gauges: dict[str, Gauge] = {}

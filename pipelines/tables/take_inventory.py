@@ -134,7 +134,17 @@ def _write(
                 tally.left_out[reason] += count
         return {TALLY: json.dumps(tally.record())}
 
-    parquet.write(out, SCHEMA, images, rows=4096, metadata=metadata)  # workers read slices
+    counted = _count_kinds(images, tally)
+    parquet.write(out, SCHEMA, counted, rows=4096, metadata=metadata)  # workers read slices
+
+
+def _count_kinds(batches: Iterable[pa.RecordBatch], tally: Tally) -> Iterator[pa.RecordBatch]:
+    """The same batches; their images are counted by split and label."""
+    for batch in batches:
+        groups = pa.Table.from_batches([batch]).group_by(["split", "label"])
+        for row in groups.aggregate([([], "count_all")]).to_pylist():
+            tally.count_kind(row["split"], row["label"], row["count_all"])
+        yield batch
 
 
 def keep(path: str, out: Out) -> Inventory:

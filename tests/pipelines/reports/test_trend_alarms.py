@@ -1,4 +1,4 @@
-"""Alarms where a product leaves its own past, over drawn summaries."""
+"""Alarms where a product differs from its earlier nights, over drawn summaries."""
 
 from __future__ import annotations
 
@@ -103,10 +103,10 @@ def test_a_product_without_scores_in_the_night_has_no_alarm():
 def test_alarms_are_sentences():
     share = Alarm("bolt", "share of anomalous images", 0.31, 0.0, 0.021, 30, 0.00041)
     assert str(share) == (
-        "the share of anomalous images of 'bolt' left its own past: 31.0%, and 0.0% to 2.1% in 30 "
+        "the share of anomalous images of 'bolt' is 31.0%, outside of the 0.0% to 2.1% of its 30 "
         "earlier nights under this model (q = 0.0004)"
     )
-    assert "median score of None left its own past: 2.5, and 1 to 1.25 in" in str(
+    assert "median score of None is 2.5, outside of the 1 to 1.25 of" in str(
         Alarm(None, "median score", 2.5, 1.0, 1.25, 9, 0.001)
     )
 
@@ -118,8 +118,8 @@ def test_a_run_warns_of_its_products(tmp_path):
     out, table = Out(str(tmp_path)), summaries(np.random.default_rng(0), 12, 2, change)
     record = publish(out, table)
     (sentence,) = trend_alarms.warnings_of(out, record, 90, 0.01)
-    assert sentence.startswith("the median score of 'p0' left its own past: 9, and ")
-    assert "in 11 earlier nights" in sentence
+    assert sentence.startswith("the median score of 'p0' is 9, outside of the ")
+    assert "of its 11 earlier nights" in sentence
     assert trend_alarms.warnings_of(out, record, 8, 0.01) == []
     assert trend_alarms.warnings_of(out, record, 90, 0.0) == []
     # A change of all products, as of a lamp.
@@ -130,4 +130,7 @@ def test_a_run_warns_of_its_products(tmp_path):
     assert found >= 15
     sentences = trend_alarms.warnings_of(out, record, 90, 0.01)
     assert len(sentences) == 11
-    assert sentences[-1] == f"{found - 10} more figures of products left their own past"
+    assert (
+        sentences[-1]
+        == f"{found - 10} more figures of products lie outside of their earlier nights"
+    )

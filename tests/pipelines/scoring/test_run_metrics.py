@@ -49,7 +49,7 @@ def samples(monkeypatch):
         def set(self, value, tags):
             assert set(tags) == set(self.keys)
             found[self.name, *(tags[key] for key in self.keys[1:])] = value
-            assert tags["out"] == "o\\x1b"
+            assert tags["out"] == "s3://***@o\\x1b"
 
     monkeypatch.setattr(run_metrics, "Gauge", Gauge)
     return found
@@ -57,7 +57,7 @@ def samples(monkeypatch):
 
 def test_gauges_have_the_counts_of_the_run(samples):
     before = SimpleNamespace(done=2, failed=0, anomalous=0, statuses=Counter())
-    metrics = RunMetrics("o\x1b", before)
+    metrics = RunMetrics("s3://key:secret@o\x1b", before)
     metrics.add(BATCH)
     assert samples == {}  # less than a second ago
     vars(before).update(vars(chunks()))
@@ -83,7 +83,7 @@ def test_gauges_have_the_counts_of_the_run(samples):
 
 def test_the_number_of_labels_is_bounded_and_updates_come_once_a_second(samples, monkeypatch):
     monkeypatch.setattr(run_metrics, "_INTERVAL", 0.0)
-    metrics = RunMetrics("o\x1b", chunks())
+    metrics = RunMetrics("s3://key:secret@o\x1b", chunks())
     metrics.add(rows_of(*((f"p{i}", "ok", False) for i in range(150))))
     metrics.add(rows_of(("p0", "ok", True), ("p149", "ok", True)))
     products = {key[1] for key in samples if "product" in key[0]}

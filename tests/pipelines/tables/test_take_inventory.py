@@ -47,6 +47,7 @@ def test_an_mvtec_folder_gives_sorted_rows_with_masks_of_defective_images(archiv
     assert table.schema.metadata.items() >= SCHEMA.metadata.items()
     assert tally.images == len(rows) == 2 * (9 + 4 + 4)
     assert tally.masks == 8
+    assert tally.kinds == {"train, good": 18, "test, good": 8, "test, defective": 8}
     assert [(r["product"], r["uri"]) for r in rows] == sorted(
         (r["product"], r["uri"]) for r in rows
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.tracking.redact import redact
+from ops.redact import redact
 
 AWS_SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEK3y"
 

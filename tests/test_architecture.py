@@ -276,6 +276,8 @@ def test_every_file_has_found_its_noun():
 
 def test_every_module_has_a_docstring_and_late_annotations():
     assert [name_of(file) for file in CODE if not ast.get_docstring(tree_of(file))] == []
+    tests = [file for file in (ROOT / "tests").rglob("*.py") if file.name != "__init__.py"]
+    assert [file for file in tests if not tree_of(file).body] == []
     eager = [
         name_of(file)
         for file in CODE

@@ -7,7 +7,6 @@ any number of them runs on two cores, and what is left is the rest of a run: rea
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -95,25 +94,6 @@ def _replaced(**classes: type) -> Iterator[None]:
             setattr(stream, name, kind)
 
 
-def _busy() -> float:
-    """CPU seconds of this process and of all that it has started and that still runs."""
-    used: dict[int, float] = {}
-    parents: dict[int, int] = {}
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it has ended
-            values = file.read_text(encoding="utf-8").rpartition(")")[2].split()
-            number = int(file.parent.name)
-            parents[number] = int(values[1])
-            used[number] = sum(map(int, values[11:13])) / os.sysconf("SC_CLK_TCK")
-
-    def is_ours(number: int) -> bool:
-        while number not in {0, os.getpid()}:
-            number = parents.get(number, 0)
-        return number > 0
-
-    return sum(seconds for number, seconds in used.items() if is_ours(number))
-
-
 def _first(listed: Inventory, count: int, folder: Path) -> Inventory:
     """An inventory of the first images of another."""
     table = listed.read().slice(0, count)
@@ -126,12 +106,11 @@ def _run(listed: Inventory, workers: int, side: int, batch: int, folder: Path) -
     """The second half of the images of one run."""
     model = chain.free_model(InputSettings(size=side))
     out = Out(str(folder / f"out-{workers}-{side}-{batch}-{len(listed)}"))
-    seen: list[tuple[float, int, float, float]] = []
+    seen: list[tuple[float, int, float]] = []
 
     def progress(stage: str, done: int, total: int, failed: int = 0, /) -> None:
         if done:
-            busy = _busy()
-            seen.append((time.perf_counter(), done, time.process_time(), busy))
+            seen.append((time.perf_counter(), done, time.process_time()))
 
     with connected(cpus=workers + 2):
         resources = Resources(workers=workers, batch=batch)
@@ -140,16 +119,14 @@ def _run(listed: Inventory, workers: int, side: int, batch: int, folder: Path) -
         totals = score.score(run, FetchSettings(), resources, "0", progress)
     assert totals["statuses"] == {"ok": len(listed)}
     # The first rows come late and many at once, when processes have started.
-    (began, had, driver, busy), (ended, done, driver_end, busy_end) = seen[len(seen) // 2], seen[-1]
+    (began, had, driver), (ended, done, driver_end) = seen[len(seen) // 2], seen[-1]
     wall, images = ended - began, done - had
-    driver, busy = driver_end - driver, busy_end - busy
-    cores = os.cpu_count() or 1
+    driver = driver_end - driver
     return Row(
         f"  {workers} workers, which allow {workers * RATE} images/s",
         f"{images / wall:.0f} images/s",
         Time(driver / images, wall / images),
-        note=f"driver {driver / wall:.0%} of a core, {1e6 * driver / images:.0f} us an image; "
-        f"all {busy / wall / cores:.0%} of {cores} cores, {1e6 * busy / images:.0f} us",
+        note=f"driver {driver / wall:.0%} of a core, {1e6 * driver / images:.0f} us an image",
     )
 
 

@@ -181,7 +181,8 @@ class TarReader:
     def __init__(self, file: IO[bytes], ratio: float = expansion.RATIO) -> None:
         self.file = file
         stream = unpacked(file, ratio)
-        self._too_large: Expands | None = None
+        # Its text alone: the error holds this reader, whose files would then stay open.
+        self._too_large = ""
         self._file = file if stream is file else self._unpack(stream)
         self._lock = threading.Lock()
         self._members: dict[str | int, Place] = {}  # by name and by number
@@ -195,7 +196,7 @@ class TarReader:
             try:
                 return self._place(name, member).read(self._file, limit)
             except (KeyError, EOFError, tarfile.TarError):
-                if self._too_large is None:
+                if not self._too_large:
                     raise
                 reason = f"its archive was not unpacked: {self._too_large}"
                 raise Failure("too_large", reason) from None
@@ -218,7 +219,7 @@ class TarReader:
                 else:
                     plain.seek(len(chunk), io.SEEK_CUR)
         except Expands as error:
-            self._too_large = error
+            self._too_large = str(error)
         except Exception as error:
             if not is_damage(error):
                 raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import gc
 import gzip
 import io
 import lzma
@@ -11,6 +12,7 @@ import tarfile
 import tempfile
 import time
 import tracemalloc
+import weakref
 import zipfile
 
 import pyarrow as pa
@@ -90,6 +92,17 @@ def test_a_reader_takes_no_more_disk_than_its_limit_and_none_for_zeros(tmp_path,
     assert letters.st_size <= MIB
     assert letters.st_blocks * 512 <= MIB + 2**14
     assert zeros.st_blocks * 512 <= 2**14
+
+
+def test_a_reader_that_is_dropped_closes_its_files_at_once(tmp_path):
+    reader = TarReader(io.BytesIO(bomb(PACKS[".tar.gz"], LETTERS, 3)), 1)
+    dropped = weakref.ref(reader)
+    gc.disable()
+    try:
+        del reader
+        assert dropped() is None
+    finally:
+        gc.enable()
 
 
 def test_zeros_at_the_end_and_between_are_read_back(tmp_path):

@@ -137,7 +137,7 @@ def _masks(out: Out, record: Mapping[str, Any], scored: pa.Table) -> dict[str, I
 
 
 def _regions(record: Mapping[str, Any]) -> RegionRules:
-    """What counted as a region in the run; no region in a run of a version that told none."""
+    """What counted as a region in the run; nothing if its model was not calibrated for regions."""
     least = record.get("regions", {}).get("min_area", 0.0)
     return RegionRules(record.get("pixel_thresholds", {}), min_area=least)
 

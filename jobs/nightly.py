@@ -23,9 +23,9 @@ from jobs.notify.notification import EndingNight, NotifySettings, notifying
 from jobs.tracking.tracker import Tracker
 from ops.detectors.model_folder import read_card
 from ops.errors import SettingError
-from pipelines.night_hooks import NightHooks
-from pipelines.night_settings import NightSettings
-from pipelines.nightly import Night
+from pipelines.nights.hooks import NightHooks
+from pipelines.nights.night import Night
+from pipelines.nights.settings import NightSettings
 from pipelines.tables import lock
 
 

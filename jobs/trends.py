@@ -1,4 +1,4 @@
-"""Write the page about all nights: scores, calls, failures, drift and decisions of each product.
+"""Write the page about all nights: scores, verdicts, failures, drift, decisions of each product.
 
 python -m jobs.trends --out out
 python -m jobs.trends --out s3://bucket/out --nights 365 --products 100

@@ -42,13 +42,7 @@ FLOORS = [
     {"pipelines.scoring", "pipelines.reports"},
     {"pipelines.review", "pipelines.labelling"},
     {"pipelines.fitting"},
-    {
-        "pipelines.nightly",
-        "pipelines.night_hooks",
-        "pipelines.night_pages",
-        "pipelines.night_settings",
-        "pipelines.night_warnings",
-    },
+    {"pipelines.nights"},
     {"jobs.cli", "jobs.tracking"},
 ]
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}

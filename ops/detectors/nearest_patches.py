@@ -112,7 +112,7 @@ def _with_origins(location: str, card: ModelCard) -> tuple[str, ModelCard]:
             return folder, each
     raise UserError(
         "the model does not know which good pictures its bank is from: only banks of patchcore do, "
-        "and one that an earlier release fitted does not; fit the model again"
+        f"by {paths.ORIGINS} in the model folder; restore that file, or fit the model again"
     )
 
 

@@ -112,7 +112,7 @@ def count_regions(mask: Bools) -> int:
     return int(connected_components(mask, structure=_EIGHT)[1])
 
 
-class RegionCounts(NamedTuple):
+class RegionHits(NamedTuple):
     """How the regions of a map lie to those of a mask."""
 
     hit: int
@@ -121,7 +121,7 @@ class RegionCounts(NamedTuple):
     """Regions of the map that touch none of the mask."""
 
 
-def compare_regions(above: Bools, mask: Bools, least: float = 0.0) -> RegionCounts:
+def compare_regions(above: Bools, mask: Bools, least: float = 0.0) -> RegionHits:
     """Compare 8-connected regions of a map's pixels `above` a threshold with those of a mask.
 
     Both are (h, w). Regions of the map of less than `least` pixels do not count.
@@ -132,7 +132,7 @@ def compare_regions(above: Bools, mask: Bools, least: float = 0.0) -> RegionCoun
     drawn, _ = connected_components(mask, structure=_EIGHT)
     touched = np.unique(found[mask])
     hit = np.unique(drawn[mask & counts[found]])
-    return RegionCounts(len(hit), int(counts.sum() - counts[touched].sum()))
+    return RegionHits(len(hit), int(counts.sum() - counts[touched].sum()))
 
 
 class PixelThreshold(NamedTuple):

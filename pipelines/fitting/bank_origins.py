@@ -48,7 +48,7 @@ def kept(
             elif (file, position) in before:
                 origin = before[file, position]
             else:
-                continue  # a model of an earlier release was grown, which has no origins
+                continue  # the model that was grown has lost its table
             rows.append(origin | {"file": file, "vector": vector})
     return bank_origins.to_bytes(pa.Table.from_pylist(rows, bank_origins.SCHEMA)) if rows else b""
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -20,33 +19,29 @@ from torch import Tensor
 
 from ops.archives.inventory import Inventory
 from ops.detectors.detector import FitCounts
-from ops.detectors.model_folder import Model, ModelCard, ProductCard, versions
-from ops.detectors.network_licence import given_licence, network_card
+from ops.detectors.model_folder import Model
+from ops.detectors.network_licence import given_licence
 from ops.distributed import backend
 from ops.failure import max_failures
 from ops.features.backbone import Backbone
-from ops.features.weights import fingerprint
-from ops.images.inspection_files import hashes
 from ops.images.read_images import Read
 from ops.progress import ProgressCallback
-from ops.results.anomaly_map import LEVELS, Scale
-from ops.results.calibration import Calibration
-from ops.storage.paths import JOINT, picture_file, product_file
 from pipelines.cluster.reservation import Reserved, reserved_for_fit
 from pipelines.cluster.resources import Resources
 from pipelines.cluster.shared_model import put
-from pipelines.fitting import bank_origins, calibration_images, plan, quarantine
+from pipelines.fitting import plan, quarantine
 from pipelines.fitting.alignment import misplaced, placement_matters
 from pipelines.fitting.answers import ask, report_progress
-from pipelines.fitting.calibrate import calibrate, kept_parts
+from pipelines.fitting.calibrate import calibrate
 from pipelines.fitting.choose_input import choose_input
-from pipelines.fitting.coordinator import DetectorResult, FitCoordinator
+from pipelines.fitting.coordinator import FitCoordinator
 from pipelines.fitting.decided import Decided, choose
 from pipelines.fitting.depths import Depths
 from pipelines.fitting.heartbeat import Watch
 from pipelines.fitting.inspection import masks_of
 from pipelines.fitting.interruptible import interruptible_fit
-from pipelines.fitting.picture_sizes import Detail, PictureSizes, coarsest, read_sizes_apart
+from pipelines.fitting.new_model import found_by, new_model
+from pipelines.fitting.picture_sizes import PictureSizes, read_sizes_apart
 from pipelines.fitting.request import ALL, FitRequest, NothingToFit, Split
 from pipelines.fitting.whole_shards import WholeShards
 from pipelines.fitting.worker import program
@@ -80,7 +75,6 @@ def fit(
     masks = masks_of(chosen, request, earlier)
     request = replace(request, masks=masks.by_detector)
     licence = earlier.licence if earlier else given_licence(request.backbone.licence)
-    configuration = request.backbone.configuration
     # Pretrained weights are downloaded here, once.
     network = Backbone(request.backbone.emulated, earlier.backbone if earlier else None)
     placed = placement_matters(request)
@@ -100,105 +94,12 @@ def fit(
         coordinator = _fit_detectors(
             chosen, request, backbone, held, planned.gpu, turn.close, progress, earlier
         )
-    failures: list[str] = ask(coordinator.failures)
-    depths: Depths = ask(coordinator.depths)
-    for sentence in depths.warnings():
+    found = found_by(coordinator, chosen, request, planned, earlier)
+    del coordinator  # its actor ends, and with it another copy of all tensors
+    for sentence in found.depths.warnings():
         log.warning("%s", sentence)
-    sizes_of = ask(coordinator.sizes).items()
-    seen = {name: coarsest(found, request.input, planned.patches) for name, found in sizes_of}
-    results = {name: ask(coordinator.result, name) for name in chosen.detectors}
-    picks = {name: result.fitted.picks for name, result in results.items()}
-    contents = functools.partial(ask, coordinator.contents)
-    origins = bank_origins.kept(chosen.fit, picks, contents, request.input, earlier)
-    del coordinator, contents  # its actor ends, and with it another copy of all tensors
-    ceiling = 4 * max(result.map_ceiling for result in results.values()) or 1.0
-    ceiling = max(ceiling, earlier.card.map_scale.scale * (LEVELS - 1)) if earlier else ceiling
-    cards, tensors = _cards(chosen, request.joint, results, earlier, depths, seen)
-    card = ModelCard(
-        method=request.method,
-        settings=asdict(request.settings),
-        backbone=request.backbone,
-        backbone_sha256=fingerprint(backbone),
-        input=request.input,
-        decode=request.decode,
-        products=cards,
-        # Rounded to two digits, so that the scale does not depend on the rounding of sums.
-        map_scale=Scale(0.0, float(f"{ceiling:.1e}") / (LEVELS - 1)),
-        false_alarm_rate=request.false_alarm_rate,
-        region_false_alarm_rate=request.region_rate,
-        views=request.views,
-        parts=kept_parts(earlier, cards),
-        masks=hashes(masks.by_detector),
-        fit={
-            "holdout": request.holdout,
-            "images": len(chosen.fit),
-            "held_out": len(chosen.held_out),
-            "failed": len(failures),
-            "failures": sorted(failures)[:100],
-        }
-        | decisions
-        | (_lineage(earlier) if earlier else {}),
-        versions=versions() | {configuration.library: configuration.version},
-        network=network_card(configuration, licence),
-    )
-    pictures = {
-        picture_file(cards[name].file, kind): picture
-        for name in chosen.products
-        for kind, picture in results[ALL if request.joint else name].fitted.pictures.items()
-    } | masks.pictures
-    model = Model(
-        card,
-        backbone,
-        tensors,
-        pictures,
-        licence,
-        held_out=calibration_images.kept(chosen, earlier),
-        origins=origins,
-        masks=masks.by_detector,
-    )
+    model = new_model(chosen, request, backbone, found, earlier, decisions, masks, licence)
     return calibrate(model, chosen.held_out, request.fetch, resources, progress)
-
-
-def _cards(
-    chosen: Split,
-    joint: bool,
-    results: dict[str, DetectorResult],
-    earlier: Model | None,
-    depths: Depths,
-    seen: Mapping[str, Detail | None],
-) -> tuple[dict[str, ProductCard], dict[str, dict[str, Tensor]]]:
-    """Cards without calibration, and tensors, of all products, also those of a grown model."""
-    cards = dict(earlier.card.products) if earlier else {}
-    tensors = dict(earlier.products) if earlier else {}
-    counts = depths.counts()
-    hashes = {detector: fingerprint(result.tensors) for detector, result in results.items()}
-    # A joint detector changes for every product, also for those without new images.
-    for product in dict.fromkeys([*(cards if joint else ()), *chosen.products]):
-        detector = ALL if joint else product
-        result = results[detector]
-        detail = seen.get(product)
-        cards[product] = ProductCard(
-            file=JOINT if joint else product_file(product),
-            sha256=hashes[detector],
-            counts=result.fitted.counts,
-            fit_metrics=result.fitted.fit_metrics
-            | {"map_ceiling": result.map_ceiling}
-            | (detail.as_metrics() if detail else {}),
-            calibration=Calibration(()),
-            curves=result.fitted.curves,
-            bit_depths=counts.get(product, {}),
-        )
-        tensors[product] = result.tensors
-    return cards, tensors
-
-
-def _lineage(earlier: Model) -> dict[str, Any]:
-    """Ids of the models that this one was grown from, latest first, and their images."""
-    before = earlier.card.fit.get("grown_from", [])
-    return {
-        "grown_from": [earlier.card.model_id, *before],
-        "images_before": earlier.card.fit["images"] + earlier.card.fit.get("images_before", 0),
-    }
 
 
 def _fit_detectors(

@@ -25,7 +25,7 @@ from ops.images.resize import InputSettings, binarise, geometry, map_size, resiz
 from ops.progress import ProgressCallback
 from ops.results import map_png, metrics
 from ops.results.anomaly_map import Scale
-from ops.results.metrics import PixelHistogram, RegionCounts
+from ops.results.metrics import PixelHistogram, RegionHits
 from ops.results.regions import RegionRules
 from pipelines.cluster.resources import Resources
 
@@ -126,7 +126,7 @@ class _MapAndMask(NamedTuple):
     unreadable: str = ""
     inside: npt.NDArray[np.bool_] | None = None
     """The pixels of the map that are inspected; None if all are."""
-    regions: RegionCounts | None = None
+    regions: RegionHits | None = None
     """None without a pixel threshold."""
 
 
@@ -202,7 +202,7 @@ class ComparePixels:
 
     def _regions(
         self, levels: npt.NDArray[np.uint16], mask: npt.NDArray[np.bool_], row: dict[str, Any]
-    ) -> RegionCounts | None:
+    ) -> RegionHits | None:
         """How the regions of a map lie to those of a mask of its size."""
         threshold = self.regions.thresholds.get(row["product"])
         if threshold is None or self.scale is None:

@@ -60,7 +60,7 @@ def region_changes(
 ) -> RegionChanges:
     """Compare two tables of regions, with the images that `drift.load_sides` loaded.
 
-    A run of a version that wrote no regions has none to compare.
+    A run whose table of regions was lost has none to compare.
     """
     if not (files.exists(before) and files.exists(after)):
         return RegionChanges()

@@ -49,7 +49,7 @@ def region_counts(
 ) -> RegionCounts:
     """Count the regions of runs, given their records, and those of some images.
 
-    `database` is one that `drift.load_runs` loaded. Runs of a version without regions have none.
+    `database` is one that `drift.load_runs` loaded. A run whose table of regions was lost has none.
     """
     places = [out.region_table(str(run["night"]), str(run["run_id"])) for run in runs]
     database.execute("CREATE TABLE regions (image_id VARCHAR, run_id VARCHAR)")

@@ -7,19 +7,16 @@ reads tables of scores only for the verdicts of decided images.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
 
 from ops.archives.views import detector_sql, views_of
-from ops.errors import UserError
 from ops.results.calibration import promised_rate
 from ops.storage import files, parquet
 from ops.storage.paths import Out
-from ops.storage.storage_errors import StorageError
 from pipelines.reports.drift import COUNT, REAL, TEXT, schema
-from pipelines.tables import run_records
+from pipelines.tables import run_records, small_tables
 from pipelines.tables.database import load, opened
 from pipelines.tables.model_names import named
 
@@ -49,8 +46,17 @@ _SUMMARY = """
     FROM run GROUP BY 1 ORDER BY 1 NULLS LAST
 """
 _COLUMNS = ("product", "view", "status", "score", "is_anomalous")
-#: Threads that read summaries: there is one for each run.
-_READERS = 16
+
+
+def _violations(table: pa.Table) -> list[str]:
+    if table.schema.names == SUMMARY.names and table.schema.types == SUMMARY.types:
+        return []
+    return [f"its columns are {', '.join(table.schema.names)[:200]}"]
+
+
+_TABLES = small_tables.Kind(
+    "summary of a run", SUMMARY, _violations, "it is made again while the run has all its rows"
+)
 
 
 def summarise(out: Out, record: Mapping[str, Any]) -> None:
@@ -103,23 +109,7 @@ def summary_of(out: Out, record: Mapping[str, Any]) -> pa.Table:
 
 def read(places: Sequence[str]) -> pa.Table:
     """The rows of summaries, in their order. Raises UserError that names a damaged one."""
-    with ThreadPoolExecutor(_READERS) as pool:
-        return pa.concat_tables([SUMMARY.empty_table(), *pool.map(_read, places)])
-
-
-def _read(place: str) -> pa.Table:
-    try:
-        table = parquet.read(place)
-        if table.schema.names != SUMMARY.names or table.schema.types != SUMMARY.types:
-            raise UserError(f"its columns are {', '.join(table.schema.names)[:200]}")
-    except StorageError:  # not to be read now, which is no damage
-        raise
-    except (pa.ArrowException, OSError, UserError) as error:
-        raise UserError(
-            f"{place} is no valid summary of a run ({error}); restore it from a backup, or move it "
-            "away: it is made again while the run has all its rows"
-        ) from error
-    return table
+    return small_tables.read(_TABLES, places)
 
 
 def _drift(out: Out, run_id: str) -> dict[str | None, dict[str, Any]]:

@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 
 from ops.results.drift import adjusted_p_values
 from ops.results.prediction import median_variance, prediction_p_value, share_as_angle
-from ops.storage import parquet
 from ops.storage.paths import Out
 from pipelines.reports import run_summary
 from pipelines.reports.report_queries import Row
@@ -67,8 +66,8 @@ def warnings_of(out: Out, record: dict[str, Any], nights: int, level: float) -> 
     records = run_records.with_totals(out)[-nights:]
     without = run_summary.complete(out, records)
     ids = [str(each["run_id"]) for each in records if each["run_id"] not in without]
-    tables = [parquet.read(out.run_summary(run_id), list(COLUMNS)) for run_id in ids]
-    found = find(pa.concat_tables(tables), record["number"], level) if tables else []
+    summaries = run_summary.read([out.run_summary(run_id) for run_id in ids])
+    found = find(summaries, record["number"], level)
     sentences = list(map(str, found[:_NAMED]))
     if len(found) > _NAMED:
         more = len(found) - _NAMED

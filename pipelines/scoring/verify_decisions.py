@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from ops.errors import UserError
 from ops.storage import files
 from pipelines.scoring.violations import Findings, RunUnderCheck
-from pipelines.tables import decisions
+from pipelines.tables import decisions, small_tables
 
 _IMAGES_UNKNOWN = """
     SELECT count(*) FROM of_run ANTI JOIN rows USING (image_id)
@@ -26,7 +26,7 @@ def check_decisions(
     Decisions may be of runs that were removed, and of scores that jobs.expire removed, so unknown
     ones are counted only. `database` has the table `rows` of `check_table`, if that was read.
     """
-    with ThreadPoolExecutor(decisions.READERS) as pool:
+    with ThreadPoolExecutor(small_tables.READERS) as pool:
         tables = list(pool.map(_read, decisions.published(run.out)))
     findings.add(
         "tables of decisions can be read and keep the rules of their schema",
@@ -49,6 +49,6 @@ def check_decisions(
 
 def _read(location: str) -> pa.Table | str:
     try:
-        return decisions.read_table(location)
+        return small_tables.read_one(decisions.TABLES, location)
     except UserError as error:
         return str(error)

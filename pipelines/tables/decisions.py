@@ -9,7 +9,6 @@ import re
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,20 @@ from ops.errors import UserError
 from ops.results import decision_table
 from ops.storage import files, parquet
 from ops.storage.paths import Out
-from ops.storage.storage_errors import StorageError
+from pipelines.tables import small_tables
 from pipelines.tables.database import opened as database_opened
 
 #: Defines `current_decisions()` and `image_decisions()`; people may run the same file.
 MACROS = Path(__file__).parents[2] / "deploy" / "sql" / "duckdb_labels.sql"
 #: Names of tables; other files, of systems and editors, are left alone.
 _TABLE = re.compile(r"part-[\w.-]+\.parquet", re.ASCII)
-#: Threads that read tables: there can be one for each decision.
-READERS = 16
+#: What the folder of decisions holds.
+TABLES = small_tables.Kind(
+    "table of decisions",
+    decision_table.SCHEMA,
+    decision_table.violations,
+    "its decisions then count no more",
+)
 #: Columns that a decision takes from the row of the score that was shown.
 OF_SCORE = ("image_id", "uri", "product", "content_sha256", "model_id", "run_id")
 
@@ -79,27 +83,7 @@ def published(out: Out) -> list[str]:
 
 def read(places: Sequence[str]) -> pa.Table:
     """The rows of tables, in their order. Raises UserError that names a damaged one."""
-    with ThreadPoolExecutor(READERS) as pool:
-        return pa.concat_tables(
-            [decision_table.SCHEMA.empty_table(), *pool.map(read_table, places)]
-        )
-
-
-def read_table(place: str) -> pa.Table:
-    """The rows of one table. Raises UserError that names it if it is damaged."""
-    try:
-        table = parquet.read(place)
-        wrong = decision_table.violations(table)
-    except StorageError:  # not to be read now, which is no damage
-        raise
-    except (pa.ArrowException, OSError, UserError, ValueError) as error:
-        wrong = [str(error)]
-    if wrong:
-        raise UserError(
-            f"{place} is no valid table of decisions ({'; '.join(wrong)}); restore it from a "
-            "backup, or move it away: its decisions then count no more"
-        )
-    return table
+    return small_tables.read(TABLES, places)
 
 
 def define(database: duckdb.DuckDBPyConnection, rows: pa.Table, folder: str) -> None:

@@ -165,7 +165,7 @@ def test_nights_score_the_pending_images_only(warehouse, monkeypatch, capsys):
     before = current_scores.published(night.out)
     capsys.readouterr()
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.nightly.connected", None)
+        patch.setattr("pipelines.nights.night.connected", None)
         assert night.work() == 0
     assert "nothing to do: every image has its row under this model" in capsys.readouterr().out
     assert current_scores.published(night.out) == before

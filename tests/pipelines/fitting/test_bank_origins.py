@@ -76,7 +76,7 @@ def test_a_grown_bank_knows_where_its_earlier_vectors_were_from(tmp_path, settin
     assert [row["vector"] for row in rows] == list(range(len(grown.bank)))
     assert {row["image_id"] for row in rows} == {"3", "4", "7", "8"}
     assert torch.equal(torch.stack(vectors_of(grown, rows, settings)), grown.bank)
-    # A model of an earlier release says nothing of its vectors.
+    # A model that has lost its table says nothing of its vectors.
     *_, partly = fit(listed(tmp_path, 7, 8), settings, name, replace(earlier, origins=b""))
     new = bank_origins.from_bytes(partly, "m").to_pylist()
     assert new == [row for row in rows if row["image_id"] in {"7", "8"}]

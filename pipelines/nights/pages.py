@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ops.storage.paths import Out
-from pipelines.night_hooks import NightHooks
-from pipelines.night_settings import NightSettings
-from pipelines.night_warnings import NightWarnings
+from pipelines.nights.hooks import NightHooks
+from pipelines.nights.settings import NightSettings
+from pipelines.nights.warnings import NightWarnings
 from pipelines.reports import report, report_index, trends
 from pipelines.reports.report_data import ReportSettings
 from pipelines.reports.trend_data import TrendSettings

@@ -8,8 +8,8 @@ from typing import Any
 from ops.detectors.model_folder import ModelCard
 from ops.storage import files, parquet
 from ops.storage.paths import Out
-from pipelines.night_hooks import NightHooks
-from pipelines.night_settings import NightSettings
+from pipelines.nights.hooks import NightHooks
+from pipelines.nights.settings import NightSettings
 from pipelines.reports import drift, model_fit, run_summary, trend_alarms
 from pipelines.reports.alerts import AlertLimits, find_alerts
 from pipelines.reports.part_summary import incomplete_parts

@@ -9,12 +9,12 @@ import pytest
 from ops.errors import UserError
 from ops.storage import files
 from ops.storage.paths import Out
-from pipelines.night_pages import NightPages
-from pipelines.night_settings import NightSettings
-from pipelines.night_warnings import NightWarnings
+from pipelines.nights.pages import NightPages
+from pipelines.nights.settings import NightSettings
+from pipelines.nights.warnings import NightWarnings
 from pipelines.reports import report_index, trends
+from tests.pipelines.nights.test_night import night, world
 from tests.pipelines.reports.test_trends import NONE, parts_of
-from tests.pipelines.test_nightly import night, world
 from tests.runs import finish, model_of
 
 __all__ = ["world"]

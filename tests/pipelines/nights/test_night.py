@@ -12,9 +12,9 @@ from ops.detectors.model_folder import write_model
 from ops.errors import SettingError, UserError
 from ops.storage import files
 from ops.storage.paths import Out
-from pipelines.night_hooks import NightHooks
-from pipelines.night_settings import NightSettings
-from pipelines.nightly import Night
+from pipelines.nights.hooks import NightHooks
+from pipelines.nights.night import Night
+from pipelines.nights.settings import NightSettings
 from pipelines.tables import run_records
 from tests.conftest import tiny_model
 

@@ -20,10 +20,10 @@ from ops.storage.paths import Out
 from pipelines.cluster import memory
 from pipelines.cluster.connection import connected
 from pipelines.cluster.shared_model import SharedModel
-from pipelines.night_hooks import NightHooks
-from pipelines.night_pages import NightPages
-from pipelines.night_settings import NightSettings
-from pipelines.night_warnings import NightWarnings
+from pipelines.nights.hooks import NightHooks
+from pipelines.nights.pages import NightPages
+from pipelines.nights.settings import NightSettings
+from pipelines.nights.warnings import NightWarnings
 from pipelines.reports import model_fit
 from pipelines.scoring import deduplicate, score, verify_content
 from pipelines.scoring.resume import resume_or_start

@@ -1,0 +1,1 @@
+"""One night: list the archive, score what is pending, warn, and write the pages."""

@@ -102,9 +102,14 @@ def ray_job(world, verb: str, *words: str) -> None:
     )
 
 
+def told(world, job: str, what: str = "") -> dict:
+    address = f"{world.cluster.dashboard}/api/jobs/{job}{what}"
+    with urllib.request.urlopen(address) as answer:
+        return json.load(answer)
+
+
 def status(world, job: str) -> str:
-    with urllib.request.urlopen(f"{world.cluster.dashboard}/api/jobs/{job}") as answer:
-        return json.load(answer)["status"]
+    return told(world, job)["status"]
 
 
 def stop(world, job: str) -> None:
@@ -129,15 +134,17 @@ def test_a_stopped_job_writes_no_more_and_is_finished_by_the_same_command(world)
     case = Case("driver", 0.5, "none")
     tables, _, _ = world.undisturbed(case)
     out = world.place("disk", "stopped")
-    command = ["--", "python", "-m", "jobs.score"]
+    # Not --working-dir: the nodes share this machine's disk, and each node's agent would remove
+    # and unpack the uploaded folder in the same place, while the job runs in it.
+    command = ["--runtime-env-json", json.dumps({"env_vars": {"PYTHONPATH": str(ROOT)}})]
+    command += ["--", "python", "-m", "jobs.score"]
     command += world.warehouse("disk").words(out, "--maps", case.maps)
-    ray_job(
-        world, "submit", "--no-wait", "--submission-id", "first", "--working-dir", ".", *command
-    )
+    ray_job(world, "submit", "--no-wait", "--submission-id", "first", *command)
     deadline = time.monotonic() + 120
     while not 0.2 <= done(world, out) < 1:
         assert time.monotonic() < deadline
-        assert status(world, "first") in {"PENDING", "RUNNING"}
+        found = told(world, "first")
+        assert found["status"] in {"PENDING", "RUNNING"}, told(world, "first", "/logs")["logs"]
         time.sleep(0.05)
     assert at_work(world)
     stop(world, "first")
@@ -152,7 +159,7 @@ def test_a_stopped_job_writes_no_more_and_is_finished_by_the_same_command(world)
     time.sleep(5)
     assert versions(out) == left
     assert at_work(world) == []
-    ray_job(world, "submit", "--submission-id", "second", "--working-dir", ".", *command)
+    ray_job(world, "submit", "--submission-id", "second", *command)
     assert status(world, "second") == "SUCCEEDED"
     assert published(out).equals(tables.scores)
     assert regions(out).equals(tables.regions)

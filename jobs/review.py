@@ -29,6 +29,7 @@ from ops.errors import SettingError, UserError
 from ops.results.decision_table import check_name
 from ops.storage.paths import Out
 from pipelines.review import queue
+from pipelines.review.filters import Filter
 from pipelines.review.nearest import METHODS, Nearest
 from pipelines.review.pictures import Pictures
 from pipelines.tables import model_names
@@ -93,6 +94,11 @@ def main(argv: Sequence[str]) -> int:
         page = Page(parts, pictures, settings.who or user_name(), nearest)
         app = application(page, token, f"nightloupe-{port}", _hosts(settings, port))
         echo(f"model: {model}")
+        if left_out := parts.counts(Filter())["left_out"]:
+            echo(
+                f"{left_out:,} parts were called false alarms under this model and are left out; "
+                "the page shows them when asked"
+            )
         echo(f"open in a browser: http://{_name(settings.host)}:{port}/?token={token}")
         if not _is_loopback(settings.host):
             echo("warning: other machines can open the page, and its traffic is not encrypted")

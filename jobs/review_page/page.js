@@ -2,7 +2,6 @@
 
 const SIZE = 60;
 const WORDS = { defect: "defect", false_alarm: "false alarm", unsure: "unsure", undecided: "undecided" };
-const form = get("filters");
 let offset = 0; // of the grid's page
 let rows = []; // of the grid
 let current = null; // the part that is shown, with its regions
@@ -54,13 +53,6 @@ function work(task) {
   return queue;
 }
 
-function filter() {
-  const values = {};
-  for (const [name, value] of new FormData(form)) if (value !== "") values[name] = value;
-  const product = form.elements.product.selectedOptions[0];
-  if (product && product.dataset.value !== undefined) values.product = product.dataset.value;
-  return values;
-}
 function showProgress(counts) {
   get("decided").textContent = `${count(counts.decided)} of ${count(counts.listed)} decided`;
   get("bar").max = Math.max(counts.listed, 1);
@@ -104,6 +96,8 @@ async function showList() {
   get("shown").textContent = plural(answer.parts, "part");
   get("grid").replaceChildren(...rows.map(card));
   get("none").hidden = answer.parts > 0;
+  get("left-out").hidden = answer.left_out === 0;
+  get("left-out").firstElementChild.textContent = `Left out: ${plural(answer.left_out, "part")} that a person called a false alarm under this model before the list was read.`;
   const pages = Math.max(1, Math.ceil(answer.parts / SIZE));
   get("page").value = 1 + offset / SIZE;
   get("of").textContent = `of ${count(pages)}`;
@@ -120,25 +114,6 @@ function turnTo(page) {
     scrollTo(0, 0);
     get("told").textContent = `page ${1 + offset / SIZE}`;
   });
-}
-function choices(name, groups, isProduct) {
-  for (const group of groups) {
-    if (group.name === null && !isProduct) continue;
-    const option = make("option", `${group.label} (${count(group.anomalous)} anomalous)`);
-    option.value = isProduct ? `product:${group.name}` : group.name;
-    if (isProduct && group.name !== null) option.dataset.value = group.name;
-    form.elements[name].append(option);
-  }
-}
-// A filter for each field of the paths' pattern, such as a line or a shift.
-function addField(field) {
-  const label = make("label", field.label), select = make("select"), all = make("option", "all");
-  select.name = `field_${field.name}`;
-  all.value = "";
-  select.append(all);
-  label.append(" ", select);
-  form.elements.most_p.parentElement.before(label);
-  choices(select.name, field.values);
 }
 
 // One part.
@@ -181,11 +156,7 @@ async function showPart(id) {
   showPicture(answer);
   get("name").focus({ preventScroll: true });
   get("told").textContent = `${nameOf(row.uri)}, ${get("position").textContent}, ${get("standing").textContent}`;
-  fetchAhead(row.place);
-}
-async function fetchAhead(place) {
-  const answer = await ask("/api/parts", { ...filter(), after: place, limit: 1 }).catch(() => ({ rows: [] }));
-  for (const row of answer.rows) if (row.status === "ok") new Image().src = pictureOf(row, { side: 1600 });
+  fetchAhead(row);
 }
 async function step(direction) {
   const answer = await ask("/api/parts", { ...filter(), [direction]: current.row.place, limit: 1 });
@@ -279,16 +250,9 @@ addEventListener("keydown", (event) => {
   else return;
   event.preventDefault();
 });
-for (const [id, action] of Object.entries({ in: () => zoom(1.5), out: () => zoom(1 / 1.5), fit, peak: lookAtPeak, map: () => toggle("map"), regions: () => toggle("regions"), next: KEYS.j, back: KEYS.k, undo, close: KEYS.Escape, start: () => work(start), earlier: () => turnTo(offset / SIZE), later: () => turnTo(offset / SIZE + 2), reload: () => work(async () => { await ask("/api/load", {}, {}); location.reload(); }) })) get(id).addEventListener("click", action);
+for (const [id, action] of Object.entries({ in: () => zoom(1.5), out: () => zoom(1 / 1.5), fit, peak: lookAtPeak, map: () => toggle("map"), regions: () => toggle("regions"), next: KEYS.j, back: KEYS.k, undo, close: KEYS.Escape, "show-left-out": showLeftOut, start: () => work(start), earlier: () => turnTo(offset / SIZE), later: () => turnTo(offset / SIZE + 2), reload: () => work(async () => { await ask("/api/load", {}, {}); location.reload(); }) })) get(id).addEventListener("click", action);
 for (const button of document.querySelectorAll("[data-decision]")) button.addEventListener("click", () => decideAndGoOn(button.dataset.decision));
 get("page").addEventListener("change", () => turnTo(Number.parseInt(get("page").value, 10)));
-form.addEventListener("input", (event) => {
-  clearTimeout(form.waiting);
-  offset = 0;
-  form.waiting = setTimeout(() => work(showList), event.target.matches("select") ? 0 : 300);
-});
-form.addEventListener("reset", () => setTimeout(() => { offset = 0; work(showList); }));
-form.addEventListener("submit", (event) => event.preventDefault());
 addEventListener("popstate", route);
 addEventListener("resize", () => { if (current && current.row.status === "ok") fit(); });
 

@@ -18,13 +18,14 @@ from starlette.routing import Route
 from jobs.review_page.access import Access
 from ops.errors import UserError
 from ops.plain_text import printable
-from ops.results.decision_table import DECISIONS, check_name
+from ops.results.decision_table import DECISIONS
 from pipelines.review.filters import Filter
 from pipelines.review.nearest import Nearest
 from pipelines.review.pictures import NoPicture, Pictures
 from pipelines.review.queue import Queue, Row
 
 _FOLDER = Path(__file__).parent
+_FILES = ("page.css", "page.js", "filters.js", "viewer.js", "nearest.js")
 _KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 #: Rows of a page of the list.
 MOST = 200
@@ -162,7 +163,6 @@ class Page:
         decision, who = str(asked.get("decision")), str(asked.get("who") or self._who)
         if decision not in DECISIONS:
             raise UserError(f"decision {decision!r} must be one of {', '.join(DECISIONS)}")
-        check_name(who)
         # Before anything is stored, for an error says that nothing was.
         chosen = Filter.of(_texts(asked.get("filter")))
         before, after = await anyio.to_thread.run_sync(
@@ -199,7 +199,7 @@ class Page:
 def application(page: Page, token: str, cookie: str, hosts: Sequence[str]) -> Starlette:
     """The application; see `Access` for `token`, `cookie` and `hosts`."""
     gets: dict[str, Callable[[Request], Response]] = {
-        **dict.fromkeys(("/", "/page.css", "/page.js", "/viewer.js", "/nearest.js"), page.file),
+        **dict.fromkeys(("/", *(f"/{name}" for name in _FILES)), page.file),
         "/api/overview": page.overview,
         "/api/parts": page.parts,
         "/api/part": page.part,

@@ -111,6 +111,14 @@ function showPicture({ row, regions }) {
   fit();
 }
 
+// The next picture, once that of this part is shown, whose decoding it would slow down.
+async function fetchAhead({ place }) {
+  await get("whole").decode().catch(() => {});
+  if (!current || current.row.place !== place) return;
+  const answer = await ask("/api/parts", { ...filter(), after: place, limit: 1 }).catch(() => ({ rows: [] }));
+  for (const row of answer.rows) if (row.status === "ok") new Image().src = pictureOf(row, { side: 1600 });
+}
+
 get("viewer").addEventListener("wheel", (event) => {
   if (!current || current.row.status !== "ok") return;
   event.preventDefault();

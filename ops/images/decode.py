@@ -33,10 +33,9 @@ Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 _Reader = Callable[[bytes, PixelLimit], Raster]
 #: Formats that Pillow alone reads.
 _PILLOW = {"BMP": ("BMP", "DIB"), "GIF": ("GIF",), "WebP": ("WEBP",)}
-#: Kinds of `ops.archives.file_kinds` but TIFF, which takes a page.
+#: Kinds of `ops.archives.file_kinds` but TIFF, which takes a page, and JPEG, which takes a side.
 _READERS: dict[str, _Reader] = {
     "PNG": png.read,
-    "JPEG": jpeg.read,
     "JPEG 2000": jpeg2000.read,
     "JPEG XL": jpeg_xl.read,
     "HEIC": heif.read_heic,
@@ -105,12 +104,15 @@ def decode(
     data: bytes,
     settings: DecodeSettings = DecodeSettings(),
     admit: Callable[[int], object] = lambda _: None,
+    least_side: int | None = None,
 ) -> Picture:
     """Decode one image file. The format is read from its content, not from its name.
 
     CMYK and palettes become RGB, transparent pixels are blended with black, EXIF rotation is
     applied, samples of up to 16 bits keep all bits. `admit` is called with the number of pixels
     before memory is allocated for them, and may wait. No thread is started, but one for HEIC.
+    With `least_side` a JPEG of 8 bits is decoded at 1/2, 1/4 or 1/8 of its size if its longer side
+    then still has so many pixels: for pictures to look at, never for scores.
     Raises Failure (unreadable, unsupported, too_large).
     """
     if not data:
@@ -118,7 +120,8 @@ def decode(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata
-            raster = _read(data, settings, PixelLimit(settings.max_pixels, admit))
+            limit = PixelLimit(settings.max_pixels, admit)
+            raster = _read(data, settings, limit, least_side)
             return _picture(raster, settings)
     except Failure:
         raise
@@ -131,11 +134,16 @@ def decode(
         raise Failure("unreadable", f"damaged ({type(error).__name__}: {words})") from None
 
 
-def _read(data: bytes, settings: DecodeSettings, limit: PixelLimit) -> Raster:
+def _read(
+    data: bytes, settings: DecodeSettings, limit: PixelLimit, least_side: int | None
+) -> Raster:
     kind = file_kinds.kind_of(data)
     if kind == "TIFF":
         return tiff.read(data, settings.page, limit)
-    raster = _read_single(data, kind, limit)
+    if kind == "JPEG":
+        raster = jpeg.read(data, limit, least_side)
+    else:
+        raster = _read_single(data, kind, limit)
     if (settings.page or 1) > 1:
         message = f"it is a {kind}, which has 1 page, so there is no --decode.page {settings.page}"
         raise Failure("unsupported", message)

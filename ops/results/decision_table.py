@@ -52,13 +52,22 @@ RULES = (
 )
 
 
+#: What a name of a person is, in words.
+NAME_RULE = (
+    f"at most {LONGEST_NAME} characters that can be printed, so none that turns the direction of "
+    "writing"
+)
+
+
+def is_name(who: str) -> bool:
+    """Whether a text can be the name of a person who decides; an empty one stands for nobody."""
+    return len(who) <= LONGEST_NAME and who.isprintable()
+
+
 def check_name(who: str) -> None:
     """Check the name of a person who decides. Raises SettingError."""
-    if len(who) > LONGEST_NAME or not who.isprintable():
-        raise SettingError(
-            f"who {who[:LONGEST_NAME]!r} must have at most {LONGEST_NAME} characters, all of which "
-            "can be printed"
-        )
+    if not is_name(who):
+        raise SettingError(f"who {who[:LONGEST_NAME]!r} must have {NAME_RULE}")
 
 
 def violations(table: pa.Table) -> list[str]:

@@ -7,11 +7,12 @@ import re
 from dataclasses import dataclass
 
 from ops.errors import UserError
-from ops.results.decision_table import DECISIONS, LONGEST_COMMENT, LONGEST_NAME
+from ops.results.decision_table import DECISIONS, LONGEST_COMMENT, NAME_RULE, is_name
 from pipelines.labelling.refusals import Refusals, Rule
 
 _WORD = Rule("of an unknown word", f"a decision is one of {', '.join(DECISIONS)}")
 _NAMELESS = Rule("that name no image", "name it by image_id, or by its address")
+_NAME = Rule("whose name of a person is not taken", f"it has {NAME_RULE}")
 _TIME = Rule("whose time is not read", "write it as 2026-11-20T06:12:00Z; UTC is the default")
 _REGION = Rule("whose region is no number", "regions of an image are numbered from 1")
 _BOX = Rule("whose bbox is not four numbers", "a bbox is [x, y, width, height] in pixels")
@@ -75,7 +76,7 @@ class Statements:
                 _text("run_id", run_id),
                 _region(region),
                 _box(box),
-                _text("name", who, LONGEST_NAME),
+                _name(who),
                 _time(at),
                 _text("comment", comment, LONGEST_COMMENT, "\t\n\r") or None,
             )
@@ -123,6 +124,15 @@ def _text(what: str, value: object, longest: int = _LONGEST_ADDRESS, spaces: str
     if _UNPRINTED.search(value.translate(dict.fromkeys(map(ord, spaces)))):
         raise _Broken(rule, value)
     return value.strip()
+
+
+def _name(value: object) -> str:
+    """The name of a person; empty for null."""
+    if value is None:
+        return ""
+    if not isinstance(value, str) or not is_name(name := value.strip()):
+        raise _Broken(_NAME, value)
+    return name
 
 
 def _region(value: object) -> int | None:

@@ -39,12 +39,15 @@ class PartFiles(NamedTuple):
     decode: DecodeSettings
     fetch: FetchSettings
 
-    def picture(self, row: Row, member: Mapping[str, Any]) -> Picture:
+    def picture(
+        self, row: Row, member: Mapping[str, Any], least_side: int | None = None
+    ) -> Picture:
         """The picture that was scored; `member` is an entry of `members_of`, or has only None.
 
-        Raises Changed if the address holds other bytes now, or a Failure.
+        With `least_side` it may be smaller, see `decode`. Raises Changed if the address holds other
+        bytes now, or a Failure.
         """
-        return decode(self._bytes(row, member), self.decode)
+        return decode(self._bytes(row, member), self.decode, least_side=least_side)
 
     def _bytes(self, row: Row, member: Mapping[str, Any]) -> bytes:
         """The bytes that were scored: of the member, or by name if its archive was rewritten."""

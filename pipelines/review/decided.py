@@ -15,9 +15,11 @@ _SCHEMA = pa.schema([*decision_table.SCHEMA, pa.field("number", pa.int64())])
 
 
 class Decided:
-    """The tables `made`, of all decisions, and `standing`, of those of images that stand.
+    """The tables `made`, of all decisions, `standing`, of those of images that stand, and `fresh`,
+    of the addresses (`uri`) about which the last read found decisions.
 
-    Files of decisions never change, so each is read once. Calls must not overlap.
+    Files of decisions never change, so each is read once, and what stands is found anew for fresh
+    addresses alone. Calls must not overlap.
     """
 
     def __init__(self, database: duckdb.DuckDBPyConnection, out: Out) -> None:
@@ -28,30 +30,41 @@ class Decided:
         database.register("incoming", _SCHEMA.empty_table())
         database.execute("CREATE TABLE made AS FROM incoming")
         database.unregister("incoming")
+        database.execute("CREATE TABLE fresh AS SELECT uri FROM made")
         with tempfile.TemporaryDirectory(prefix="nightloupe-") as folder:
             decisions.define(database, decision_table.SCHEMA.empty_table(), folder)
-        database.execute("CREATE OR REPLACE MACRO all_decisions() AS TABLE FROM made")
-        self._settle()
+        database.execute(
+            "CREATE OR REPLACE MACRO all_decisions() AS TABLE FROM made SEMI JOIN fresh USING (uri)"
+        )
+        database.execute("CREATE TABLE standing AS FROM image_decisions()")
 
-    def refresh(self) -> None:
-        """Read what was published since. Raises UserError for a file that cannot be read."""
-        self._read([place for place in decisions.published(self._out) if place not in self._known])
+    def refresh(self) -> bool:
+        """Read what was published since; whether there was anything.
 
-    def add(self, location: str) -> None:
-        """Read a file that was just published."""
-        self._read([location])
+        Raises UserError for a file that cannot be read.
+        """
+        new = [place for place in decisions.published(self._out) if place not in self._known]
+        if new:
+            self.add(new)
+        return bool(new)
 
-    def _read(self, places: list[str]) -> None:
-        if not places:
-            return
+    def add(self, places: list[str]) -> None:
+        """Read files that are published and were not read before."""
         rows = decisions.read(places)
         numbers = pa.array(range(self.count + 1, self.count + 1 + len(rows)), pa.int64())
         self._database.register("incoming", rows.append_column(_SCHEMA.field("number"), numbers))
-        self._database.execute("INSERT INTO made FROM incoming")
-        self._database.unregister("incoming")
+        self._database.begin()
+        try:
+            self._database.execute("INSERT INTO made FROM incoming")
+            self._database.execute("DELETE FROM fresh")
+            self._database.execute("INSERT INTO fresh SELECT DISTINCT uri FROM incoming")
+            self._database.execute("DELETE FROM standing WHERE uri IN (FROM fresh)")
+            self._database.execute("INSERT INTO standing FROM image_decisions()")
+        except BaseException:
+            self._database.rollback()
+            raise
+        finally:
+            self._database.unregister("incoming")
+        self._database.commit()
         self.count += len(rows)
         self._known |= set(places)
-        self._settle()
-
-    def _settle(self) -> None:
-        self._database.execute("CREATE OR REPLACE TABLE standing AS FROM image_decisions()")

@@ -23,6 +23,8 @@ _DECIDED = {
     "no": "decision IS NULL",
     **{name: f"decision = '{name}'" for name in DECISIONS if name != UNDECIDED},
 }
+#: Whether dismissed alarms are shown.
+_SHOWN = ("shown",)
 _NUMBERS = {"most_p": "p_value <= $most_p", "least_score": "score >= $least_score"}
 _TEXTS = {
     "night": "left(run_id, 10) = $night",
@@ -36,7 +38,7 @@ _TEXTS = {
 
 @dataclass(frozen=True)
 class Filter:
-    """Parts that meet all conditions; an empty one is met by all."""
+    """Parts that meet all conditions; an empty one is met by all but dismissed alarms."""
 
     night: str = ""
     product: str | None = None
@@ -48,12 +50,19 @@ class Filter:
     most_p: str = ""
     least_score: str = ""
     text: str = ""
+    false_alarms: str = ""
+    """`shown` for alarms too that were dismissed before the list was read: anomalous parts that a
+    person called false alarms under this model. A filter of decisions shows them."""
     fields: tuple[tuple[str, str], ...] = ()
     """Names and values of fields of the paths' pattern."""
 
     def __post_init__(self) -> None:
         """Check values. Raises SettingError."""
-        for name, known in (("verdict", VERDICTS), ("decided", _DECIDED)):
+        for name, known in (
+            ("verdict", VERDICTS),
+            ("decided", _DECIDED),
+            ("false_alarms", _SHOWN),
+        ):
             if (value := getattr(self, name)) and value not in known:
                 raise SettingError(f"{name} {value!r} must be one of {', '.join(known)}")
         for name in _NUMBERS:
@@ -71,8 +80,21 @@ class Filter:
         )
         return cls(**{name: value for name, value in values.items() if name in names}, fields=own)
 
+    @property
+    def decided_sql(self) -> str:
+        """The condition of decisions."""
+        return _DECIDED[self.decided] if self.decided else "true"
+
+    @property
+    def dismissed_sql(self) -> str:
+        """The condition that leaves out dismissed alarms."""
+        return "true" if self.false_alarms or self.decided not in {"", "no"} else "NOT dismissed"
+
     def sql(self, with_decided: bool = True) -> tuple[str, dict[str, Any]]:
-        """A condition over the columns of a list, and its parameters."""
+        """A condition over the columns of a list, and its parameters.
+
+        Without `with_decided` it has neither `decided_sql` nor `dismissed_sql`.
+        """
         conditions, values = ["true"], dict[str, Any]()
         for name, condition in (_TEXTS | _NUMBERS).items():
             value = getattr(self, name)
@@ -85,8 +107,8 @@ class Filter:
             values |= {f"field_{number}": name, f"value_{number}": value}
         if self.verdict:
             conditions.append(VERDICTS[self.verdict])
-        if self.decided and with_decided:
-            conditions.append(_DECIDED[self.decided])
+        if with_decided:
+            conditions += [self.decided_sql, self.dismissed_sql]
         return " AND ".join(conditions), values
 
 

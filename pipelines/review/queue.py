@@ -1,7 +1,8 @@
 """The list of parts to look at: the current view in a database of its own, with decisions.
 
-The list is read once, in the order of `worst_first`, so that a page of a million parts is found in
-milliseconds. Decisions are published as they are made and read again as others publish theirs.
+The list is read once, in the order of `worst_first`, and each row holds what stands of its part, so
+that a page of a million parts is found in milliseconds. Decisions are published as they are made,
+and read again as others publish theirs; either changes the rows that they are about.
 """
 
 from __future__ import annotations
@@ -33,21 +34,43 @@ from pipelines.tables.database import opened as database_opened
 from pipelines.tables.model_names import NamedModel
 
 Row = dict[str, Any]
-#: Decisions are joined when a page asks for them.
+#: Decisions are joined to the rows of the list, where they have names of their own.
 _READ = [name for name in current_scores.VIEW.names if name not in decided_images.COLUMNS.names]
 _SCHEMA = pa.schema([pa.field("place", pa.int64()), *map(current_scores.VIEW.field, _READ)])
 #: A decision is of the bytes that were shown, see deploy/sql/duckdb_labels.sql.
-_LISTED = """
-    SELECT parts.*, standing.decision, standing.who, standing.decided_at
-    FROM parts LEFT JOIN standing ON standing.uri = parts.uri
-        AND bytes_of(standing.content_sha256, standing.image_id)
-            = bytes_of(parts.content_sha256, parts.image_id)
-"""
+_JOINED = f"""
+    SELECT *, {decided_images.DISMISSED} AS dismissed
+    FROM (
+        SELECT listed.*, standing.decision, standing.who, standing.decided_at,
+               standing.decision AS decided, standing.model_id AS decided_model_id
+        FROM {{listed}} AS listed LEFT JOIN standing ON standing.uri = listed.uri
+            AND bytes_of(standing.content_sha256, standing.image_id)
+                = bytes_of(listed.content_sha256, listed.image_id)
+    )
+"""  # noqa: S608 - text of this project
+_CREATE = f"""
+    CREATE OR REPLACE TABLE parts AS
+    SELECT * EXCLUDE (decided, decided_model_id) FROM ({_JOINED.format(listed="incoming")})
+"""  # noqa: S608 - text of this project
+_FRESH = """(
+    SELECT place, uri, image_id, content_sha256, is_anomalous FROM parts SEMI JOIN fresh USING (uri)
+)"""
+#: A part that is decided now stays in the list; one that is no false alarm any more comes back.
+_MARK = f"""
+    UPDATE parts
+    SET decision = now.decision, who = now.who, decided_at = now.decided_at,
+        dismissed = parts.dismissed AND now.dismissed
+    FROM (
+        {_JOINED.format(listed=_FRESH)}
+    ) AS now
+    WHERE parts.place = now.place
+"""  # noqa: S608 - text of this project
 _COUNTS = """
     count(*) AS parts, count(decision) AS decided,
     count(*) FILTER (is_anomalous) AS anomalous,
     count(decision) FILTER (is_anomalous) AS anomalous_decided
 """
+_REGIONS = "CREATE OR REPLACE TABLE regions AS FROM incoming"
 #: Fields of the paths' pattern with their values: of each field those with most anomalous parts.
 _MOST = {"fields": 20, "values": 200}
 _FIELDS = """
@@ -87,22 +110,36 @@ class Queue:
                 rows = current_scores.query(
                     source, self.model.model_id, views=views, listing=listing
                 )
-                self._store("parts", _SCHEMA, _numbered(rows))
+                self._store(_CREATE, _SCHEMA, _numbered(rows), {"model": self.model.model_id})
                 regions = current_regions.query(source, self.model.model_id, listing=listing)
                 wanted = region_table.SCHEMA
-                self._store("regions", wanted, (b.select(wanted.names) for b in regions))
+                self._store(_REGIONS, wanted, (b.select(wanted.names) for b in regions))
                 check()
 
+            self._decided.refresh()  # the list is joined to what stands
             others = listing.location if listing else ""
             current_scores.read_consistently(self.out, read, "2GB", others, regions=True)
             self._tables = tables  # now that they are read, or the page would not offer them again
-            self._decided.refresh()
 
-    def _store(self, name: str, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
+    def _store(
+        self,
+        sql: str,
+        schema: pa.Schema,
+        batches: Iterator[pa.RecordBatch],
+        values: dict[str, Any] | None = None,
+    ) -> None:
         reader = pa.RecordBatchReader.from_batches(schema, batches)
         self._database.register("incoming", reader)
-        self._database.execute(f"CREATE OR REPLACE TABLE {name} AS FROM incoming")
+        self._database.execute(sql, values or {})
         self._database.unregister("incoming")
+
+    def _refresh(self) -> None:
+        """Read the decisions of others, and mark the parts that they are about."""
+        if self._decided.refresh():
+            self._mark()
+
+    def _mark(self) -> None:
+        self._database.execute(_MARK, {"model": self.model.model_id})
 
     def _rows(self, sql: str, values: dict[str, Any]) -> list[Row]:
         with self._lock:
@@ -127,7 +164,7 @@ class Queue:
         order = {"nights": "name DESC", "views": "name"}
         return {
             name: self._rows(
-                f"SELECT {column} AS name, {_COUNTS} FROM ({_LISTED}) GROUP BY ALL "  # noqa: S608 - names of this file
+                f"SELECT {column} AS name, {_COUNTS} FROM parts GROUP BY ALL "  # noqa: S608 - names of this file
                 f"ORDER BY {order.get(name, 'anomalous DESC, name')} NULLS LAST",
                 {},
             )
@@ -142,14 +179,16 @@ class Queue:
         return found
 
     def counts(self, chosen: Filter) -> Row:
-        """Numbers of a filter: `parts` that it shows, and of those with any decision or none
-        (`listed`), how many are `decided`.
+        """Numbers of a filter: `parts` that it shows, of those with any decision or none
+        (`listed`) how many are `decided`, and how many dismissed alarms are `left_out`.
         """
         where, values = chosen.sql(with_decided=False)
-        shown, _ = chosen.sql()
         (row,) = self._rows(
-            f"SELECT count(*) AS listed, count(decision) AS decided, "  # noqa: S608 - names of this file
-            f"count(*) FILTER ({shown}) AS parts FROM ({_LISTED}) WHERE {where}",
+            f"SELECT count(*) FILTER (listed) AS listed, "  # noqa: S608 - names of this file
+            "count(decision) FILTER (listed) AS decided, "
+            f"count(*) FILTER (listed AND {chosen.decided_sql}) AS parts, "
+            "count(*) FILTER (NOT listed) AS left_out "
+            f"FROM (SELECT decision, {chosen.dismissed_sql} AS listed FROM parts WHERE {where})",
             values,
         )
         return row
@@ -170,22 +209,22 @@ class Queue:
 
     def _page(self, chosen: Filter, more: str, order: str, paging: dict[str, Any]) -> list[Row]:
         where, values = chosen.sql()
+        # Of the many columns only those of the page are read.
         return self._rows(
-            f"FROM ({_LISTED}) WHERE {more} AND {where} "
-            f"ORDER BY {order} LIMIT $limit OFFSET $offset",
+            f"FROM parts WHERE place IN (SELECT place FROM parts WHERE {more} AND {where} "  # noqa: S608 - names of this file
+            f"ORDER BY {order} LIMIT $limit OFFSET $offset) ORDER BY {order}",
             values | paging,
         )
 
     def position(self, chosen: Filter, place: int) -> int:
         """How many parts of a filter come before a place."""
         where, values = chosen.sql()
-        sql = f"SELECT count(*) AS n FROM ({_LISTED}) WHERE place < $at AND {where}"  # noqa: S608 - names of this file
+        sql = f"SELECT count(*) AS n FROM parts WHERE place < $at AND {where}"  # noqa: S608 - names of this file
         return int(self._rows(sql, values | {"at": place})[0]["n"])
 
     def part(self, image_id: str) -> Row | None:
         """One row of the list; None if there is none."""
-        sql = f"FROM ({_LISTED}) WHERE image_id = $image"
-        rows = self._rows(sql, {"image": image_id})
+        rows = self._rows("FROM parts WHERE image_id = $image", {"image": image_id})
         return rows[0] if rows else None
 
     def regions(self, image_id: str) -> list[Row]:
@@ -200,12 +239,13 @@ class Queue:
         UserError if there is no such part, ValueError for an unknown decision.
         """
         with self._lock:
-            self._decided.refresh()
+            self._refresh()
             before = self.part(image_id)
             if before is None:
                 raise UserError(f"no part of the list has the id {image_id}; load the page again")
             row = decisions.decided(before, decision, who=who, source="page")
-            self._decided.add(decisions.append(self.out, [row]))
+            self._decided.add([decisions.append(self.out, [row])])
+            self._mark()
             after = self.part(image_id)
             assert after is not None
             return before, after
@@ -213,14 +253,14 @@ class Queue:
     def news(self, seen: int) -> tuple[int, list[Row]]:
         """The number of decisions read so far, and parts of those after the first `seen`."""
         with self._lock:
-            self._decided.refresh()
+            self._refresh()
             number = self._decided.count
         if seen >= number:
             return number, []
-        sql = f"""
-            SELECT image_id, uri, decision, who, decided_at FROM ({_LISTED})
+        sql = """
+            SELECT image_id, uri, decision, who, decided_at FROM parts
             SEMI JOIN (FROM made WHERE number > $seen) USING (uri) LIMIT 1000
-        """  # noqa: S608 - names of this file
+        """
         rows = self._rows(sql, {"seen": seen})
         return number, [row | {"decision": row["decision"] or UNDECIDED} for row in rows]
 

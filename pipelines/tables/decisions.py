@@ -49,8 +49,10 @@ def decided(
 ) -> dict[str, Any]:
     """A row of `decision_table.SCHEMA`, given the row of the score table that was shown.
 
-    `region` is the number of one of its regions. `at` is now by default.
+    `region` is the number of one of its regions. `at` is now by default. Raises SettingError if
+    `who` can be no name, see `decision_table.check_name`.
     """
+    decision_table.check_name(who)
     return {name: score[name] for name in OF_SCORE} | {
         "region": region,
         "decision": decision,

@@ -316,6 +316,24 @@ def test_the_user_is_who_decided_by_default(leave, out, tmp_path, monkeypatch):
     assert stored(out) == [("bolt/0.png", "defect", "dora")]
 
 
+def test_a_name_that_turns_the_direction_of_writing_is_refused_wherever_it_stands(
+    leave, out, tmp_path, monkeypatch
+):
+    hostile, row = "ann\u202egnp", "bolt/0.png,defect"
+    by_setting = "who 'ann\\u202egnp' must have at most 100 characters that can be printed"
+    name = csv_of(tmp_path, f"uri,decision\n{row}\n")
+    code, _, err = leave("label", name, "--who", hostile)
+    assert (code, by_setting in err) == (2, True)
+    monkeypatch.setenv("LOGNAME", hostile)
+    code, _, err = leave("label", name)
+    assert (code, by_setting in err) == (2, True)
+    err = refused(leave, out, csv_of(tmp_path, f"uri,decision,who\n{row},{hostile}\n"))
+    assert "whose name of a person is not taken (1): line 2 ('ann\\u202egnp')" in err
+    name = saved(tmp_path, [of_report("bolt/0", "defect", who=hostile)])
+    assert "whose name of a person is not taken (1)" in refused(leave, out, name)
+    assert stored(out) == []
+
+
 def test_regions_are_decided_by_their_number(leave, with_regions, tmp_path):
     text = "uri,decision,number\nbolt/0.png,defect,1.0\nbolt/0.png,false alarm,2\n"
     assert leave("label", csv_of(tmp_path, text))[0] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 import json
 import shutil
@@ -16,6 +17,7 @@ from starlette.testclient import TestClient
 from jobs.review_page.server import Page, application
 from ops.archives.fetch import FetchSettings
 from ops.results import map_png, overlays
+from ops.results.decision_table import DECISIONS
 from ops.storage import files, uris
 from ops.storage.paths import Out
 from pipelines.review import queue
@@ -297,6 +299,83 @@ def test_of_two_people_the_last_wins_and_is_told_what_was_replaced(served):
     # One that was shown is replaced without a word.
     again = decide(ann, image_id, "unsure", who="ann", seen=row["decided_at"])
     assert again.json()["replaced"] is None
+
+
+def test_alarms_that_were_dismissed_before_the_list_was_read_are_left_out_and_counted(served):
+    out, first, second = served
+    ann, bob = client(first), client(second)
+    flagged = [row["image_id"] for row in listed(ann, verdict="anomalous")["rows"]]
+    normal = listed(ann, verdict="normal")["rows"][0]["image_id"]
+    for image_id, decision in ((flagged[0], "false_alarm"), (flagged[1], "false_alarm")):
+        decide(ann, image_id, decision)
+    decide(ann, flagged[2], "defect")
+    decide(ann, normal, "false_alarm")
+    of_another = ann.get("/api/part", params={"id": flagged[3]}).json()["row"]
+    row = rows_of(out)[of_another["image_id"]] | {"model_id": "another"}
+    decisions.append(out, [decisions.decided(row, "false_alarm", who="cy", source="page")])
+    # In the list that is open nothing goes from under the eyes.
+    known = listed(ann, limit=200)
+    assert (known["parts"], known["listed"], known["left_out"]) == (120, 120, 0)
+    ann.post("/api/load", headers=ORIGIN)
+    answer = listed(ann, limit=200)
+    counts = {name: answer[name] for name in ("parts", "listed", "decided", "left_out")}
+    assert counts == {"parts": 118, "listed": 118, "decided": 3, "left_out": 2}
+    shown = {row["image_id"] for row in answer["rows"]}
+    assert not shown & {*flagged[:2]}
+    assert {*flagged[2:], normal} <= shown
+    everything = listed(ann, false_alarms="shown")
+    assert (everything["parts"], everything["decided"], everything["left_out"]) == (120, 5, 0)
+    for decided, number in {"yes": 5, "false_alarm": 4, "defect": 1, "no": 115}.items():
+        assert listed(ann, decided=decided)["parts"] == number, decided
+    assert ann.get("/api/part", params={"id": flagged[0]}).status_code == 200
+    assert ann.get("/api/parts", params={"false_alarms": "x"}).status_code == 400
+    # One that another person takes back is in the list again.
+    decide(bob, flagged[0], "undecided")
+    ann.get("/api/news", params={"seen": 0})
+    answer = listed(ann, limit=200)
+    assert (answer["parts"], answer["left_out"]) == (119, 1)
+    assert flagged[0] in {row["image_id"] for row in answer["rows"]}
+
+
+def rows_of(out):
+    """The rows of the list with all columns, by image."""
+    with queue.opened(out, model_names.named(run_records.finished(out))) as parts:
+        return {row["image_id"]: row for row in parts.page(Filter(false_alarms="shown"), 200)}
+
+
+def test_after_any_decisions_an_open_list_is_that_of_a_new_server(served):
+    """Rows are changed as decisions come; a new server joins all decisions anew."""
+    out, first, _ = served
+    ann, random = client(first), np.random.default_rng(0)
+    rows = rows_of(out)
+    images = list(rows)[:12]
+    model = model_names.named(run_records.finished(out))
+    for number in range(40):
+        image_id, decision = random.choice(images), random.choice(list(DECISIONS))
+        if number % 3:
+            assert decide(ann, str(image_id), str(decision)).status_code == 200
+        else:  # by another program, also of regions, of other bytes, and of other times
+            row = dict(rows[str(image_id)])
+            if number % 2:
+                row |= {"content_sha256": "f" * 64}
+            region = int(random.integers(1, 3)) if number % 4 else None
+            at = row["scored_at"].astimezone(datetime.UTC) + datetime.timedelta(hours=number)
+            made = decisions.decided(
+                row, str(decision), who="cy", source="csv", region=region, at=at
+            )
+            decisions.append(out, [made])
+    ann.get("/api/news", params={"seen": 0})
+    with queue.opened(out, model) as again:
+        new = again.page(Filter(false_alarms="shown"), 200)
+        expected = {r["image_id"]: (r["decision"], r["who"]) for r in new}
+        assert again.counts(Filter(false_alarms="shown")) == {
+            name: number
+            for name, number in listed(ann, false_alarms="shown").items()
+            if name != "rows"
+        }
+    found = listed(ann, false_alarms="shown", limit=200)["rows"]
+    assert {r["image_id"]: (r["decision"], r["who"]) for r in found} == expected
+    assert sum(decision is not None for decision, _ in expected.values()) >= 5
 
 
 def test_wrong_decisions_are_refused_with_a_sentence(page):

@@ -44,6 +44,14 @@ def test_lossy_files_give_nearly_their_pixels(kind):
     assert np.abs(picture.pixels.astype(int) - COLOUR).mean() < 6
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "BMP", "JPEG2000"])
+def test_other_kinds_than_jpeg_keep_their_size_for_a_view(kind):
+    data = pictures.encoded(COLOUR, kind)
+    assert np.array_equal(decode(data, least_side=2).pixels, decode(data).pixels)
+    deep = pictures.deep_png(DEEP)
+    assert np.array_equal(decode(deep, least_side=1).pixels, DEEP)
+
+
 def test_pillow_can_open_every_format_that_is_tried():
     Image.init()  # a name unknown to it would make every format behind it unreadable
     assert set(pillow_files.FORMATS) <= set(Image.OPEN)
@@ -437,5 +445,5 @@ def test_files_of_every_kind_that_is_read_are_listed():
         **{"HEIC": ".heic .heif", "AVIF": ".avif", "PNM": ".pbm .pgm .ppm .pam .pfm"},
         **{"TIFF": ".tif .tiff", "BMP": ".bmp", "GIF": ".gif", "WebP": ".webp"},
     }
-    assert set(usual) == {*decode_module._READERS, *decode_module._PILLOW, "TIFF"}
+    assert set(usual) == {*decode_module._READERS, *decode_module._PILLOW, "TIFF", "JPEG"}
     assert set(" ".join(usual.values()).split()) <= set(IMAGE_SUFFIXES.split())

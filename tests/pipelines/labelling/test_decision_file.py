@@ -71,7 +71,8 @@ LONG = "x" * 5000
         (b"uri,decision\nbolt/\xff.png,defect\n", "not UTF-8 at byte 18; save it as UTF-8, in Ex"),
         ("uri,decision\n".encode("utf-16"), "is not UTF-8 at byte 0"),
         (f"uri,decision\n{LONG},defect\n", "whose address is not taken (1): line 2 ('xxx"),
-        (f"uri,decision,who\nbolt/0.png,defect,{LONG}\n", "it is a text of at most 100 characters"),
+        (f"uri,decision,who\nbolt/0.png,defect,{LONG}\n", "it has at most 100 characters"),
+        ("uri,decision,who\nbolt/0.png,defect,a\u202eb\n", "of a person is not taken (1): line 2"),
         ("uri,decision,who\nbolt/0.png,defect,a\x1b[2J\n", "line 2 ('a\\x1b[2J')"),
         (
             "uri,decision,region\nbolt/0.png,defect,x\n",

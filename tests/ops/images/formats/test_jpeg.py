@@ -75,6 +75,51 @@ def test_an_embedded_preview_is_not_decoded():
     assert np.array_equal(decode(data).pixels, plain(data))
 
 
+LARGE = Image.fromarray(COLOUR[:3, :5]).resize((500, 301), Image.Resampling.BICUBIC)
+
+
+def small(data: bytes, least_side: int) -> np.ndarray:
+    """The pixels for a view of so many pixels, beside the file's own at that size."""
+    seen = decode(data, least_side=least_side)
+    whole = decode(data)
+    assert seen[1:] == whole[1:]
+    resized = Image.fromarray(whole.pixels).resize((seen.width, seen.height), Image.Resampling.BOX)
+    assert np.abs(np.asarray(resized, int) - seen.pixels).mean() < 2
+    return seen.pixels
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_for_a_view_a_file_is_decoded_at_a_fraction_of_its_size(mode, progressive):
+    data = pictures.encoded(LARGE.convert(mode), "JPEG", quality=95, progressive=progressive)
+    colours = () if mode == "L" else (3,)
+    fractions = {500: 1, 251: 1, 250: 2, 126: 2, 125: 4, 64: 4, 63: 8, 5: 8, 1: 8, 5000: 1}
+    for least_side, fraction in fractions.items():
+        height, width = -(-301 // fraction), -(-500 // fraction)
+        assert small(data, least_side).shape == (height, width, *colours)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_fraction_is_upright_too(orientation):
+    pixels = np.asarray(LARGE).copy()
+    pixels[:100, :100] = 255
+    shape = (151, 250, 3) if orientation < 5 else (250, 151, 3)
+    assert small(pictures.exif_rotated(pixels, orientation, "JPEG"), 250).shape == shape
+
+
+def test_the_first_picture_of_several_is_decoded_at_a_fraction_of_its_size():
+    preview = Image.fromarray(COLOUR[:30, :40])
+    data = pictures.encoded(LARGE, "MPO", save_all=True, append_images=[preview], quality=95)
+    assert small(data, 200).shape == (151, 250, 3)
+
+
+def test_bytes_lost_are_noticed_at_a_fraction_of_the_size_too():
+    data = pictures.encoded(LARGE, "JPEG", quality=90)
+    for lost in (30, 1500):
+        with pytest.raises(Failure, match=r"unreadable: damaged .*truncated"):
+            decode(data[:-lost] + b"\xff\xd9", least_side=50)
+
+
 @pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"\xff\xd8\xff\xda\0\0", b"\xff\xd8" * 40])
 def test_data_that_are_not_a_jpeg_have_no_scan(data):
     assert jpeg.without_end_mark(data) is None

@@ -52,9 +52,21 @@ _CREATE = f"""
     CREATE OR REPLACE TABLE parts AS
     SELECT * EXCLUDE (decided, decided_model_id) FROM ({_JOINED.format(listed="incoming")})
 """  # noqa: S608 - text of this project
+#: Where the rows of an address or an image are: a table in order is searched, not read.
+_PLACES = """
+    CREATE OR REPLACE TABLE places AS
+    SELECT hash(name) AS hashed, place
+    FROM (SELECT uri AS name, place FROM parts UNION ALL SELECT image_id, place FROM parts)
+    ORDER BY hashed
+"""
 _FRESH = """(
     SELECT place, uri, image_id, content_sha256, is_anomalous FROM parts SEMI JOIN fresh USING (uri)
+    WHERE place IN (SELECT place FROM places WHERE hashed IN (SELECT hash(uri) FROM fresh))
 )"""
+_PART = """
+    FROM parts WHERE image_id = $image
+        AND place IN (SELECT place FROM places WHERE hashed = hash($image))
+"""
 #: A part that is decided now stays in the list; one that is no false alarm any more comes back.
 _MARK = f"""
     UPDATE parts
@@ -111,6 +123,7 @@ class Queue:
                     source, self.model.model_id, views=views, listing=listing
                 )
                 self._store(_CREATE, _SCHEMA, _numbered(rows), {"model": self.model.model_id})
+                self._database.execute(_PLACES)
                 regions = current_regions.query(source, self.model.model_id, listing=listing)
                 wanted = region_table.SCHEMA
                 self._store(_REGIONS, wanted, (b.select(wanted.names) for b in regions))
@@ -224,7 +237,7 @@ class Queue:
 
     def part(self, image_id: str) -> Row | None:
         """One row of the list; None if there is none."""
-        rows = self._rows("FROM parts WHERE image_id = $image", {"image": image_id})
+        rows = self._rows(_PART, {"image": image_id})
         return rows[0] if rows else None
 
     def regions(self, image_id: str) -> list[Row]:

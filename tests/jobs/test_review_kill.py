@@ -1,4 +1,4 @@
-"""A server of jobs.review that is killed while people decide loses no decision, and doubles none."""
+"""A server of jobs.review that is killed while people decide loses and doubles no decision."""
 
 from __future__ import annotations
 

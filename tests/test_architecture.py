@@ -73,6 +73,7 @@ ABOUT_NO_MODULE = {
     "tests/jobs/test_interrupt.py",
     "tests/jobs/test_kill.py",
     "tests/jobs/test_layouts.py",
+    "tests/jobs/test_review_kill.py",
     "tests/jobs/test_s3.py",
     "tests/jobs/test_stall.py",
     "tests/jobs/test_store.py",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
@@ -69,6 +70,20 @@ def read(location: str, columns: list[str] | None = None) -> pa.Table:
     """A whole table. Raises UserError if the file is not Parquet."""
     with opened(location) as table:
         return table.read(columns=columns)
+
+
+def row_groups_with(table: pq.ParquetFile, name: str, values: Iterable[str]) -> list[int]:
+    """The row groups whose statistics do not rule out that a column of texts has a value."""
+    ordered, chosen = sorted(values), []
+    for number in range(table.metadata.num_row_groups):
+        group = table.metadata.row_group(number)
+        columns = map(group.column, range(group.num_columns))
+        known = next((each.statistics for each in columns if each.path_in_schema == name), None)
+        if known is None or not known.has_min_max:
+            chosen.append(number)
+        elif (at := bisect.bisect_left(ordered, known.min)) < len(ordered):
+            chosen += [number] if ordered[at] <= known.max else []
+    return chosen
 
 
 def check_readable(location: str, columns: Collection[str] = ()) -> None:

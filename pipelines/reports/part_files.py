@@ -85,12 +85,16 @@ def _is_scored(data: bytes, row: Row) -> bool:
 
 def members_of(rows: Sequence[Row], inventories: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Image id -> `member` and `bytes` of rows in archives, as far as inventories still exist."""
-    wanted = pa.array([row["image_id"] for row in rows if "#" in row["uri"]], pa.string())
+    members = [row for row in rows if "#" in row["uri"]]
+    wanted = pa.array([row["image_id"] for row in members], pa.string())
+    addresses = {row["uri"] for row in members}
     found: dict[str, dict[str, Any]] = {}
     for location in dict.fromkeys(inventories if len(wanted) else ()):
         try:
             with parquet.opened(location) as table:
-                for batch in table.iter_batches(2**16, columns=["image_id", "member", "bytes"]):
+                groups = parquet.row_groups_with(table, "uri", addresses)
+                columns = ["image_id", "member", "bytes"]
+                for batch in table.iter_batches(2**16, groups, columns):
                     chosen = batch.filter(pc.is_in(batch["image_id"], wanted))
                     found |= {entry["image_id"]: entry for entry in chosen.to_pylist()}
         except UserError:

@@ -132,6 +132,18 @@ def test_all_flagged_parts_are_decided_by_keyboard_alone_and_survive_a_killed_se
         process.kill()
     found = {row["image_id"]: row["decision"] for row in decisions.current(Out(out)).to_pylist()}
     assert found == dict(zip(names, [KEYS[k] for k in [*chosen[:-1], "f"]], strict=True))
+    # The next day the false alarms are left out, until they are asked for.
+    dismissed = sum(decision == "false_alarm" for decision in found.values())
+    with served(out) as (_, address):
+        browser.open(address)
+        wait(browser, "document.querySelectorAll('#grid li').length > 0")
+        assert browser.value("get('shown').textContent") == f"{flagged - dismissed} parts"
+        assert progress(browser) == "{0} of {0} decided".format(flagged - dismissed)
+        told = browser.value("get('left-out').innerText")
+        assert told.startswith(f"Left out: {dismissed} parts that a person called a false alarm")
+        browser.value("get('show-left-out').click()")
+        wait(browser, f"get('shown').textContent === '{flagged} parts'")
+        assert browser.value("get('left-out').hidden") is True
 
 
 @pytest.mark.slow

@@ -59,3 +59,20 @@ def test_rows_that_do_not_fit_the_schema_leave_the_table_that_was_there(tmp_path
         parquet.write(file, SCHEMA, [batch(2**40, 1)])
     assert len(parquet.read(file)) == 3
     assert os.listdir(tmp_path) == ["t.parquet"]
+
+
+def test_row_groups_that_cannot_hold_a_text_are_told_by_their_statistics(tmp_path):
+    file = str(tmp_path / "t.parquet")
+    texts = ["b", "d", "f", None, None, None, "b", "\u6f22"]
+    rows = pa.table({"n": pa.array(range(8), pa.int32()), "s": texts}, schema=SCHEMA)
+    for statistics in (True, False):
+        pq.write_table(rows, file, row_group_size=2, write_statistics=statistics)
+        expected = {
+            **{("b",): [0, 2, 3], ("a",): [2], ("c",): [0, 2, 3], ("e",): [2, 3]},
+            **{("f", "g"): [1, 2, 3], ("\u6f22",): [2, 3], ("\U0001f600",): [2], (): [2]},
+        }
+        with parquet.opened(file) as table:
+            for values, groups in expected.items():
+                found = parquet.row_groups_with(table, "s", values)
+                assert found == (groups if statistics else [0, 1, 2, 3]), values
+            assert parquet.row_groups_with(table, "no such column", ["b"]) == [0, 1, 2, 3]

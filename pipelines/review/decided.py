@@ -45,12 +45,11 @@ class Decided:
         """
         new = [place for place in decisions.published(self._out) if place not in self._known]
         if new:
-            self.add(new)
+            self.add(new, decisions.read(new))
         return bool(new)
 
-    def add(self, places: list[str]) -> None:
-        """Read files that are published and were not read before."""
-        rows = decisions.read(places)
+    def add(self, places: list[str], rows: pa.Table) -> None:
+        """Take in what published files hold that were not read before."""
         numbers = pa.array(range(self.count + 1, self.count + 1 + len(rows)), pa.int64())
         self._database.register("incoming", rows.append_column(_SCHEMA.field("number"), numbers))
         self._database.begin()

@@ -257,7 +257,7 @@ class Queue:
             if before is None:
                 raise UserError(f"no part of the list has the id {image_id}; load the page again")
             row = decisions.decided(before, decision, who=who, source="page")
-            self._decided.add([decisions.append(self.out, [row])])
+            self._decided.add([decisions.append(self.out, [row])], decisions.table_of([row]))
             self._mark()
             after = self.part(image_id)
             assert after is not None

@@ -63,12 +63,17 @@ def decided(
     }
 
 
+def table_of(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Decisions as a table of `decision_table.SCHEMA`."""
+    return pa.Table.from_pylist([dict(row) for row in rows], decision_table.SCHEMA)
+
+
 def append(out: Out, rows: Iterable[Mapping[str, Any]]) -> str:
     """Publish decisions as one new file, whole or not at all; returns its location.
 
     When it returns, they are stored. Raises ValueError if a row breaks a rule of the table.
     """
-    table = pa.Table.from_pylist([dict(row) for row in rows], decision_table.SCHEMA)
+    table = table_of(rows)
     if not len(table) or (broken := decision_table.violations(table)):
         raise ValueError(f"no valid decisions: {'; '.join(broken) if len(table) else 'no rows'}")
     now = datetime.datetime.now(datetime.UTC)

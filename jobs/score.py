@@ -24,6 +24,7 @@ from ops.archives.fetch import FetchSettings
 from ops.detectors.model_folder import ModelCard, read_card
 from ops.errors import SettingError, UserError
 from ops.failure import max_failures
+from ops.results.false_alarm_rates import by_product
 from ops.storage import files
 from ops.storage.paths import Out
 from pipelines.cluster import memory
@@ -91,7 +92,7 @@ def _score(
     progress: Progress,
 ) -> int:
     """Score an inventory with the model of a folder; the caller holds the lock of `out`."""
-    policy = ScoreSettings(settings.maps, settings.overlays, settings.chunk_rows, settings.regions)
+    policy = settings.of_run()
     inventory = sources.inventory_of(settings.inventory, settings, tracker.out, progress)
     warnings = list(filter(None, [model_fit.unknown_products(inventory, read_card(folder))]))
     for sentence in warnings:
@@ -153,7 +154,11 @@ def _code(settings: Settings, warnings: Sequence[str]) -> int:
 
 
 def check(card: ModelCard, settings: Settings) -> None:
-    """Refuse --maps flagged for a model without thresholds. Raises UserError."""
+    """Refuse --maps flagged for a model without thresholds, and rates of unknown products.
+
+    Raises UserError.
+    """
+    by_product(settings.false_alarm_rate, card.products)
     uncalibrated = [name for name, p in card.products.items() if not p.calibration.scores]
     if settings.maps == "flagged" and uncalibrated:
         raise UserError(

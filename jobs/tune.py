@@ -5,8 +5,8 @@ python -m jobs.tune --out s3://bucket/out --miss-cost 400 --look-cost 2.5 --outp
 
 Of all current images it counts what would have been flagged at another rate, and what people
 decided of it (see jobs.review). Rates are those that the held-out images of the model can promise.
---output is a settings file for jobs.query. Nothing else changes: nights judge by the rate of the
-model.
+--output is a settings file for jobs.query, which judges past nights by it, and for jobs.nightly and
+jobs.score, which judge what they score from then on.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
     out = Out(settings.out)
     decisions.check_any(out)
     model = model_names.chosen(out, settings.model_id)
-    record = run_records.of_model(out, model.model_id, "held_out", "false_alarm_rate")
+    record = run_records.of_model(out, model.model_id, "held_out", "false_alarm_rates")
     if record is None:
         raise UserError(
             f"no run in {out.runs()} records the held-out images of model {model}; score with it"
@@ -69,7 +69,10 @@ def main(argv: Sequence[str]) -> int:
     if settings.output:
         text = _settings_file(settings, model, proposals)
         files.write_bytes(settings.output, text.encode())
-        echo(f"settings: {settings.output}, for python -m jobs.query --config {settings.output}")
+        echo(
+            f"settings: {settings.output}, for python -m jobs.query --config {settings.output}, "
+            "and as a second --config of jobs.nightly"
+        )
     return 0
 
 

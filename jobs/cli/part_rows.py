@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, ClassVar
 
 import duckdb
@@ -11,7 +11,8 @@ import pyarrow as pa
 from jobs.cli.console import echo
 from ops.archives.layouts import composed
 from ops.errors import SettingError
-from ops.results import part_table
+from ops.results import false_alarm_rates, part_table
+from ops.results.false_alarm_rates import Rates, by_product
 from ops.storage.paths import Out
 from pipelines.tables import current_parts, run_records
 from pipelines.tables.current_parts import PartRules
@@ -49,21 +50,16 @@ class PartRows:
         )
 
 
-def _rules(
-    out: Out, model_id: str, threshold: object, rate: float | dict[str, float] | None
-) -> PartRules:
-    """How to judge parts; without a rate, by that of the model."""
+def _rules(out: Out, model_id: str, threshold: object, rates: Rates) -> PartRules:
+    """How to judge parts; without a rate, by those of the newest run of the model."""
     if threshold is not None:
         raise SettingError(
             "--threshold is one of images, whose scores say nothing of a part; judge parts by "
             "--false-alarm-rate"
         )
-    if isinstance(rate, dict):
-        raise SettingError("--parts judges by one rate for all products: --false-alarm-rate 0.01")
-    if rate is not None and not 0 < rate < 1:
-        raise SettingError(f"false_alarm_rate {rate} must lie between 0 and 1")
-    found = PartRules.of(out, model_id, rate or _rate(out, model_id))
-    if not found.calibrations:
+    calibrations = current_parts.calibrations(out, model_id)
+    found = PartRules(calibrations, _rates(out, model_id, rates, calibrations))
+    if not calibrations:
         echo(
             f"warning: model {model_id} was fitted without held-out parts, so parts have no "
             "p-values; fit it on an inventory whose pattern has {part}"
@@ -71,12 +67,20 @@ def _rules(
     return found
 
 
-def _rate(out: Out, model_id: str) -> float:
-    """The false-alarm rate of a model, by the newest record of a run."""
-    record = run_records.of_model(out, model_id, "false_alarm_rate")
+def _rates(out: Out, model_id: str, rates: Rates, products: Collection[str]) -> Mapping[str, float]:
+    """The false-alarm rate of each product: the named one, or that of the model's newest run."""
+    false_alarm_rates.check(rates)
+    named = by_product(rates, products)
+    if named.keys() >= set(products):
+        return named
+    record = run_records.of_model(out, model_id, "false_alarm_rates")
     if record is None:
         raise SettingError(
             f"no run in {out.runs()} records the false-alarm rate of model {model_id}; name one "
             "with --false-alarm-rate"
         )
-    return float(record["false_alarm_rate"])
+    # With a detector for each view, none of their rates is one of parts.
+    recorded = {composed(name): rate for name, rate in record["false_alarm_rates"].items()}
+    return {
+        name: named.get(name, recorded.get(name, record["false_alarm_rate"])) for name in products
+    }

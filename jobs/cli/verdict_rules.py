@@ -11,6 +11,7 @@ from ops.archives.views import Views, views_of
 from ops.errors import SettingError, UserError
 from ops.plain_text import printable
 from ops.results.calibration import promised_rate
+from ops.results.false_alarm_rates import by_product
 from ops.storage.paths import Out
 from pipelines.tables import run_records
 from pipelines.tables.verdict_rules import VerdictRule
@@ -29,7 +30,7 @@ def verdict_rules(settings: Any, out: Out, model_id: str) -> tuple[dict[str, Ver
         return named, _views(out, model_id)
     held_out, views = _held_out(out, model_id), _views(out, model_id)
     if rate is not None:
-        rates = _by_product(rate, held_out)
+        rates = by_product(rate, held_out)
         _warn_of_few_held_out(rates, held_out)
         at_rate = VerdictRule.at_rate
         return {name: at_rate(of_name, held_out[name]) for name, of_name in rates.items()}, views
@@ -40,19 +41,6 @@ def _views(out: Out, model_id: str) -> Views:
     """Whether views have detectors of their own, from the record of a run."""
     record = run_records.of_model(out, model_id, "views")
     return views_of(record) if record else "pooled"
-
-
-def _by_product(rate: float | dict[str, float], held_out: Mapping[str, int]) -> dict[str, float]:
-    """The rate of each product that is to be judged anew. Raises SettingError for unknown ones."""
-    if not isinstance(rate, dict):
-        return dict.fromkeys(held_out, rate)
-    rates = {composed(product): float(value) for product, value in rate.items()}
-    if unknown := [product for product in rates if product not in held_out]:
-        raise SettingError(
-            f"false_alarm_rate: the model has no product {printable(unknown[0])!r}; it has "
-            f"{', '.join(map(printable, list(held_out)[:10]))}"
-        )
-    return rates
 
 
 def _warn_of_few_held_out(rates: Mapping[str, float], held_out: Mapping[str, int]) -> None:

@@ -115,6 +115,20 @@ class ModelCard:
         """The hash of the card, by which equal models have equal ids."""
         return self.written_id or identity(self.to_json())
 
+    def rates(self, others: Mapping[str, float]) -> dict[str, float]:
+        """The false-alarm rate of each product: that of `others`, or else the model's."""
+        return {name: others.get(name, self.false_alarm_rate) for name in self.products}
+
+    def thresholds(self, rates: Mapping[str, float]) -> dict[str, float | None]:
+        """The score above which an image is anomalous, by product, at other or the model's rates.
+
+        None without held-out images. Raises SettingError for a rate that is not between 0 and 1.
+        """
+        return {
+            name: self.products[name].calibration.threshold(rate)
+            for name, rate in self.rates(rates).items()
+        }
+
     @property
     def joint(self) -> bool:
         """Whether all products share one detector."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,14 +40,16 @@ class ScoreImages:
         memory: int = 2**32,
         keep: bool = False,
         batch: int = 16,
+        thresholds: Mapping[str, float | None] | None = None,
     ) -> None:
         """`keep` leaves the pixels in the rows, for overlays; with tiles, in the size of maps.
 
         `batch`: tiles that are scored together. Pictures must be covered by the model's masks, as
-        `Read` does.
+        `Read` does. `thresholds`: by product, as of `ModelCard.thresholds`; default: the model's.
         """
         torch.set_num_threads(threads)
         self._card = tensors.card
+        self._thresholds = tensors.card.thresholds({}) if thresholds is None else thresholds
         self._keep = keep
         self._model = loaded(tensors, device, memory, batch)
 
@@ -96,7 +98,7 @@ class ScoreImages:
     ) -> list[int]:
         """Fill in the columns of the chosen rows; those whose score is not finite."""
         calibration = self._card.products[product].calibration
-        threshold = calibration.threshold(self._card.false_alarm_rate)
+        threshold = self._thresholds[product]
         finite = [
             bool(np.isfinite(value) and np.isfinite(one).all())
             for value, one in zip(values, maps, strict=True)

@@ -208,9 +208,7 @@ class Night:
         self._hooks.tracked.metrics |= {name: float(count) for name, count in counts.items()}
         if images is None:
             return None
-        return WorkList(
-            images, settings.score_settings(), settings.night, pending.runs, counts["listed"]
-        )
+        return WorkList(images, settings.of_run(), settings.night, pending.runs, counts["listed"])
 
     def _score(
         self, work: WorkList, begin: Callable[[Run], None] = lambda _: None
@@ -238,6 +236,7 @@ class Night:
                 self._out,
                 self._model_id,
                 work.settings,
+                run.thresholds,
                 model.card.views,
                 region_settings(model.card, work.settings.regions),
             ) as score_cache:

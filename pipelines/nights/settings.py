@@ -83,10 +83,6 @@ class NightSettings(ScoreSettings):
             )
         return statuses
 
-    def score_settings(self) -> ScoreSettings:
-        """Those that the id of the night's run depends on."""
-        return ScoreSettings(self.maps, self.overlays, self.chunk_rows, self.regions)
-
 
 def _share(setting: str, value: float | str) -> float:
     text = str(value).strip()

@@ -63,10 +63,15 @@ def of_run(out: Out, record: Mapping[str, Any], card: ModelCard, limit: float) -
             of_product.anomalous += anomalous
             of_product.sizes[f"{width}x{height}"] += images
             of_product.depths[str(depth)] += images
-    return find_misfits(counts, card, limit)
+    return find_misfits(counts, card, record["false_alarm_rates"], limit)
 
 
-def find_misfits(counts: Mapping[str, ProductCounts], card: ModelCard, limit: float) -> list[str]:
+def find_misfits(
+    counts: Mapping[str, ProductCounts],
+    card: ModelCard,
+    rates: Mapping[str, float],
+    limit: float,
+) -> list[str]:
     """A sentence for each product whose calls, sizes or depths are not those that it was made for.
 
     A share that chance may explain gives none. Calls come first, the largest shares first.
@@ -74,10 +79,12 @@ def find_misfits(counts: Mapping[str, ProductCounts], card: ModelCard, limit: fl
     known = {name: each for name, each in counts.items() if name in card.products and each.images}
     level = _SIGNIFICANCE / max(1, len(known)) - 1e-9  # absorbs rounding
     ordered = sorted(known.items(), key=lambda item: -item[1].anomalous / item[1].images)
-    rate = card.false_alarm_rate
     return [
         *_shortened(
-            (_calls(name, each, card.products[name], rate, limit, level) for name, each in ordered),
+            (
+                _calls(name, each, card.products[name], rates[name], limit, level)
+                for name, each in ordered
+            ),
             "have more anomalous images than their calibration promises",
         ),
         *_shortened(

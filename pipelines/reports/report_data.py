@@ -123,7 +123,8 @@ class ReportData(NamedTuple):
     def promised(self, product: str | None) -> float | None:
         """The false-alarm rate that calibration promises on average; None without calibration."""
         run = self.runs[-1]
-        held_out, rate = run.get("held_out", {}).get(product), run.get("false_alarm_rate")
+        held_out = run.get("held_out", {}).get(product)
+        rate = run.get("false_alarm_rates", {}).get(product)
         return promised_rate(rate, held_out) if held_out and rate else None
 
     @property

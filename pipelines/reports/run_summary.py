@@ -99,10 +99,11 @@ def summary_of(out: Out, record: Mapping[str, Any]) -> pa.Table:
     for row in rows:
         product = row["product"]
         held_out = record.get("held_out", {}).get(product)
+        rate = record.get("false_alarm_rates", {}).get(product)
         row.update(of_run)
         row.update(zip(QUANTILES, row.pop("quantiles") or (), strict=False))
         row["threshold"] = record.get("thresholds", {}).get(product)
-        row["promised"] = promised_rate(record["false_alarm_rate"], held_out) if held_out else None
+        row["promised"] = promised_rate(rate, held_out) if held_out else None
         row.update(drift.get(product, {}))
     return pa.Table.from_pylist(rows, SUMMARY)
 

@@ -45,7 +45,7 @@ def tune(out: Out, record: Mapping[str, Any], costs: Costs) -> dict[str, Proposa
     for name, held_out in sorted(record["held_out"].items()):
         detector = composed(name)
         mine = [row for row in rows if row["detector"] == detector]
-        present = round(promised_rate(record["false_alarm_rate"], held_out) * (held_out + 1))
+        present = round(promised_rate(record["false_alarm_rates"][name], held_out) * (held_out + 1))
         proposals[detector] = propose(_levels(mine, held_out), present, costs) if held_out else None
     return proposals
 

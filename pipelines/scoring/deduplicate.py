@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
@@ -38,11 +38,15 @@ _COPIED = (
     "peak_y",
     "map_uri",
 )
+_THRESHOLDS = pa.schema([("detector", pa.string()), ("threshold", pa.float64())])
 _CREATE_SCORED = f"""
     CREATE TEMP TABLE scored AS
     SELECT {{key}} AS key, content_sha256, {{detector}} AS detector, reason,
         {{regions}} AS regions, {", ".join(_COPIED)}
-    FROM scores_of($model) {{found}} WHERE status = 'ok' AND {{has_map}} ORDER BY key
+    FROM (
+        SELECT rows.* REPLACE (score > threshold AS is_anomalous) FROM scores_of($model) AS rows
+        LEFT JOIN thresholds ON thresholds.detector = {{detector}}
+    ) {{found}} WHERE status = 'ok' AND {{has_map}} ORDER BY key
 """  # noqa: S608 - only names from this file
 #: The regions of each image with any, in the runs that told regions by the same settings.
 _CREATE_REGIONS = f"""
@@ -95,11 +99,13 @@ class ScoreCache:
         out: Out,
         model_id: str,
         settings: ScoreSettings,
+        thresholds: Mapping[str, float | None],
         views: Views = "pooled",
         runs: Sequence[str] | None = None,
     ) -> None:
         """`database` is one of `current_scores.opened`; `views` are those of the model.
 
+        Verdicts are by the `thresholds` of tonight, whatever rate earlier nights judged by.
         `runs`: ids of the runs whose regions are told as in this one; None if it looks for none.
         """
         self._database, self._out, self._model_id = database, out, model_id
@@ -116,6 +122,8 @@ class ScoreCache:
             parameters["runs"] = list(runs)
             regions, found = "coalesce(regions, [])", _IN_RUNS
             database.execute(_CREATE_REGIONS, parameters)
+        limits = {"detector": list(thresholds), "threshold": list(thresholds.values())}
+        database.register("thresholds", pa.table(limits, _THRESHOLDS))
         query = _CREATE_SCORED.format(has_map=has_map, regions=regions, found=found, **names)
         database.execute(query, parameters)
         self.copied = 0
@@ -172,17 +180,19 @@ def open_score_cache(
     out: Out,
     model_id: str,
     settings: ScoreSettings,
+    thresholds: Mapping[str, float | None],
     views: Views = "pooled",
     regions: RegionSettings | None = None,
 ) -> Iterator[ScoreCache]:
     """The scores of all runs published so far; `views` are those of the model.
 
+    `thresholds`: of tonight, by detector.
     `regions`: how regions are told tonight, with the rate filled in. Images whose regions were told
     otherwise, or are lost, are scored again. None if no regions are looked for.
     """
     runs = _runs_with_regions(out, model_id, regions) if regions else None
     with current_scores.opened(out, regions=regions is not None) as database:
-        yield ScoreCache(database, out, model_id, settings, views, runs)
+        yield ScoreCache(database, out, model_id, settings, thresholds, views, runs)
 
 
 def _runs_with_regions(out: Out, model_id: str, regions: RegionSettings) -> list[str]:

@@ -37,7 +37,7 @@ def top_maps(run: Run, stream: ScoringStream, chunks: Chunks) -> dict[str, str]:
     Raises MapsMissing.
     """
     missing = set(_top_rows(run, chunks))
-    draw = draw_step(run.model, run.out, "all", run.settings.overlays)
+    draw = draw_step(run.model, run.out, "all", run.settings.overlays, thresholds=run.thresholds)
 
     def missing_blocks() -> list[pa.Table]:
         return span_blocks([(row, row + 1) for row in sorted(missing)], 1)

@@ -7,13 +7,15 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ops.archives.fetch import FetchSettings
 from ops.archives.inventory import Inventory
 from ops.errors import SettingError
 from ops.images.inspection_files import write_masks
+from ops.results import false_alarm_rates
+from ops.results.false_alarm_rates import Rates, by_product
 from ops.results.regions import RegionSettings
 from ops.results.write_maps import Policy
 from ops.storage import files
@@ -33,6 +35,10 @@ class ScoreSettings:
     chunk_rows: int = 4096
     """Rows per chunk. A run that was killed scores its unfinished chunks again. Also the size of
     the published table's row groups, which hold at least 4096 rows."""
+    false_alarm_rate: Rates = None
+    """Share of good images that may be called anomalous, instead of the model's: a number for all
+    products, or one for each as jobs.tune writes them, '{"washer": 0.02}'; others keep the
+    model's. It holds for images scored from now on."""
     regions: RegionSettings = field(default_factory=RegionSettings)
 
     def __post_init__(self) -> None:
@@ -41,11 +47,16 @@ class ScoreSettings:
             raise SettingError(f"maps {self.maps!r} is none of: none, flagged, all, top:K")
         if self.chunk_rows < 1:
             raise SettingError(f"chunk_rows {self.chunk_rows} must be at least 1")
+        false_alarm_rates.check(self.false_alarm_rate)
 
     @classmethod
     def of_record(cls, settings: Mapping[str, Any]) -> ScoreSettings:
         """The settings that the record of a run or a night has."""
         return cls(**{**settings, "regions": RegionSettings(**settings["regions"])})
+
+    def of_run(self) -> ScoreSettings:
+        """These settings alone, of those that a job has."""
+        return ScoreSettings(**{f.name: getattr(self, f.name) for f in fields(ScoreSettings)})
 
     @property
     def top(self) -> int:
@@ -77,6 +88,17 @@ class Run:
     settings: ScoreSettings
     after: tuple[str, ...] = ()
     model_name: str = ""
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The false-alarm rate of each product."""
+        card = self.model.card
+        return card.rates(by_product(self.settings.false_alarm_rate, card.products))
+
+    @property
+    def thresholds(self) -> dict[str, float | None]:
+        """The threshold of each product."""
+        return self.model.card.thresholds(self.rates)
 
 
 def check_night(night: str | None) -> None:
@@ -119,10 +141,8 @@ def new_record(run: Run, fetch: FetchSettings, started: datetime.datetime) -> di
         "map_scale": card.map_scale._asdict(),
         "fetch": asdict(fetch),
         "false_alarm_rate": card.false_alarm_rate,
-        "thresholds": {
-            name: product.calibration.threshold(card.false_alarm_rate)
-            for name, product in card.products.items()
-        },
+        "false_alarm_rates": run.rates,
+        "thresholds": run.thresholds,
         "regions": asdict(regions),
         "pixel_thresholds": {
             name: product.peaks.threshold(regions.false_alarm_rate)

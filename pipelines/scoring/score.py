@@ -72,6 +72,7 @@ def score(
         run.settings.policy,
         run.settings.overlays,
         regions=run.settings.regions,
+        thresholds=run.thresholds,
     )
     limit = max_failures(max_failed, len(run.inventory))
 

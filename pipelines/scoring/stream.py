@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,6 +150,7 @@ class ScoringStream:
             resources.detector_cache,
             self.draw.overlays,
             resources.images_per_batch,
+            self.draw.thresholds,
         )
 
 
@@ -159,16 +161,19 @@ def draw_step(
     overlays: bool = False,
     kind: type[DrawMaps] = DrawMaps,
     regions: RegionSettings | None = None,
+    thresholds: Mapping[str, float | None] | None = None,
 ) -> DrawMaps:
-    """The step that writes the maps of a model's scores, and finds `regions` if there are any."""
+    """The step that writes the maps of a model's scores, and finds `regions` if there are any.
+
+    Images whose scores exceed `thresholds` are anomalous; default: the model's.
+    """
     card = model.card
-    rate = card.false_alarm_rate
     return kind(
         model_id=card.model_id,
         input=card.input,
         scale=card.map_scale,
         sigma=float(card.settings["sigma"]),
-        thresholds={name: p.calibration.threshold(rate) for name, p in card.products.items()},
+        thresholds=card.thresholds({}) if thresholds is None else thresholds,
         out=out,
         policy=policy,
         overlays=overlays,

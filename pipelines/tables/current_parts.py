@@ -54,18 +54,17 @@ _GROUPED = """
 
 @dataclass(frozen=True)
 class PartRules:
-    """How parts are judged: by their products' calibrations, and a false-alarm rate."""
+    """How parts are judged: by the calibration and the false-alarm rate of their product."""
 
     calibrations: Mapping[str, PartCalibration]
-    rate: float
+    rates: Mapping[str, float]
 
-    @classmethod
-    def of(cls, out: Out, model_id: str, rate: float) -> PartRules:
-        """Those of a model that a run left; without calibrations if it knows no parts."""
-        location = out.part_calibrations(model_id)
-        stored = files.read_json(location) if files.exists(location) else {}
-        known = {composed(name): PartCalibration.from_json(c) for name, c in stored.items()}
-        return cls(known, rate)
+
+def calibrations(out: Out, model_id: str) -> dict[str, PartCalibration]:
+    """Those of parts that a run of a model left, by product; empty if it knows no parts."""
+    location = out.part_calibrations(model_id)
+    stored = files.read_json(location) if files.exists(location) else {}
+    return {composed(name): PartCalibration.from_json(c) for name, c in stored.items()}
 
 
 def query(
@@ -122,7 +121,9 @@ def _judged(batch: pa.RecordBatch, rules: PartRules, model_id: str) -> pa.Record
     parts = [
         part
         for product, of_product in by_product.items()
-        for part in _of_product(of_product, rules.calibrations.get(product), rules.rate)
+        for part in _of_product(
+            of_product, rules.calibrations.get(product), rules.rates.get(product, 0.0)
+        )
     ]
     return pa.RecordBatch.from_pylist(
         [part | {"model_id": model_id} for part in parts], part_table.SCHEMA

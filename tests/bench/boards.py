@@ -116,7 +116,7 @@ def rows() -> Iterator[Row]:
     if not WEIGHTS.exists():
         raise FileNotFoundError(f"boards are drawn of the magnetic tiles; {TILES} lacks them")
     with tempfile.TemporaryDirectory(prefix="nightloupe-bench-") as folder:
-        boards = _draw(Path(folder))
+        boards = draw_boards(Path(folder))
         for views in VIEWS:
             found = []
             for view in views:
@@ -156,7 +156,7 @@ def _expected(good: npt.NDArray[np.float64], bad: npt.NDArray[np.float64]) -> fl
     return float((with_bad > one).mean() + (with_bad == one).mean() / 2)
 
 
-def _draw(folder: Path) -> dict[str, list[Board]]:
+def draw_boards(folder: Path) -> dict[str, list[Board]]:
     """Good boards to fit on and to hold out, and good and bad ones to test with.
 
     No tile is in two of the kinds fit, held and test.
@@ -208,20 +208,26 @@ def _board(file: Path, tiles: Sequence[Path], place: int | None) -> Board:
     return Board(file, boxes, place)
 
 
-def _measure(view: View, boards: dict[str, list[Board]]) -> Outcome:
+def fitted(view: View, boards: Sequence[Board]) -> Detector:
+    """PatchCore on good boards."""
     memory = FIT_MEMORY[view.network]
     settings = PatchCoreSettings(embedding="concat", max_bank_size=5000, fit_memory=memory)
     detector = PatchCore(settings, Backbone(view.network))
-    for number, board in enumerate(boards["fit"]):
+    for number, board in enumerate(boards):
         _add(detector, _read(board, view.input), view.input, number)
     detector.exchange(Alone())
     detector.fit(Alone(), lambda *_: None, Checkpoint())
+    return detector
+
+
+def _measure(view: View, boards: dict[str, list[Board]]) -> Outcome:
+    detector = fitted(view, boards["fit"])
     tested = [*boards["held"], *boards["good"], *boards["bad"]]
     scores, peaks, hits = list[float](), list[list[float]](), list[bool]()
 
     def score() -> None:
         for board in tested:
-            value, values = _score(detector, _read(board, view.input), view.input)
+            value, values = score_board(detector, board, view.input)
             scores.append(value)
             peaks.append([_largest(values, box) for box in board.boxes])
             if board.bad is not None:
@@ -258,10 +264,11 @@ def _add(detector: Detector, rows: pa.Table, settings: InputSettings, number: in
         detector.add_images(part.images, ids)
 
 
-def _score(
-    detector: Detector, rows: pa.Table, settings: InputSettings
+def score_board(
+    detector: Detector, board: Board, settings: InputSettings
 ) -> tuple[float, npt.NDArray[np.float32]]:
     """Score and smoothed map of a board."""
+    rows = _read(board, settings)
     if settings.tiled:
         tiles = Tiles(rows, settings, "cpu", [0])
         values, [patches] = score_tiles(detector, tiles, _BATCH, nullcontext)

@@ -103,14 +103,14 @@ def _first(listed: Inventory, count: int, folder: Path) -> Inventory:
 
 
 def _run(listed: Inventory, workers: int, side: int, batch: int, folder: Path) -> Row:
-    """The second half of the images of one run."""
+    """Seconds an image of one run, from its first rows to its last."""
     model = chain.free_model(InputSettings(size=side))
     out = Out(str(folder / f"out-{workers}-{side}-{batch}-{len(listed)}"))
-    seen: list[tuple[float, int, float]] = []
+    seen: list[tuple[int, float, float]] = []
 
     def progress(stage: str, done: int, total: int, failed: int = 0, /) -> None:
         if done:
-            seen.append((time.perf_counter(), done, time.process_time()))
+            seen.append((done, time.perf_counter(), time.process_time()))
 
     with connected(cpus=workers + 2):
         resources = Resources(workers=workers, batch=batch)
@@ -118,15 +118,14 @@ def _run(listed: Inventory, workers: int, side: int, batch: int, folder: Path) -
         run = resume_or_start(listed, shared, out, ScoreSettings("none"), "2026-01-01")
         totals = score.score(run, FetchSettings(), resources, "0", progress)
     assert totals["statuses"] == {"ok": len(listed)}
-    # The first rows come late and many at once, when processes have started.
-    (began, had, driver), (ended, done, driver_end) = seen[len(seen) // 2], seen[-1]
-    wall, images = ended - began, done - had
-    driver = driver_end - driver
+    # The first rows come late, when processes have started.
+    (had, began, driver), (done, ended, driver_end) = seen[0], seen[-1]
+    wall_each, driver_each = (ended - began) / (done - had), (driver_end - driver) / (done - had)
     return Row(
         f"  {workers} workers, which allow {workers * RATE} images/s",
-        f"{images / wall:.0f} images/s",
-        Time(driver / images, wall / images),
-        note=f"driver {driver / wall:.0%} of a core, {1e6 * driver / images:.0f} us an image",
+        f"{1 / wall_each:.0f} images/s",
+        Time(driver_each, wall_each),
+        note=f"driver {driver_each / wall_each:.0%} of a core, {1e6 * driver_each:.0f} us an image",
     )
 
 

@@ -373,7 +373,12 @@ def parts(tmp_path):
     rows.append(row("u/c/side", part="c", view="side", score=0.5, p_value=0.9))
     run_id = publish(out, 0, rows)
     record = {"run_id": run_id, "number": 1, "started": "2026-11-20T00", "model_id": MODELS[0]}
-    record |= {"false_alarm_rate": 0.25, "held_out": {"bolt": 8}, "totals": {"images": 5}}
+    record |= {
+        "false_alarm_rate": 0.01,
+        "false_alarm_rates": {"bolt": 0.25},
+        "held_out": {"bolt": 8},
+        "totals": {"images": 5},
+    }
     files.write_json(out.run(run_id), record)
     known = PartCalibration(("side", "top"), tuple((float(n), 1.0) for n in range(4)))
     files.write_json(out.part_calibrations(MODELS[0]), {"bolt": known.to_json()})

@@ -6,8 +6,11 @@ import tomllib
 
 import pytest
 
+from jobs import nightly
+from jobs.cli import entry
 from ops.storage import files
 from ops.storage.paths import Out
+from pipelines.scoring.run import ScoreSettings
 from pipelines.tables import decisions
 from tests.pipelines.tables.test_current_scores import MODELS, publish, row
 
@@ -28,7 +31,8 @@ def out(tmp_path):
     parts.append(row("u/lost", status="missing", product="nut"))
     run_id = publish(out, 0, parts)
     record = {"run_id": run_id, "number": 1, "started": "2026-11-20T00", "model_id": MODELS[0]}
-    record |= {"held_out": {HOSTILE: 9, "nut": 9, "bare": 0}, "false_alarm_rate": 0.25}
+    record |= {"held_out": {HOSTILE: 9, "nut": 9, "bare": 0}}
+    record["false_alarm_rates"] = {HOSTILE: 0.25, "nut": 0.25, "bare": 0.25}
     files.write_json(out.run(run_id), record | {"totals": {"images": 281}})
     return out
 
@@ -108,6 +112,17 @@ def test_an_unknown_product_among_rates_is_refused_with_the_known(leave, out):
     code, _, err = leave("query", "--false-alarm-rate", '{"nut": 0.1, "nit": 0.2}')
     assert code == 2
     assert "false_alarm_rate: the model has no product 'nit'; it has b.olt" in err
-    code, _, err = leave("query", "--parts", "true", "--false-alarm-rate", '{"nut": 0.1}')
+    code, _, err = leave("query", "--parts", "true", "--false-alarm-rate", '{"nit": 0.1}')
     assert code == 2
-    assert "--parts judges by one rate for all products" in err
+    assert "false_alarm_rate: the model has no product 'nit'" in err
+
+
+def test_a_night_takes_tuned_rates_as_a_second_file_of_settings(tmp_path):
+    night, tuned = tmp_path / "night.toml", tmp_path / "tuned.toml"
+    night.write_text('archive = "parts"\nmaps = "all"\n')
+    tuned.write_text('[false_alarm_rate]\nnut = 0.2\n"b.olt" = 0.1\n')
+    words = ["--config", str(night), "--config", str(tuned)]
+    settings, _ = entry.parse(nightly.Settings, nightly.__doc__, words)
+    assert (settings.archive, settings.maps) == ("parts", "all")
+    assert settings.false_alarm_rate == {"nut": 0.2, "b.olt": 0.1}
+    assert settings.of_run() == ScoreSettings("all", false_alarm_rate={"nut": 0.2, "b.olt": 0.1})

@@ -177,6 +177,17 @@ def test_detecting_scores_what_was_read_and_passes_failures_on(rows, tensors):
     assert "pixels" not in result.schema.names
 
 
+def test_a_run_may_judge_by_other_thresholds_than_the_model(rows, tensors):
+    scores = [score for score in ScoreImages(tensors)(read(rows))["score"].to_pylist() if score]
+    for limit in (min(scores), max(scores)):
+        flagged = sum(score > limit for score in scores)
+        result = ScoreImages(tensors, thresholds={"nut": limit})(read(rows))
+        verdicts = result["is_anomalous"].to_pylist()
+        assert (verdicts.count(True), verdicts.count(None)) == (flagged, len(rows) - len(scores))
+    unjudged = ScoreImages(tensors, thresholds={"nut": None})(read(rows))
+    assert unjudged["p_value"].null_count == unjudged["is_anomalous"].null_count == len(rows)
+
+
 def test_detectors_used_longest_ago_leave_when_memory_ends(rows, tensors):
     """Any bound gives the same scores; only how often tensors are fetched differs."""
     good = read(rows).take([0, 2, 4])

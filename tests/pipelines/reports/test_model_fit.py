@@ -13,7 +13,7 @@ from ops.results.drift import chance_of_flagged
 from ops.storage import files
 from ops.storage.paths import Out
 from pipelines.reports import model_fit
-from pipelines.reports.model_fit import ProductCounts, find_misfits, unknown_products
+from pipelines.reports.model_fit import ProductCounts, unknown_products
 from pipelines.scoring.run import ScoreSettings
 from tests.runs import Part, finish, list_parts, model_of
 
@@ -27,6 +27,10 @@ def card_of(held_out, rate=0.01, sizes=None, depths=None, products=("cell",)):
         bit_depths=depths or {},
     )
     return replace(card, products=dict.fromkeys(products, known), false_alarm_rate=rate)
+
+
+def find_misfits(counts, card, limit, rates=()):
+    return model_fit.find_misfits(counts, card, card.rates(dict(rates)), limit)
 
 
 def calls(images, anomalous):

@@ -58,8 +58,12 @@ def met(position, content, product="bolt", status=KNOWN, **more):
     return values | more
 
 
-def completed(out, rows, **settings):
-    with open_score_cache(out, MODELS[0], ScoreSettings(**settings)) as score_cache:
+#: Thresholds of a night, by detector.
+LIMITS = {"bolt": 4.5, "nut": 4.5, "bolt/top": 4.5, "bolt/side": 4.5}
+
+
+def completed(out, rows, limits=LIMITS, **settings):
+    with open_score_cache(out, MODELS[0], ScoreSettings(**settings), limits) as score_cache:
         found = score_cache.complete(pa.Table.from_pylist(rows, ROWS))
         return {r["inventory_row"]: r for r in found.to_pylist()}, score_cache
 
@@ -92,7 +96,7 @@ def test_regions_are_copied_where_they_were_told_by_the_same_settings(out):
             write_regions(out, run_id, of)
     rows = [met(n, letter * 64) for n, letter in enumerate("abcd")]
     with open_score_cache(
-        out, MODELS[0], ScoreSettings(maps="none"), regions=RegionSettings(0.01)
+        out, MODELS[0], ScoreSettings(maps="none"), LIMITS, regions=RegionSettings(0.01)
     ) as score_cache:
         assert not score_cache.contents().has(C, "bolt")
         found = score_cache.complete(pa.Table.from_pylist(rows, ROWS)).to_pylist()
@@ -160,7 +164,7 @@ def test_a_map_that_other_bytes_of_one_version_overwrote_is_not_copied(out):
 def test_known_is_what_was_scored_under_the_model_and_has_the_pictures_wanted(
     out, settings, expected
 ):
-    with open_score_cache(out, MODELS[0], ScoreSettings(**settings)) as score_cache:
+    with open_score_cache(out, MODELS[0], ScoreSettings(**settings), LIMITS) as score_cache:
         contents = score_cache.contents()
     assert {content for content in (A, B, C) if contents.has(content, "bolt")} == expected
     assert not contents.has(A, "nut")
@@ -178,7 +182,9 @@ def test_with_separate_views_a_score_is_copied_within_its_view(tmp_path):
     publish(out, 0, [row("/a", part="1", view="top", score=7.5, content_sha256=A)])
     rows = [met(4, A, view="top", part="2"), met(5, A, view="side"), met(6, A)]
     for views, copied in {"separate": [4], "pooled": [4, 5, 6]}.items():
-        with open_score_cache(out, MODELS[0], ScoreSettings(maps="none"), views) as score_cache:
+        with open_score_cache(
+            out, MODELS[0], ScoreSettings(maps="none"), LIMITS, views
+        ) as score_cache:
             assert score_cache.contents().has(A, "bolt/top" if views == "separate" else "bolt")
             found = score_cache.complete(pa.Table.from_pylist(rows, ROWS)).to_pylist()
         assert sorted(r["inventory_row"] for r in found) == copied
@@ -207,7 +213,7 @@ def test_of_a_rewritten_archive_only_the_changed_member_is_scored(tmp_path):
         return found.new, found.changed, found.retried, found.differing
 
     assert pending() == (0, 3, 0, 0)
-    with open_score_cache(out, MODELS[0], ScoreSettings(maps="flagged")) as score_cache:
+    with open_score_cache(out, MODELS[0], ScoreSettings(maps="flagged"), LIMITS) as score_cache:
         contents = score_cache.contents()
         assert [contents.has(content, "bolt") for *_, content in after] == [True, False, True]
         rows = [
@@ -239,3 +245,15 @@ def _scored(out, uri, version, content, score):
     location = out.map(MODELS[0], image_id(uri, version))
     more = {"content_sha256": content, "map_uri": uris.make(location)}
     return row(uri, version, score=score, **more)
+
+
+def test_verdicts_of_known_contents_are_by_the_thresholds_of_tonight(out):
+    rows = [met(4, A), met(5, B)]
+    for limit, verdicts in {1.5: [True, True], 4.5: [True, False], 8.0: [False, False]}.items():
+        found, _ = completed(out, rows, {"bolt": limit}, maps="none")
+        assert [found[number]["is_anomalous"] for number in (4, 5)] == verdicts
+    # Of B there is no map, which tonight would draw; it is scored again.
+    found, score_cache = completed(out, rows, {"bolt": 1.5}, maps="flagged")
+    assert (sorted(found), score_cache.lost) == ([4], 1)
+    found, _ = completed(out, rows, {"bolt": None}, maps="none")
+    assert [found[number]["is_anomalous"] for number in (4, 5)] == [None, None]

@@ -51,7 +51,7 @@ def out(tmp_path):
 
 def query(out, rate=0.2, others=(), **parameters):
     with current_scores.opened(out, "1GB", *others) as database:
-        rules = PartRules.of(out, MODELS[0], rate)
+        rules = PartRules(current_parts.calibrations(out, MODELS[0]), {"bolt": rate, "nut": rate})
         found = current_parts.query(database, MODELS[0], rules, **parameters)
         return pa.Table.from_batches(found, part_table.SCHEMA).to_pylist()
 

@@ -1,10 +1,12 @@
-"""Compare two finished runs: changed verdicts, ranks and drift, as Parquet, plots and in MLflow.
+"""Compare two runs or two models: changed verdicts, ranks, drift, as Parquet, plots and in MLflow.
 
 python -m jobs.compare --out out
 python -m jobs.compare 2026-11-19-6f0c2b8d1e3a4c55 2026-11-20-0b1d7c3e9a5f2468 --out s3://bucket/out
+python -m jobs.compare --models champion,challenger --out out --labels test.parquet
 
-Compare two nights of one model, or two models on one archive. Scores of different models have no
-common unit, so only their p-values and ranks are compared.
+Two models are compared by their current scores over all nights: of each image the newest valid row,
+without images that are gone from the archive. Scores of different models have no common unit, so
+only their p-values and ranks are compared.
 """
 
 from __future__ import annotations
@@ -19,12 +21,13 @@ from jobs.cli import entry
 from jobs.cli.console import Progress, echo
 from jobs.tracking.record import Record
 from jobs.tracking.tracker import Tracker
-from ops.errors import SettingError
+from ops.errors import SettingError, UserError
 from ops.plain_text import printable
 from ops.storage.paths import Out
 from pipelines.reports import compare
 from pipelines.reports.compare import Compared, CompareSettings
-from pipelines.tables import run_records
+from pipelines.reports.sides import Models, Runs, Sides
+from pipelines.tables import model_names, run_records
 
 _COUNTED = (
     "both",
@@ -50,47 +53,79 @@ class Settings(CompareSettings):
     """Id of the first run; default: the latest finished one but one."""
     b: str = ""
     """Id of the second run; default: the latest finished one."""
+    models: str = ""
+    """Two models in place of runs, comma-separated: each by its id or the start of it, or by a name
+    that a run recorded, such as "tiles v3" or champion."""
     out: str = "out"
     """The output folder that jobs.score wrote to."""
     labels: str = ""
-    """An inventory file with labels, to count the wrong verdicts of both runs. An image of a
-    version that it does not list is taken with the label of its address."""
+    """An inventory file with labels, to count the wrong verdicts of A and of B on test images. An
+    image of a version that it does not list is taken with the label of its address. Not counted are
+    images that a model is known to be made of: splits train and validation, false alarms that it
+    was grown by, and those that its folder in OUT/models/ names."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Compare two runs."""
+    """Compare two runs or two models."""
     settings, _ = entry.parse(Settings, __doc__, argv, words=("a", "b"))
     entry.check_access(settings)
-    out = Out(settings.out)
-    before, after = _runs(out, settings)
-    runs = str(before["run_id"]), str(after["run_id"])
+    sides = _sides(Out(settings.out), settings)
+    names = sides.before.name, sides.after.name
     with Tracker(settings.out).run("compare", asdict(settings)) as tracked:
-        tracked.tags |= {"run_a": runs[0], "run_b": runs[1]}
-        tracked.tags |= {"model_a": before["model_id"], "model_b": after["model_id"]}
+        tracked.title = f"compare {sides.before.short} with {sides.after.short}"
+        tracked.tags |= _tags(sides)
         with Progress() as progress:
-            compared = compare.compare(out, before, after, settings.labels, settings, progress)
+            compared = compare.compare(sides, settings.labels, settings, progress)
         _track(tracked, compared)
         for name in ("products", "movers"):
-            tracked.files[f"comparison/{name}.parquet"] = out.comparison(*runs, name)
+            tracked.files[f"comparison/{name}.parquet"] = sides.out.comparison(*names, name)
         for number, location in enumerate(compared.pictures.values()):
             tracked.files[f"comparison/picture_{number}.png"] = location
-    echo(f"A: run {runs[0]}, model {before['model_id']}")
-    echo(f"B: run {runs[1]}, model {after['model_id']}")
+    for letter, side, left_out in zip("AB", sides, sides.gone, strict=True):
+        note = f"; {left_out:,} images are gone from the archive and left out" if left_out else ""
+        echo(f"{letter}: {printable(side.title)}{note}")
     print_summary(compared)
-    echo(f"tables and plots: {out.comparisons(*runs)}")
+    echo(f"tables and plots: {sides.out.comparisons(*names)}")
     return 0
 
 
-def _runs(out: Out, settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
+def _sides(out: Out, settings: Settings) -> Sides:
+    if settings.models:
+        return _models(out, settings)
     if bool(settings.a) != bool(settings.b):
-        raise SettingError("name two runs, or none to compare the last two")
+        raise SettingError(
+            "name two runs, or none to compare the last two; --models names two models"
+        )
     if settings.a:
         before, after = run_records.finished(out, settings.a), run_records.finished(out, settings.b)
     else:
         before, after = run_records.latest(out, 2)
     for record in (before, after):
         run_records.check_not_expired(record)
-    return before, after
+    return Runs(out, before, after)
+
+
+def _models(out: Out, settings: Settings) -> Models:
+    if settings.a or settings.b:
+        raise SettingError("compare two runs or two --models, not both")
+    asked = [name.strip() for name in settings.models.split(",")]
+    if len(asked) != 2 or not all(asked):
+        raise SettingError(
+            f"models {settings.models!r} must name two models, such as champion,challenger"
+        )
+    before, after = (model_names.find(out, name) for name in asked)
+    if before.model_id == after.model_id:
+        raise UserError(f"{asked[0]} and {asked[1]} are one model, {before}; name another one")
+    return Models(out, before, after)
+
+
+def _tags(sides: Sides) -> dict[str, str]:
+    kind = "run" if isinstance(sides, Runs) else "model_name"
+    return {
+        f"{what}_{letter}": value
+        for letter, side in zip("ab", sides, strict=True)
+        for what, value in ((kind, side.short), ("model", side.model_id))
+    }
 
 
 def _track(tracked: Record, compared: Compared) -> None:
@@ -119,7 +154,7 @@ def print_summary(compared: Compared) -> None:
         echo(line)
     if compared.other_versions:
         echo(
-            f"{compared.other_versions} images are in both runs as different versions, which are "
+            f"{compared.other_versions} images are in A and B as different versions, which are "
             "not paired;\n--join uri pairs them"
         )
     for sentence in filter(None, (compared.parts.sentence, compared.regions.sentence)):
@@ -135,8 +170,9 @@ def _explanations(rows: list[dict[str, Any]]) -> list[str]:
     lines = []
     if rows and not any(row["both"] for row in rows):
         lines += [
-            "The runs share no image, as two nights that each score only new images; only the",
-            "distributions are compared. Choose runs that share images, or use --join uri.",
+            "A and B share no image, as two nights that each score only new images; only the",
+            "distributions are compared. Compare runs that share images, or --models; or use",
+            "--join uri.",
         ]
     lines.append("failed: in A and in B; changed: verdicts, + anomalous only in B, - only in A")
     statuses, products = (sum(row[name] for row in rows) for name in ("status", "moved"))

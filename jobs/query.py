@@ -31,7 +31,7 @@ from jobs.cli.group_rows import GroupRows
 from jobs.cli.image_rows import ImageRows
 from jobs.cli.part_rows import PartRows
 from jobs.cli.region_rows import RegionRows
-from ops.errors import SettingError, UserError
+from ops.errors import SettingError
 from ops.storage.paths import Out
 from pipelines.tables import current_scores, decided_images, gone, model_names, path_fields
 from pipelines.tables.model_names import NamedModel
@@ -121,7 +121,7 @@ def main(argv: Sequence[str]) -> int:
 
     def read(database: duckdb.DuckDBPyConnection, check: Callable[[], None]) -> list[_Row] | int:
         nonlocal left_out, dismissed
-        _check_known(database, settings.out, model)
+        model_names.check_has_rows(database, out, model)
         shown = _with_fields(columns, schema, settings.output, database, model)
         found = asked.read(database, settings.limit or (None if settings.output else _SCREEN))
         selected = (field_columns.select(batch, shown) for batch in found)
@@ -202,17 +202,6 @@ def _with_fields(
     known = path_fields.names(database, model.model_id)
     field_columns.check([name.removeprefix(path_fields.PREFIX) for name in asked], known)
     return field_columns.spread(columns, known) if is_wide else columns
-
-
-def _check_known(database: duckdb.DuckDBPyConnection, out: str, model: NamedModel) -> None:
-    """Raise UserError if the model has scored nothing at all."""
-    has_rows = "SELECT 1 FROM scores_of($model) LIMIT 1"
-    if not database.execute(has_rows, {"model": model.model_id}).fetchall():
-        others = [str(each) for each in model_names.models_of(Out(out)) if each != model]
-        raise UserError(
-            f"model {model} has scored no image in {out}; models of its runs: "
-            f"{', '.join(others) or 'none'}"
-        )
 
 
 if __name__ == "__main__":

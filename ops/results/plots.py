@@ -43,17 +43,17 @@ class Shift:
     measure: str
     """The quantity in the histograms: label of their axis."""
     before: Floats
-    """Values of the first run."""
+    """Values of the first side."""
     after: Floats
-    """Values of the second run."""
+    """Values of the second side."""
     pair_kind: str
     """The quantity in the scatter plot: label of its axes."""
     pairs: tuple[Floats, Floats]
-    """Values of the same images in both runs; the first `POINTS` are drawn."""
+    """Values of the same images on both sides; the first `POINTS` are drawn."""
     threshold: float | None
-    """The model's threshold, if both runs have the same model."""
-    runs: tuple[str, str]
-    """Names of the runs."""
+    """The model's threshold, if both sides have the same model."""
+    sides: tuple[str, str]
+    """Names of both sides, which are runs or models."""
     title: str = ""
     """Title of the histograms, such as the drift measures."""
 
@@ -72,7 +72,7 @@ def draw_separation(separation: Separation) -> bytes:
 
 
 def draw_shift(shift: Shift) -> bytes:
-    """A PNG of two panels: histograms of both runs' values, and a scatter plot of images."""
+    """A PNG of two panels: histograms of both sides' values, and a scatter plot of images."""
     from matplotlib.figure import Figure  # noqa: PLC0415 - takes a second, and only plots need it
 
     figure = Figure(figsize=(11, 4.6), layout="constrained")
@@ -91,15 +91,20 @@ def _png(figure: Any) -> bytes:
     return out.getvalue()
 
 
+def _plain(name: str) -> str:
+    """A name as a label shows it: without control characters, and not read as mathematics."""
+    return printable(name).replace("$", r"\$")
+
+
 def _histograms(panel: Any, shift: Shift) -> None:
-    """Histograms of shares, not counts, because the runs may differ in their number of images."""
+    """Histograms of shares, not counts, because the sides may differ in their number of images."""
     both = np.concatenate([shift.before, shift.after])
     edges = np.histogram_bin_edges(both, bins=40)
-    kinds = ((shift.runs[0], shift.before, _BEFORE), (shift.runs[1], shift.after, _AFTER))
-    for run, values, colour in kinds:
+    first, second = map(_plain, shift.sides)
+    for side, values, colour in ((first, shift.before, _BEFORE), (second, shift.after, _AFTER)):
         if len(values):
             share = np.full(len(values), 1 / len(values))
-            label = f"{run}: {len(values)} images"
+            label = f"{side}: {len(values)} images"
             panel.hist(values, edges, weights=share, color=colour, alpha=0.55, label=label)
     _draw_threshold(panel.axvline, shift.threshold)
     panel.margins(y=0.3)  # room for the legend
@@ -112,11 +117,11 @@ def _scatter(panel: Any, shift: Shift) -> None:
     if len(x):
         low, high = float(min(x.min(), y.min())), float(max(x.max(), y.max()))
         panel.plot([low, high], [low, high], color="lightgrey", linestyle=":", zorder=0)
-        label = f"{len(x)} images of both runs"
+        label = f"{len(x)} images of both"
         panel.plot(x, y, ".", markersize=3, alpha=0.5, color=_AFTER, label=label)
         _draw_threshold(panel.axvline, shift.threshold)
         _draw_threshold(panel.axhline, shift.threshold)
-    first, second = (f"{shift.pair_kind}, {run}" for run in shift.runs)
+    first, second = (f"{shift.pair_kind}, {_plain(side)}" for side in shift.sides)
     panel.set(title="image by image", xlabel=first, ylabel=second)
     _legend(panel, "upper left")
 

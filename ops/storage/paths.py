@@ -70,6 +70,11 @@ def picture_kind(picture: str) -> str:
     return picture.removesuffix(".png").rpartition(".")[2]
 
 
+def model_side(model_id: str) -> str:
+    """What stands for all rows of a model in `Out.comparisons`; ids of runs start with a date."""
+    return f"model-{file_name(model_id)}"
+
+
 def _sharded(image_id: str) -> str:
     # Ids are hashes, but an inventory from elsewhere may contain anything.
     return f"{file_name(image_id[:2])}/{file_name(image_id)}.png"
@@ -192,15 +197,15 @@ class Out:
         return files.join(self.root, "drift", f"{run_id}.parquet")
 
     def comparison(self, before: str, after: str, name: str) -> str:
-        """A table of the comparison of two runs."""
+        """A table of the comparison of two runs, or of two models by their `model_side`."""
         return files.join(self.comparisons(before, after), f"{name}.parquet")
 
     def comparisons(self, before: str, after: str) -> str:
-        """The folder of the comparison of two runs."""
+        """The folder of a comparison."""
         return files.join(self.root, "comparisons", f"{before}--{after}")
 
     def compared(self, before: str, after: str, product: str) -> str:
-        """A plot of both runs' scores of one product."""
+        """A plot of the scores of one product on both sides of a comparison."""
         folder = self.comparisons(before, after)
         return files.join(folder, "pictures", f"{file_name(product)}.png")
 

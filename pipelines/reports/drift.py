@@ -1,9 +1,9 @@
-"""Drift: how the distribution of each product's scores differs between runs."""
+"""Drift: how the distribution of each product's scores differs between runs, or models."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import duckdb
 import numpy as np
@@ -15,12 +15,12 @@ from ops.results.metrics import Floats
 from ops.storage import parquet
 from ops.storage.paths import Out
 from pipelines.tables import current_scores
-from pipelines.tables.database import load
 
 Measure = Literal["score", "p_value"]
-#: Maximum number of scores per product and run for tests and correlations.
+#: Maximum number of scores per product and side for tests and correlations.
 SAMPLE = 100_000
-_READ = ("image_id", "uri", "product", "status", "score", "p_value", "is_anomalous")
+#: Columns of the tables `a` and `b`, in part.
+READ = ("image_id", "uri", "product", "status", "score", "p_value", "is_anomalous")
 
 
 def schema(name: str, *columns: tuple[str, pa.DataType, str]) -> pa.Schema:
@@ -29,12 +29,12 @@ def schema(name: str, *columns: tuple[str, pa.DataType, str]) -> pa.Schema:
 
 
 COUNT, REAL, TEXT = pa.int64(), pa.float64(), pa.string()
-#: One row per product of either run.
+#: One row per product of either side: of runs, or of models in a comparison of these.
 DRIFT = schema(
     "drift 1",
     ("product", TEXT, "null: images whose path names none"),
-    ("images_a", COUNT, "rows of the first run"),
-    ("images_b", COUNT, "rows of the second run"),
+    ("images_a", COUNT, "rows of the first side"),
+    ("images_b", COUNT, "rows of the second side"),
     ("failed_a", COUNT, "of these, images without a score"),
     ("failed_b", COUNT, "of these, images without a score"),
     ("anomalous_a", COUNT, "of these, anomalous images"),
@@ -52,7 +52,7 @@ DRIFT = schema(
     ),
     ("median_a", REAL, "of the values compared"),
     ("median_b", REAL, "of the values compared"),
-    ("ks", REAL, "Kolmogorov-Smirnov distance, 0 to 1; null if one run has no values"),
+    ("ks", REAL, "Kolmogorov-Smirnov distance, 0 to 1; null if one side has no values"),
     ("ks_p", REAL, "its p-value, for this product alone"),
     ("ks_q", REAL, "its p-value adjusted for all products (Benjamini and Hochberg 1995)"),
     ("wasserstein", REAL, "Wasserstein distance: mean shift of the values, in their unit"),
@@ -64,21 +64,22 @@ DRIFT = schema(
 )
 
 
-def measure_of(before: Mapping[str, Any], after: Mapping[str, Any]) -> Measure:
-    """The column whose values can be compared between two runs, given their records.
+def measure_of(model_before: str, model_after: str) -> Measure:
+    """The column whose values can be compared between rows of two models, given their ids.
 
     Scores of different models have different units, so their p-values are compared.
     """
-    return "score" if before["model_id"] == after["model_id"] else "p_value"
+    return "score" if model_before == model_after else "p_value"
 
 
-_SIDES = "CREATE VIEW sides AS SELECT 'a' AS side, * FROM a UNION ALL SELECT 'b' AS side, * FROM b"
+#: Creates the view of both tables.
+SIDES = "CREATE VIEW sides AS SELECT 'a' AS side, * FROM a UNION ALL SELECT 'b' AS side, * FROM b"
 _EARLIER_MODEL = """
     SELECT model_id FROM read_parquet(getvariable('tables'), hive_partitioning = false)
     WHERE run_id NOT IN (SELECT unnest($excluded))
     GROUP BY model_id ORDER BY model_id = $model DESC, max(run_number) DESC LIMIT 1
 """
-_COLUMNS = ", ".join((*_READ, "run_id", "run_number"))
+_COLUMNS = ", ".join((*READ, "run_id", "run_number"))
 #: With separate views each of them is a product of its own.
 _ROWS = f"""
     SELECT {_COLUMNS} FROM (SELECT * REPLACE ({{detector}} AS product) FROM scores_of($model)) WHERE
@@ -128,24 +129,10 @@ def load_runs(
     database.execute(query, {"runs": list(runs), "model": model_id})
     query = f"CREATE TABLE a AS {rows} run_id NOT IN (SELECT unnest($excluded))"
     database.execute(query, {"excluded": excluded, "model": earlier_model or model_id})
-    database.execute(_SIDES)
+    database.execute(SIDES)
     if earlier_model is None:
         return None
     return "score" if earlier_model == model_id else "p_value"
-
-
-def load_sides(database: duckdb.DuckDBPyConnection, before: str, after: str) -> None:
-    """Create the tables `a` and `b` from two score tables, and the view `sides` of both."""
-    load(database, "a", before, (*_READ, "part", "view"))
-    load(database, "b", after, (*_READ, "part", "view"))
-    database.execute(_SIDES)
-
-
-def name_detectors(database: duckdb.DuckDBPyConnection, views: Views) -> None:
-    """With separate views, make each of them a product of its own in the tables `a` and `b`."""
-    if views == "separate":
-        for side in ("a", "b"):
-            database.execute(f"UPDATE {side} SET product = {detector_sql(views)}")  # noqa: S608
 
 
 _COUNTS = """
@@ -189,7 +176,7 @@ def drift_of(database: duckdb.DuckDBPyConnection, measure: Measure, sample: int)
 
 
 def values_of(database: duckdb.DuckDBPyConnection, side: str, product: str | None) -> Floats:
-    """The values of a product in one run that `drift_of` sampled."""
+    """The values of a product on one side that `drift_of` sampled."""
     query = "SELECT value FROM sampled WHERE side = $side AND product IS NOT DISTINCT FROM $product"
     answer = database.execute(query, {"side": side, "product": product})
     return np.asarray(answer.fetchnumpy()["value"], dtype=np.float64)

@@ -1,4 +1,4 @@
-"""The rows of two runs, paired by image: what changed, and how ranks moved."""
+"""The rows of two runs or models, paired by image: what changed, and how ranks moved."""
 
 from __future__ import annotations
 
@@ -9,27 +9,25 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from ops.archives.layouts import OF_MODELS
 from ops.results.metrics import Floats
 from pipelines.reports.changed_verdicts import define_verdict_change, numbered_members
 from pipelines.reports.drift import REAL, TEXT, schema
 from pipelines.reports.labels import Joined
-from pipelines.tables.database import load
 
 _PAIR = (
-    ("image_id", TEXT, "of the second run, if it has the image"),
-    ("uri", TEXT, "of the second run, if it has the image"),
-    ("product", TEXT, "of the second run, if it has the image"),
+    ("image_id", TEXT, "of B, if it has the image"),
+    ("uri", TEXT, "of B, if it has the image"),
+    ("product", TEXT, "of B, if it has the image"),
     ("label", pa.int8(), "0 good, 1 defective, null unknown"),
     *(
-        (f"{name}_{side}", kind, f"of the {which} run")
+        (f"{name}_{side}", kind, f"of {side.upper()}")
         for name, kind in (
             ("status", TEXT),
             ("score", REAL),
             ("p_value", REAL),
             ("is_anomalous", pa.bool_()),
         )
-        for side, which in (("a", "first"), ("b", "second"))
+        for side in ("a", "b")
     ),
 )
 CHANGES = schema(
@@ -44,8 +42,8 @@ CHANGES = schema(
 MOVERS = schema(
     "movers 1",
     *_PAIR,
-    ("rank_a", REAL, "share of the product's images that score lower, among those of both runs"),
-    ("rank_b", REAL, "share of the product's images that score lower, among those of both runs"),
+    ("rank_a", REAL, "share of the product's images that score lower, among those of A and B"),
+    ("rank_b", REAL, "share of the product's images that score lower, among those of A and B"),
 )
 #: Counts of pairs of a product, see `count_changes`.
 COUNTS = (
@@ -131,7 +129,9 @@ _COUNT_LABELS = """
     SELECT count(*) FILTER (is_by_address AND label IS NOT NULL),
            count(*) FILTER (is_by_address AND label IS NULL),
            (SELECT count(*) FROM labels ANTI JOIN pairs USING (uri) WHERE label IS NOT NULL),
-           count(*) FILTER (is_unlisted)
+           count(*) FILTER (is_unlisted),
+           (SELECT count(*) FROM labels SEMI JOIN pairs USING (uri)
+            WHERE label = 0 AND split IS NULL)
     FROM pairs
 """
 _COUNT_OTHER_VERSIONS = """
@@ -152,23 +152,13 @@ _MOVERS = """
 """
 
 
-def pair_images(
-    database: duckdb.DuckDBPyConnection, labels: str, join: Literal["image_id", "uri"]
-) -> None:
-    """Create the tables that the other functions query, from those of `drift.load_sides`.
+def pair_images(database: duckdb.DuckDBPyConnection, join: Literal["image_id", "uri"]) -> None:
+    """Create the tables that the other functions query, from `sides.Sides` and `unseen_labels`.
 
-    `pairs` holds every image of either run once, `ranked` those that both runs scored. `labels` is
-    an inventory, or empty; an image of a version that it does not list has the label of its
-    address. Images of splits train and validation have no label here: models are made of them.
+    `pairs` holds every image of either side once, `ranked` those that both sides scored. An image
+    of a version that `labels` does not list has the label of its address.
     """
     define_verdict_change(database)
-    if labels:
-        load(database, "labels", labels, ["image_id", "uri", "label", "split"])
-        database.execute(
-            "UPDATE labels SET label = NULL WHERE split IN $splits", {"splits": list(OF_MODELS)}
-        )
-    else:
-        database.execute("CREATE TABLE labels (image_id VARCHAR, uri VARCHAR, label TINYINT)")
     database.execute(_CREATE_PAIRS, {"join": join})
     database.execute(_CREATE_RANKED)
 
@@ -181,19 +171,20 @@ def count_changes(database: duckdb.DuckDBPyConnection) -> dict[str | None, dict[
 
 
 def count_labels(database: duckdb.DuckDBPyConnection) -> Joined:
-    """How the labels were joined to the images of both runs."""
+    """How the labels were joined to the images of both sides."""
     [counts] = database.sql(_COUNT_LABELS).fetchall()
-    return Joined(*counts)
+    by_address, ambiguous, unmatched, unlisted, unsplit = counts
+    return Joined(by_address, ambiguous, unmatched, unlisted, unsplit=unsplit)
 
 
 def count_other_versions(database: duckdb.DuckDBPyConnection) -> int:
-    """Addresses that both runs have, but as different versions that are not paired."""
+    """Addresses that both sides have, but as different versions that are not paired."""
     [(count,)] = database.sql(_COUNT_OTHER_VERSIONS).fetchall()
     return int(count)
 
 
 def changes(database: duckdb.DuckDBPyConnection) -> Iterator[pa.RecordBatch]:
-    """Rows of `CHANGES`: the images that are not the same in both runs."""
+    """Rows of `CHANGES`: the images that are not the same on both sides."""
     yield from database.sql(_CHANGES).to_arrow_reader(2**16)
 
 
@@ -208,7 +199,7 @@ def movers(
 def scores_and_ranks(
     database: duckdb.DuckDBPyConnection, product: str | None, sample: int
 ) -> dict[str, Floats]:
-    """`score_a`, `score_b`, `rank_a` and `rank_b` of a product's images that both runs scored.
+    """`score_a`, `score_b`, `rank_a` and `rank_b` of a product's images that both sides scored.
 
     Of more than `sample` images, those with the lowest hashes of their ids.
     """

@@ -29,9 +29,9 @@ class Joined(NamedTuple):
     ambiguous: int
     """Images without a label, as members of one name in one archive have different ones."""
     unmatched: int
-    """Labelled images whose address no image of the run has."""
+    """Labelled images whose address no scored image has."""
     unlisted: int
-    """Images of the run whose address is not listed beside the labels."""
+    """Scored images whose address is not listed beside the labels."""
     decided: int = 0
     """Images with the label of a person."""
     contradicted: int = 0
@@ -40,6 +40,8 @@ class Joined(NamedTuple):
     """Of these, images that the model does not call anomalous."""
     unsure: int = 0
     """Images without a label, as a person looked and could not tell."""
+    unsplit: int = 0
+    """Good images that the inventory puts into no split."""
 
     def sentences(self) -> list[str]:
         """What people must know, a sentence each; none if all joined by version."""
@@ -54,8 +56,8 @@ class Joined(NamedTuple):
                 "images have another version than the labelled ones of their address, which "
                 "differ; they are left out",
             ),
-            (self.unmatched, "labelled images are not in the run"),
-            (self.unlisted, "images of the run are not listed beside the labels"),
+            (self.unmatched, "labelled images have no row of scores"),
+            (self.unlisted, "scored images are not listed beside the labels"),
             (
                 self.decided,
                 f"images have the label of a person, of which {self.contradicted} contradict the "
@@ -64,6 +66,11 @@ class Joined(NamedTuple):
                 "a person found",
             ),
             (self.unsure, "images are left out, as a person could not tell what they are"),
+            (
+                self.unsplit,
+                "labelled good images have no split; of those that a model was fitted on, only the "
+                "ones that calibrated it or are in its bank are known and left out",
+            ),
         )
         return [f"labels: {count} {what}" for count, what in counts if count]
 

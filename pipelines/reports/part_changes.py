@@ -1,4 +1,4 @@
-"""Parts of several images in two runs: which have an anomalous image."""
+"""Parts of several images in two runs or models: which have an anomalous image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CHANGES = """
 
 
 class PartChanges(NamedTuple):
-    """Numbers of parts with images in both runs, and of those with an anomalous image."""
+    """Numbers of parts with images on both sides, and of those with an anomalous image."""
 
     parts: int
     in_both: int
@@ -33,12 +33,12 @@ class PartChanges(NamedTuple):
         if not self.parts:
             return ""
         return (
-            f"of {self.parts} parts in both runs, {self.in_both} have an anomalous image in both, "
+            f"of {self.parts} parts in A and B, {self.in_both} have an anomalous image in both, "
             f"{self.only_in_a} only in A, {self.only_in_b} only in B"
         )
 
 
 def part_changes(database: duckdb.DuckDBPyConnection) -> PartChanges:
-    """Compare the tables that `drift.load_sides` made."""
+    """Compare the tables that `sides.Sides.read` made."""
     [counts] = database.sql(_CHANGES).fetchall()
     return PartChanges(*counts)

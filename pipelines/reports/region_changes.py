@@ -1,4 +1,4 @@
-"""Regions of the images in two runs: which of them overlap."""
+"""Regions of the images of two runs or models: which of them overlap."""
 
 from __future__ import annotations
 
@@ -6,10 +6,6 @@ from typing import Literal, NamedTuple
 
 import duckdb
 
-from ops.storage import files
-from pipelines.tables.database import load
-
-_COLUMNS = ("image_id", "box_x", "box_y", "box_width", "box_height")
 _CHANGES = """
     WITH images AS (
         SELECT side, image_id, CASE WHEN $join = 'uri' THEN uri ELSE image_id END AS key
@@ -35,12 +31,12 @@ _CHANGES = """
 
 
 class RegionChanges(NamedTuple):
-    """Numbers of regions of images that both runs scored, and of those that overlap."""
+    """Numbers of regions of images that both sides scored, and of those that overlap."""
 
     regions_a: int = 0
     regions_b: int = 0
     matched_a: int = 0
-    """Regions of the first run whose box overlaps one of the second run in the same image."""
+    """Regions of the first side whose box overlaps one of the second in the same image."""
     matched_b: int = 0
 
     @property
@@ -49,22 +45,15 @@ class RegionChanges(NamedTuple):
         if not self.regions_a + self.regions_b:
             return ""
         return (
-            f"regions of images in both runs: {self.regions_a} in A, of which {self.matched_a} "
+            f"regions of images in A and B: {self.regions_a} in A, of which {self.matched_a} "
             f"overlap one in B, and {self.regions_b} in B, of which {self.matched_b} overlap one "
             "in A"
         )
 
 
 def region_changes(
-    database: duckdb.DuckDBPyConnection, before: str, after: str, join: Literal["image_id", "uri"]
+    database: duckdb.DuckDBPyConnection, join: Literal["image_id", "uri"]
 ) -> RegionChanges:
-    """Compare two tables of regions, with the images that `drift.load_sides` loaded.
-
-    A run whose table of regions was lost has none to compare.
-    """
-    if not (files.exists(before) and files.exists(after)):
-        return RegionChanges()
-    load(database, "regions_a", before, _COLUMNS)
-    load(database, "regions_b", after, _COLUMNS)
+    """Compare the tables that `sides.Sides.read` made."""
     [counts] = database.execute(_CHANGES, {"join": join}).fetchall()
     return RegionChanges(*counts)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import duckdb
+
 from ops.errors import UserError
 from ops.plain_text import printable
 from ops.storage.paths import Out
@@ -77,6 +79,17 @@ def chosen(out: Out, asked: str) -> NamedModel:
     Raises UserError as `find` and `run_records.finished` do.
     """
     return find(out, asked) if asked else named(run_records.finished(out))
+
+
+def check_has_rows(database: duckdb.DuckDBPyConnection, out: Out, model: NamedModel) -> None:
+    """Raise UserError if a model has scored nothing; `database` as `current_scores` opens it."""
+    has_rows = "SELECT 1 FROM scores_of($model) LIMIT 1"
+    if not database.execute(has_rows, {"model": model.model_id}).fetchall():
+        others = [str(each) for each in models_of(out) if each != model]
+        raise UserError(
+            f"model {model} has scored no image in {out.root}; models of its runs: "
+            f"{', '.join(others) or 'none'}"
+        )
 
 
 def _words(name: str) -> list[str]:

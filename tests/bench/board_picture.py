@@ -41,7 +41,7 @@ def rows() -> Iterator[Row]:
             count = len(found.regions) if found else 0
             yield Row(board.file.stem, f"{count} regions")
             if found and found.regions and _is_hit(board, found):
-                _draw(board, values, found, peaks["board"].scores[-1])
+                _draw(board, values, found)
                 return
 
 
@@ -52,10 +52,10 @@ def _is_hit(board: Board, found: Found) -> bool:
     return left <= largest.centroid_x < right and top <= largest.centroid_y < bottom
 
 
-def _draw(board: Board, values: Map, found: Found, threshold: float) -> None:
+def _draw(board: Board, values: Map, found: Found) -> None:
     """The board, its map with the regions, and the defective tile, side by side."""
-    figure = Figure(figsize=(13.2, 3.8), layout="constrained")
-    panels = figure.subplots(1, 3, width_ratios=(1, 1, 0.75))
+    figure = Figure(figsize=(13.2, 3.4), layout="constrained")
+    panels = figure.subplots(1, 3, width_ratios=(1, 1, 0.8))
     with Image.open(board.file) as image:
         whole = np.asarray(image)
         small = np.asarray(image.resize(_SMALL, Image.Resampling.BOX))
@@ -63,24 +63,25 @@ def _draw(board: Board, values: Map, found: Found, threshold: float) -> None:
     left, top, right, bottom = board.boxes[board.bad]
     extent = (0, BOARD[0], BOARD[1], 0)
     panels[0].imshow(small, cmap="gray", vmin=0, vmax=255, extent=extent)
-    panels[1].imshow(values, cmap="magma", extent=extent, vmax=max(threshold, values.max()))
+    panels[0].set_title("a board of 3840 x 2800 px")
+    # Half of the map is below the darkest colour.
+    panels[1].imshow(values, cmap="magma", extent=extent, vmin=np.median(values))
+    panels[1].set_title("its map, and the regions above the threshold")
     tile = whole[top:bottom, left:right]
     panels[2].imshow(tile, cmap="gray", vmin=0, vmax=255, extent=(left, right, bottom, top))
-    for panel, title in zip(
-        panels,
-        ("a board of 3840 x 2800 px", "its map, and the regions above the threshold", "the tile"),
-        strict=True,
-    ):
-        panel.set_title(title)
+    panels[2].set_title("the tile with the region")
+    for panel, margin in zip(panels, (50, 50, 0), strict=True):
         panel.axis("off")
-        _mark(panel, found)
+        _mark(panel, found, margin)
+    for panel in panels[:2]:
+        panel.set_ylim(max(box[3] for box in board.boxes), 0)
     panels[2].set(xlim=(left, right), ylim=(bottom, top))
     figure.savefig("board.png", dpi=100, metadata={"Software": None})
 
 
-def _mark(panel: Axes, found: Found) -> None:
-    """The boxes of the regions."""
+def _mark(panel: Axes, found: Found, margin: int) -> None:
+    """The boxes of the regions, larger by a margin in pixels."""
     for region in found.regions:
-        corner = (region.box_x, region.box_y)
-        box = Rectangle(corner, region.box_width, region.box_height, fill=False, ec="cyan", lw=1.2)
-        panel.add_patch(box)
+        corner = (region.box_x - margin, region.box_y - margin)
+        sides = (region.box_width + 2 * margin, region.box_height + 2 * margin)
+        panel.add_patch(Rectangle(corner, *sides, fill=False, ec="cyan", lw=1.5))

@@ -79,7 +79,7 @@ def test_nights_that_share_no_image_are_said_to(leave, tmp_path):
         finish(str(tmp_path / "o"), parts, model, night, NONE)
     code, told, err = leave("compare", "--out", "o", "--pictures", "0")
     assert code == 0, err
-    assert "The runs share no image, as two nights that each score only new images" in told
+    assert "A and B share no image, as two nights that each score only new images" in told
     assert max(map(len, told.splitlines()[2:-1])) <= 100
 
 
@@ -88,9 +88,9 @@ def test_other_versions_and_labels_that_did_not_join_are_counted(capsys):
     joined = Joined(by_address=3, ambiguous=0, unmatched=2, unlisted=0)
     print_summary(Compared(PRODUCTS.empty_table(), movers, {}, joined, other_versions=7))
     told = capsys.readouterr().out
-    assert "7 images are in both runs as different versions, which are not paired;" in told
+    assert "7 images are in A and B as different versions, which are not paired;" in told
     assert "labels: 3 images have another version than the one that was labelled;" in told
-    assert "labels: 2 labelled images are not in the run\n" in told
+    assert "labels: 2 labelled images have no row of scores\n" in told
 
 
 @pytest.mark.parametrize(
@@ -100,6 +100,10 @@ def test_other_versions_and_labels_that_did_not_join_are_counted(capsys):
         (["2026-11-20-00", "2026-11-21-00"], "o holds no run 2026-11-20-00", 1),
         ([], "o holds no finished run", 1),
         (["--sample", "0"], "sample 0 must be at least 2", 2),
+        (["--models", "champion"], "models 'champion' must name two models, such as", 2),
+        (["--models", "a,b,c"], "models 'a,b,c' must name two models, such as", 2),
+        (["x", "y", "--models", "a,b"], "compare two runs or two --models, not both", 2),
+        (["--models", "champion,b"], "no run in o/runs used a model 'champion'; models: none", 1),
     ],
 )
 def test_what_cannot_be_compared_is_said_in_a_sentence(leave, words, sentence, exit_code):
@@ -115,6 +119,44 @@ def test_one_run_is_not_enough(leave, tmp_path):
     assert code == 1
     assert "o holds 1 finished run, but 2 are needed" in err
     assert not (tmp_path / "o" / "comparisons").exists()
+
+
+def test_a_model_is_not_compared_with_itself(leave, tmp_path):
+    run = finish(str(tmp_path / "o"), [Part("a.png", "bolt", 1.0)], model_of(["bolt"]))
+    name = run.model.card.model_id
+    code, _, err = leave("compare", "--models", f"{name[:8]}, {name}", "--out", "o")
+    assert code == 1
+    assert f"{name[:8]} and {name} are one model, patchcore ({name}); name another one" in err
+
+
+@pytest.mark.slow
+def test_two_models_are_compared_over_all_their_nights(leave, tmp_path):
+    parts = [Part(f"{i}.png", "bolt", i / 10) for i in range(30)]
+    root, models = str(tmp_path / "o"), [model_of(["bolt"], seed) for seed in (0, 1)]
+    finish(root, parts[:20], models[0], "2026-11-20", NONE)
+    finish(root, parts[20:], models[0], "2026-11-21", NONE)
+    finish(root, [replace(part, score=3.0) for part in parts[1:]], models[1], "2026-11-22", NONE)
+    first, second = (model.card.model_id for model in models)
+    code, told, err = leave("compare", "--models", f"{first},{second}", "--out", "o")
+    assert code == 0, err
+    lines = told.splitlines()
+    assert lines[:2] == [f"A: model patchcore ({first})", f"B: model patchcore ({second})"]
+    assert "The models differ, and so does the unit of their scores" in told
+    assert folder_of(told) == f"o/comparisons/model-{first}--model-{second}"
+    (bolt,) = parquet.read(f"{folder_of(told)}/products.parquet").to_pylist()
+    assert (bolt["both"], bolt["only_in_a"], bolt["only_in_b"]) == (29, 1, 0)
+    # Scores above 2.0 are anomalous: those of the last nine in A, all in B.
+    assert (bolt["became_anomalous"], bolt["became_normal"]) == (20, 0)
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(Tracker("o").uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    (run,) = client.search_runs([experiment.experiment_id])
+    names = [f"patchcore {model[:8]}" for model in (first, second)]
+    assert run.info.run_name == f"compare {names[0]} with {names[1]}"
+    assert run.data.tags.items() >= {("model_a", first), ("model_name_b", names[1])}
+    assert run.data.metrics["became_anomalous"] == 20
 
 
 def test_runs_may_be_named_without_their_settings_names(leave, out):

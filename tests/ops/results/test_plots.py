@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -129,3 +130,8 @@ def test_any_name_can_be_the_title_of_a_shift_and_equal_data_gives_equal_bytes()
     assert png == plots.draw_shift(shift(name))
     with Image.open(io.BytesIO(png)) as image:
         image.load()
+
+
+def test_names_of_sides_are_not_read_as_mathematics(shift_panels):
+    values, _ = shift_panels(replace(shift(), sides=("tiles $x_{$", "b\x1b[2J")))
+    assert texts(values) == [r"tiles \$x_{\$: 50 images", r"b\x1b[2J: 60 images"]

@@ -101,6 +101,13 @@ def test_a_picture_of_a_comparison_lies_in_its_own_folder(product):
     assert name.endswith(".png")
 
 
+def test_a_comparison_of_models_lies_in_a_folder_that_no_runs_have():
+    names = [paths.model_side(model) for model in ("a" * 32, "../b")]
+    assert paths.Out("out").comparisons(*names) == (
+        f"out/comparisons/model-{'a' * 32}--model-%2E.%2Fb"
+    )
+
+
 @pytest.mark.parametrize("product", PRODUCTS)
 def test_no_file_name_is_too_long_for_a_file_system(product):
     for kind in (paths.HELD_OUT, paths.SYNTHETIC):

@@ -15,6 +15,7 @@ from ops.storage.paths import Out
 from pipelines.reports import compare
 from pipelines.reports.compare import CompareSettings
 from pipelines.reports.labels import Joined
+from pipelines.reports.sides import Runs
 from pipelines.scoring.run import ScoreSettings
 from pipelines.tables import run_records
 from tests.runs import Part, finish, list_parts, model_of
@@ -22,6 +23,10 @@ from tests.runs import Part, finish, list_parts, model_of
 PRODUCTS = ("bolt", "../x", "<b>größe", "部品")
 THRESHOLD = 2.0  # of the generated model
 NONE = ScoreSettings("none", False, 100)
+
+
+def last_two(out):
+    return Runs(out, *run_records.latest(out, 2))
 
 
 def no_progress(*_):
@@ -65,9 +70,8 @@ def nights(tmp_path_factory):
     ]
     out = Out(root)
     labels = list_parts(f"{root}/labels.parquet", [*before, *after]).location
-    first, second = run_records.latest(out, 2)
     settings = CompareSettings(join="uri", movers=3)
-    comparison = compare.compare(out, first, second, labels, settings, no_progress)
+    comparison = compare.compare(last_two(out), labels, settings, no_progress)
     return out, runs, before, after, comparison
 
 
@@ -186,10 +190,10 @@ def test_labels_of_older_versions_are_joined_by_address_and_counted(nights, tmp_
     old = [replace(part, version="v0") for part in before[1:]]
     labels = list_parts(f"{tmp_path}/labels.parquet", [*old, Part("x", "bolt", 1.0, 0)]).location
     settings = CompareSettings(join="uri", pictures=0)
-    records = run_records.latest(out, 2)
-    comparison = compare.compare(out, *records, labels, settings, no_progress)
+    comparison = compare.compare(last_two(out), labels, settings, no_progress)
     # The first image is labelled no more, nor was the one that only the second night has.
-    assert comparison.joined == Joined(239, 0, 1, 2)
+    good = sum(part.label == 0 for part in before[1:])
+    assert comparison.joined == Joined(239, 0, 1, 2, unsplit=good)
     wrong = [sum(row["errors_b"] for row in c.products.to_pylist()) for c in (comparison, by_uri)]
     assert wrong[1] - 1 <= wrong[0] <= wrong[1]
     labelled = [sum(r["labelled"] for r in c.products.to_pylist()) for c in (comparison, by_uri)]
@@ -213,8 +217,7 @@ def test_pictures_are_in_the_folder_of_the_comparison_for_any_product_name(night
 
 def test_by_image_id_other_versions_are_other_images(nights):
     out = nights[0]
-    first, second = run_records.latest(out, 2)
-    comparison = compare.compare(out, first, second, "", CompareSettings(pictures=0), no_progress)
+    comparison = compare.compare(last_two(out), "", CompareSettings(pictures=0), no_progress)
     rows = comparison.products.to_pylist()
     assert sum(row["both"] for row in rows) == 0
     assert sum(row["only_in_a"] for row in rows) == sum(row["only_in_b"] for row in rows) == 240
@@ -234,8 +237,7 @@ def test_of_different_models_p_values_and_ranks_are_compared_not_scores(tmp_path
     scaled = [replace(part, score=part.score * 1000) for part in parts]
     finish(str(tmp_path), scaled, model_of(["bolt"], seed=1), "2026-11-21", NONE)
     out = Out(str(tmp_path))
-    first, second = run_records.latest(out, 2)
-    comparison = compare.compare(out, first, second, "", CompareSettings(), no_progress)
+    comparison = compare.compare(last_two(out), "", CompareSettings(), no_progress)
     (row,) = comparison.products.to_pylist()
     assert row["measure"] == "p_value"
     assert row["spearman"] == pytest.approx(1)

@@ -14,6 +14,7 @@ from pipelines.reports import compare
 from pipelines.reports.alerts import AlertLimits, find_alerts
 from pipelines.reports.compare import CompareSettings
 from pipelines.reports.drift import DRIFT, drift_of_run
+from pipelines.reports.sides import Runs
 from pipelines.scoring.run import ScoreSettings
 from pipelines.tables import run_records
 from tests.runs import Part, finish, model_of
@@ -55,7 +56,8 @@ def test_the_drift_of_two_nights_is_that_of_their_comparison(tmp_path):
     rows_of_drift = drift(tmp_path, run)
     assert rows_of_drift.schema.equals(DRIFT, check_metadata=True)
     out = Out(str(tmp_path))
-    both = compare.compare(out, *run_records.latest(out, 2), "", CompareSettings(), lambda *_: None)
+    sides = Runs(out, *run_records.latest(out, 2))
+    both = compare.compare(sides, "", CompareSettings(), lambda *_: None)
     assert rows_of_drift.equals(both.products.select(DRIFT.names).cast(DRIFT))
 
 

@@ -57,8 +57,8 @@ def test_what_joins_nothing_is_counted_on_both_sides():
     assert rows == [("t#a", 0, None, 0)]
     assert counts == Joined(by_address=0, ambiguous=0, unmatched=1, unlisted=2)
     assert counts.sentences() == [
-        "labels: 1 labelled images are not in the run",
-        "labels: 2 images of the run are not listed beside the labels",
+        "labels: 1 labelled images have no row of scores",
+        "labels: 2 scored images are not listed beside the labels",
     ]
 
 

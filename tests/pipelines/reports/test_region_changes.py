@@ -8,11 +8,10 @@ import pytest
 from ops.results import region_table
 from ops.storage import parquet
 from ops.storage.paths import Out
-from pipelines.reports.drift import load_sides
 from pipelines.reports.region_changes import RegionChanges, region_changes
-from pipelines.tables.database import opened
+from pipelines.reports.sides import Runs
 from tests.pipelines.tables.test_current_regions import region
-from tests.pipelines.tables.test_current_scores import publish, row
+from tests.pipelines.tables.test_current_scores import MODELS, publish, row
 
 #: By address, the left and top side of regions of 10 x 10 pixels in the first and second run.
 BEFORE = {"u/1": [(0, 0), (50, 50)], "u/2": [(0, 0)], "u/3": [(0, 0)]}
@@ -36,12 +35,12 @@ def write(out: Out, number: int, found: dict[str, list[tuple[int, int]]], versio
     return run_id
 
 
+def record(run_id: str) -> dict[str, str]:
+    return {"run_id": run_id, "night": run_id[:10], "model_id": MODELS[0]}
+
+
 def compared(out: Out, runs: list[str], join: str) -> RegionChanges:
-    scores = [out.table(run_id[:10], run_id) for run_id in runs]
-    regions = [out.region_table(run_id[:10], run_id) for run_id in runs]
-    with opened() as database:
-        load_sides(database, *scores)
-        return region_changes(database, *regions, join)
+    return Runs(out, *map(record, runs)).read(lambda database: region_changes(database, join))
 
 
 @pytest.mark.parametrize(("version", "join"), [("v1", "image_id"), ("v1", "uri"), ("v2", "uri")])
@@ -52,7 +51,7 @@ def test_regions_of_images_in_both_runs_are_matched_by_their_boxes(tmp_path, ver
     found = compared(out, runs, join)
     assert found == RegionChanges(3, 3, 1, 2)
     assert found.sentence == (
-        "regions of images in both runs: 3 in A, of which 1 overlap one in B, and 3 in B, of "
+        "regions of images in A and B: 3 in A, of which 1 overlap one in B, and 3 in B, of "
         "which 2 overlap one in A"
     )
 

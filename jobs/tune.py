@@ -93,9 +93,10 @@ def _print_summary(
                 f"{found.saved:>7,} {found.missed:>9,} {found.caught:>7,}"
             )
     echo(
-        "saved = decided false alarms that would not have been flagged; given up = decided defects "
-        "that would not;\ncaught = decided defects that would, and were not. All current images of "
-        "past nights are counted"
+        "decided = flagged parts that people decided, by the rate now; saved = decided false "
+        "alarms that would not\nhave been flagged; given up = decided defects that would not; "
+        "caught = decided defects that would, and\nwere not. All current images of past nights "
+        "are counted"
     )
     for name, found in proposals.items():
         for sentence in _sentences(found, costs):
@@ -120,9 +121,13 @@ def _sentences(found: Proposal | None, costs: Costs) -> list[str]:
     elif found.proposed == found.present:
         sentences.append("no other rate is expected to cost less")
     else:
+        if found.proposed < found.present:
+            basis = f"{found.decided:,} decisions"
+        else:
+            basis = f"{found.caught:,} decided defects among parts that are not flagged"
         sentences.append(
             f"{found.proposed:.3g} instead of {found.present:.3g} is expected to change the cost "
-            f"by {found.cost:,.1f} over images like these, by {found.decided:,} decisions"
+            f"by {found.cost:,.1f} over images like these, by {basis}"
         )
     if not found.decided_below:
         sentences.append(

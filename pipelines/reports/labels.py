@@ -61,8 +61,9 @@ class Joined(NamedTuple):
             (
                 self.decided,
                 f"images have the label of a person, of which {self.contradicted} contradict the "
-                f"inventory; the model calls {self.called_good} of them good. A defect that it "
-                "calls good, and at which nobody looked, is not counted as missed",
+                f"inventory; the model calls {self.called_good} of them good. Of the defects "
+                "that it calls good, only those are counted as missed that the inventory labels or "
+                "a person found",
             ),
             (self.unsure, "images are left out, as a person could not tell what they are"),
             (

@@ -84,6 +84,7 @@ def test_decided_defects_among_parts_called_good_speak_for_more_alarms(leave, ou
     nut = said.splitlines()[3].split()
     assert nut == ["nut", "0", "0.2", "40", "0.7", "140", "0", "0", "9"]
     assert "nut: 0.7 instead of 0.2 is expected to change the cost by -80.0" in said
+    assert "over images like these, by 9 decided defects among parts that are not flagged" in said
     assert "nut: more alarms cannot be judged" not in said
 
 

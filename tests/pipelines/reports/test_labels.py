@@ -114,8 +114,8 @@ def test_decisions_replace_and_add_labels_of_the_bytes_that_were_shown():
     assert counts == Joined(0, 0, 0, 0, decided=4, contradicted=2, called_good=1, unsure=1)
     assert counts.sentences() == [
         "labels: 4 images have the label of a person, of which 2 contradict the inventory; the "
-        "model calls 1 of them good. A defect that it calls good, and at which nobody looked, is "
-        "not counted as missed",
+        "model calls 1 of them good. Of the defects that it calls good, only those are counted as "
+        "missed that the inventory labels or a person found",
         "labels: 1 images are left out, as a person could not tell what they are",
     ]
     # Without decisions, or with none of these images, labels are those of the inventory.

@@ -11,7 +11,7 @@ import pyarrow as pa
 from jobs.cli.verdict_rules import verdict_rules
 from ops.archives.layouts import composed
 from ops.storage.paths import Out
-from pipelines.tables import current_scores, view_columns
+from pipelines.tables import current_scores, run_records, view_columns
 from pipelines.tables.gone import Listing
 from pipelines.tables.model_names import NamedModel
 from pipelines.tables.view_columns import ViewColumns
@@ -30,6 +30,7 @@ class ImageRows:
         """Raises SettingError for rules that exclude each other, UserError if none is known."""
         self._settings, self._model, self._listing = settings, model, listing
         self._rules, self._views = verdict_rules(settings, out, model.model_id)
+        self._held_out = run_records.held_out(out, model.model_id)
         self._added = ViewColumns.of(out, model)
         shown = settings.false_alarms
         # Counts are of all images unless somebody asks for less.
@@ -51,5 +52,6 @@ class ImageRows:
             new_first=self._settings.new_first,
             listing=self._listing,
             false_alarms=self._false_alarms,
+            held_out=self._held_out,
         )
         return map(self._added.complete, found)

@@ -58,10 +58,10 @@ def _warn_of_few_held_out(rates: Mapping[str, float], held_out: Mapping[str, int
 
 def _held_out(out: Out, model_id: str) -> dict[str, int]:
     """How many images of each product were held out for a model, from the record of a run."""
-    record = run_records.of_model(out, model_id, "held_out")
-    if record is None:
+    held_out = run_records.held_out(out, model_id)
+    if not held_out:
         raise UserError(
             f"no run in {out.runs()} records the held-out images of model {model_id}; "
             """name thresholds by product: --threshold '{"PRODUCT": 1.5}'"""
         )
-    return {composed(name): count for name, count in record["held_out"].items()}
+    return held_out

@@ -20,6 +20,7 @@ from ops.storage.paths import Out
 from pipelines.cluster import memory
 from pipelines.cluster.connection import connected
 from pipelines.cluster.shared_model import SharedModel
+from pipelines.nights import other_rates
 from pipelines.nights.hooks import NightHooks
 from pipelines.nights.pages import NightPages
 from pipelines.nights.settings import NightSettings
@@ -204,6 +205,8 @@ class Night:
             f"{counts['listed']} images: {pending.new} new, {pending.changed} changed, "
             f"{pending.retried} to be tried again"
         )
+        if sentence := other_rates.sentence(self._out, self._card, settings.false_alarm_rate):
+            self._hooks.echo(sentence)
         self.record |= counts
         self._hooks.tracked.metrics |= {name: float(count) for name, count in counts.items()}
         if images is None:

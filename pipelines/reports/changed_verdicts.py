@@ -48,8 +48,13 @@ _COMPARED = f"""
     FROM now JOIN newest USING (uri, k) WHERE now.is_anomalous IS NOT NULL
 """  # noqa: S608 - only names from the code
 _CHANGED = f"""
-    SELECT * EXCLUDE (image_id, change, turn)
-    FROM (SELECT *, {worst_first.turn()} FROM compared WHERE change IS NOT NULL)
+    WITH changed AS (
+        SELECT compared.*, {worst_first.RARITY}
+        FROM compared LEFT JOIN floors ON compared.product = floors.detector
+        WHERE change IS NOT NULL
+    )
+    SELECT * EXCLUDE (image_id, change, rarity, turn)
+    FROM (SELECT *, {worst_first.turn()} FROM changed)
     ORDER BY {worst_first.order()} LIMIT $most
 """  # noqa: S608 - only names from the code
 _COUNTS = """

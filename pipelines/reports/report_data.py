@@ -23,7 +23,7 @@ from pipelines.reports.part_pictures import Part, PartPictures
 from pipelines.reports.part_summary import PartSummary, part_summary
 from pipelines.reports.region_counts import RegionCounts, region_counts
 from pipelines.reports.report_queries import Histogram, Row
-from pipelines.tables import current_scores, decided_images, run_records
+from pipelines.tables import current_scores, decided_images, run_records, worst_first
 
 
 @dataclass(frozen=True)
@@ -178,6 +178,7 @@ def collect(
         products = drift.drift_of(database, measure or "score", drift.SAMPLE).to_pylist()
         tonight = [row for row in products if row["images_b"]]
         decided_images.create(database, model_id, "b")
+        worst_first.register(database, last.get("held_out", {}))
         worst = report_queries.worst(database, model_id, settings.parts + settings.more_parts)
         data = ReportData(
             runs=runs,

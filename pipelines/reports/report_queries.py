@@ -81,10 +81,12 @@ def statuses(database: duckdb.DuckDBPyConnection) -> dict[str, int]:
 
 
 _WORST = f"""
-    SELECT image_id, run_id FROM (
-        SELECT b.*, {worst_first.turn()} FROM b LEFT JOIN decided_keys USING (image_id, run_id)
+    WITH listed AS (
+        SELECT b.*, {worst_first.RARITY} FROM b LEFT JOIN floors ON b.product = floors.detector
+        LEFT JOIN decided_keys USING (image_id, run_id)
         WHERE score IS NOT NULL AND NOT {decided_images.DISMISSED}
     )
+    SELECT image_id, run_id FROM (SELECT *, {worst_first.turn()} FROM listed)
     ORDER BY {worst_first.order()} LIMIT $most
 """  # noqa: S608 - only names from the code
 _DISMISSED = f"""
@@ -107,7 +109,8 @@ def worst(database: duckdb.DuckDBPyConnection, model_id: str, most: int) -> list
     """Rows with scores in the order of `worst_first`: anomalous ones, then by p-value.
 
     False alarms are left out that a person called so under this model. `database` is one in which
-    `decided_images` has made its tables of the rows of `b`, whose columns rows have too.
+    `decided_images` has made its tables of the rows of `b`, whose columns rows have too, and
+    `worst_first` its table.
     """
     return _complete_rows(database, _WORST, model_id, {"most": most, "model": model_id})
 

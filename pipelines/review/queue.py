@@ -120,7 +120,11 @@ class Queue:
 
             def read(source: duckdb.DuckDBPyConnection, check: Callable[[], None]) -> None:
                 rows = current_scores.query(
-                    source, self.model.model_id, views=views, listing=listing
+                    source,
+                    self.model.model_id,
+                    views=views,
+                    listing=listing,
+                    held_out=run_records.held_out(self.out, self.model.model_id),
                 )
                 self._store(_CREATE, _SCHEMA, _numbered(rows), {"model": self.model.model_id})
                 self._database.execute(_PLACES)

@@ -53,12 +53,13 @@ _KEPT = """
             CASE WHEN rules.threshold IS NOT NULL THEN current.score > rules.threshold
                  WHEN rules.p_value IS NOT NULL THEN current.p_value <= rules.p_value
                  ELSE current.is_anomalous END AS is_anomalous),
-            left(current.run_id, 10) = (SELECT night FROM last) AS is_new
+            left(current.run_id, 10) = (SELECT night FROM last) AS is_new, floor
         FROM {rows} AS current
-        LEFT JOIN rules ON nfc_normalize({detector}) = rules.detector
+        LEFT JOIN rules ON {detector} = rules.detector
+        LEFT JOIN floors ON {detector} = floors.detector
     ),
     kept AS (
-        SELECT image_id, run_id, product, view, score, p_value, is_anomalous, is_new,
+        SELECT image_id, run_id, product, view, score, {rarity}, is_anomalous, is_new,
                decided, decided_model_id
         FROM judged ANTI JOIN gone USING (image_id, run_id) {listed}
         WHERE ($product IS NULL OR nfc_normalize(product) = $product) AND (
@@ -72,7 +73,7 @@ _DISMISSED = """
 """
 _CHOSEN = """
     CREATE OR REPLACE TEMP TABLE chosen AS {kept}
-    SELECT image_id, run_id, is_anomalous, is_new, turn
+    SELECT image_id, run_id, is_anomalous, is_new, rarity, turn
     FROM (SELECT *, {turn} FROM kept ANTI JOIN dismissed USING (image_id, run_id))
     ORDER BY {order} {limit}
 """
@@ -87,7 +88,7 @@ _CURRENT = """(
     LEFT JOIN decided_keys USING (image_id, run_id)
 )"""
 _ROWS = """
-    SELECT image_id, run_id, chosen.is_anomalous, is_new, turn,
+    SELECT image_id, run_id, chosen.is_anomalous, is_new, rarity, turn,
            scores.* EXCLUDE (image_id, run_id, is_anomalous),
            decided, decided_by, decided_when, decided_model_id
     FROM scores_of($model) AS scores JOIN chosen USING (image_id, run_id)
@@ -218,6 +219,7 @@ def query(
     new_first: bool = True,
     listing: Listing | None = None,
     false_alarms: bool = True,
+    held_out: Mapping[str, int] | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Stream current rows with the columns of `VIEW` in the order of `worst_first`.
 
@@ -229,15 +231,19 @@ def query(
     Those that are gone from the archive by `listing`, another one of these, are too; the table
     `gone` has them. Without `false_alarms`, anomalous images that a person called false alarms
     under this model are left out, unless `where` asks for decisions; the table `dismissed` has
-    them. Raises SettingError if `where` is invalid.
+    them. `held_out`: the number of held-out images by detector, for the order. Raises SettingError
+    if `where` is invalid.
     """
     asked = condition.check(database, where, VIEW.names) if where else set[str]()
     verdict_rules.register(database, rules)
+    worst_first.register(database, held_out or {})
     within = ("is_new",) if new_first else ()
     leaves_out = not (false_alarms or asked & {*decided_images.COLUMNS.names})
+    detector = f"nfc_normalize({detector_sql(views, 'current')})"
     kept = functools.partial(
         _KEPT.format,
-        detector=detector_sql(views, "current"),
+        detector=detector,
+        rarity=worst_first.RARITY,
         listed="SEMI JOIN read_parquet($only) USING (image_id)" if only else "",
         where=where or "true",
     )

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from ops.archives.layouts import composed
 from ops.errors import UserError
 from ops.storage import files, parquet
 from ops.storage.paths import Out
@@ -110,6 +111,12 @@ def of_model(out: Out, model_id: str, *names: str) -> dict[str, Any] | None:
     """The newest record of a run under a model that has these entries; None if there is none."""
     of_runs = (record for record in reversed(started(out)) if record.get("model_id") == model_id)
     return next((record for record in of_runs if set(names) <= record.keys()), None)
+
+
+def held_out(out: Out, model_id: str) -> dict[str, int]:
+    """The number of held-out images of each detector of a model; empty if no run records it."""
+    record = of_model(out, model_id, "held_out") or {"held_out": {}}
+    return {composed(name): count for name, count in record["held_out"].items()}
 
 
 def started_after(out: Out, record: Mapping[str, Any]) -> list[str]:

@@ -7,6 +7,8 @@ import pytest
 from jobs import score
 from ops.errors import SettingError
 from ops.storage import files
+from ops.storage.paths import Out
+from pipelines.nights import other_rates
 from pipelines.scoring.run import ScoreSettings, check_night
 from tests.runs import Part, finish, model_of
 
@@ -59,3 +61,16 @@ def test_a_rate_of_an_unknown_product_or_beyond_its_bounds_is_refused():
     for rate in (0, 1.5, {"bolt": 1.0}):
         with pytest.raises(SettingError, match=r"false_alarm_rate .* must lie between 0 and 1"):
             ScoreSettings("none", false_alarm_rate=rate)
+
+
+def test_a_night_tells_of_runs_that_judged_by_other_rates(tmp_path):
+    model, out = model_of(["bolt"]), Out(str(tmp_path))
+    assert other_rates.sentence(out, model.card, 0.5) == ""
+    for rate in (None, 0.5):
+        settings = ScoreSettings("none", false_alarm_rate=rate)
+        finish(out.root, [Part("1", "bolt", 0.5)], model, settings=settings)
+        finish(out.root, [Part("1", "bolt", 0.5)], model_of(["bolt", "nut"]), settings=settings)
+    told = "1 earlier runs judged by other false-alarm rates than this night does"
+    for rate in (None, 0.5, {"bolt": 0.5}):
+        assert other_rates.sentence(out, model.card, rate).startswith(told)
+    assert other_rates.sentence(out, model.card, {"bolt": 0.4}).startswith("2 earlier runs")

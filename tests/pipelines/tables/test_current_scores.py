@@ -292,6 +292,28 @@ def test_the_order_is_call_then_p_value_then_turns_of_products_and_failures_are_
     assert [r["uri"] for r in nuts] == ["nut/1/0", "bolt/0/0", "bolt/0/1", "bolt/0/2"]
 
 
+def test_flagged_images_with_the_smallest_p_value_of_their_product_come_in_turn(out):
+    """A p-value of 0.1 says as much of a product with 9 held-out images as 0.01 of one with 99."""
+    flagged = {"is_anomalous": True}
+    rows = [
+        *worst(0, "bolt", (9.0, 8.0), 0.01, **flagged),
+        *worst(1, "bolt", (5.0,), 0.02, **flagged),
+        *worst(0, "nut", (90.0, 80.0), 0.1, **flagged),
+        *worst(1, "nut", (70.0,), 0.2, **flagged),
+        *worst(2, "nut", (60.0,), 0.1, is_anomalous=False),
+        *worst(2, "bolt", (1.0,), 0.03, is_anomalous=False),
+    ]
+    publish(out, 0, rows)
+    found = [r["uri"] for r in query(out, held_out={"bolt": 99, "nut": 9})]
+    assert found == [
+        *("bolt/0/0", "nut/0/0", "bolt/0/1", "nut/0/1", "bolt/1/0", "nut/1/0"),
+        *("bolt/2/0", "nut/2/0"),
+    ]
+    # Of a nut with more held-out images, smaller p-values were possible.
+    found = [r["uri"] for r in query(out, held_out={"bolt": 99, "nut": 19})][:4]
+    assert found == ["bolt/0/0", "bolt/0/1", "bolt/1/0", "nut/0/0"]
+
+
 def test_what_the_last_night_scored_comes_first_among_images_of_the_same_call(out):
     def night(number, scores):
         publish(out, number, worst(number, "bolt", scores, 0.1, is_anomalous=True))

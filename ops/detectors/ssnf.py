@@ -74,10 +74,10 @@ class SsnfSettings(FlowSettings):
     product's name."""
     max_nll: float = 1e5
     """Synthetic images with a larger negative log-likelihood, in nats, do not enter the loss; 0 =
-    any may. The value is for the paper's 602,112 map elements; it is scaled in proportion to the
-    number of elements (our choice): 0.17 nats an element, which flows on features of small
-    networks do not reach in few epochs. Then synthetic images change nothing, and the figure
-    `pushed` of the fit is 0."""
+    any may, and then the loss has no lower end, so that flows may diverge. The value is for the
+    paper's 602,112 map elements; it is scaled in proportion to the number of elements (our choice):
+    0.17 nats an element, which flows on features of small networks do not reach in few epochs. Then
+    synthetic images change nothing, and the figure `pushed` of the fit is 0."""
     density: Literal["channels", "joint"] = "channels"
     """Density of a position. channels: the mean of its channels' densities, as in the author's
     code, in which a channel counts the same however far it is off; joint: their geometric mean, as

@@ -8,9 +8,10 @@ python -m jobs.query --out out --parts true --output parts.csv
 python -m jobs.query --out out --regions true --where is_anomalous --output regions.json
 python -m jobs.query --out out --false-alarm-rate 0.001 --output relabelled.parquet
 
-Anomalous images come first, of these the ones that the last night scored, then the smallest
-p-values. Of images with equal p-values, the highest scores of each product come in turn: scores of
-two products or models are never compared.
+Anomalous images come first, of these the ones that the last night scored, then those with the
+smallest p-value that their product can have, then the smallest p-values. Of images with equal
+p-values, the highest scores of each product come in turn: scores of two products or models are
+never compared.
 --threshold or --false-alarm-rate replace the model's thresholds; nothing is scored again.
 """
 

@@ -71,7 +71,7 @@ class Images:
         failed = read.filter(pc.not_equal(read["status"], "ok"))
         if len(failed):
             raise SystemExit(f"{len(failed)} images cannot be read: {failed['reason'][0]}")
-        size = request.input.size, request.input.size
+        size = request.input.sides
         depths, channels = read["bit_depth"].to_pylist(), read["channels"].to_pylist()
         packed = zip(views(read["pixels"]), channels, depths, strict=True)
         return cls([unpack(*one, size).copy() for one in packed], depths, rows, request.input)
@@ -96,7 +96,7 @@ class Images:
 
     def masks(self, request: FitRequest) -> list[npt.NDArray[np.bool_] | None]:
         """Masks (H, W) of all images; None of a defective image without one, or an empty one."""
-        size = self.input.size, self.input.size
+        size = self.input.sides[::-1]
         masks: list[npt.NDArray[np.bool_] | None] = []
         for label, uri in zip(self.labels, self.rows["mask_uri"].to_pylist(), strict=True):
             if not label:

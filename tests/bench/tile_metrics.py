@@ -60,7 +60,7 @@ def measured(
     histogram = metrics.PixelHistogram()
     for each, mask in zip(answers.maps, masks, strict=True):
         if mask is not None:
-            size = mask.shape[0], mask.shape[1]
+            size = mask.shape[1], mask.shape[0]
             histogram.add(scale.levels(upsample(each, size, sigma)), mask)
     roc, pro = histogram.roc(), histogram.pro_curve()
     return Metrics(

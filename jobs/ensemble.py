@@ -21,7 +21,7 @@ from jobs.cli.fit_warnings import FitWarnings
 from jobs.tracking.tracker import Tracker
 from ops.archives.fetch import FetchSettings
 from ops.detectors.ensemble import EnsembleSettings, check_members
-from ops.errors import SettingError
+from ops.results import false_alarm_rates
 from ops.storage.paths import Out
 from pipelines.cluster.connection import connected
 from pipelines.cluster.resources import Resources
@@ -58,8 +58,7 @@ class Settings(EnsembleSettings, sources.Listing):
     def __post_init__(self) -> None:
         """Check values. Raises SettingError."""
         super().__post_init__()
-        if not 0 < self.false_alarm_rate < 1:
-            raise SettingError(f"false_alarm_rate {self.false_alarm_rate} must lie in (0, 1)")
+        false_alarm_rates.check(self.false_alarm_rate)
 
 
 def main(argv: Sequence[str]) -> int:

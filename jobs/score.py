@@ -92,7 +92,7 @@ def _score(
     progress: Progress,
 ) -> int:
     """Score an inventory with the model of a folder; the caller holds the lock of `out`."""
-    policy = settings.of_run()
+    policy = settings.score_settings()
     inventory = sources.inventory_of(settings.inventory, settings, tracker.out, progress)
     warnings = list(filter(None, [model_fit.unknown_products(inventory, read_card(folder))]))
     for sentence in warnings:

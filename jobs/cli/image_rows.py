@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from jobs.cli.verdict_rules import verdict_rules
 from ops.archives.layouts import composed
+from ops.archives.views import views_of
 from ops.storage.paths import Out
 from pipelines.tables import current_scores, run_records, view_columns
 from pipelines.tables.gone import Listing
@@ -29,8 +30,9 @@ class ImageRows:
     def __init__(self, settings: Any, out: Out, model: NamedModel, listing: Listing | None) -> None:
         """Raises SettingError for rules that exclude each other, UserError if none is known."""
         self._settings, self._model, self._listing = settings, model, listing
-        self._rules, self._views = verdict_rules(settings, out, model.model_id)
-        self._held_out = run_records.held_out(out, model.model_id)
+        record = run_records.of_model(out, model.model_id, "held_out") or {}
+        self._rules = verdict_rules(settings, out, model.model_id, record)
+        self._views, self._held_out = views_of(record), run_records.held_out(record)
         self._added = ViewColumns.of(out, model)
         shown = settings.false_alarms
         # Counts are of all images unless somebody asks for less.

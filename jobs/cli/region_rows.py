@@ -11,6 +11,7 @@ import pyarrow as pa
 from jobs.cli.console import echo
 from jobs.cli.verdict_rules import verdict_rules
 from ops.archives.layouts import composed
+from ops.archives.views import views_of
 from ops.storage.paths import Out
 from pipelines.tables import current_regions, run_records
 from pipelines.tables.gone import Listing
@@ -29,7 +30,9 @@ class RegionRows:
     def __init__(self, settings: Any, out: Out, model: NamedModel, listing: Listing | None) -> None:
         """Raises SettingError for rules that exclude each other, UserError if none is known."""
         self._settings, self._model, self._listing = settings, model, listing
-        self._rules, self._views = verdict_rules(settings, out, model.model_id)
+        record = run_records.of_model(out, model.model_id, "held_out") or {}
+        self._rules = verdict_rules(settings, out, model.model_id, record)
+        self._views = views_of(record)
         _warn_of_higher_rate(settings.false_alarm_rate, out, model.model_id)
 
     def read(

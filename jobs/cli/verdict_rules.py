@@ -7,7 +7,6 @@ from typing import Any
 
 from jobs.cli.console import echo
 from ops.archives.layouts import composed
-from ops.archives.views import Views, views_of
 from ops.errors import SettingError, UserError
 from ops.plain_text import printable
 from ops.results.calibration import promised_rate
@@ -17,30 +16,32 @@ from pipelines.tables import run_records
 from pipelines.tables.verdict_rules import VerdictRule
 
 
-def verdict_rules(settings: Any, out: Out, model_id: str) -> tuple[dict[str, VerdictRule], Views]:
-    """The rule of each detector by the settings, and what it is for; empty to keep verdicts."""
+def verdict_rules(
+    settings: Any, out: Out, model_id: str, record: Mapping[str, Any]
+) -> dict[str, VerdictRule]:
+    """The rule of each detector of a model by the settings; empty to keep verdicts.
+
+    `record` is that of a run under the model, or empty.
+    """
     threshold, rate = settings.threshold, settings.false_alarm_rate
     if threshold is not None and rate is not None:
         raise SettingError("--threshold and --false-alarm-rate exclude each other")
     if threshold is None and rate is None:
-        return {}, "pooled"
+        return {}
     if isinstance(threshold, dict):
         rules = threshold.items()
-        named = {composed(product): VerdictRule(threshold=value) for product, value in rules}
-        return named, _views(out, model_id)
-    held_out, views = _held_out(out, model_id), _views(out, model_id)
-    if rate is not None:
-        rates = by_product(rate, held_out)
-        _warn_of_few_held_out(rates, held_out)
-        at_rate = VerdictRule.at_rate
-        return {name: at_rate(of_name, held_out[name]) for name, of_name in rates.items()}, views
-    return {product: VerdictRule(threshold=threshold) for product in held_out}, views
-
-
-def _views(out: Out, model_id: str) -> Views:
-    """Whether views have detectors of their own, from the record of a run."""
-    record = run_records.of_model(out, model_id, "views")
-    return views_of(record) if record else "pooled"
+        return {composed(product): VerdictRule(threshold=value) for product, value in rules}
+    held_out = run_records.held_out(record)
+    if not held_out:
+        raise UserError(
+            f"no run in {out.runs()} records the held-out images of model {model_id}; "
+            """name thresholds by product: --threshold '{"PRODUCT": 1.5}'"""
+        )
+    if rate is None:
+        return {product: VerdictRule(threshold=threshold) for product in held_out}
+    rates = by_product(rate, held_out)
+    _warn_of_few_held_out(rates, held_out)
+    return {name: VerdictRule.at_rate(each, held_out[name]) for name, each in rates.items()}
 
 
 def _warn_of_few_held_out(rates: Mapping[str, float], held_out: Mapping[str, int]) -> None:
@@ -54,14 +55,3 @@ def _warn_of_few_held_out(rates: Mapping[str, float], held_out: Mapping[str, int
             f"a false-alarm rate of {rates[worst]:g}, such as {printable(worst)}: its "
             f"{held_out[worst]} images promise {higher[worst]:.3g}, which is used"
         )
-
-
-def _held_out(out: Out, model_id: str) -> dict[str, int]:
-    """How many images of each product were held out for a model, from the record of a run."""
-    held_out = run_records.held_out(out, model_id)
-    if not held_out:
-        raise UserError(
-            f"no run in {out.runs()} records the held-out images of model {model_id}; "
-            """name thresholds by product: --threshold '{"PRODUCT": 1.5}'"""
-        )
-    return held_out

@@ -21,6 +21,7 @@ from ops.features.backbone import BackboneSettings
 from ops.images.decode import DecodeSettings
 from ops.images.inspection import InspectionMask
 from ops.images.resize import InputSettings
+from ops.results import false_alarm_rates
 from ops.storage import uris
 from pipelines.fitting import hold_out
 from pipelines.scoring.read_stage import CARRIED
@@ -89,8 +90,7 @@ class FitRequest:
                 "--joint fits one detector for all products, --views separate one for each view; "
                 "choose one of them"
             )
-        if not 0 < self.false_alarm_rate < 1:
-            raise SettingError(f"false_alarm_rate {self.false_alarm_rate} must lie in (0, 1)")
+        false_alarm_rates.check(self.false_alarm_rate)
         if not 0 < self.region_rate < 1:
             raise SettingError(f"regions.false_alarm_rate {self.region_rate} must lie in (0, 1)")
         for name in ("roi", "ignore"):

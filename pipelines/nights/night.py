@@ -211,7 +211,9 @@ class Night:
         self._hooks.tracked.metrics |= {name: float(count) for name, count in counts.items()}
         if images is None:
             return None
-        return WorkList(images, settings.of_run(), settings.night, pending.runs, counts["listed"])
+        return WorkList(
+            images, settings.score_settings(), settings.night, pending.runs, counts["listed"]
+        )
 
     def _score(
         self, work: WorkList, begin: Callable[[Run], None] = lambda _: None

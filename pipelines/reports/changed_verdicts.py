@@ -49,11 +49,11 @@ _COMPARED = f"""
 """  # noqa: S608 - only names from the code
 _CHANGED = f"""
     WITH changed AS (
-        SELECT compared.*, {worst_first.RARITY}
+        SELECT compared.*, {worst_first.SORT_P_VALUE}
         FROM compared LEFT JOIN floors ON compared.product = floors.detector
         WHERE change IS NOT NULL
     )
-    SELECT * EXCLUDE (image_id, change, rarity, turn)
+    SELECT * EXCLUDE (image_id, change, sort_p_value, turn)
     FROM (SELECT *, {worst_first.turn()} FROM changed)
     ORDER BY {worst_first.order()} LIMIT $most
 """  # noqa: S608 - only names from the code

@@ -178,7 +178,7 @@ def collect(
         products = drift.drift_of(database, measure or "score", drift.SAMPLE).to_pylist()
         tonight = [row for row in products if row["images_b"]]
         decided_images.create(database, model_id, "b")
-        worst_first.register(database, last.get("held_out", {}))
+        worst_first.register(database, run_records.held_out(last))
         worst = report_queries.worst(database, model_id, settings.parts + settings.more_parts)
         data = ReportData(
             runs=runs,

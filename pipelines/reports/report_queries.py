@@ -82,7 +82,8 @@ def statuses(database: duckdb.DuckDBPyConnection) -> dict[str, int]:
 
 _WORST = f"""
     WITH listed AS (
-        SELECT b.*, {worst_first.RARITY} FROM b LEFT JOIN floors ON b.product = floors.detector
+        SELECT b.*, {worst_first.SORT_P_VALUE}
+        FROM b LEFT JOIN floors ON b.product = floors.detector
         LEFT JOIN decided_keys USING (image_id, run_id)
         WHERE score IS NOT NULL AND NOT {decided_images.DISMISSED}
     )

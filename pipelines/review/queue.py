@@ -124,7 +124,7 @@ class Queue:
                     self.model.model_id,
                     views=views,
                     listing=listing,
-                    held_out=run_records.held_out(self.out, self.model.model_id),
+                    held_out=run_records.held_out(self.record),
                 )
                 self._store(_CREATE, _SCHEMA, _numbered(rows), {"model": self.model.model_id})
                 self._database.execute(_PLACES)

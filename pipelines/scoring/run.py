@@ -54,7 +54,7 @@ class ScoreSettings:
         """The settings that the record of a run or a night has."""
         return cls(**{**settings, "regions": RegionSettings(**settings["regions"])})
 
-    def of_run(self) -> ScoreSettings:
+    def score_settings(self) -> ScoreSettings:
         """These settings alone, of those that a job has."""
         return ScoreSettings(**{f.name: getattr(self, f.name) for f in fields(ScoreSettings)})
 

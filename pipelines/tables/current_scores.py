@@ -59,7 +59,7 @@ _KEPT = """
         LEFT JOIN floors ON {detector} = floors.detector
     ),
     kept AS (
-        SELECT image_id, run_id, product, view, score, {rarity}, is_anomalous, is_new,
+        SELECT image_id, run_id, product, view, score, {sort_p_value}, is_anomalous, is_new,
                decided, decided_model_id
         FROM judged ANTI JOIN gone USING (image_id, run_id) {listed}
         WHERE ($product IS NULL OR nfc_normalize(product) = $product) AND (
@@ -73,7 +73,7 @@ _DISMISSED = """
 """
 _CHOSEN = """
     CREATE OR REPLACE TEMP TABLE chosen AS {kept}
-    SELECT image_id, run_id, is_anomalous, is_new, rarity, turn
+    SELECT image_id, run_id, is_anomalous, is_new, sort_p_value, turn
     FROM (SELECT *, {turn} FROM kept ANTI JOIN dismissed USING (image_id, run_id))
     ORDER BY {order} {limit}
 """
@@ -88,7 +88,7 @@ _CURRENT = """(
     LEFT JOIN decided_keys USING (image_id, run_id)
 )"""
 _ROWS = """
-    SELECT image_id, run_id, chosen.is_anomalous, is_new, rarity, turn,
+    SELECT image_id, run_id, chosen.is_anomalous, is_new, sort_p_value, turn,
            scores.* EXCLUDE (image_id, run_id, is_anomalous),
            decided, decided_by, decided_when, decided_model_id
     FROM scores_of($model) AS scores JOIN chosen USING (image_id, run_id)
@@ -243,7 +243,7 @@ def query(
     kept = functools.partial(
         _KEPT.format,
         detector=detector,
-        rarity=worst_first.RARITY,
+        sort_p_value=worst_first.SORT_P_VALUE,
         listed="SEMI JOIN read_parquet($only) USING (image_id)" if only else "",
         where=where or "true",
     )

@@ -113,10 +113,9 @@ def of_model(out: Out, model_id: str, *names: str) -> dict[str, Any] | None:
     return next((record for record in of_runs if set(names) <= record.keys()), None)
 
 
-def held_out(out: Out, model_id: str) -> dict[str, int]:
-    """The number of held-out images of each detector of a model; empty if no run records it."""
-    record = of_model(out, model_id, "held_out") or {"held_out": {}}
-    return {composed(name): count for name, count in record["held_out"].items()}
+def held_out(record: Mapping[str, Any]) -> dict[str, int]:
+    """The number of held-out images of each detector of a run's model; empty if not recorded."""
+    return {composed(name): count for name, count in record.get("held_out", {}).items()}
 
 
 def started_after(out: Out, record: Mapping[str, Any]) -> list[str]:

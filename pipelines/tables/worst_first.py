@@ -1,7 +1,7 @@
-"""The order in which people look at images, in SQL: call, then p-value, then turns of products.
+"""The order in which people look at images, in SQL: verdict, then p-value, then turns of products.
 
-Scores of two products have no common unit, so they are never compared: of images with the same call
-and p-value, the highest scores of all products come first, then the second highest, and so on.
+Scores of two products have no common unit, so they are never compared: of images with the same
+verdict and p-value, the highest scores of all products come first, then the second highest.
 
 No p-value is below 1 / (1 + number of held-out images). An image with this p-value scores higher
 than all of them, and may be as rare as one of a product with more held-out images and a smaller
@@ -28,25 +28,25 @@ def register(database: duckdb.DuckDBPyConnection, held_out: Mapping[str, int]) -
     database.register("floors", pa.Table.from_pylist(rows, _FLOORS))
 
 
-#: SQL: the column `rarity` of rows joined with `floors`: the p-value, or 0 if none is smaller.
-RARITY = "CASE WHEN is_anomalous AND p_value <= floor THEN 0 ELSE p_value END AS rarity"
+#: SQL: the column `sort_p_value` of rows joined with `floors`: 0 instead of the smallest p-value.
+SORT_P_VALUE = "CASE WHEN is_anomalous AND p_value <= floor THEN 0 ELSE p_value END AS sort_p_value"
 
 
 def turn(*within: str) -> str:
     """SQL: the column `turn`, the place of an image among those of its product by score, from 1.
 
-    It counts images of the same call and `rarity`, and of the same values of the columns `within`.
+    It counts images of the same verdict and `sort_p_value`, and of the same values of `within`.
     """
-    keys = ", ".join(("product", *within, "is_anomalous", "rarity"))
+    keys = ", ".join(("product", *within, "is_anomalous", "sort_p_value"))
     return (
         f"row_number() OVER (PARTITION BY {keys} ORDER BY score DESC NULLS LAST, image_id) AS turn"
     )
 
 
 def order(*within: str) -> str:
-    """SQL: the terms of ORDER BY for rows with `RARITY` and `turn(*within)`; failed ones are last.
+    """SQL: the terms of ORDER BY for rows with `SORT_P_VALUE` and `turn(*within)`, failures last.
 
-    Images for which the columns `within` are true come before others of the same call.
+    Images for which the columns `within` are true come before others of the same verdict.
     """
     first = ("score IS NULL", "is_anomalous DESC NULLS LAST", *(f"{name} DESC" for name in within))
-    return ", ".join((*first, "rarity NULLS LAST", "turn", "product NULLS LAST", "image_id"))
+    return ", ".join((*first, "sort_p_value NULLS LAST", "turn", "product NULLS LAST", "image_id"))

@@ -126,4 +126,6 @@ def test_a_night_takes_tuned_rates_as_a_second_file_of_settings(tmp_path):
     settings, _ = entry.parse(nightly.Settings, nightly.__doc__, words)
     assert (settings.archive, settings.maps) == ("parts", "all")
     assert settings.false_alarm_rate == {"nut": 0.2, "b.olt": 0.1}
-    assert settings.of_run() == ScoreSettings("all", false_alarm_rate={"nut": 0.2, "b.olt": 0.1})
+    assert settings.score_settings() == ScoreSettings(
+        "all", false_alarm_rate={"nut": 0.2, "b.olt": 0.1}
+    )

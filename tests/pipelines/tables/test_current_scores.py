@@ -314,6 +314,20 @@ def test_flagged_images_with_the_smallest_p_value_of_their_product_come_in_turn(
     assert found == ["bolt/0/0", "bolt/0/1", "bolt/1/0", "nut/0/0"]
 
 
+def test_with_separate_views_each_has_a_smallest_p_value_of_its_own(out):
+    flagged = {"is_anomalous": True, "part": "1"}
+    rows = [
+        *worst(0, "bolt", (9.0, 8.0), 0.01, view="top", **flagged),
+        *worst(1, "bolt", (7.0,), 0.1, view="side", **flagged),
+    ]
+    publish(out, 0, rows)
+    held_out = {"bolt/top": 99, "bolt/side": 9}
+    found = [r["uri"] for r in query(out, held_out=held_out, views="separate")]
+    assert found == ["bolt/1/0", "bolt/0/0", "bolt/0/1"]
+    found = [r["uri"] for r in query(out, held_out={"bolt": 99})]
+    assert found == ["bolt/0/0", "bolt/0/1", "bolt/1/0"]
+
+
 def test_what_the_last_night_scored_comes_first_among_images_of_the_same_call(out):
     def night(number, scores):
         publish(out, number, worst(number, "bolt", scores, 0.1, is_anomalous=True))

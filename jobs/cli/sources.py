@@ -49,7 +49,8 @@ class Listing:
     split and image. All other images are in split test. Or a JSON file as Real-IAD has them, or a
     folder of such files, with lists train and test; images in neither are left out."""
     train_share: float | None = None
-    """Share of the good images in split train, chosen by a hash, if paths have no split."""
+    """If paths have no split: share of the parts, or of images of no part, whose good images are in
+    split train, chosen by a hash. Parts with a defective image are not."""
     split: str = ""
     """List only images of this split."""
     suffixes: str = IMAGE_SUFFIXES
@@ -168,6 +169,12 @@ def take(listing: Listing, out: str, progress: Progress) -> Tally:
         echo(
             f"warning: {tally.unmatched} images do not match the pattern and have no product, "
             f"such as {printable(tally.example_unmatched)}"
+        )
+    if tally.shared_parts:
+        echo(
+            "warning: parts with images both in the split to fit on and in another: "
+            f"{tally.shared_parts}; a detector that remembers single images rates the others as "
+            "more normal than images of new parts"
         )
     if tally.problems:
         echo(

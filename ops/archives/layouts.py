@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -90,7 +89,11 @@ class Layout:
     good: frozenset[str] = GOOD
     """Values of `{label}` or `{defect}`, in lower case, that mean a good image."""
     train_share: float = 0.0
-    """Share of the good images that become training images where paths have no split; 0 = none."""
+    """Share of the parts, or of images of no part, whose good images become training images where
+    paths have no split; 0 = none. Applied to a whole listing, see `take_inventory`."""
+    part_gap: int = 0
+    """Images that follow each other by `{number}` are of one part if their numbers differ by at
+    most this; 0 = parts are `{part}`."""
     train_names: frozenset[str] = field(default_factory=frozenset)
     """Names or paths of the training images; if given, all other images are test images."""
     test_names: frozenset[str] | None = None
@@ -126,11 +129,12 @@ LAYOUTS: dict[str, Layout] = {
         masks="{product}/{split}/Label/{stem}_label.*",
         label_by_mask=True,
     ),
-    # Huang et al. 2018
+    # Huang et al. 2018; six exposures of a tile have numbers that are close, other tiles' are not
     "mtd": Layout(
-        images="MT_{defect}/Imgs/{stem}.jpg",
-        masks="MT_{defect}/Imgs/{stem}.png",
+        images="MT_{defect}/Imgs/exp{exposure}_num_{number}.jpg",
+        masks="MT_{defect}/Imgs/exp{exposure}_num_{number}.png",
         train_share=0.8,
+        part_gap=160,
         product="mtd",
     ),
     # Liu et al. 2018; every fifth frame: Cohen and Hoshen 2020
@@ -213,7 +217,7 @@ class PathParser:
             return ParsedPath(None, None, None, None, False, None, False)
         if "product" not in match.re.groupindex:
             product = self.product
-        split = split_named(fields["split"]) if "split" in fields else self._split(path, label)
+        split = split_named(fields["split"]) if "split" in fields else self._split(path)
         key = self._mask_key(fields) if self._masks else None
         left_out = UNLISTED if split == "" else ""
         if int(fields.get("frame", 0)) % self.layout.every:
@@ -230,18 +234,11 @@ class PathParser:
         stem = fields.get("name", "").rpartition(".")[0]
         return "/".join(fields.get(name) or (stem if name == "stem" else "") for name in names)
 
-    def _split(self, path: str, label: int | None) -> str | None:
-        """The split of a path that names none; empty if lists leave it out."""
-        name = path.rsplit("/", 1)[-1]
-        own = {path, name}
+    def _split(self, path: str) -> str | None:
+        """The split that lists give a path; empty if they leave it out, None without lists."""
+        own = {path, path.rsplit("/", 1)[-1]}
         if self.layout.train_names & own:
             return "train"
         if self.layout.test_names is not None:
             return "test" if self.layout.test_names & own else ""
-        if self.layout.train_names:
-            return "test"
-        if not self.layout.train_share:
-            return None
-        digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-        chosen = int.from_bytes(digest, "big") < self.layout.train_share * 2**64
-        return "train" if label == 0 and chosen else "test"
+        return "test" if self.layout.train_names else None

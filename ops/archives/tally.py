@@ -23,6 +23,8 @@ class Tally:
     unmatched: int = 0
     other_files: int = 0
     problems: int = 0
+    shared_parts: int = 0
+    """Parts with images to fit on and others, such as images to test on."""
     example_unmatched: str = ""
     example_problem: str = ""
     other_suffixes: Counter[str] = field(default_factory=Counter)

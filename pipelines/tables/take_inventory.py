@@ -12,12 +12,13 @@ import pyarrow as pa
 
 from ops.archives.entry import Search
 from ops.archives.inventory import LISTED, ORDER, SCHEMA, TALLY, Inventory, listed
-from ops.archives.layouts import PathParser, split_named
+from ops.archives.layouts import OF_MODELS, PathParser, split_named
 from ops.archives.tally import Tally
 from ops.errors import UserError
 from ops.progress import ProgressCallback
 from ops.storage import files, parquet, uris
 from ops.storage.paths import Out
+from pipelines.tables import listed_sql
 from pipelines.tables.database import opened
 
 #: The place of a member in its archive, see `Entry.member`.
@@ -31,8 +32,8 @@ _MASK = f"""
 """
 #: Joins masks to their images by key. Joins and sorts that exceed the memory limit spill to disk.
 _SORTED = f"""
-    WITH once AS (
-             SELECT * FROM read_parquet($listed)
+         once AS (
+             SELECT * FROM listed
              WHERE NOT is_mask AND ($split IS NULL OR split = $split OR problem IS NOT NULL)
              -- Archives may overlap: list each image once.
              QUALIFY row_number() OVER (PARTITION BY image_id ORDER BY uri) = 1
@@ -42,7 +43,7 @@ _SORTED = f"""
              FROM once
          ),
          listed_masks AS (
-             SELECT DISTINCT mask_key, uri, member FROM read_parquet($listed) WHERE is_mask
+             SELECT DISTINCT mask_key, uri, member FROM listed WHERE is_mask
          ),
          masks AS (
              SELECT mask_key, uri AS mask_uri, list(member ORDER BY {_PLACE} DESC) AS members
@@ -57,9 +58,8 @@ _SORTED = f"""
     ORDER BY {ORDER}
 """  # noqa: S608 - the order is a constant
 #: Images of other splits, images within the split, masks beyond the first of a key, masks whose key
-#: is that of no image.
-_COUNTS = """
-    WITH listed AS (FROM read_parquet($listed)),
+#: is that of no image, parts with images to fit on and others.
+_COUNTS = f"""
          masks AS (
              SELECT mask_key, count(DISTINCT uri) AS n FROM listed WHERE is_mask GROUP BY mask_key
          )
@@ -69,8 +69,13 @@ _COUNTS = """
                 WHERE NOT is_mask AND ($split IS NULL OR split = $split OR problem IS NOT NULL)),
            (SELECT coalesce(sum(n - 1), 0)::BIGINT FROM masks),
            (SELECT coalesce(sum(n), 0)::BIGINT FROM masks ANTI JOIN
-                (SELECT mask_key FROM listed WHERE NOT is_mask) AS images USING (mask_key))
-"""
+                (SELECT mask_key FROM listed WHERE NOT is_mask) AS images USING (mask_key)),
+           (SELECT count(*) FROM (
+                SELECT product, part FROM listed WHERE NOT is_mask AND part IS NOT NULL
+                GROUP BY ALL
+                HAVING bool_or(split IN {OF_MODELS}) AND bool_or(split NOT IN {OF_MODELS})
+           ))
+"""  # noqa: S608 - the splits are constants
 OTHER_SPLITS = "images of other splits than --split"
 DUPLICATES = "images that were listed twice, by archives that overlap"
 MORE_MASKS = "masks beyond the first of an image"
@@ -105,15 +110,16 @@ def take(
         if not tally.images:
             raise EmptyArchive(_explain_empty(locations, suffixes, tally))
         with opened(memory) as database:
+            rows = listed_sql.rows(path_parser.layout)
             parameters: dict[str, object] = {
                 "listed": path,
                 "split": split_named(split) if split else None,
             }
-            (counts,) = database.execute(_COUNTS, parameters).fetchall()
+            (counts,) = database.execute(f"WITH {rows}, {_COUNTS}", parameters).fetchall()
             # Without any mask no label is known.
             parameters["label_by_mask"] = path_parser.layout.label_by_mask and tally.masks > 0
-            images = database.sql(_SORTED, params=parameters).to_arrow_reader(2**16)
-            _write(out, images, tally, counts)
+            images = database.sql(f"WITH {rows}, {_SORTED}", params=parameters)
+            _write(out, images.to_arrow_reader(2**16), tally, counts)
     return tally
 
 
@@ -121,7 +127,7 @@ def _write(
     out: str, images: Iterable[pa.RecordBatch], tally: Tally, counts: tuple[int, ...]
 ) -> None:
     """Write the inventory with the counts of what it leaves out."""
-    other_splits, kept, more_masks, lone_masks = counts
+    other_splits, kept, more_masks, lone_masks, tally.shared_parts = counts
 
     def metadata(written: int) -> dict[str, str]:
         for reason, count in (

@@ -3,12 +3,14 @@
 python -m tests.bench loop --data tiles --layout mtd --train-names train_names.txt \\
     --weights lite0.safetensors --exposure median
 
-A model is fitted on `--good` good images, of which the share `--holdout` calibrates it. All others
-are dealt to `--nights` nights. After each night an inspector, who knows the labels, looks at the
-parts that were flagged; the model grows by the false alarms among them, and scores the next night,
-whose images it has never seen. Every night is also scored by the model that never grows, and by
-one that differs from the rule of jobs.fit --labels: of its false alarms a tenth calibrates. Nothing
-is chosen by labels of parts that were not flagged. Figures are means over `--draws` random deals.
+A model is fitted on about `--good` good images, of which the share `--holdout` calibrates it. All
+others are dealt to `--nights` nights. Where parts are known, images of one part stay together, and
+no model starts with a part of which an image is defective. After each night an inspector, who knows
+the labels, looks at the parts that were flagged; the model grows by the false alarms among them,
+and scores the next night, whose images it has never seen. Every night is also scored by the model
+that never grows, and by one that differs from the rule of jobs.fit --labels: of its false alarms a
+tenth calibrates. Nothing is chosen by labels of parts that were not flagged. Figures are means over
+`--draws` random deals.
 
 The second table grows the model by 1, 10 and 150 good images at random, of which a fifth calibrates
 too, and scores good images that it has never seen.
@@ -141,12 +143,12 @@ def main(argv: Sequence[str]) -> int:
     images = Images.read(listed(chosen), request)
     world = World(request, chosen.rate, images, RememberingBackbone(request.backbone))
     deals = [np.random.default_rng(draw) for draw in range(chosen.draws)]
-    held = round(chosen.good * chosen.holdout)
     firsts, rests = [], []
     for deal in deals:
-        good = deal.permutation(np.flatnonzero(~images.labels))
-        first, rest = good[: chosen.good], good[chosen.good :]
-        firsts.append(world.fitted(first[held:], first[:held]))
+        units = dealt(images, deal)
+        held, rest = taken(units, round(chosen.good * chosen.holdout))
+        fit, rest = taken(rest, chosen.good - sum(map(len, held)))
+        firsts.append(world.fitted(np.concatenate(fit), np.concatenate(held)))
         rests.append(rest)
     print(NIGHTS, flush=True)
     for name, share in MODELS.items():
@@ -160,23 +162,46 @@ def main(argv: Sequence[str]) -> int:
     for count in [0, *chosen.grow]:
         found_grown = []
         for first, rest in zip(firsts, rests, strict=True):
-            new, fresh = rest[:count], rest[max(chosen.grow) :]
-            both = np.concatenate([first.held_out, new[: round(count * chosen.holdout)]])
-            fit = new[round(count * chosen.holdout) :]
-            model = world.fitted(fit, both, first) if count else first
+            fresh = np.concatenate(taken(rest, max(chosen.grow))[1])
+            held, others = taken(rest, round(count * chosen.holdout))
+            fit, _ = taken(others, count - sum(map(len, held)))
+            both = np.concatenate([first.held_out, *held])
+            model = world.fitted(np.concatenate(fit), both, first) if count else first
             found_grown.append(world.night(model, fresh)[0])
         print(f"| {count} | {_cells(found_grown).rpartition(' | ')[0]} |", flush=True)
     return 0
 
 
+def dealt(images: Images, deal: np.random.Generator) -> list[Numbers]:
+    """The good images of each part in random order; last the parts that have defective ones too."""
+    names = images.rows["part"].to_pylist()
+    units: dict[object, list[int]] = {}
+    for number in range(len(names)):
+        units.setdefault(number if names[number] is None else names[number], []).append(number)
+    bad = {key for key, numbers in units.items() if images.labels[numbers].any()}
+    good = [np.array([n for n in units[key] if not images.labels[n]]) for key in units]
+    order = sorted(deal.permutation(len(units)), key=lambda at: list(units)[at] in bad)
+    return [good[at] for at in order if len(good[at])]
+
+
+def taken(units: Sequence[Numbers], count: int) -> tuple[list[Numbers], list[Numbers]]:
+    """The first units, until they have so many images, and the others."""
+    before = np.cumsum([0, *map(len, units)])[:-1] < count
+    return (
+        [unit for unit, is_taken in zip(units, before, strict=True) if is_taken],
+        [unit for unit, is_taken in zip(units, before, strict=True) if not is_taken],
+    )
+
+
 def _nights(
-    world: World, model: Model, good: Numbers, share: float | None, nights: int, draw: int
+    world: World, model: Model, good: Sequence[Numbers], share: float | None, nights: int, draw: int
 ) -> Iterator[Night]:
     """The figures of nights; after each the model grows, unless the share is None."""
     deal = np.random.default_rng(1000 + draw)
     bad = deal.permutation(np.flatnonzero(world.images.labels))
-    parts = zip(np.array_split(good, nights), np.array_split(bad, nights), strict=True)
-    for images in map(np.concatenate, parts):
+    order = deal.permutation(len(good))
+    for night, defective in enumerate(np.array_split(bad, nights)):
+        images = np.concatenate([*(good[at] for at in order[night::nights]), defective])
         figures, alarms = world.night(model, images)
         yield figures
         if share is not None and len(alarms):

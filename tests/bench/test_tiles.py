@@ -62,7 +62,7 @@ def test_an_ensemble_of_presets_and_the_losses_of_held_out_images(tmp_path, caps
     draw_archive(tmp_path, train=12, test=3, size=64)
     words = ["--data", str(tmp_path), "--layout", "mvtec", "--weights", "random"]
     words += ["--presets", "patchcore-squeezenet", "fastflow-squeezenet", "--epochs", "2"]
-    words += ["--held-out", "6", "--ensembles", "patchcore-squeezenet+fastflow-squeezenet"]
+    words += ["--held-out", "0.5", "--ensembles", "patchcore-squeezenet+fastflow-squeezenet"]
     assert tiles.main([*words, "--", "--input.size", "64x48"]) == 0
     lines = capsys.readouterr().out.splitlines()
     losses = [line.split("held-out loss ")[1] for line in lines if "epoch" in line]

@@ -7,9 +7,9 @@ Images are listed as by jobs.inventory: `--layout`, or `--pattern` for any other
 is fitted on the good images of the split `train` and scores the split `test`, by the project's own
 functions, in one process without Ray. Words behind `--` are settings of jobs.fit for all presets,
 such as `-- --ssnf.synthetic false`. Nothing is chosen here: what the presets set was chosen on good
-images alone, as they say. `--held-out 96` leaves so many good images out of fits, and shows their
-loss after each epoch of a flow, for such choices. `--ensembles a+b` combines presets of the run as
-jobs.ensemble does, calibrated on these images.
+images alone, as they say. `--held-out 0.1` leaves this share of the good images out of fits, by
+part where parts are known, and shows their loss after each epoch of a flow, for such choices.
+`--ensembles a+b` combines presets of the run as jobs.ensemble does, calibrated on these images.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from ops.detectors.detector import Checkpoint, Detector
 from ops.detectors.registry import DETECTORS, detector_class
 from ops.distributed import Alone
 from ops.features.backbone import BackboneSettings
+from pipelines.fitting import hold_out
 from pipelines.fitting.request import FitRequest
 from tests.bench.remembered import RememberingBackbone
 from tests.bench.tile_ensembles import combine
@@ -118,7 +119,13 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--presets", nargs="+", default=["efficientnet-lite0"], help="names in deploy/methods")
     add("--seeds", type=int, nargs="*", help="one fit for each; means and deviations are shown")
     add("--changes", nargs="+", default=["as_is"], help="of test images: x0.7, gamma0.8, ...")
-    add("--held-out", type=int, default=0, metavar="N", help="good images left out of fits")
+    add(
+        "--held-out",
+        type=float,
+        default=0,
+        metavar="SHARE",
+        help="of good images, left out of fits",
+    )
     add("--ensembles", nargs="+", default=[], metavar="A+B", help="presets that score together")
     return own.parse_args(argv)
 
@@ -165,16 +172,15 @@ class Bench:
         rows: pa.Table,
         backbone: RememberingBackbone,
         product: str,
-        held_out: int = 0,
+        held_out: float = 0,
     ) -> None:
-        """Read all images; `rows` are those of the product, of which held-out ones are spread."""
+        """Read all images; `rows` are those of the product."""
         split, label = rows["split"], rows["label"]
         good = rows.filter(
             pc.and_(pc.equal(split, "train"), pc.not_equal(pc.fill_null(label, 0), 1))
         )
         held = np.zeros(len(good), dtype=bool)
-        if held_out:
-            held[:: max(1, len(good) // held_out)][:held_out] = True
+        held[hold_out.choose(good, [product] * len(good), held_out, 0, 0)[0]] = True
         self._request, self._backbone, self._product = request, backbone, product
         self._good = Images.read(good.filter(pa.array(~held)), request)
         self._held = Images.read(good.filter(pa.array(held)), request)

@@ -92,10 +92,12 @@ def test_mvtec_masks_join_their_image_and_no_other():
 
 def test_mtd_labels_and_masks():
     path_parser = PathParser(LAYOUTS["mtd"], "unused")
-    good, bad = path_parser("MT_Free/Imgs/exp1.jpg"), path_parser("MT_Crack/Imgs/exp2.jpg")
+    good, bad = (
+        path_parser(f"MT_{kind}_num_20.jpg") for kind in ("Free/Imgs/exp1", "Crack/Imgs/exp2")
+    )
     assert (good.product, good.label, bad.product, bad.label) == ("mtd", 0, "mtd", 1)
-    assert bad.split == "test"
-    mask = path_parser("MT_Crack/Imgs/exp2.png")
+    assert bad.fields == {"exposure": "2", "number": "20"}
+    mask = path_parser("MT_Crack/Imgs/exp2_num_20.png")
     assert mask.is_mask
     assert mask.mask_key == bad.mask_key
 
@@ -175,16 +177,6 @@ def test_every_leaves_out_the_frames_between():
     assert kept == [0, 5, 10]
     assert path_parser("01_02/005.jpg").product == "01"
     assert not path_parser("01_02/5a.jpg").matched
-
-
-def test_the_split_by_share_is_fixed_by_the_name_and_takes_good_images_only():
-    path_parser = PathParser(Layout("{defect}/{name}", train_share=0.8), "p")
-    names = [f"{number}.png" for number in range(2000)]
-    first = [path_parser(f"good/{name}").split for name in names]
-    again = [path_parser(f"good/{name}").split for name in reversed(names)][::-1]
-    assert first == again
-    assert first.count("train") == pytest.approx(1600, abs=80)  # 4.5 standard deviations
-    assert {path_parser(f"bent/{name}").split for name in names} == {"test"}
 
 
 @pytest.mark.skipif(not MTD.is_dir(), reason="the magnetic tile images are not there")

@@ -15,7 +15,6 @@ from ops.detectors.detector import settings_from
 from ops.detectors.model_folder import Model, ModelCard, ProductCard, read_card, write_model
 from ops.detectors.registry import detector_class
 from ops.plain_text import printable
-from ops.results.calibration import Calibration
 from ops.storage import files, paths
 from ops.storage.storage_errors import AlreadyExists
 from pipelines.fitting.picture_sizes import Detail
@@ -116,13 +115,14 @@ def _print_summary(model: Model, location: str, warnings: FitWarnings) -> None:
         fitted = describe_fit(card, "tiles" if model.card.input.tiled else "images")
         if mask := model.masks.get(name):
             fitted += f", {mask.share:.1%} of the picture inspected"
-        echo(f"{printable(name)}: {fitted}; {describe_calibration(card.calibration)}")
+        echo(f"{printable(name)}: {fitted}; {describe_calibration(card)}")
         promised = card.calibration.promised_rate(rate)
         if promised is not None and promised > rate:
             needed = math.ceil(1 / rate - 1e-9) - 1
             warnings.add(
                 f"{printable(name)}: a false-alarm rate of {rate:g} needs {needed:,} "
-                f"held-out images; the threshold promises {promised:.2g} on average"
+                "held-out images, or parts of several; the threshold promises "
+                f"{promised:.2g} on average"
             )
     if len(products) > _SHOWN:
         echo(f"{len(products) - _SHOWN:,} more products; model.json names all of them")
@@ -159,10 +159,13 @@ def describe_fit(card: ProductCard, kind: str) -> str:
     return ", ".join(parts)
 
 
-def describe_calibration(calibration: Calibration) -> str:
+def describe_calibration(card: ProductCard) -> str:
     """The lowest false-alarm rate that a threshold can promise, for people."""
-    count = len(calibration.scores)
+    count, images = len(card.calibration.scores), sum(card.sizes.values())
     if not count:
         return "no image held out, so no p-values and no threshold"
-    lowest = 1 / (count + 1)
-    return f"{count:,} held-out images promise false-alarm rates down to {lowest:.2g} on average"
+    of_parts = f" of {count:,} parts" if count < images else ""
+    return (
+        f"{images:,} held-out images{of_parts} promise false-alarm rates down to "
+        f"{1 / (count + 1):.2g} on average"
+    )

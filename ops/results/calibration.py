@@ -1,9 +1,13 @@
-"""Calibration: p-values and thresholds from the scores of held-out good images."""
+"""Calibration: p-values and thresholds from the scores of held-out good images.
+
+A unit is what is drawn independently of others: a part, or an image of no part.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,24 +15,41 @@ import numpy.typing as npt
 
 from ops.errors import SettingError
 
+#: Sums of shares of units round by less.
+_ROUNDING = 1e-6
+
 
 @dataclass(frozen=True)
 class Calibration:
     """Split-conformal calibration of one product's scores (Vovk et al. 2005; Bates et al. 2023)."""
 
     scores: tuple[float, ...]
-    """Scores of held-out good images, ascending. May be empty; then there are no p-values."""
+    """A score for each held-out unit, ascending. May be empty; then there are no p-values."""
 
     @classmethod
-    def of(cls, scores: Sequence[float]) -> Calibration:
-        """A calibration from scores in any order."""
-        return cls(tuple(sorted(float(score) for score in scores)))
+    def of(cls, scores: Sequence[float], units: Sequence[Hashable] | None = None) -> Calibration:
+        """A calibration from scores in any order, and the unit of each (default: its own).
+
+        Images of one part look alike, so n parts are n observations however many images they have.
+        A score weighs 1 / images of its unit, and the k-th score of the calibration, from the top,
+        is the highest one at which these shares exceed k - 1. So `p_values` are those of
+        hierarchical conformal prediction (Lee, Barber and Willett 2023), rounded up to multiples of
+        1 / (1 + number of units). Without units they are the scores themselves.
+        """
+        values = np.asarray(scores, np.float64)
+        if units is None:
+            return cls(tuple(np.sort(values).tolist()))
+        images = Counter(units)
+        order = np.argsort(-values, kind="stable")
+        shares = np.cumsum([1 / images[units[at]] for at in order])
+        places = np.searchsorted(shares, np.arange(len(images)) + _ROUNDING)
+        return cls(tuple(values[order][places][::-1].tolist()))
 
     def p_values(self, scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """(1 + number of held-out scores >= score) / (1 + number of held-out scores), for each.
 
-        A good image gets a p-value of at most a with probability at most a. NaN without held-out
-        scores.
+        A good image of a part drawn at random gets a p-value of at most a with probability at most
+        a. NaN without held-out scores.
         """
         if not self.scores:
             return np.full(scores.shape, np.nan)
@@ -38,8 +59,8 @@ class Calibration:
     def threshold(self, false_alarm_rate: float) -> float | None:
         """The score above which an image is anomalous; good images exceed it at most at this rate.
 
-        With fewer than 1 / rate - 1 held-out images no threshold guarantees the rate. Then it is
-        the largest held-out score, which guarantees `promised_rate`. None without held-out images.
+        With fewer than 1 / rate - 1 held-out units no threshold guarantees the rate. Then it is
+        the largest held-out score, which guarantees `promised_rate`. None without held-out units.
         """
         rank = _rank(false_alarm_rate, len(self.scores))
         return self.scores[rank - 1] if rank else None
@@ -54,13 +75,13 @@ def promised_rate(false_alarm_rate: float, held_out: int) -> float:
     """The false-alarm rate that the threshold for a requested rate guarantees.
 
     It is the largest p-value that is anomalous: a multiple of 1 / (1 + held_out), at most the
-    requested rate if `held_out` is at least 1 / rate - 1, and 1 if no image is held out.
+    requested rate if `held_out`, the number of units, is at least 1 / rate - 1, and 1 if it is 0.
     """
     return (held_out + 1 - _rank(false_alarm_rate, held_out)) / (held_out + 1)
 
 
 def _rank(false_alarm_rate: float, held_out: int) -> int:
-    """The threshold is the score of this rank, from 1; 0 if no image is held out."""
+    """The threshold is the score of this rank, from 1; 0 if no unit is held out."""
     if not 0 < false_alarm_rate < 1:
         raise SettingError(f"false_alarm_rate {false_alarm_rate} must lie between 0 and 1")
     # 1e-9 absorbs the rounding of rates that are multiples of 1 / (1 + held_out).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from pipelines.cluster.isolate import process_rows
 from pipelines.cluster.reservation import reserved
 from pipelines.cluster.resources import Resources
 from pipelines.cluster.shared_model import SharedModel
+from pipelines.fitting.hold_out import unit_of
 from pipelines.scoring.stream import ScoringStream, draw_step
 
 #: Images in a product's contact sheet, and products that get one.
@@ -65,9 +66,9 @@ def calibrate(
     cards = {
         name: replace(
             card,
-            calibration=Calibration.of(results[name].scores),
+            calibration=Calibration.of(results[name].scores, results[name].units),
             sizes=dict(sorted(results[name].sizes.items())),
-            peaks=Calibration.of(results[name].peaks),
+            peaks=Calibration.of(results[name].peaks, results[name].units),
         )
         if name in results
         else card
@@ -90,6 +91,8 @@ class HeldOutScores:
     scores: list[float] = field(default_factory=list)
     peaks: list[float] = field(default_factory=list)
     """The largest value of each map."""
+    units: list[Hashable] = field(default_factory=list)
+    """Of what each image is one observation."""
     sizes: Counter[str] = field(default_factory=Counter)
     """Number of images by `WIDTHxHEIGHT`."""
     highest: list[tuple[float, str, bytes]] = field(default_factory=list)
@@ -99,6 +102,7 @@ class HeldOutScores:
         """Add the row of a scored image."""
         self.scores.append(row["score"])
         self.peaks.append(row["map_largest"])
+        self.units.append(unit_of(row))
         self.sizes[f"{row['width']}x{row['height']}"] += 1
         if not keep_sketch:
             return

@@ -34,6 +34,7 @@ from pipelines.cluster.reservation import reserved
 from pipelines.cluster.resources import Resources
 from pipelines.cluster.shared_model import SharedModel
 from pipelines.fitting.calibrate import calibrate
+from pipelines.fitting.hold_out import unit_of
 from pipelines.fitting.request import FitRequest, Select, split
 from pipelines.scoring.stream import ScoringStream, draw_step
 
@@ -48,7 +49,7 @@ class HeldOut(NamedTuple):
     peak: float
     """The highest value of its map."""
     unit: Hashable
-    """Its part, or the image itself."""
+    """See `hold_out.unit_of`."""
 
 
 #: By product and image id.
@@ -118,15 +119,21 @@ def held_out_images(
 
 
 def check_counts(cards: Sequence[ModelCard], held_out: pa.Table) -> None:
-    """Check that members were calibrated on as many images as will be scored. Raises UserError."""
-    counts = Counter(detector_names(held_out, cards[0].views).to_pylist())
+    """Check that no member was calibrated on more images, or parts, than are held out.
+
+    Raises UserError.
+    """
+    names = detector_names(held_out, cards[0].views).to_pylist()
+    rows = held_out.select(["image_id", "product", "part"]).to_pylist()
+    units = set(zip(names, map(unit_of, rows), strict=True))
+    counts = Counter(name for name, _ in units)
     for number, card in enumerate(cards, start=1):
         for name, product in card.products.items():
             known = len(product.calibration.scores)
             if not 0 < known <= counts[name]:
                 raise UserError(
-                    f"member {number} was calibrated on {known} held-out images of {name!r}, and "
-                    f"{counts[name]} are held out of this inventory; {_SAME_IMAGES}"
+                    f"member {number} was calibrated on {known} held-out images, or parts, of "
+                    f"{name!r}, and {counts[name]} are held out of this inventory; {_SAME_IMAGES}"
                 )
 
 
@@ -137,7 +144,8 @@ def check_scores(number: int, card: ModelCard, found: Found) -> None:
     """
     for name in card.products:
         known = held_out_scores(card, name)
-        now = np.sort([image.score for image in found.get(name, {}).values()])
+        images = found.get(name, {}).values()
+        now = Calibration.of([i.score for i in images], [i.unit for i in images]).scores
         if len(now) != len(known) or not np.allclose(now, known, _ROUNDING, 0):
             raise UserError(
                 f"member {number} was calibrated on other images of {name!r}: the images that are "
@@ -169,10 +177,10 @@ def _scored(
                 done += 1
                 failed += row["score"] is None
                 if row["score"] is not None:
-                    part = row["part"]
-                    unit = row["image_id"] if part is None else (row["product"], part)
                     of_product = found.setdefault(detector_name(row, member.card.views), {})
-                    of_product[row["image_id"]] = HeldOut(row["score"], row["map_largest"], unit)
+                    of_product[row["image_id"]] = HeldOut(
+                        row["score"], row["map_largest"], unit_of(row)
+                    )
             progress("score held-out images", done, len(held_out), failed)
     return found
 

@@ -8,7 +8,8 @@ lower than those of parts that the detector has never seen, and p-values too sma
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,11 @@ import pyarrow as pa
 from ops.archives.inventory import image_id
 
 Rows = npt.NDArray[np.int64]
+
+
+def unit_of(row: Mapping[str, Any]) -> Hashable:
+    """What an image is one observation of: its part, or itself."""
+    return row["image_id"] if row["part"] is None else (row["product"], row["part"])
 
 
 def choose(

@@ -2,8 +2,8 @@
 
 `make bench` or `python -m tests.bench` runs those of `DEFAULT`; `python -m tests.bench coreset
 chain` runs some of them. `detail`, `glance`, `shots`, `boards`, `board_picture`, `scaling`,
-`large`, and `rows` and `saturation`, which start Ray, run only by name. So do `gpu`, `tiles` and
-`loop`, which have command lines of their own: `python -m tests.bench tiles --help`.
+`large`, and `rows` and `saturation`, which start Ray, run only by name. So do `gpu`, `tiles`,
+`loop` and `holdout`, which have command lines of their own: `python -m tests.bench tiles --help`.
 """
 
 from __future__ import annotations
@@ -47,12 +47,6 @@ if __name__ == "__main__":
         from tests.bench.gpu.command import main as gpu
 
         sys.exit(gpu(sys.argv[2:]))
-    if sys.argv[1:2] == ["tiles"]:
-        from tests.bench.tiles import main as tiles
-
-        sys.exit(tiles(sys.argv[2:]))
-    if sys.argv[1:2] == ["loop"]:
-        from tests.bench.loop import main as loop
-
-        sys.exit(loop(sys.argv[2:]))
+    if sys.argv[1:] and sys.argv[1] in ("tiles", "loop", "holdout"):
+        sys.exit(importlib.import_module(f"tests.bench.{sys.argv[1]}").main(sys.argv[2:]))
     main(sys.argv[1:])

@@ -18,7 +18,8 @@ too, and scores good images that it has never seen.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ from ops.detectors.detector import Checkpoint, Detector, FitCounts
 from ops.detectors.registry import detector_class
 from ops.distributed import Alone
 from ops.results.calibration import Calibration
+from pipelines.fitting.hold_out import unit_of
 from pipelines.fitting.request import FitRequest
 from tests.bench.remembered import RememberingBackbone
 from tests.bench.tile_images import Images
@@ -54,6 +56,8 @@ class Model(NamedTuple):
     counts: FitCounts
     held_out: Numbers
     """Numbers of the images that calibrate it."""
+    calibrated: int
+    """How many parts they are of, or single images."""
     threshold: float
     promised: float
 
@@ -71,12 +75,17 @@ class Night(NamedTuple):
 
 @dataclass
 class World:
-    """All images, and how a model sees them."""
+    """All images, and how a model sees them. Held-out images of a part count as one observation."""
 
     request: FitRequest
     rate: float
     images: Images
     backbone: RememberingBackbone
+
+    @functools.cached_property
+    def units(self) -> list[Hashable]:
+        """What each image is one observation of."""
+        return [unit_of(row) for row in self.images.rows.to_pylist()]
 
     def fitted(self, fit: Numbers, held_out: Numbers, earlier: Model | None = None) -> Model:
         """A model of some images, or an earlier one grown by them."""
@@ -87,12 +96,14 @@ class World:
             self.backbone.expect(batch)
             detector.add_images(batch, rows)
         counts = detector.fit(Alone(), lambda *_: None, Checkpoint()).counts
-        calibration = Calibration.of(self.scores(detector, held_out).tolist())
+        units = [self.units[number] for number in held_out]
+        calibration = Calibration.of(self.scores(detector, held_out).tolist(), units)
         threshold = calibration.threshold(self.rate)
         promised = calibration.promised_rate(self.rate)
         assert threshold is not None
         assert promised is not None
-        return Model(detector, counts, held_out, threshold, promised)
+        calibrated = len(calibration.scores)
+        return Model(detector, counts, held_out, calibrated, threshold, promised)
 
     def scores(self, detector: Detector, images: Numbers) -> npt.NDArray[np.float64]:
         """The scores of some images."""
@@ -116,7 +127,7 @@ class World:
         flagged = self.scores(model.detector, images) > model.threshold
         bad = self.images.labels[images]
         figures = Night(
-            len(model.held_out),
+            model.calibrated,
             model.promised,
             float(flagged[~bad].mean()),
             float((~flagged[bad]).mean()) if bad.any() else float("nan"),

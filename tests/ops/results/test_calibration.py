@@ -106,3 +106,44 @@ def test_a_bank_that_grows_by_false_alarms_keeps_its_promise_and_calibrating_on_
     assert 0.04 < rate < 0.056  # one standard error is 0.003
     assert lower_rate < 0.75 * rate
     assert more_missed > missed + 0.03
+
+
+def test_images_of_one_part_are_one_observation():
+    scores, parts = [9, 8, 7, 5, 4, 3, 1], ["a", "a", "a", "b", "b", "c", "c"]
+    calibration = Calibration.of(scores, parts)
+    # Shares above: 9: 1/3, 8: 2/3, 7: 1, 5: 3/2, 4: 2, 3: 5/2, 1: 3. Above k - 1 first at 9, 5, 3.
+    assert calibration.scores == (3, 5, 9)
+    asked = np.array([10, 9, 8, 7, 6, 5, 4, 3, 2, 1])
+    shares = [sum(scores[i] >= s and 1 / parts.count(parts[i]) for i in range(7)) for s in asked]
+    expected = [(1 + np.ceil(share - 1e-9)) / 4 for share in shares]
+    assert calibration.p_values(asked).tolist() == expected
+    shuffled = np.random.default_rng(0).permutation(7)
+    again = Calibration.of([scores[i] for i in shuffled], [parts[i] for i in shuffled])
+    assert again == calibration
+    assert Calibration.of(scores, range(7)) == Calibration.of(scores)
+    assert Calibration.of([], []).scores == ()
+
+
+def coverage(rng, by_part, rate, views=3, parts=19, trials=3000):
+    """How often an image of a new good part has a p-value of at most the rate."""
+    alarms = 0
+    for _ in range(trials):
+        own = rng.normal(size=(parts + 1, 1)) + 0.3 * rng.normal(size=(parts + 1, views))
+        held, new = own[1:].ravel(), own[0, :1]
+        units = np.repeat(np.arange(parts), views).tolist() if by_part else None
+        alarms += Calibration.of(held, units).p_values(new)[0] <= rate + 1e-12
+    return alarms / trials
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.1, 0.2])
+def test_calibrating_by_part_keeps_the_promise(rate):
+    # 19 parts; four standard errors above the rate.
+    rng = np.random.default_rng(0)
+    assert coverage(rng, True, rate) <= rate + 4 * (rate * (1 - rate) / 3000) ** 0.5
+
+
+def test_calibrating_by_image_promises_rates_that_parts_do_not_keep():
+    rng = np.random.default_rng(0)
+    # 57 images of 19 parts seem to promise 1 / 58.
+    assert coverage(rng, False, 1 / 58) > 1.5 / 58
+    assert coverage(rng, True, 1 / 58) == 0

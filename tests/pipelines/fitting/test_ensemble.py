@@ -13,10 +13,12 @@ from ops.detectors.ensemble import EnsembleSettings
 from ops.detectors.patchcore import PatchCoreSettings
 from ops.errors import UserError
 from ops.results.anomaly_map import LEVELS
+from ops.results.calibration import Calibration
 from ops.results.combination import Position, left_out
 from ops.storage import parquet, uris
 from pipelines.cluster.resources import Resources
 from pipelines.fitting import ensemble as making
+from pipelines.fitting import hold_out
 from pipelines.fitting.ensemble import EnsembleRequest, HeldOut, combined_card, held_out_images
 from pipelines.fitting.request import FitRequest, Select, split
 from tests.conftest import tiny_model
@@ -132,9 +134,9 @@ def test_members_of_other_held_out_images_are_refused(inventory):
     rounded.popitem()
     with pytest.raises(UserError, match="fit all members with the same --inventory, --holdout"):
         making.check_scores(2, same, {"bolt": rounded})
-    with pytest.raises(UserError, match="on 4 held-out images of 'bolt', and 3 are held out"):
+    with pytest.raises(UserError, match="on 4 held-out images, or parts, of 'bolt', and 3 are"):
         making.check_counts([same], held_out.slice(1))
-    with pytest.raises(UserError, match="on 0 held-out images of 'bolt', and 4 are"):
+    with pytest.raises(UserError, match="on 0 held-out images, or parts, of 'bolt', and 4"):
         making.check_counts([calibrated_on(MEMBERS[0], {"bolt": {}}).card], held_out)
 
 
@@ -143,3 +145,24 @@ def test_a_product_whose_held_out_scores_do_not_spread_is_named(inventory):
     flat = {"bolt": {k: image._replace(score=1.0) for k, image in said["bolt"].items()}}
     with pytest.raises(UserError, match="product 'bolt': 3 held-out images do not spread"):
         combined_card(CARDS, [said, flat], REQUEST)
+
+
+def test_members_that_were_calibrated_by_part_are_checked_by_part(inventory):
+    held_out = held_out_images(inventory, CARDS[0])
+    parts = pa.array(["1", "1", "2", None], pa.string())
+    at = held_out.schema.get_field_index("part")
+    of_parts = held_out.set_column(at, "part", parts)
+    units = [hold_out.unit_of(row) for row in of_parts.to_pylist()]
+    images = zip(found_in(of_parts, 0)["bolt"].items(), units, strict=True)
+    said = {"bolt": {image: one._replace(unit=unit) for (image, one), unit in images}}
+    scores = [image.score for image in said["bolt"].values()]
+    card = CARDS[0].products["bolt"]
+    products = {"bolt": replace(card, calibration=Calibration.of(scores, units))}
+    by_part = replace(CARDS[0], products=products)
+    assert len(products["bolt"].calibration.scores) == 3
+    making.check_counts([by_part], of_parts)
+    making.check_scores(1, by_part, said)
+    with pytest.raises(UserError, match="on 3 held-out images, or parts, of 'bolt', and 2 are"):
+        making.check_counts([by_part], of_parts.slice(0, 3))
+    with pytest.raises(UserError, match="calibrated on other images of 'bolt'"):
+        making.check_scores(1, by_part, found_in(held_out, 0))

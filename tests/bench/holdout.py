@@ -1,0 +1,95 @@
+"""What a model promises, and keeps, where photographs of one part are on both sides of a split.
+
+python -m tests.bench holdout --data tiles --layout mtd --weights lite0.safetensors \\
+    --exposure median
+
+Of the parts without a defective image a fifth at random is tested; the others are fitted on and
+calibrate. The rows differ in how a fifth of these is held out and how it calibrates: images at
+random, as if paths named no part; whole parts whose images count each; whole parts that count once,
+as jobs.fit does. Figures are means over `--draws` random deals with their standard error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ops.results.calibration import Calibration
+from tests.bench.loop import Numbers, World, dealt
+from tests.bench.remembered import RememberingBackbone
+from tests.bench.tile_images import Images
+from tests.bench.tiles import listed, parser, request_of
+
+#: Share of parts that are tested, and of the rest that is held out.
+SHARE = 0.2
+#: Rows of the table, and whether parts are held out, and count, as a whole.
+RULES = {
+    "images, each counts": (False, False),
+    "parts, each image counts": (True, False),
+    "parts, each counts once": (True, True),
+}
+HEAD = (
+    "| held out | calibrated on | asked for | promised | new good images: called anomalous |\n"
+    + "|---" * 5
+    + "|"
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the table."""
+    own = parser("holdout", __doc__)
+    own.add_argument("--preset", default="efficientnet-lite0", help="a name in deploy/methods")
+    own.add_argument("--rates", type=float, nargs="+", default=[0.02, 0.05, 0.1])
+    own.add_argument("--draws", type=int, default=10)
+    chosen = own.parse_args(argv)
+    if not chosen.data.is_dir():
+        raise SystemExit(f"{chosen.data} is no folder; --data takes the folder of the images")
+    torch.set_num_threads(1)
+    request = request_of(chosen.preset, chosen)
+    images = Images.read(listed(chosen), request)
+    world = World(request, min(chosen.rates), images, RememberingBackbone(request.backbone))
+    deals = [_deal(world, np.random.default_rng(draw)) for draw in range(chosen.draws)]
+    print(HEAD, flush=True)
+    for what, (by_part, once) in RULES.items():
+        judged = []
+        for draw, (test, known) in enumerate(deals):
+            held, fit = _held_out(known, by_part, np.random.default_rng(1000 + draw))
+            detector = world.fitted(fit, held).detector
+            units = [world.units[number] for number in held] if once else None
+            calibration = Calibration.of(world.scores(detector, held).tolist(), units)
+            judged.append((calibration, world.scores(detector, test)))
+        for rate in chosen.rates:
+            print(f"| {what} | {_cells(judged, rate)} |", flush=True)
+    return 0
+
+
+def _deal(world: World, deal: np.random.Generator) -> tuple[Numbers, list[Numbers]]:
+    """Images to test, and those of each other part; without parts that have defective images."""
+    bad = {world.units[number] for number in np.flatnonzero(world.images.labels)}
+    units = [unit for unit in dealt(world.images, deal) if world.units[unit[0]] not in bad]
+    count = round(SHARE * len(units))
+    return np.concatenate(units[:count]), units[count:]
+
+
+def _held_out(
+    units: Sequence[Numbers], by_part: bool, deal: np.random.Generator
+) -> tuple[Numbers, Numbers]:
+    """Images that calibrate, and images to fit on."""
+    if not by_part:
+        units = [np.array([image]) for image in deal.permutation(np.concatenate(units))]
+    count = round(SHARE * len(units))
+    return np.concatenate(units[:count]), np.concatenate(units[count:])
+
+
+def _cells(judged: Sequence[tuple[Calibration, np.ndarray]], rate: float) -> str:
+    alarms, promised = [], []
+    for calibration, scores in judged:
+        alarms.append(float((scores > calibration.threshold(rate)).mean()))
+        promised.append(calibration.promised_rate(rate) or 1.0)
+    error = np.std(alarms, ddof=1) / len(alarms) ** 0.5 if len(alarms) > 1 else 0.0
+    counts = np.mean([len(calibration.scores) for calibration, _ in judged])
+    return (
+        f"{counts:.0f} | {rate:.1%} | {np.mean(promised):.1%} | {np.mean(alarms):.1%} ± {error:.1%}"
+    )

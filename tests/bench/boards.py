@@ -39,13 +39,13 @@ from ops.results.write_maps import of_picture
 from ops.storage import uris
 from tests.bench.features import EFFICIENTNET, WEIGHTS
 from tests.bench.measure import Row, Time, timed
-from tests.conftest import DATA
+from tests.bench.tile_parts import TILES, listed
 
-TILES = DATA / "mtd"
-DEFECTS = ("Blowhole", "Break", "Crack", "Fray", "Uneven")
 #: Width and height of a board, and of a line of tiles; the background is grey.
 BOARD, LINE, GREY = (3840, 2800), 400, 128
 ON_BOARD, FIT, HELD_OUT, TEST = 60, 10, 20, 25
+#: Share of the tiles without defects, and not of the test, that boards to fit on are drawn of.
+_OF_FIT = 0.7
 SEED = 0
 SQUEEZENET = BackboneSettings("squeezenet1_1", "features.7,features.10", str(WEIGHTS))
 LITE0 = BackboneSettings(
@@ -159,15 +159,18 @@ def _expected(good: npt.NDArray[np.float64], bad: npt.NDArray[np.float64]) -> fl
 def draw_boards(folder: Path) -> dict[str, list[Board]]:
     """Good boards to fit on and to hold out, and good and bad ones to test with.
 
-    No tile is in two of the kinds fit, held and test.
+    No tile is in two of the kinds fit, held and test, in no photograph.
     """
     random = np.random.default_rng(SEED)
-    names = set((TILES / "train_names.txt").read_text().split())
-    free = sorted((TILES / "MT_Free" / "Imgs").glob("*.jpg"))
-    known = [file for file in free if file.name in names or file.stem in names]
-    other = sorted(set(free) - set(known))
-    defective = [f for kind in DEFECTS for f in sorted((TILES / f"MT_{kind}/Imgs").glob("*.jpg"))]
-    used = set[Path]()
+    rows = listed().sort_by("uri").to_pylist()
+    parts = random.permutation(sorted({row["part"] for row in rows if row["split"] == "train"}))
+    of_fit = set(parts[: round(_OF_FIT * len(parts))])
+    kinds_of: dict[str, list[Path]] = {"fit": [], "held": [], "good": [], "bad": []}
+    for row in rows:
+        kind = "bad" if row["label"] else "good"
+        if row["split"] == "train":
+            kind = "fit" if row["part"] in of_fit else "held"
+        kinds_of[kind].append(Path(uris.parse(row["uri"]).location))
 
     def boards(kind: str, count: int, tiles: Sequence[Path], bad: Sequence[Path]) -> list[Board]:
         drawn = []
@@ -177,16 +180,15 @@ def draw_boards(folder: Path) -> dict[str, list[Board]]:
             if bad:
                 place = int(random.integers(ON_BOARD))
                 chosen[place] = bad[int(random.integers(len(bad)))]
-            used.update(chosen)
             drawn.append(_board(folder / f"{kind}{number:02}.png", chosen, place))
         return drawn
 
-    kinds = {
-        "fit": boards("fit", FIT, known, ()),
-        "good": boards("good", TEST, other, ()),
-        "bad": boards("bad", TEST, other, defective),
+    return {
+        "fit": boards("fit", FIT, kinds_of["fit"], ()),
+        "held": boards("held", HELD_OUT, kinds_of["held"], ()),
+        "good": boards("good", TEST, kinds_of["good"], ()),
+        "bad": boards("bad", TEST, kinds_of["good"], kinds_of["bad"]),
     }
-    return kinds | {"held": boards("held", HELD_OUT, sorted(set(known) - used), ())}
 
 
 def _board(file: Path, tiles: Sequence[Path], place: int | None) -> Board:

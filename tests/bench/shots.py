@@ -1,6 +1,7 @@
-"""Few shots on the magnetic tiles: image AUROC over the number of good images in the fit.
+"""Few shots on the magnetic tiles: image AUROC over the number of good tiles in the fit.
 
-`python -m tests.bench shots` takes about an hour on one thread and writes shots.png.
+Of each tile one photograph is fitted on; no tile of the fit is tested. `python -m tests.bench
+shots` takes about an hour on one thread and writes shots.png.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from matplotlib.figure import Figure
 
-from jobs import fit, inventory
+from jobs import fit
 from jobs.cli import entry
-from ops.archives.inventory import Inventory
+from ops.archives.inventory import SCHEMA, Inventory
 from ops.detectors.detector import Checkpoint, Detector
 from ops.detectors.image_batches import to_images
 from ops.detectors.registry import DETECTORS, detector_class
@@ -26,12 +28,13 @@ from ops.distributed import Alone
 from ops.features.backbone import Backbone
 from ops.images.read_images import Read
 from ops.results.metrics import roc
+from ops.storage import parquet
 from pipelines.fitting.request import FitRequest, Select, split
+from tests.bench import tile_parts
 from tests.bench.features import EFFICIENTNET, WEIGHTS
 from tests.bench.measure import Row
-from tests.conftest import DATA, ROOT
+from tests.conftest import ROOT
 
-TILES = DATA / "mtd"
 _QUARTER = {"patchcore.coreset_ratio": "0.25"}
 _LITE0 = {
     "backbone.weights": str(EFFICIENTNET),
@@ -64,9 +67,11 @@ FLOW_SEEDS = range(5)
 def rows() -> Iterator[Row]:
     """A row per method and number of shots, with mean and standard deviation over seeds."""
     if not WEIGHTS.exists():
-        raise FileNotFoundError(f"few shots are measured on the magnetic tiles; {TILES} lacks them")
+        raise FileNotFoundError(
+            f"few shots are measured on the magnetic tiles; {tile_parts.TILES} lacks them"
+        )
     with tempfile.TemporaryDirectory(prefix="nightloupe-bench-") as folder:
-        listed = _inventory(folder)
+        listed = _inventory(f"{folder}/tiles.parquet")
         results: Results = {}
         for network, presets in CURVES.items():
             of_network = results.setdefault(network, {})
@@ -89,10 +94,12 @@ def _row(what: str, shots: int, values: Sequence[float]) -> Row:
     return Row(f"{what}, {shots} shots", f"{mean:.3f} ± {spread:.3f}", note=f"seeds: {each}")
 
 
-def _inventory(folder: str) -> Inventory:
-    where = f"{folder}/tiles.parquet"
-    names = ["--layout", "mtd", "--train-names", str(TILES / "train_names.txt")]
-    inventory.main(["--archive", str(TILES), *names, "--output", where])
+def _inventory(where: str) -> Inventory:
+    """One photograph of each tile to fit on, and all of those to test."""
+    rows = tile_parts.listed()
+    is_fitted = pc.equal(rows["split"], "train")
+    fitted = tile_parts.one_of_each_part(rows.filter(is_fitted))
+    parquet.write(where, SCHEMA, [pa.concat_tables([fitted, rows.filter(pc.invert(is_fitted))])])
     return Inventory(where)
 
 

@@ -99,7 +99,7 @@ def anomalib_model(model: Fitted):
         network = torchvision.models.get_model(name, weights=None)
         theirs = PatchcoreModel(layers, network.eval(), pre_trained=False)
     network.load_state_dict(weights, strict=False)  # ours ends after the last layer that is used
-    theirs.memory_bank = model.detector.bank
+    theirs.memory_bank = model.detector.bank.vectors
     return theirs.eval()
 
 

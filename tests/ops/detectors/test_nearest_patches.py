@@ -83,8 +83,8 @@ def test_distances_are_those_of_the_score_and_of_brute_force(tmp_path, case):
     # The only defect: the patch is among those with the largest distances of the picture.
     (index,) = np.flatnonzero(np.isclose(distances.flatten(), found.near[0].distance, rtol=1e-5))
     assert found.near[0].distance >= float(distances.flatten().quantile(0.9))
-    patch = detector._whitened(vectors.flatten(1, 2)).flatten(0, 1)[index].double()
-    far = (detector.bank.double() - patch).norm(dim=1)
+    patch = detector.bank.whitened(vectors.flatten(1, 2)).flatten(0, 1)[index].double()
+    far = (detector.bank.vectors.double() - patch).norm(dim=1)
     far = far**2 / 2 if how is COSINE else far
     expected = far.sort()
     assert [near.vector for near in found.near] == expected.indices[:3].tolist()

@@ -38,7 +38,7 @@ def patches(detector: PatchCore, images: torch.Tensor) -> torch.Tensor:
 
 def test_scores_are_equations_6_and_7_in_float64(backbone, images):
     detector = fit(backbone, images[:3])
-    bank = detector.bank.double()
+    bank = detector.bank.vectors.double()
     table = torch.cdist(
         patches(detector, images), bank, compute_mode="donot_use_mm_for_euclid_dist"
     )
@@ -85,8 +85,8 @@ def test_a_coreset_is_as_near_as_all_patches_up_to_its_radius(backbone, images):
 def test_the_bank_holds_unprojected_patches(backbone, images):
     detector = fit(backbone, images, projection=8)
     every = detector.embed(images).reshape(-1, 24)
-    assert all((every == row).all(dim=1).any() for row in detector.bank)
-    assert len(detector.bank.unique(dim=0)) == len(detector.bank)
+    assert all((every == row).all(dim=1).any() for row in detector.bank.vectors)
+    assert len(detector.bank.vectors.unique(dim=0)) == len(detector.bank)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_a_detector_that_is_not_fitted_says_so(backbone, images):
 
 def test_the_map_ceiling_is_the_largest_distance_within_the_bank(backbone, images):
     detector = fit(backbone, images, coreset_ratio=0.05)
-    table = torch.cdist(detector.bank.double(), detector.bank.double())
+    table = torch.cdist(detector.bank.vectors.double(), detector.bank.vectors.double())
     table.fill_diagonal_(torch.inf)
     assert detector.map_ceiling() == pytest.approx(float(table.amin(dim=1).max()), rel=1e-4)
 
@@ -118,7 +118,7 @@ def test_a_bank_in_bounded_memory_proves_how_good_it_is(backbone, images):
     whole = fit(backbone, images, coreset_ratio=0.05)
     memory = 2 * 50 * bytes_per_vector(24, 24)
     bounded = fit(backbone, images, coreset_ratio=0.05, fit_memory=memory)
-    table = torch.cdist(patches(bounded, images).flatten(0, 1), bounded.bank.double())
+    table = torch.cdist(patches(bounded, images).flatten(0, 1), bounded.bank.vectors.double())
     assert bounded.fitted.counts.bank == whole.fitted.counts.bank
     metrics, exact = bounded.fitted.fit_metrics, whole.fitted.fit_metrics
     assert exact["local_r"] == 0 < metrics["local_r"]
@@ -130,7 +130,7 @@ def test_a_bank_in_bounded_memory_proves_how_good_it_is(backbone, images):
 
 def vectors_of(detector: PatchCore, picks, images) -> torch.Tensor:
     """The vectors of the patches that picks name."""
-    every = detector._whitened(detector.embed(images).flatten(1, 2))
+    every = detector.bank.whitened(detector.embed(images).flatten(1, 2))
     return every[picks.images, picks.positions]
 
 
@@ -142,9 +142,9 @@ def test_the_picks_name_the_patch_that_each_vector_is(backbone, images, metric):
     assert len(picks.images) == len(detector.bank) == 39
     found = vectors_of(detector, picks, images)
     if metric == "whitened":  # products of matrices round by their shapes
-        torch.testing.assert_close(found, detector.bank, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found, detector.bank.vectors, rtol=1e-4, atol=1e-5)
     else:
-        assert torch.equal(found, detector.bank)
+        assert torch.equal(found, detector.bank.vectors)
 
 
 def test_the_picks_are_the_same_on_several_workers_of_which_one_has_no_image(backbone, images):
@@ -164,7 +164,7 @@ def test_the_picks_are_the_same_on_several_workers_of_which_one_has_no_image(bac
 
 def test_the_picks_of_a_bank_in_bounded_memory_name_its_vectors(backbone, images):
     detector = fit(backbone, images, fit_memory=2 * 50 * bytes_per_vector(24, 24))
-    assert torch.equal(vectors_of(detector, detector.fitted.picks, images), detector.bank)
+    assert torch.equal(vectors_of(detector, detector.fitted.picks, images), detector.bank.vectors)
 
 
 def test_the_picks_of_a_resumed_fit_are_those_of_one_that_was_not_ended(backbone, images):
@@ -194,7 +194,7 @@ def test_the_estimate_is_what_a_fit_counts(backbone, images):
     detector = fit(backbone, images, projection=12)
     assert estimate.vectors == detector.fitted.counts.patches
     assert estimate.kept == detector.fitted.counts.bank
-    assert estimate.model_bytes == detector.bank.numel() * 4
+    assert estimate.model_bytes == detector.bank.vectors.numel() * 4
     assert estimate.fit_bytes > estimate.vectors * 4 * 24
     halves = PatchCore.estimate(settings, FitSize(64, shapes, 4, 2))
     assert estimate.model_bytes < halves.fit_bytes < estimate.fit_bytes
@@ -214,7 +214,7 @@ def test_a_grown_bank_covers_old_and_new_patches(backbone, images):
     assert counts.images == 4
     assert counts.patches == len(everything)
     assert counts.bank == int(0.1 * len(everything))
-    cover = torch.cdist(everything, grown.bank.double()).amin(dim=1).max()
+    cover = torch.cdist(everything, grown.bank.vectors.double()).amin(dim=1).max()
     assert float(cover) <= metrics["radius"] * (1 + 1e-5)
     assert metrics["local_r"] == pytest.approx(old.radius)
 
@@ -227,9 +227,9 @@ def test_the_picks_of_a_grown_bank_name_vectors_of_the_earlier_one(backbone, ima
     picks = grown.fit(Alone(), lambda *_: None, Checkpoint()).picks
     is_old = picks.images == -1
     assert 0 < int(is_old.sum()) < len(is_old)
-    assert torch.equal(old.bank[picks.positions[is_old]], grown.bank[is_old])
+    assert torch.equal(old.bank.vectors[picks.positions[is_old]], grown.bank.vectors[is_old])
     new = type(picks)(picks.images[~is_old], picks.positions[~is_old], picks.grid)
-    assert torch.equal(vectors_of(grown, new, images[2:]), grown.bank[~is_old])
+    assert torch.equal(vectors_of(grown, new, images[2:]), grown.bank.vectors[~is_old])
 
 
 class MemoryCheckpoint(Checkpoint):
@@ -256,11 +256,11 @@ def test_the_greedy_resumes_from_its_checkpoint(backbone, images):
     ids, gains, _ = checkpoint.content
     assert len(ids) == len(whole.bank)
     resumed, metrics = fitted(MemoryCheckpoint((ids[:30], gains[:30], 7)))
-    assert torch.equal(resumed.bank, whole.bank)
+    assert torch.equal(resumed.bank.vectors, whole.bank.vectors)
     assert resumed.radius == whole.radius
     assert metrics["rounds"] > 7
     other, _ = fitted(MemoryCheckpoint(([ids[0], ids[5]], [gains[0], gains[5]], 7)))
-    assert not torch.equal(other.bank, whole.bank)  # so it does read the checkpoint
+    assert not torch.equal(other.bank.vectors, whole.bank.vectors)  # so it does read the checkpoint
 
 
 def test_whitened_scores_are_mahalanobis_distances_in_float64(backbone, images):
@@ -270,7 +270,7 @@ def test_whitened_scores_are_mahalanobis_distances_in_float64(backbone, images):
     covariance = np.cov(good.T)
     covariance += 0.05 * covariance.diagonal().mean() * np.eye(24)
     inverse = np.linalg.inv(covariance)
-    result = cdist(detector.bank.double(), detector.bank.double())
+    result = cdist(detector.bank.vectors.double(), detector.bank.vectors.double())
     picks = good[[0, *cdist(good[:1], good, "mahalanobis", VI=inverse).argmax(axis=1)]]
     expected = cdist(picks, picks, "mahalanobis", VI=inverse)
     np.testing.assert_allclose(result[:2, :2], expected, rtol=1e-3, atol=1e-5)
@@ -309,13 +309,13 @@ def test_scores_of_metric_cosine_are_one_minus_the_cosine_in_float64(backbone, i
     features = patches(plain, images)
     assert features.shape == (4, 49, 384)
     unit = features / features.norm(dim=-1, keepdim=True)
-    expected = (1 - unit @ detector.bank.double().T).amin(dim=-1)
+    expected = (1 - unit @ detector.bank.vectors.double().T).amin(dim=-1)
     scores = detector.score(images)
     assert scores.map.flatten(1).numpy() == pytest.approx(expected.numpy(), abs=1e-6)
     largest = expected.amax(dim=1).numpy()
     found = scores.image.numpy()
     assert (found[-1] < largest[-1]) if reweight else found == pytest.approx(largest, abs=1e-6)
-    table = 1 - detector.bank.double() @ detector.bank.double().T
+    table = 1 - detector.bank.vectors.double() @ detector.bank.vectors.double().T
     table.fill_diagonal_(torch.inf)
     assert detector.map_ceiling() == pytest.approx(float(table.amin(dim=1).max()), rel=1e-4)
 
@@ -383,10 +383,10 @@ def test_a_whitened_model_that_is_grown_stays_whitened_as_it_was(backbone, image
     mean, matrix = old.state()["mean"].double(), old.state()["whitening"].double()
     for detector in (grown, other):
         assert torch.equal(detector.state()["whitening"], old.state()["whitening"])
-        assert torch.equal(detector.bank, grown.bank)
+        assert torch.equal(detector.bank.vectors, grown.bank.vectors)
     new = (patches(old, images[2:]).flatten(0, 1) - mean) @ matrix
-    everything = torch.cat([old.bank.double(), new])
-    distance = torch.cdist(everything, grown.bank.double())
+    everything = torch.cat([old.bank.vectors.double(), new])
+    distance = torch.cdist(everything, grown.bank.vectors.double())
     assert float(distance.amin(dim=1).max()) <= fitted.fit_metrics["radius"] * (1 + 1e-5)
     assert float(distance.amin(dim=0).max()) < 1e-4  # every pick is one of the old bank or new
 

@@ -234,7 +234,8 @@ def test_a_row_scores_the_same_alone_and_among_others(rows, tensors):
 def test_a_score_that_is_no_number_is_a_failure(rows, tensors, monkeypatch):
     detect = ScoreImages(tensors)
     broken = detect._model.detector("nut")
-    broken.bank = broken.bank * torch.nan
+    state = broken.state()
+    broken.load_state(state | {"bank": state["bank"] * torch.nan})
     result = detect(read(rows)).to_pylist()
     assert [row["status"] for row in result] == [s.replace("ok", "undefined") for s in STATUSES]
     assert all(row["score"] is None and row["reason"] for row in result)

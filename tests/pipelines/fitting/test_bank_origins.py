@@ -42,7 +42,7 @@ def test_each_origin_gives_back_its_vector_and_names_its_pixels(tmp_path, settin
     assert [row["vector"] for row in rows] == list(range(len(detector.bank)))
     assert {row["file"] for row in rows} == {"bolt.safetensors"}
     assert len({row["image_id"] for row in rows}) == 3
-    assert torch.equal(torch.stack(vectors_of(detector, rows, settings)), detector.bank)
+    assert torch.equal(torch.stack(vectors_of(detector, rows, settings)), detector.bank.vectors)
     for row in rows:
         assert row["uri"] == uris.make(str(tmp_path / f"{row['image_id']}.png"))
         assert (row["width"], row["height"]) == (150, 90)
@@ -75,7 +75,7 @@ def test_a_grown_bank_knows_where_its_earlier_vectors_were_from(tmp_path, settin
     assert rows.pop()["file"] == "x"  # of a detector that stays as it is
     assert [row["vector"] for row in rows] == list(range(len(grown.bank)))
     assert {row["image_id"] for row in rows} == {"3", "4", "7", "8"}
-    assert torch.equal(torch.stack(vectors_of(grown, rows, settings)), grown.bank)
+    assert torch.equal(torch.stack(vectors_of(grown, rows, settings)), grown.bank.vectors)
     # A model that has lost its table says nothing of its vectors.
     *_, partly = fit(listed(tmp_path, 7, 8), settings, name, replace(earlier, origins=b""))
     new = bank_origins.from_bytes(partly, "m").to_pylist()

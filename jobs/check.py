@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 from jobs.cli import entry
 from jobs.cli.console import Progress, echo
-from ops.detectors.model_folder import ModelCard, read_card
+from ops.detectors.model_card import ModelCard
+from ops.detectors.model_folder import read_card
 from ops.errors import SettingError
 from ops.plain_text import printable
 from ops.storage import files, paths

@@ -20,7 +20,8 @@ from jobs.tracking.tracker import Tracker
 from ops.archives.fetch import FetchSettings
 from ops.archives.views import Views
 from ops.detectors.detector import settings_from
-from ops.detectors.model_folder import REGION_RATE, Model, ModelCard
+from ops.detectors.model_card import REGION_RATE, ModelCard
+from ops.detectors.model_folder import Model
 from ops.detectors.registry import DETECTORS, detector_class
 from ops.errors import SettingError, UserError
 from ops.failure import max_failures

@@ -21,7 +21,8 @@ from jobs.cli.console import Progress, echo
 from jobs.tracking.record import Record, title
 from jobs.tracking.tracker import Tracker
 from ops.archives.fetch import FetchSettings
-from ops.detectors.model_folder import ModelCard, read_card
+from ops.detectors.model_card import ModelCard
+from ops.detectors.model_folder import read_card
 from ops.errors import SettingError, UserError
 from ops.failure import max_failures
 from ops.results.false_alarm_rates import by_product

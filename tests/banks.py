@@ -16,7 +16,8 @@ from ops.archives.fetch import FetchSettings
 from ops.archives.inventory import SCHEMA
 from ops.detectors.detector import Checkpoint, Fitted
 from ops.detectors.image_batches import Inspection, Tiles, inspected_images, to_images
-from ops.detectors.model_folder import Model, ProductCard
+from ops.detectors.model_card import ProductCard
+from ops.detectors.model_folder import Model
 from ops.detectors.patchcore import PatchCore, PatchCoreSettings
 from ops.distributed import Alone
 from ops.features.backbone import Backbone

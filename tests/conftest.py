@@ -176,7 +176,8 @@ def tiny_model(product: str, seed: int = 0):
     import torch
 
     from ops.detectors.detector import Checkpoint
-    from ops.detectors.model_folder import Model, ModelCard, ProductCard
+    from ops.detectors.model_card import ModelCard, ProductCard
+    from ops.detectors.model_folder import Model
     from ops.detectors.patchcore import PatchCore, PatchCoreSettings
     from ops.distributed import Alone
     from ops.features.backbone import Backbone, BackboneSettings

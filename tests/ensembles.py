@@ -13,7 +13,8 @@ from ops.archives.fetch import FetchSettings
 from ops.detectors.detector import Checkpoint, settings_from
 from ops.detectors.ensemble import EnsembleSettings
 from ops.detectors.image_batches import Tiles, to_images
-from ops.detectors.model_folder import Model, ModelCard, ProductCard
+from ops.detectors.model_card import ModelCard, ProductCard
+from ops.detectors.model_folder import Model
 from ops.detectors.registry import detector_class
 from ops.detectors.score_images import ScoreImages
 from ops.distributed import Alone

@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from ops.archives.fetch import FetchSettings
 from ops.archives.inventory import SCHEMA, Inventory, image_id
-from ops.detectors.model_folder import Model, ModelCard, write_model
+from ops.detectors.model_card import ModelCard
+from ops.detectors.model_folder import Model, write_model
 from ops.images.resize import geometry
 from ops.results import anomaly_map, map_png
 from ops.storage import files, parquet, uris

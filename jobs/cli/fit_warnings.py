@@ -6,7 +6,7 @@ import pyarrow.compute as pc
 
 from jobs.cli.console import echo
 from ops.archives.inventory import Inventory
-from ops.detectors.model_folder import ModelCard
+from ops.detectors.model_card import ModelCard
 from ops.plain_text import printable
 from ops.results.decision_table import DEFECT
 from ops.storage.paths import Out

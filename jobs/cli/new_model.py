@@ -12,7 +12,8 @@ from jobs.tracking import registry
 from jobs.tracking.record import Record, title
 from jobs.tracking.tracker import Tracker
 from ops.detectors.detector import settings_from
-from ops.detectors.model_folder import Model, ModelCard, ProductCard, read_card, write_model
+from ops.detectors.model_card import ModelCard, ProductCard
+from ops.detectors.model_folder import Model, read_card, write_model
 from ops.detectors.registry import detector_class
 from ops.plain_text import printable
 from ops.storage import files, paths

@@ -20,7 +20,8 @@ from torch import Tensor
 from ops.archives.fetch import FetchSettings
 from ops.archives.inventory import SCHEMA
 from ops.detectors.loaded_model import ModelTensors
-from ops.detectors.model_folder import Model, ModelCard, ProductCard, read_model
+from ops.detectors.model_card import ModelCard, ProductCard
+from ops.detectors.model_folder import Model, read_model
 from ops.detectors.score_images import ScoreImages
 from ops.images.inspection import InspectionMask
 from ops.images.read_images import Read

@@ -14,7 +14,8 @@ from typing import Any
 
 from jobs.tracking import database, pyfunc, registry
 from jobs.tracking.record import Record, flat
-from ops.detectors.model_folder import Model, read_model, versions, write_model
+from ops.detectors.model_card import versions
+from ops.detectors.model_folder import Model, read_model, write_model
 from ops.errors import UserError
 from ops.plain_text import in_markdown, printable
 from ops.redact import redact

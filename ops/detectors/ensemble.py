@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from ops.detectors.detector import MapSettings, settings_from
 from ops.detectors.loaded_model import ImageScores, LoadedModel, ModelTensors, Step
-from ops.detectors.model_folder import ModelCard
+from ops.detectors.model_card import ModelCard
 from ops.errors import SettingError, UserError
 from ops.images.resize import InputSettings
 from ops.results.anomaly_map import LEVELS, Map, Scale, enlarge

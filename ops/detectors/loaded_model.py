@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ops.detectors.detector import Detector, extended_maps
 from ops.detectors.image_batches import Inspection, Tiles, inspected_images, to_images
-from ops.detectors.model_folder import ModelCard
+from ops.detectors.model_card import ModelCard
 from ops.detectors.score_tiles import score_tiles
 from ops.images.inspection import InspectionMask
 from ops.images.resize import InputSettings

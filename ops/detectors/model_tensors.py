@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
 from ops.archives.views import product_of
+from ops.detectors.model_card import ModelCard
 from ops.errors import UserError
 from ops.features.weights import fingerprint
 from ops.storage import files, paths
-
-if TYPE_CHECKING:
-    from ops.detectors.model_folder import ModelCard
 
 
 def read_backbone(location: str, card: ModelCard) -> dict[str, Tensor]:

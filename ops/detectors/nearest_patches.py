@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ops.detectors import bank_origins
 from ops.detectors.loaded_model import LoadedModel, ModelTensors
-from ops.detectors.model_folder import ModelCard
+from ops.detectors.model_card import ModelCard
 from ops.detectors.model_tensors import read_backbone, read_detector
 from ops.detectors.patchcore import PatchCore
 from ops.errors import UserError

@@ -11,7 +11,8 @@ import ray
 from torch import Tensor
 
 from ops.archives.views import product_of
-from ops.detectors.model_folder import Model, ModelCard, read_card
+from ops.detectors.model_card import ModelCard
+from ops.detectors.model_folder import Model, read_card
 from ops.detectors.model_tensors import read_backbone, read_detectors
 from ops.images.inspection import InspectionMask
 from ops.images.inspection_files import read_masks

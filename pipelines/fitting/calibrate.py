@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from ops.archives.fetch import FetchSettings
 from ops.archives.views import detector_name, detector_names, product_of
-from ops.detectors.model_folder import Model, ProductCard
+from ops.detectors.model_card import ProductCard
+from ops.detectors.model_folder import Model
 from ops.progress import ProgressCallback
 from ops.results import overlays
 from ops.results.calibration import Calibration

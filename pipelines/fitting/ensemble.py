@@ -22,7 +22,8 @@ from ops.detectors.ensemble import (
     common_scale,
     held_out_scores,
 )
-from ops.detectors.model_folder import REGION_RATE, Model, ModelCard, ProductCard
+from ops.detectors.model_card import REGION_RATE, ModelCard, ProductCard
+from ops.detectors.model_folder import Model
 from ops.detectors.registry import detector_class
 from ops.errors import UserError
 from ops.progress import ProgressCallback

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ops.detectors.model_folder import Model, ModelCard, ProductCard, versions
+from ops.detectors.model_card import ModelCard, ProductCard, versions
+from ops.detectors.model_folder import Model
 from ops.detectors.network_licence import network_card
 from ops.features.weights import fingerprint
 from ops.images.inspection_files import hashes

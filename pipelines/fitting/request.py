@@ -14,7 +14,7 @@ from ops.archives.fetch import FetchSettings
 from ops.archives.inventory import Inventory
 from ops.archives.layouts import OF_MODELS, composed
 from ops.archives.views import Views, check_names, detector_names, with_detectors
-from ops.detectors.model_folder import REGION_RATE
+from ops.detectors.model_card import REGION_RATE
 from ops.detectors.registry import detector_class
 from ops.errors import SettingError, UserError
 from ops.features.backbone import BackboneSettings

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ops.detectors.model_folder import ModelCard
+from ops.detectors.model_card import ModelCard
 from ops.results.false_alarm_rates import Rates, by_product
 from ops.storage.paths import Out
 from pipelines.tables import run_records

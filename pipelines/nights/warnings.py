@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ops.detectors.model_folder import ModelCard
+from ops.detectors.model_card import ModelCard
 from ops.storage import files, parquet
 from ops.storage.paths import Out
 from pipelines.nights.hooks import NightHooks

@@ -17,7 +17,7 @@ import pyarrow as pa
 from ops.archives.inventory import Inventory
 from ops.archives.layouts import composed
 from ops.archives.views import detector_names, detector_sql
-from ops.detectors.model_folder import ModelCard, ProductCard
+from ops.detectors.model_card import ModelCard, ProductCard
 from ops.results.drift import chance_of_flagged
 from ops.storage import parquet
 from ops.storage.paths import Out

@@ -13,7 +13,7 @@ from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 
 from ops.archives.fetch import FetchSettings
 from ops.archives.inventory import Inventory
-from ops.detectors.model_folder import ModelCard
+from ops.detectors.model_card import ModelCard
 from ops.detectors.score_images import ScoreImages
 from ops.images.content_index import Contents
 from ops.images.read_images import Read

@@ -7,7 +7,7 @@ from dataclasses import replace
 import duckdb
 
 from ops.archives.inventory import Inventory
-from ops.detectors.model_folder import ModelCard
+from ops.detectors.model_card import ModelCard
 from ops.errors import UserError
 from ops.images.inspection_files import read_masks
 from ops.progress import ProgressCallback

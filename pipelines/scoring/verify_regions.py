@@ -6,7 +6,7 @@ import duckdb
 import pyarrow as pa
 
 from ops.archives.views import detector_sql
-from ops.detectors.model_folder import ModelCard
+from ops.detectors.model_card import ModelCard
 from ops.errors import UserError
 from ops.results import region_table
 from ops.results.regions import MOST, RegionSettings

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from ops.archives.fetch import FetchSettings, fetch
 from ops.archives.views import Views, detector_names, views_of
-from ops.detectors.model_folder import ModelCard
+from ops.detectors.model_card import ModelCard
 from ops.errors import UserError
 from ops.failure import Failure
 from ops.images.resize import InputSettings, geometry, map_size

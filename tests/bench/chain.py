@@ -13,7 +13,7 @@ from torch import Tensor
 from ops.archives.fetch import FetchSettings
 from ops.detectors.detector import Checkpoint
 from ops.detectors.image_batches import to_images
-from ops.detectors.model_folder import ModelCard, ProductCard
+from ops.detectors.model_card import ModelCard, ProductCard
 from ops.detectors.patchcore import PatchCore, PatchCoreSettings
 from ops.detectors.score_images import ScoreImages
 from ops.distributed import Alone

@@ -25,7 +25,8 @@ from ops.archives.inventory import Inventory
 from ops.archives.layouts import LAYOUTS, PathParser
 from ops.archives.listing import IMAGE_SUFFIXES
 from ops.detectors.detector import FitCounts, Scores
-from ops.detectors.model_folder import Model, ModelCard, ProductCard
+from ops.detectors.model_card import ModelCard, ProductCard
+from ops.detectors.model_folder import Model
 from ops.detectors.patchcore import PatchCoreSettings
 from ops.detectors.score_images import ScoreImages
 from ops.features.backbone import Backbone, BackboneSettings

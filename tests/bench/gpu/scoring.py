@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ops.detectors.detector import FitCounts
-from ops.detectors.model_folder import ModelCard, ProductCard
+from ops.detectors.model_card import ModelCard, ProductCard
 from ops.detectors.patchcore import PatchCore, PatchCoreSettings
 from ops.detectors.score_images import ScoreImages
 from ops.features.backbone import Backbone, BackboneSettings

@@ -8,15 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ops.detectors.detector import Checkpoint, FitCounts
-from ops.detectors.model_folder import (
-    Model,
-    ModelCard,
-    ProductCard,
-    identity,
-    read_card,
-    read_model,
-    write_model,
-)
+from ops.detectors.model_card import ModelCard, ProductCard, identity
+from ops.detectors.model_folder import Model, read_card, read_model, write_model
 from ops.detectors.model_tensors import read_detectors
 from ops.detectors.patchcore import PatchCore, PatchCoreSettings
 from ops.distributed import Alone

@@ -12,7 +12,7 @@ from ops.archives.fetch import FetchSettings
 from ops.detectors import image_batches
 from ops.detectors.detector import Checkpoint, FitCounts, Scores, shown_cells
 from ops.detectors.image_batches import Tiles, to_images
-from ops.detectors.model_folder import ModelCard, ProductCard
+from ops.detectors.model_card import ModelCard, ProductCard
 from ops.detectors.patchcore import PatchCore, PatchCoreSettings
 from ops.detectors.score_images import ScoreImages
 from ops.distributed import Alone

@@ -21,7 +21,7 @@ from pipelines.reports import report, report_data
 from pipelines.reports.report_data import ReportSettings
 from pipelines.tables import run_records
 from tests.browser import Browser, chromium
-from tests.pipelines.reports.test_report import FLAGGED, PRODUCTS, first_night, second_night
+from tests.drawn_nights import FLAGGED, PRODUCTS, first_night, second_night
 from tests.runs import Part, finish, model_of
 
 TAB, ENTER, SPACE = ("Tab", 9), ("Enter", 13, "\r"), (" ", 32, " ")

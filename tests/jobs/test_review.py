@@ -30,7 +30,7 @@ from pipelines.tables import decisions, model_names, run_records
 from tests import banks
 from tests.browser import Browser, chromium
 from tests.conftest import ROOT
-from tests.pipelines.reports.test_report import EVIL, FLAGGED, PRODUCTS, first_night
+from tests.drawn_nights import EVIL, FLAGGED, PRODUCTS, first_night
 from tests.runs import finish, model_of
 
 KEYS = {"d": "defect", "f": "false_alarm", "u": "unsure"}

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 from ops.storage.paths import Out
 from pipelines.tables import decisions
+from tests.drawn_nights import FLAGGED, PRODUCTS, first_night
 from tests.jobs.test_review import served
-from tests.pipelines.reports.test_report import FLAGGED, PRODUCTS, first_night
 from tests.runs import finish, model_of
 
 WORDS = ("defect", "false_alarm", "unsure")

@@ -26,7 +26,7 @@ from pipelines.review.nearest import Nearest
 from pipelines.review.pictures import Pictures
 from pipelines.tables import decisions, model_names, run_records
 from tests import banks
-from tests.pipelines.reports.test_report import EVIL, FLAGGED, PRODUCTS, THRESHOLD, first_night
+from tests.drawn_nights import EVIL, FLAGGED, PRODUCTS, THRESHOLD, first_night
 from tests.runs import finish, model_of
 
 TOKEN = "t" * 43

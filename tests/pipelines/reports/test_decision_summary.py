@@ -12,7 +12,7 @@ from ops.results.proportions import wilson_interval
 from ops.storage.paths import Out
 from pipelines.reports import decision_summary, report
 from pipelines.tables import current_scores, decisions
-from tests.pipelines.reports.test_report import EVIL, NONE, THRESHOLD, Elements, collect
+from tests.drawn_nights import EVIL, NONE, THRESHOLD, Elements, collect
 from tests.pipelines.tables.test_current_scores import MODELS, publish, row
 from tests.pipelines.tables.test_decisions import decided
 from tests.runs import Part, finish, model_of

@@ -11,7 +11,7 @@ from pipelines.fitting import calibrate, fit
 from pipelines.fitting.quarantine import find_crashing_images
 from pipelines.fitting.request import split
 from tests.pipelines.deadly import Deadly, DeadlyStream
-from tests.pipelines.scoring.test_stream import SLOTS, nothing, request, take
+from tests.pipelines.scored_archive import SLOTS, nothing, request, take
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -27,7 +27,7 @@ from pipelines.fitting.calibrate import HeldOutScores
 from pipelines.fitting.rehearsal import rehearse_on_worker
 from pipelines.fitting.request import FitRequest, NothingToFit, Select, split
 from pipelines.fitting.worker import DetectorCheckpoint
-from tests.pipelines.scoring.test_stream import nothing, take
+from tests.pipelines.scored_archive import nothing, take
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 SLOTS = Resources(workers=2, cpus=1, reader_cpus=1, batch=4)

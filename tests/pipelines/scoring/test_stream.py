@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
-import signal
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -16,15 +13,10 @@ import torch
 from PIL import Image
 
 from ops.archives.fetch import FetchSettings
-from ops.archives.inventory import Inventory
-from ops.archives.layouts import LAYOUTS, PathParser
-from ops.archives.listing import IMAGE_SUFFIXES
-from ops.detectors import bank_origins
 from ops.detectors.ensemble import EnsembleSettings
 from ops.detectors.model_folder import Model, read_model, write_model
-from ops.detectors.patchcore import PatchCoreSettings
 from ops.failure import TooManyFailures
-from ops.features.backbone import Backbone, BackboneSettings
+from ops.features.backbone import Backbone
 from ops.images.inspection_files import hashes, read_masks
 from ops.images.resize import InputSettings
 from ops.results import map_png, score_table
@@ -36,86 +28,24 @@ from pipelines.cluster.shared_model import SharedModel
 from pipelines.fitting import fit, plan, worker
 from pipelines.fitting.ensemble import EnsembleRequest, ensemble
 from pipelines.fitting.rehearsal import rehearse_on_worker
-from pipelines.fitting.request import FitRequest, NothingToFit, split
-from pipelines.fitting.worker import DetectorCheckpoint
+from pipelines.fitting.request import split
 from pipelines.reports import evaluate
 from pipelines.scoring import score, verify
 from pipelines.scoring.chunks import Chunks
 from pipelines.scoring.resume import resume_or_start
-from pipelines.scoring.run import Run, ScoreSettings
+from pipelines.scoring.run import ScoreSettings
 from pipelines.scoring.stream import draw_step
 from pipelines.scoring.violations import RunUnderCheck
-from pipelines.tables import take_inventory
 from tests.conftest import draw_archive
-from tests.pipelines.deadly import DeadlyStream
+from tests.pipelines.deadly import DeadlyCheckpoint, DeadlyStream
+from tests.pipelines.scored_archive import BROKEN, SLOTS, nothing, request, scored_archive, take
 
 pytestmark = [pytest.mark.ray]
-SLOTS = Resources(workers=2, cpus=1, reader_cpus=1, batch=4)
-BROKEN = {
-    "cut.png": "unreadable",
-    "empty.png": "unreadable",
-    "text.png": "unreadable",
-    "moving.gif": "unsupported",
-    "gone.png": "missing",
-}
-
-
-def nothing(*_):
-    """Nobody watches."""
-
-
-def take(folder, out):
-    path_parser = PathParser(LAYOUTS["mvtec"], "")
-    take_inventory.take([str(folder)], str(out), path_parser, IMAGE_SUFFIXES.split(), nothing)
-    return Inventory(str(out))
-
-
-def request(**changes):
-    values = {
-        "method": "patchcore",
-        "settings": PatchCoreSettings(coreset_ratio=0.1, embedding="concat"),
-        "backbone": BackboneSettings("squeezenet1_1", "features.3,features.6", "random"),
-        "input": InputSettings(64),
-        "holdout": 0.25,
-        "false_alarm_rate": 0.3,
-    }
-    return FitRequest(**values | changes)
-
-
-@dataclass
-class World:
-    """What the tests of this module share."""
-
-    inventory: Inventory
-    model: SharedModel
-    out: Out
-    run: Run
-    totals: dict
-    table: pa.Table
 
 
 @pytest.fixture(scope="module")
 def world(cluster, tmp_path_factory):
-    """Fit on a drawn archive, then score all of it together with broken files."""
-    folder = draw_archive(tmp_path_factory.mktemp("archive"))
-    place = folder / "washer" / "test" / "good"
-    whole = (place / "009.png").read_bytes()
-    moving = io.BytesIO()
-    frames = [Image.new("L", (8, 8), value) for value in (0, 255)]
-    frames[0].save(moving, "GIF", save_all=True, append_images=frames[1:])
-    content = {"cut.png": whole[:300], "empty.png": b"", "text.png": b"no", "gone.png": whole}
-    for name, data in (content | {"moving.gif": moving.getvalue()}).items():
-        (place / name).write_bytes(data)
-    listed = take(folder, tmp_path_factory.mktemp("i") / "inventory.parquet")
-    (place / "gone.png").unlink()
-    model = fit.fit(listed, request(), SLOTS, nothing)
-    location = str(tmp_path_factory.mktemp("models") / "model")
-    write_model(location, model)
-    shared = SharedModel.put(read_model(location))
-    out = Out(str(tmp_path_factory.mktemp("out")))
-    run = resume_or_start(listed, shared, out, ScoreSettings("all", True, 10), "2026-11-20")
-    totals = score.score(run, FetchSettings(backoff=0.01), SLOTS, "50%", nothing)
-    return World(listed, shared, out, run, totals, parquet.read(totals["table"]))
+    return scored_archive(tmp_path_factory)
 
 
 def test_every_image_is_one_row_in_the_inventorys_order(world):
@@ -322,36 +252,6 @@ def test_pixel_figures_are_left_out_when_maps_are_missing(world):
     assert found[1]["pixel_auroc"] is not None
 
 
-@pytest.mark.slow
-def test_every_good_image_is_in_the_bank_whatever_the_number_of_workers(world, tmp_path):
-    """Odd counts over three workers: an equal split would leave images out."""
-    folder = draw_archive(tmp_path / "archive", train=11, test=1)
-    listed = take(folder, tmp_path / "inventory.parquet")
-    models = {
-        workers: fit.fit(
-            listed,
-            request(holdout=0.0),
-            Resources(workers=workers, cpus=1, reader_cpus=0.5, batch=batch),
-            nothing,
-        )
-        for workers, batch in ((1, 8), (3, 5))
-    }
-    for model in models.values():
-        for card in model.card.products.values():
-            assert card.counts.images == 11
-            assert card.counts.patches == 11 * 15 * 15
-    banks = [{p: t["bank"] for p, t in model.products.items()} for model in models.values()]
-    for product, bank in banks[0].items():
-        assert len(bank) == int(0.1 * 11 * 15 * 15)
-        assert all((other[product] == bank).all() for other in banks[1:])
-    assert len({model.card.model_id for model in models.values()}) == 1
-    (data,) = {model.origins for model in models.values()}
-    origins = bank_origins.from_bytes(data, "").to_pylist()
-    assert len(origins) == sum(map(len, banks[0].values()))
-    assert all(files.exists(uris.parse(row["uri"]).location) for row in origins)
-    assert {row["file"] for row in origins} == {f"{product}.safetensors" for product in banks[0]}
-
-
 def scored_checked_and_evaluated(world, folder, out):
     """Score the archive with a model, and check what is written; the record of the run."""
     shared, out = SharedModel.read(folder, world.inventory.products()), Out(str(out))
@@ -417,24 +317,6 @@ def test_tiles_and_ensembles_go_all_the_way_from_the_fit_to_check_and_evaluation
     assert after == 2 * before
 
 
-class DeadlyCheckpoint(DetectorCheckpoint):
-    """Notes whose process is killed when it has noted 40 picks of washers, once.
-
-    A line of the diary is a product, a process, and how many picks it noted.
-    """
-
-    diary: Path
-
-    def write(self, found):
-        super().write(found)
-        assert self.read() == found  # so the ledger has it
-        with self.diary.open("a") as diary:
-            diary.write(f"{self._detector} {os.getpid()} {len(found[0])}\n")
-        first = self.diary.read_text().split()[1]
-        if self._detector == "washer" and len(found[0]) >= 40 and first == str(os.getpid()):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
 @pytest.mark.slow
 def test_a_fit_whose_worker_dies_in_a_merge_goes_on_from_the_picks_it_noted(
     world, tmp_path, monkeypatch
@@ -467,16 +349,6 @@ def test_a_fit_whose_worker_dies_in_a_merge_goes_on_from_the_picks_it_noted(
         for name, expected in world.model.of_product(product).items():
             assert torch.equal(tensors[name], expected)
     assert model.card.model_id == world.model.card.model_id
-
-
-@pytest.mark.slow
-def test_a_fit_over_its_limit_of_broken_images_says_so(world, tmp_path):
-    folder = draw_archive(tmp_path / "archive", train=5, test=1)
-    for i in range(3):
-        (folder / "washer" / "train" / "good" / f"{i:03d}.png").write_bytes(b"broken")
-    listed = take(folder, tmp_path / "inventory.parquet")
-    with pytest.raises(NothingToFit, match=r"3 images of the fit cannot be read.*\(2\)"):
-        fit.fit(listed, request(holdout=0.0, max_failed="2"), SLOTS, nothing)
 
 
 @pytest.mark.slow

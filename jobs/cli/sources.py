@@ -87,7 +87,7 @@ class Listing:
         return Search(self.column, own, self.max_unpack_ratio)
 
     def path_parser(self) -> PathParser:
-        """The parser of paths. Raises SettingError for an unknown layout or field."""
+        """The parser of paths. Raises SettingError for unknown layouts, fields and shares."""
         if self.layout and self.layout not in LAYOUTS:
             raise SettingError(f"unknown layout {self.layout!r}; known: {', '.join(LAYOUTS)}")
         if self.layout and self.pattern:
@@ -95,6 +95,8 @@ class Listing:
         base = LAYOUTS.get(self.layout) or Layout(self.pattern or "**/{name}", self.mask_pattern)
         place = self.locations()[0].rstrip("/")
         share = base.train_share if self.train_share is None else self.train_share
+        if not 0 <= share <= 1:
+            raise SettingError(f"train_share {share} must lie between 0 and 1")
         lists = self._split_lists(base, place)
         layout = replace(
             base,

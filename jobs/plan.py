@@ -123,7 +123,9 @@ def _print_summary(planned: Plan) -> None:
             f"{printable(detector)}: {planned.images[detector]:,} images{_tiles(planned, detector)}"
             f", {estimate.vectors:,} feature vectors, {estimate.kept:,} kept"
         )
-    echo(f"{planned.held_out:,} images are held out for calibration")
+    units = planned.held_out_units
+    of_parts = f" of {units:,} parts" if units < planned.held_out else ""
+    echo(f"{planned.held_out:,} images{of_parts} are held out for calibration")
     echo(
         f"memory of each of {planned.workers} workers: {_size(planned.fit_bytes)} to fit, "
         f"{_size(planned.score_bytes)} to score"

@@ -11,8 +11,11 @@ from torch import Tensor
 
 from ops.augment.rotation import rotate_images
 from ops.detectors.fit_cost import FitSize, ResourceEstimate, TimingProbe
-from ops.detectors.trained import TrainingSettings
-from ops.detectors.trained_on_features import TrainedOnFeatures
+from ops.detectors.trained_on_features import (
+    FeatureSettings,
+    TrainedOnFeatures,
+    whitening_bytes,
+)
 from ops.distributed import Group
 from ops.features.backbone import LayerShape
 from ops.flows.conditional_flow import Mixing, PositionFlows, Positions
@@ -24,7 +27,7 @@ _ACTIVATIONS = 5
 
 
 @dataclass(frozen=True)
-class CFlowSettings(TrainingSettings):
+class CFlowSettings(FeatureSettings):
     """Settings of CFLOW-AD; defaults are those of the authors' code."""
 
     epochs: int = 200
@@ -86,6 +89,7 @@ class CFlow(TrainedOnFeatures):
         s = settings
         trained = 4 * PositionFlows.parameter_count(fit_size.layers, s.blocks, s.condition)
         fixed = 4 * fixed_value_count(fit_size.layers, s.blocks)
+        fixed += whitening_bytes(s, fit_size.layers)
         batch = min(s.batch, fit_size.images_per_worker)
         step = s.blocks * sum(
             _activations(shape, s)
@@ -202,7 +206,7 @@ class CFlow(TrainedOnFeatures):
     def score_block(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The maxima (n,) of the anomaly maps, and the maps (n, H, W)."""
         assert self.network is not None
-        logs = self._likelihoods(self.backbone(images))
+        logs = self._likelihoods(self.features(images))
         relative = [log - peak for log, peak in zip(logs, self.network.peaks, strict=True)]
         maps = negative_log_density([log.exp() for log in relative], images.shape[2:]).float()
         return maps.amax(dim=(1, 2)), maps

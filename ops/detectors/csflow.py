@@ -10,8 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ops.detectors.fit_cost import FitSize, ResourceEstimate, TimingProbe
-from ops.detectors.trained import TrainingSettings
-from ops.detectors.trained_on_features import TrainedOnFeatures, kept_bytes
+from ops.detectors.trained_on_features import (
+    FeatureSettings,
+    TrainedOnFeatures,
+    kept_bytes,
+    whitening_bytes,
+)
 from ops.features.backbone import LayerShape
 from ops.flows.cross_scale_flow import ScaleFlow
 
@@ -20,7 +24,7 @@ _ACTIVATIONS = 7
 
 
 @dataclass(frozen=True)
-class CsFlowSettings(TrainingSettings):
+class CsFlowSettings(FeatureSettings):
     """Settings of CS-Flow."""
 
     epochs: int = 240
@@ -59,6 +63,7 @@ class CsFlow(TrainedOnFeatures):
         """Memory of the flow, most of which is activations of a training step."""
         shapes = _shapes(settings, fit_size)
         weights = 4 * ScaleFlow.parameter_count(shapes, settings.blocks, settings.hidden)
+        fixed = whitening_bytes(settings, shapes)
         elements = sum(math.prod(shape) for shape in shapes)
         hidden = 2 * settings.hidden * elements / fit_size.channels
         step = int(4 * settings.blocks * (_ACTIVATIONS * elements + 2 * hidden))
@@ -66,12 +71,13 @@ class CsFlow(TrainedOnFeatures):
             vectors=fit_size.images * sum(h * w for _, h, w in shapes),
             kept=0,
             fit_bytes=6 * weights
+            + 2 * fixed
             + fit_size.pixel_bytes
             + kept_bytes(fit_size, elements)
             + min(settings.batch, fit_size.images_per_worker) * step,
             fit_host_bytes=fit_size.pixel_bytes,
-            score_bytes=2 * weights + step,
-            model_bytes=weights,
+            score_bytes=2 * (weights + fixed) + step,
+            model_bytes=weights + fixed,
             remedy="lower --csflow.batch, --csflow.hidden or --csflow.blocks",
         )
 
@@ -100,10 +106,8 @@ class CsFlow(TrainedOnFeatures):
         nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
         optimiser.step()
 
-    @torch.no_grad()
-    def features(self, images: Tensor) -> list[Tensor]:
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
         """Images (n, 3, H, W) -> features (n, C, h, w) of each scale; images are downsampled."""
-        images = images.to(self.backbone.device)
         scales = []
         for scale in range(self.settings.scales):
             size = (images.shape[2] >> scale, images.shape[3] >> scale)

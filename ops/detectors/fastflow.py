@@ -56,7 +56,7 @@ class FastFlow(FlowDetector):
     def estimate(cls, settings: FastFlowSettings, fit_size: FitSize) -> ResourceEstimate:
         """Memory of the flows, most of which is activations of a training step."""
         activations = [_ACTIVATIONS + settings.hidden] * len(fit_size.layers)
-        cost = FlowCost.of(fit_size, _subnets(settings), settings.norm, activations)
+        cost = FlowCost.of(fit_size, _subnets(settings), settings, activations)
         return ResourceEstimate(
             vectors=fit_size.images * sum(h * w for _, h, w in fit_size.layers),
             kept=0,

@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from ops.detectors.fit_cost import FitSize, TimingProbe
-from ops.detectors.trained import TrainingSettings
-from ops.detectors.trained_on_features import TrainedOnFeatures
+from ops.detectors.trained_on_features import (
+    FeatureSettings,
+    TrainedOnFeatures,
+    whitening_bytes,
+)
 from ops.features.backbone import LayerShape
 from ops.flows.feature_map_flow import MapFlows, Norm, negative_log_density
 from ops.flows.subnets import Subnet
@@ -20,7 +23,7 @@ from ops.flows.vector_flow import fixed_value_count
 
 
 @dataclass(frozen=True)
-class FlowSettings(TrainingSettings):
+class FlowSettings(FeatureSettings):
     """Settings of all flows on feature maps."""
 
     clamp: float = 2.0
@@ -64,7 +67,7 @@ class FlowDetector(TrainedOnFeatures):
     def score_block(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The maxima (n,) of the anomaly maps, and the maps (n, H, W)."""
         assert self.network is not None
-        latents = self.network.latents(self.backbone(images))
+        latents = self.network.latents(self.features(images))
         densities = [self.density(z.double()) for z, _ in latents]
         maps = negative_log_density(densities, images.shape[2:]).float()
         return maps.amax(dim=(1, 2)), maps
@@ -82,20 +85,25 @@ class FlowCost:
     trained: int
     """Trained weights."""
     fixed: int
-    """Permutations."""
+    """Permutations and whitenings."""
     image: int
     """Activations that a step keeps for the gradients of one image."""
 
     @classmethod
     def of(
-        cls, fit_size: FitSize, subnets: Sequence[Subnet], norm: Norm, activations: Sequence[float]
+        cls,
+        fit_size: FitSize,
+        subnets: Sequence[Subnet],
+        settings: FlowSettings,
+        activations: Sequence[float],
     ) -> FlowCost:
         """`activations`: numbers that a coupling block keeps per input number, for each layer."""
         sizes = [math.prod(shape) for shape in fit_size.layers]
         kept = sum(size * each for size, each in zip(sizes, activations, strict=True))
         return cls(
-            trained=4 * MapFlows.parameter_count(fit_size.layers, subnets, norm),
-            fixed=4 * fixed_value_count(fit_size.layers, len(subnets)),
+            trained=4 * MapFlows.parameter_count(fit_size.layers, subnets, settings.norm),
+            fixed=4 * fixed_value_count(fit_size.layers, len(subnets))
+            + whitening_bytes(settings, fit_size.layers),
             image=int(4 * (2 * sum(sizes) + len(subnets) * kept)),
         )
 
@@ -111,7 +119,7 @@ class FlowCost:
 
     @property
     def model_bytes(self) -> int:
-        """Size of the model: weights and permutations."""
+        """Size of the model: weights, permutations and whitenings."""
         return self.trained + self.fixed
 
 

@@ -130,9 +130,7 @@ class Ssnf(FlowDetector):
             # Attention weights: not kept without dropout; with it, before and after, and its mask.
             pairs = settings.heads * height * width * (2.25 if settings.dropout else 0)
             activations.append(5 + (hidden + attentions * pairs) / channels)
-        cost = FlowCost.of(
-            fit_size, _subnets(settings, DropoutGenerators()), settings.norm, activations
-        )
+        cost = FlowCost.of(fit_size, _subnets(settings, DropoutGenerators()), settings, activations)
         step = min(settings.batch, fit_size.images_per_worker) * (2 if settings.synthetic else 1)
         sources = (
             min(fit_size.images, settings.sources or fit_size.images) if settings.synthetic else 0
@@ -168,8 +166,9 @@ class Ssnf(FlowDetector):
         s = self.settings
         return s.lowest_lr + (s.lr - s.lowest_lr) * (1 + math.cos(math.pi * epoch / s.turn)) / 2
 
-    def prepare(self, network: nn.Module, group: Group) -> None:  # noqa: ARG002
+    def prepare(self, network: nn.Module, group: Group) -> None:
         """Send the images that patches are taken from to every rank."""
+        super().prepare(network, group)
         if self.settings.synthetic:
             channels = max([1, *(len(sample) for sample in self._samples.values())])
             self._channels = int(group.all_reduce(torch.tensor([channels]), "max"))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +14,34 @@ from ops.detectors.trained import Trained, TrainingSettings
 from ops.detectors.uint16_images import from_uint16, to_uint16
 from ops.distributed import Group
 from ops.features.backbone import Backbone, LayerShape
+from ops.features.whitening import (
+    SAMPLE,
+    Covariance,
+    Whitening,
+    broadcast_whitening,
+    sample_ids,
+)
 
+#: Share of the mean variance that is added to all variances where features are whitened.
+_SHRINKAGE = 0.01
 #: Map ceiling as a multiple of the largest value on training images. A flow gives larger values to
 #: unseen good images, and still larger ones to defects.
 _CEILING_FACTOR = 8
 #: Bytes of feature maps that a worker keeps on the backbone's device from the first epoch on; maps
 #: beyond them are computed again in every epoch.
 _KEPT = 2**30
+#: Names of tensors of the state, before the number of the map.
+_WHITENING = "whitening."
+
+
+@dataclass(frozen=True)
+class FeatureSettings(TrainingSettings):
+    """Settings of detectors that train on feature maps."""
+
+    whiten: bool = False
+    """Whiten the channels of each feature map by their covariance over good images, before the
+    network (our choice; the papers do not). A flow of few couplings does not learn what correlates
+    in few epochs: then it tells less than a Gaussian would, and whitening starts it there."""
 
 
 class TrainedOnFeatures(Trained):
@@ -28,10 +50,13 @@ class TrainedOnFeatures(Trained):
     The network MUST have a buffer `shapes` (layers, 3): the shapes of its input maps.
     """
 
-    def __init__(self, settings: TrainingSettings, backbone: Backbone) -> None:
+    settings: FeatureSettings
+
+    def __init__(self, settings: FeatureSettings, backbone: Backbone) -> None:
         """A detector without a network, until `fit` or `load_state`."""
         super().__init__(settings, backbone)
         self._shapes: list[LayerShape] = []
+        self._whitenings: list[Whitening] = []  # one for each map; none if they are not whitened
         self._kept: dict[int, list[Tensor]] = {}  # feature maps (1, C, h, w) by row
         self._room = _KEPT
 
@@ -55,10 +80,38 @@ class TrainedOnFeatures(Trained):
         empty = torch.empty(0, 3, *self._size)
         return torch.cat([empty, *(from_uint16(s)[None] for s in samples)])
 
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        """Feature maps (n, C, h, w) of images (n, 3, H, W) on the backbone's device."""
+        return list(self.backbone(images))
+
     @torch.no_grad()
     def features(self, images: Tensor) -> list[Tensor]:
-        """Feature maps (n, C, h, w) of images (n, 3, H, W)."""
-        return list(self.backbone(images.to(self.backbone.device)))
+        """The network's input: feature maps of images (n, 3, H, W), whitened if that is set."""
+        maps = self.feature_maps(images.to(self.backbone.device))
+        if not self._whitenings:
+            return maps
+        return [_whitened(*pair) for pair in zip(maps, self._whitenings, strict=True)]
+
+    def prepare(self, network: nn.Module, group: Group) -> None:  # noqa: ARG002 - as in the base
+        """Whiten by the features of as many images as give a sample of vectors. Collective."""
+        if not self.settings.whiten:
+            return
+        vectors = min(height * width for _, height, width in self._shapes)
+        rows = torch.tensor(sorted(self._samples), dtype=torch.int64)
+        chosen = sample_ids(rows, group, -(-SAMPLE // vectors)).tolist()
+        own = [self._samples[row] for row in chosen if row in self._samples]
+        found = [Covariance() for _ in self._shapes]
+        self._whitenings = []
+        for sample in own:
+            maps = self.features(self.images([sample]))
+            for covariance, layer in zip(found, maps, strict=True):
+                covariance.add(layer[0].flatten(1).T)
+        for covariance, (channels, _, _) in zip(found, self._shapes, strict=True):
+            of_all = covariance.over_all(channels, group)
+            whitening = of_all.whitening(_SHRINKAGE) if group.rank == 0 else None
+            shared = broadcast_whitening(whitening, channels, group, f"{self.name}.whiten = false")
+            assert shared
+            self._whitenings.append(shared.to(self.backbone.device))
 
     def inputs(self, samples: list[tuple[int, Tensor]], epoch: int) -> list[Tensor]:  # noqa: ARG002
         """Feature maps of samples; they are the same in each epoch, so as many as fit are kept."""
@@ -98,10 +151,33 @@ class TrainedOnFeatures(Trained):
         """A multiple of the largest map value of a few good images."""
         return _CEILING_FACTOR * super().map_ceiling()
 
+    def state(self) -> dict[str, Tensor]:
+        """The network's weights, the map ceiling, and mean and matrix (C + 1, C) of whitenings."""
+        tensors = {
+            f"{_WHITENING}{number}": torch.vstack(tuple(whitening)).cpu()
+            for number, whitening in enumerate(self._whitenings)
+        }
+        return super().state() | tensors
+
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore the weights and the shapes of feature maps that they fit."""
         self._shapes = [(c, h, w) for c, h, w in state["shapes"].tolist()]
-        super().load_state(state)
+        if self.settings.whiten:
+            rows = [state[f"{_WHITENING}{number}"] for number in range(len(self._shapes))]
+            whitenings = [Whitening(each[0].clone(), each[1:].clone()) for each in rows]
+            self._whitenings = [each.to(self.backbone.device) for each in whitenings]
+        super().load_state({k: v for k, v in state.items() if not k.startswith(_WHITENING)})
+
+
+def _whitened(maps: Tensor, whitening: Whitening) -> Tensor:
+    """Maps (n, C, h, w) whose channels are uncorrelated, of mean 0 and variance 1."""
+    vectors = (maps.flatten(2) - whitening.mean[:, None]).transpose(1, 2)
+    return (vectors @ whitening.matrix).transpose(1, 2).reshape(maps.shape)
+
+
+def whitening_bytes(settings: FeatureSettings, shapes: Iterable[LayerShape]) -> int:
+    """Bytes of the whitenings of feature maps."""
+    return sum(4 * (c + 1) * c for c, _, _ in shapes) if settings.whiten else 0
 
 
 def kept_bytes(fit_size: FitSize, elements: int) -> int:

@@ -42,28 +42,68 @@ class Whitening(NamedTuple):
         C + shrinkage * mean(diag C) * I = U diag(v) U^T, and W = U diag(v)^(-1/2), in float64.
         W is NaN if all vectors are equal up to rounding.
         """
-        shift, count = torch.zeros(()), 0
-        total = products = torch.zeros((), dtype=torch.float64)
+        covariance = Covariance()
         for batch in batches:
-            # Shifting by a vector near the mean avoids cancellation when the mean is subtracted.
-            shift = shift if count else batch.double().mean(dim=0)
-            away = batch.double() - shift
-            count += len(away)
-            total = total + away.sum(dim=0)
-            products = products + away.T @ away
-        away_mean = total / count
-        mean = shift + away_mean
-        covariance = products - count * torch.outer(away_mean, away_mean)
-        covariance /= max(1, count - 1)
+            covariance.add(batch)
+        return covariance.whitening(shrinkage)
+
+
+class Covariance:
+    """Mean and covariance of vectors of d numbers, which are added in batches, in float64."""
+
+    def __init__(self) -> None:
+        """No vectors yet."""
+        self.count = 0
+        self._shift = torch.zeros(())
+        self._total = self._products = torch.zeros((), dtype=torch.float64)
+
+    def add(self, batch: Tensor) -> None:
+        """Add vectors (n, d)."""
+        # Shifting by a vector near the mean avoids cancellation when the mean is subtracted.
+        self._shift = self._shift if self.count else batch.double().mean(dim=0)
+        away = batch.double() - self._shift
+        self.count += len(away)
+        self._total = self._total + away.sum(dim=0)
+        self._products = self._products + away.T @ away
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """The mean (d,), and the sum over vectors of (x - mean)(x - mean)^T (d, d)."""
+        away_mean = self._total / self.count
+        products = self._products - self.count * torch.outer(away_mean, away_mean)
+        return self._shift + away_mean, products
+
+    def whitening(self, shrinkage: float) -> Whitening:
+        """See `Whitening.of`."""
+        mean, covariance = self.moments()
+        covariance /= max(1, self.count - 1)
         diagonal = covariance.diagonal()
         if diagonal.mean() <= _ALIKE * mean.square().mean():
-            return cls(mean.float(), torch.full_like(covariance, torch.nan).float())
+            return Whitening(mean.float(), torch.full_like(covariance, torch.nan).float())
         diagonal += shrinkage * diagonal.mean()
         v, u = torch.linalg.eigh(covariance)
-        return cls(mean.float(), (u * v.rsqrt()).float())
+        return Whitening(mean.float(), (u * v.rsqrt()).float())
+
+    def over_all(self, width: int, group: Group) -> Covariance:
+        """Collective: that of the vectors of all ranks. A rank may have none."""
+        row = torch.empty(0, 1 + width + width**2, dtype=torch.float64)
+        if self.count:
+            mean, products = (each.cpu() for each in self.moments())
+            row = torch.cat([mean.new_tensor([self.count]), mean, products.flatten()])[None]
+        rows = torch.cat(group.all_gather(row))
+        counts, means = rows[:, 0], rows[:, 1 : 1 + width]
+        merged = Covariance()
+        merged.count = int(counts.sum())
+        merged._shift = counts @ means / merged.count
+        apart = means - merged._shift
+        within = rows[:, 1 + width :].sum(dim=0).view(width, width)
+        merged._products = within + (counts * apart.T) @ apart
+        merged._total = torch.zeros_like(merged._shift)
+        return merged
 
 
-def broadcast_whitening(own: Whitening | None, width: int, group: Group) -> Whitening | None:
+def broadcast_whitening(
+    own: Whitening | None, width: int, group: Group, remedy: str = "metric = euclidean"
+) -> Whitening | None:
     """Collective: the whitening of the one rank that has one, on every rank; None if none has.
 
     Raises UserError on every rank if all its vectors were equal.
@@ -75,21 +115,23 @@ def broadcast_whitening(own: Whitening | None, width: int, group: Group) -> Whit
     if not bool(torch.isfinite(rows).all()):
         raise UserError(
             "the patches of the good images are all alike, so they cannot be whitened; "
-            "set metric = euclidean"
+            f"set {remedy}"
         )
     return Whitening(rows[0].clone(), rows[1:].clone())
 
 
-def sample_ids(ids: Tensor, group: Group) -> Tensor:
-    """Collective: up to `SAMPLE` of all ranks' ids, ascending: those with the lowest hashes.
+def sample_ids(ids: Tensor, group: Group, count: int | None = None) -> Tensor:
+    """Collective: up to `count` of all ranks' ids, ascending: those with the lowest hashes.
 
-    This is as good as a random sample, and depends on the ids alone, not on which rank has which.
+    Default: `SAMPLE`. This is as good as a random sample, and depends on the ids alone, not on
+    which rank has which.
     """
+    count = SAMPLE if count is None else count
     keys = _hashed(ids)
-    own = keys.argsort()[:SAMPLE]
+    own = keys.argsort()[:count]
     all_keys = torch.cat(group.all_gather(keys[own]))
     all_ids = torch.cat(group.all_gather(ids[own]))
-    return all_ids[all_keys.argsort()[:SAMPLE]].sort().values
+    return all_ids[all_keys.argsort()[:count]].sort().values
 
 
 def _hashed(ids: Tensor) -> Tensor:

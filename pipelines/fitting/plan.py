@@ -13,6 +13,7 @@ from ops.detectors.registry import detector_class
 from ops.features.backbone import Backbone, LayerShape
 from pipelines.cluster.memory import PROCESS_BYTES, cached_bytes, check_gpu, check_workers
 from pipelines.cluster.resources import Resources
+from pipelines.fitting.hold_out import unit_of
 from pipelines.fitting.picture_sizes import PictureSizes
 from pipelines.fitting.rehearsal import Rehearsal
 from pipelines.fitting.request import DETECTOR, FitRequest, Split
@@ -54,6 +55,8 @@ class Plan:
     backbone_bytes: int
     detector_cache: int
     """Bytes of detectors that a worker of a run keeps loaded."""
+    held_out_units: int
+    """Of what the held-out images are observations: parts, and images of no part."""
 
     @property
     def tiles(self) -> float:
@@ -134,6 +137,7 @@ def of_fit(
         },
         backbone_bytes=sum(t.numel() * t.element_size() for t in backbone.state().values()),
         detector_cache=resources.detector_cache,
+        held_out_units=len({unit_of(row) for row in chosen.held_out.to_pylist()}),
     )
 
 

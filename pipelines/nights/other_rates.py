@@ -18,6 +18,6 @@ def sentence(out: Out, card: ModelCard, rates: Rates) -> str:
     if not count:
         return ""
     return (
-        f"{count:,} earlier runs judged by other false-alarm rates than this night does, and their "
-        "images keep their verdicts; jobs.query --false-alarm-rate judges all images alike"
+        f"earlier runs that judged by other false-alarm rates than this night does: {count:,}. "
+        "Their images keep their verdicts; jobs.query --false-alarm-rate judges all images alike"
     )

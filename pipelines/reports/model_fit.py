@@ -130,7 +130,8 @@ def _calls(
     return (
         f"{counts.anomalous:,} of {counts.images:,} images of {name!r} ({share:.0%}) are called "
         f"anomalous, and calibration promises {promised:.2%} of good images on average: is it "
-        "another model, light, lens or camera? Look at the images before you trust the calls"
+        "another model, light, lens or camera? Or did the fit see several images of a part whose "
+        "paths do not name it ({part})? Look at the images before you trust the verdicts"
     )
 
 

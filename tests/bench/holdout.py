@@ -12,12 +12,14 @@ as jobs.fit does. Figures are means over `--draws` random deals with their stand
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ops.results.calibration import Calibration
-from tests.bench.loop import Numbers, World, dealt
+from tests.bench.loop import Numbers, World, dealt, mean_and_error
 from tests.bench.remembered import RememberingBackbone
 from tests.bench.tile_images import Images
 from tests.bench.tiles import listed, parser, request_of
@@ -31,10 +33,17 @@ RULES = {
     "parts, each counts once": (True, True),
 }
 HEAD = (
-    "| held out | calibrated on | asked for | promised | new good images: called anomalous |\n"
-    + "|---" * 5
-    + "|"
+    "| held out | calibrated on | asked for | promised | new good images: called anomalous "
+    "| new good parts: an image called anomalous |\n" + "|---" * 6 + "|"
 )
+
+
+class Judged(NamedTuple):
+    """Scores of good images that are tested, what they are compared with, and their parts."""
+
+    calibration: Calibration
+    scores: npt.NDArray[np.float64]
+    parts: Numbers
 
 
 def main(argv: Sequence[str]) -> int:
@@ -53,13 +62,14 @@ def main(argv: Sequence[str]) -> int:
     deals = [_deal(world, np.random.default_rng(draw)) for draw in range(chosen.draws)]
     print(HEAD, flush=True)
     for what, (by_part, once) in RULES.items():
-        judged = []
+        judged = list[Judged]()
         for draw, (test, known) in enumerate(deals):
             held, fit = _held_out(known, by_part, np.random.default_rng(1000 + draw))
             detector = world.fitted(fit, held).detector
             units = [world.units[number] for number in held] if once else None
             calibration = Calibration.of(world.scores(detector, held).tolist(), units)
-            judged.append((calibration, world.scores(detector, test)))
+            parts = np.unique([str(world.units[number]) for number in test], return_inverse=True)[1]
+            judged.append(Judged(calibration, world.scores(detector, test), parts))
         for rate in chosen.rates:
             print(f"| {what} | {_cells(judged, rate)} |", flush=True)
     return 0
@@ -83,13 +93,13 @@ def _held_out(
     return np.concatenate(units[:count]), np.concatenate(units[count:])
 
 
-def _cells(judged: Sequence[tuple[Calibration, np.ndarray]], rate: float) -> str:
-    alarms, promised = [], []
-    for calibration, scores in judged:
-        alarms.append(float((scores > calibration.threshold(rate)).mean()))
+def _cells(judged: Sequence[Judged], rate: float) -> str:
+    of_images, of_parts, promised = [], [], []
+    for calibration, scores, parts in judged:
+        is_alarm = scores > calibration.threshold(rate)
+        of_images.append(float(is_alarm.mean()))
+        of_parts.append(float((np.bincount(parts, is_alarm) > 0).mean()))
         promised.append(calibration.promised_rate(rate) or 1.0)
-    error = np.std(alarms, ddof=1) / len(alarms) ** 0.5 if len(alarms) > 1 else 0.0
-    counts = np.mean([len(calibration.scores) for calibration, _ in judged])
-    return (
-        f"{counts:.0f} | {rate:.1%} | {np.mean(promised):.1%} | {np.mean(alarms):.1%} ± {error:.1%}"
-    )
+    counts = np.mean([len(each.calibration.scores) for each in judged])
+    cells = [f"{counts:.0f}", f"{rate:.1%}", f"{np.mean(promised):.1%}"]
+    return " | ".join([*cells, mean_and_error(of_images), mean_and_error(of_parts)])

@@ -224,13 +224,15 @@ def _nights(
 def _cells(nights: Sequence[Night]) -> str:
     """Means over random deals, and standard errors of these."""
 
-    def shown(values: Sequence[float]) -> str:
-        error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
-        return f"{np.mean(values):.1%} ± {error:.1%}"
-
     calibrated = np.mean([night.calibrated for night in nights])
     promised = np.mean([night.promised for night in nights])
     cells = [f"{calibrated:.0f}", f"{promised:.1%}"]
-    cells += [shown([night.false_alarms for night in nights])]
-    cells += [shown([night.missed for night in nights])]
+    cells += [mean_and_error([night.false_alarms for night in nights])]
+    cells += [mean_and_error([night.missed for night in nights])]
     return " | ".join(cells)
+
+
+def mean_and_error(values: Sequence[float]) -> str:
+    """The mean of shares, and its standard error."""
+    error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return f"{np.mean(values):.1%} ± {error:.1%}"

@@ -79,11 +79,12 @@ SMALL = {
     "spade": {"retrieved": 3},
     "ssnf": {"blocks": 2, "hidden": 4, "heads": 1, "epochs": 1, "batch": 4, "max_nll": 1e9},
 }
+SMALL["cflow whitened"] = SMALL["cflow"] | {"whiten": True}
 BLOBS = [(20, 40), (45, 18), (32, 32)]
 GOOD = 7
 
 #: Detectors by name; settings of a second variant follow the name.
-NAMES = [*DETECTORS, "patchcore whitened"]
+NAMES = [*DETECTORS, "patchcore whitened", "cflow whitened"]
 
 every_detector = pytest.mark.parametrize("name", NAMES)
 
@@ -185,7 +186,8 @@ def test_planted_blobs_score_highest_and_maps_peak_inside_them(name, fitted, uns
         peak = anomaly_map.peak(
             anomaly_map.upsample(values.numpy(), (64, 64), fitted[name].settings.sigma), where
         )
-        assert math.dist(peak, (x, y)) <= 7 + 1
+        # Of whitened features, those that see a part of a blob are as unlike good ones as others.
+        assert math.dist(peak, (x, y)) <= 7 + (2 if name == "cflow whitened" else 1)
 
 
 @every_detector

@@ -149,7 +149,7 @@ def test_a_network_is_asked_what_it_takes(network, monkeypatch):
 
 def test_other_inputs_are_compared():
     size = (4000, 3000)
-    planned = Plan(2, {"nut": FitSize(224, [], 90, 2)}, {"nut": 90}, 15, {}, 0, 0)
+    planned = Plan(2, {"nut": FitSize(224, [], 90, 2)}, {"nut": 90}, 15, {}, 0, 0, 15)
     asked = request(asked=InputSettings(fit="tile"))
     rows = compare_inputs(asked, TAKES, size, planned, Rehearsal(read=0.5, add=0.1, fit=0))
     table = [(name_of(r.input), r.patches, round(r.minutes, 2), r.detail.patch) for r in rows]

@@ -18,7 +18,7 @@ SIZE = FitSize(224, [(8, 28, 28)], 90, 3)
 
 def planned(fit: int, host: int, score: int) -> Plan:
     estimate = ResourceEstimate(1, 1, fit, score, 7, "lower --x", fit_host_bytes=host)
-    return Plan(3, {"nut": SIZE}, {"nut": 90}, 10, {"nut": estimate}, GIB, 8 * GIB)
+    return Plan(3, {"nut": SIZE}, {"nut": 90}, 10, {"nut": estimate}, GIB, 8 * GIB, 10)
 
 
 def test_minutes_follow_from_what_was_measured():

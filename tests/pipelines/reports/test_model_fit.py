@@ -43,8 +43,9 @@ def test_what_is_called_beyond_the_promise_is_told_from_the_first_night_on():
     [sentence] = find_misfits(calls(200, 193), card_of(99), 0.1)
     assert sentence == (
         "193 of 200 images of 'cell' (96%) are called anomalous, and calibration promises 1.00% of "
-        "good images on average: is it another model, light, lens or camera? Look at the images "
-        "before you trust the calls"
+        "good images on average: is it another model, light, lens or camera? Or did the fit see "
+        "several images of a part whose paths do not name it ({part})? Look at the images before "
+        "you trust the verdicts"
     )
 
 

@@ -70,7 +70,7 @@ def test_a_night_tells_of_runs_that_judged_by_other_rates(tmp_path):
         settings = ScoreSettings("none", false_alarm_rate=rate)
         finish(out.root, [Part("1", "bolt", 0.5)], model, settings=settings)
         finish(out.root, [Part("1", "bolt", 0.5)], model_of(["bolt", "nut"]), settings=settings)
-    told = "1 earlier runs judged by other false-alarm rates than this night does"
+    told = "earlier runs that judged by other false-alarm rates than this night does: 1."
     for rate in (None, 0.5, {"bolt": 0.5}):
         assert other_rates.sentence(out, model.card, rate).startswith(told)
     assert other_rates.sentence(out, model.card, {"bolt": 0.4}).startswith("2 earlier runs")

@@ -50,7 +50,8 @@ class Listing:
     folder of such files, with lists train and test; images in neither are left out."""
     train_share: float | None = None
     """If paths have no split: share of the parts, or of images of no part, whose good images are in
-    split train, chosen by a hash. Parts with a defective image are not."""
+    split train, chosen by a hash. Parts with a defective image are not, nor are images whose label
+    is unknown."""
     split: str = ""
     """List only images of this split."""
     suffixes: str = IMAGE_SUFFIXES

@@ -92,6 +92,12 @@ def test_a_split_by_share_takes_good_images_and_is_fixed_by_their_names(tmp_path
     assert {row["label"] for row in train} == {0}
 
 
+def test_images_of_unknown_label_are_in_no_split_to_fit_on(tmp_path):
+    touch(tmp_path / "p", *(f"{number}.png" for number in range(20)))
+    rows = rows_of(tmp_path / "p", Layout("**/{name}", train_share=0.9), tmp_path)
+    assert [row["split"] for row in rows] == ["test"] * 20
+
+
 def test_copies_of_names_in_other_forms_and_containers_have_one_split(tmp_path):
     layout = Layout("{defect}/{name}", train_share=0.5)
     odd = ["a'b", 'a"b', "a#b", "a%23b", "a?b", "a\nb", "$listed", "{x}", " "]

@@ -67,14 +67,14 @@ def decided_defects(inventory: Inventory, out: Out) -> str:
 
 
 def shrunk(before: ModelCard, after: ModelCard) -> list[str]:
-    """A sentence for each product of a grown model that fewer images calibrate than before."""
+    """A sentence for each product of a grown model that fewer images, or parts, calibrate."""
     sentences = []
     for name, card in before.products.items():
         was, now = (len(each.calibration.scores) for each in (card, after.products[name]))
         if now < was:
             sentences.append(
-                f"{printable(name)}: {now:,} held-out images calibrate the grown model, {was:,} "
-                "calibrated the one before: the others cannot be read any more, have changed, or "
-                "were decided to be defects. Restore them, or add good images"
+                f"{printable(name)}: {now:,} held-out images, or parts, calibrate the grown model, "
+                f"{was:,} calibrated the one before: the others cannot be read any more, have "
+                "changed, or were decided to be defects. Restore them, or add good images"
             )
     return sentences

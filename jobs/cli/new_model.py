@@ -96,7 +96,8 @@ def _metrics(model: Model) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for number, (_, card) in enumerate(sorted(model.card.products.items())):
         metrics |= {f"product_{number}.{name}": value for name, value in card.metrics.items()}
-        metrics[f"product_{number}.calibration_images"] = len(card.calibration.scores)
+        metrics[f"product_{number}.calibration_images"] = sum(card.sizes.values())
+        metrics[f"product_{number}.calibration_units"] = len(card.calibration.scores)
     return metrics
 
 

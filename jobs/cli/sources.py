@@ -50,7 +50,8 @@ class Listing:
     folder of such files, with lists train and test; images in neither are left out."""
     train_share: float | None = None
     """If paths have no split: share of the parts, or of images of no part, whose good images are in
-    split train, chosen by a hash. Parts with a defective image are not."""
+    split train, chosen by a hash. Parts with a defective image are not, nor are images whose label
+    is unknown."""
     split: str = ""
     """List only images of this split."""
     suffixes: str = IMAGE_SUFFIXES
@@ -87,7 +88,7 @@ class Listing:
         return Search(self.column, own, self.max_unpack_ratio)
 
     def path_parser(self) -> PathParser:
-        """The parser of paths. Raises SettingError for an unknown layout or field."""
+        """The parser of paths. Raises SettingError for unknown layouts, fields and shares."""
         if self.layout and self.layout not in LAYOUTS:
             raise SettingError(f"unknown layout {self.layout!r}; known: {', '.join(LAYOUTS)}")
         if self.layout and self.pattern:
@@ -95,6 +96,8 @@ class Listing:
         base = LAYOUTS.get(self.layout) or Layout(self.pattern or "**/{name}", self.mask_pattern)
         place = self.locations()[0].rstrip("/")
         share = base.train_share if self.train_share is None else self.train_share
+        if not 0 <= share <= 1:
+            raise SettingError(f"train_share {share} must lie between 0 and 1")
         lists = self._split_lists(base, place)
         layout = replace(
             base,

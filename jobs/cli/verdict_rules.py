@@ -51,7 +51,7 @@ def _warn_of_few_held_out(rates: Mapping[str, float], held_out: Mapping[str, int
     if higher:
         worst = max(higher, key=lambda product: higher[product])
         echo(
-            f"warning: {len(higher)} of {len(rates)} products have too few held-out images for "
-            f"a false-alarm rate of {rates[worst]:g}, such as {printable(worst)}: its "
-            f"{held_out[worst]} images promise {higher[worst]:.3g}, which is used"
+            f"warning: {len(higher)} of {len(rates)} products have too few held-out images, or "
+            f"parts, for a false-alarm rate of {rates[worst]:g}, such as {printable(worst)}: its "
+            f"{held_out[worst]} promise {higher[worst]:.3g}, which is used"
         )

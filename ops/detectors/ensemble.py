@@ -129,7 +129,7 @@ class LoadedEnsemble:
 
 
 def held_out_scores(card: ModelCard, product: str) -> Floats:
-    """The scores of a member's held-out images, ascending."""
+    """The scores of a member's held-out images, one for each part, ascending."""
     return np.array(card.products[product].calibration.scores, np.float64)
 
 

@@ -61,7 +61,7 @@ class ProductCard:
     sizes: dict[str, int] = field(default_factory=dict)
     """Number of held-out images by their `WIDTHxHEIGHT` in pixels."""
     peaks: Calibration = field(default_factory=lambda: Calibration(()))
-    """The largest map value of each held-out image, by which regions are told and judged."""
+    """As `calibration`, of the largest value of each map, by which regions are told and judged."""
     member_peaks: tuple[Position, ...] = ()
     """Of an ensemble: where the peaks of each member's maps lie, over the held-out images."""
 

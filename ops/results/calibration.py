@@ -6,7 +6,6 @@ A unit is what is drawn independently of others: a part, or an image of no part.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -15,8 +14,7 @@ import numpy.typing as npt
 
 from ops.errors import SettingError
 
-#: Sums of shares of units round by less.
-_ROUNDING = 1e-6
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -39,11 +37,8 @@ class Calibration:
         values = np.asarray(scores, np.float64)
         if units is None:
             return cls(tuple(np.sort(values).tolist()))
-        images = Counter(units)
-        order = np.argsort(-values, kind="stable")
-        shares = np.cumsum([1 / images[units[at]] for at in order])
-        places = np.searchsorted(shares, np.arange(len(images)) + _ROUNDING)
-        return cls(tuple(values[order][places][::-1].tolist()))
+        order = np.argsort(values)
+        return cls(tuple(one_of_each(values[order], unit_numbers(units)[order]).tolist()))
 
     def p_values(self, scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """(1 + number of held-out scores >= score) / (1 + number of held-out scores), for each.
@@ -69,6 +64,30 @@ class Calibration:
         """The false-alarm rate that `threshold(false_alarm_rate)` guarantees; None without one."""
         rate = promised_rate(false_alarm_rate, len(self.scores))
         return rate if self.scores else None
+
+
+def unit_numbers(units: Sequence[Hashable]) -> npt.NDArray[np.int64]:
+    """The number of each unit (N,), from 0."""
+    numbers = {unit: number for number, unit in enumerate(dict.fromkeys(units))}
+    return np.array([numbers[unit] for unit in units], np.int64)
+
+
+def one_of_each(scores: Floats, units: npt.NDArray[np.int64]) -> Floats:
+    """A score for each unit, ascending: see `Calibration.of`.
+
+    `scores` (N,) ascend, `units` (N,) are numbers. Shares are added as whole numbers of their
+    smallest common part: the sum of a million thirds would round by more than a share.
+    """
+    sizes = np.bincount(units)
+    count = int(np.count_nonzero(sizes))
+    if count == len(units):
+        return scores
+    whole = math.lcm(*np.unique(sizes[sizes > 0]).tolist())
+    kind = np.int64 if count * whole < 2**63 else object
+    shares = np.array(whole, kind) // np.maximum(sizes, 1).astype(kind)
+    above = np.cumsum(shares[units[::-1]])
+    places = np.searchsorted(above, np.arange(count, dtype=kind) * whole, side="right")
+    return np.asarray(scores[::-1][places][::-1])
 
 
 def promised_rate(false_alarm_rate: float, held_out: int) -> float:

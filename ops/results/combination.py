@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ops.errors import UserError
+from ops.results.calibration import one_of_each, unit_numbers
 
 Floats = npt.NDArray[np.float64]
 #: How the scores of members become one.
@@ -53,9 +54,10 @@ def _quantile(known: Floats, share: float) -> float:
 def calibrated(scores: Floats, known: Floats, combine: Combine) -> Floats:
     """A member's scores (N,) in a unit that all members share; higher is more anomalous.
 
-    `known` are its scores of held-out good images, ascending. `mean`: spreads above their median.
-    `smallest_p`: -log(1 + held-out scores that are as high), interpolated between held-out scores,
-    and further by a spread per unit beyond them, so that it does not saturate as p-values do.
+    `known` are its scores of held-out good images, ascending, one for each part. `mean`: spreads
+    above their median. `smallest_p`: -log(1 + held-out scores that are as high), interpolated
+    between held-out scores, and further by a spread per unit beyond them, so that it does not
+    saturate as p-values do.
     Raises UserError if held-out scores do not spread.
     """
     position = Position.of(known)
@@ -86,18 +88,17 @@ def left_out(scores: Sequence[Floats], units: Sequence[Hashable], combine: Combi
 
     Each image is calibrated on the others only, as a new image is: among scores that hold its own
     no image lies beyond all, and new good images would be anomalous up to as many times too often
-    as there are members. Images of one unit, such as a part, are left out together.
+    as there are members. Images of one unit, such as a part, are left out together, and those of
+    each other unit count as one, as they do for a new image.
     """
+    numbers = unit_numbers(units)
     order = [np.argsort(member, kind="stable") for member in scores]
-    known = [member[ranks] for member, ranks in zip(scores, order, strict=True)]
-    places = [np.argsort(ranks) for ranks in order]
+    known = [(member[by], numbers[by]) for member, by in zip(scores, order, strict=True)]
     found = np.empty(len(units))
-    of_unit: dict[Hashable, list[int]] = {}
-    for image, unit in enumerate(units):
-        of_unit.setdefault(unit, []).append(image)
-    for images in of_unit.values():
-        others = [np.delete(one, place[images]) for one, place in zip(known, places, strict=True)]
+    for unit in range(numbers.max(initial=-1) + 1):
+        others = [one_of_each(each[of != unit], of[of != unit]) for each, of in known]
         if not len(others[0]):
             raise UserError("all held-out images are of one part; hold out more parts")
+        images = numbers == unit
         found[images] = combined([member[images] for member in scores], others, combine)
     return found

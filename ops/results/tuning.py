@@ -46,7 +46,7 @@ class Costs:
 class Levels:
     """Scored images of one product by p-value: entry k is of those with p-value (k + 1) / (n + 1).
 
-    n is the number of held-out images, so these are all the p-values that there are.
+    n is the number of held-out units, so these are all the p-values that there are.
     """
 
     images: Counts

@@ -32,6 +32,10 @@ _COUNTS = """
     SELECT {detector}, width, height, bit_depth, count(*), count(*) FILTER (is_anomalous)
     FROM run WHERE status = 'ok' GROUP BY ALL
 """
+_UNITS = """
+    SELECT {detector}, count(DISTINCT part) + count(*) FILTER (part IS NULL)
+    FROM run WHERE status = 'ok' GROUP BY ALL
+"""
 
 
 @dataclass
@@ -44,6 +48,8 @@ class ProductCounts:
     """Number of images by `WIDTHxHEIGHT`."""
     depths: Counter[str] = field(default_factory=Counter)
     """Number of images by bit depth."""
+    units: int = 0
+    """Number of parts, and of images of no part."""
 
 
 def of_run(out: Out, record: Mapping[str, Any], card: ModelCard, limit: float) -> list[str]:
@@ -52,17 +58,20 @@ def of_run(out: Out, record: Mapping[str, Any], card: ModelCard, limit: float) -
     `limit` is the share of a product's images that may be anomalous beyond the promised rate.
     """
     table = out.table(str(record["night"]), str(record["run_id"]))
-    columns = ("product", "view", "status", "width", "height", "bit_depth", "is_anomalous")
+    columns = ("product", "part", "view", "status", "width", "height", "bit_depth", "is_anomalous")
     counts: dict[str, ProductCounts] = {}
     with opened() as database:
         load(database, "run", table, columns)
-        found = database.sql(_COUNTS.format(detector=detector_sql(card.views))).fetchall()
+        name = detector_sql(card.views)
+        found = database.sql(_COUNTS.format(detector=name)).fetchall()
         for detector, width, height, depth, images, anomalous in found:
             of_product = counts.setdefault(composed(detector), ProductCounts())
             of_product.images += images
             of_product.anomalous += anomalous
             of_product.sizes[f"{width}x{height}"] += images
             of_product.depths[str(depth)] += images
+        for detector, units in database.sql(_UNITS.format(detector=name)).fetchall():
+            counts[composed(detector)].units += units
     return find_misfits(counts, card, record["false_alarm_rates"], limit)
 
 
@@ -114,7 +123,9 @@ def _calls(
     if promised is None or share <= promised + limit:
         return ""
     held_out = len(card.calibration.scores)
-    if chance_of_flagged(counts.anomalous, counts.images, promised, held_out) >= level:
+    # Images of a part are called alike: as evidence they count together, as when calibrated.
+    flagged = counts.anomalous * counts.units // counts.images
+    if chance_of_flagged(flagged, counts.units, promised, held_out) >= level:
         return ""
     return (
         f"{counts.anomalous:,} of {counts.images:,} images of {name!r} ({share:.0%}) are called "

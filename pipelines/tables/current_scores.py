@@ -231,7 +231,7 @@ def query(
     Those that are gone from the archive by `listing`, another one of these, are too; the table
     `gone` has them. Without `false_alarms`, anomalous images that a person called false alarms
     under this model are left out, unless `where` asks for decisions; the table `dismissed` has
-    them. `held_out`: the number of held-out images by detector, for the order. Raises SettingError
+    them. `held_out`: the number of held-out units by detector, for the order. Raises SettingError
     if `where` is invalid.
     """
     asked = condition.check(database, where, VIEW.names) if where else set[str]()

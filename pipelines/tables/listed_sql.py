@@ -7,7 +7,9 @@ from ops.archives.layouts import Layout
 #: Rows whose numbers follow each other closely become one part, named by its lowest number.
 _PARTS = """
     numbered AS (
-        SELECT *, try_cast(fields['number'] AS BIGINT) AS number FROM {rows}
+        -- Digits alone: a cast also reads 5.6, 1e3 and 0x10. Differences of 18 of them fit.
+        SELECT *, try_cast(regexp_extract(fields['number'], '^[0-9]{{1,18}}$') AS BIGINT) AS number
+        FROM {rows}
     ),
     marked AS (
         SELECT *, CASE WHEN number - lag(number) OVER by_number <= {gap} THEN NULL
@@ -25,7 +27,8 @@ _PARTS = """
 #: A part is fitted on as a whole, and only if no image of it is known to be defective.
 _SPLITS = """
     units AS (
-        SELECT *, coalesce(part, regexp_extract(uri, '[^/#]*$')) AS unit FROM {rows}
+        -- Composed, as parts are: copies of files have the same split on all file systems.
+        SELECT *, coalesce(part, nfc_normalize(regexp_extract(uri, '[^/#]*$'))) AS unit FROM {rows}
     ),
     splits AS (
         SELECT * EXCLUDE (unit) REPLACE (

@@ -114,7 +114,10 @@ def of_model(out: Out, model_id: str, *names: str) -> dict[str, Any] | None:
 
 
 def held_out(record: Mapping[str, Any]) -> dict[str, int]:
-    """The number of held-out images of each detector of a run's model; empty if not recorded."""
+    """The number of held-out parts, and images of no part, of each detector of a run's model.
+
+    Empty if it is not recorded.
+    """
     return {composed(name): count for name, count in record.get("held_out", {}).items()}
 
 

@@ -73,7 +73,7 @@ _COUNTS = f"""
            (SELECT count(*) FROM (
                 SELECT product, part FROM listed WHERE NOT is_mask AND part IS NOT NULL
                 GROUP BY ALL
-                HAVING bool_or(split IN {OF_MODELS}) AND bool_or(split NOT IN {OF_MODELS})
+                HAVING bool_or(split = 'train') AND bool_or(split NOT IN {OF_MODELS})
            ))
 """  # noqa: S608 - the splits are constants
 OTHER_SPLITS = "images of other splits than --split"

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from ops.results.calibration import promised_rate
 
-#: Absorbs rounding: p-values are multiples of 1 / (1 + held-out images).
+#: Absorbs rounding: p-values are multiples of 1 / (1 + held-out units).
 ROUNDING = 1e-12
 _SCHEMA = pa.schema(
     [("detector", pa.string()), ("threshold", pa.float64()), ("p_value", pa.float64())]

@@ -3,9 +3,9 @@
 Scores of two products have no common unit, so they are never compared: of images with the same
 verdict and p-value, the highest scores of all products come first, then the second highest.
 
-No p-value is below 1 / (1 + number of held-out images). An image with this p-value scores higher
-than all of them, and may be as rare as one of a product with more held-out images and a smaller
-p-value. So anomalous images with the smallest p-value of their product come first, in turn.
+No p-value is below 1 / (1 + number of held-out images or parts). An image with this p-value scores
+higher than all of them, and may be as rare as one of a product with more held-out images and a
+smaller p-value. So anomalous images with the smallest p-value of their product come first, in turn.
 """
 
 from __future__ import annotations

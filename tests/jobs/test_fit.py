@@ -12,6 +12,7 @@ from jobs.cli import new_model, sources
 from jobs.tracking.tracker import Tracker
 from ops.detectors.model_folder import read_card, write_model
 from ops.images.resize import InputSettings
+from ops.results.calibration import Calibration
 from ops.storage import files
 from ops.storage.paths import Out
 from pipelines.fitting import also_whole
@@ -230,3 +231,22 @@ def test_a_model_is_grown_by_decisions_alone(leave, fits):
     code, _, err = leave("fit", "--grow", "model", "--name", "")
     assert code == 2
     assert "name the images: --archive FOLDER" in err
+
+
+def test_images_that_calibrate_are_tracked_beside_the_parts_that_they_are_of(
+    leave, fits, monkeypatch
+):
+    calibration = Calibration.of([3.0, 2.0, 1.0, 0.5], ["a", "a", "b", "b"])
+    card = replace(MODEL.card.products["bolt"], calibration=calibration, sizes={"64x64": 4})
+    model = replace(MODEL, card=replace(MODEL.card, products={"bolt": card}))
+    assert new_model.describe_calibration(card) == (
+        "4 held-out images of 2 parts promise false-alarm rates down to 0.33 on average"
+    )
+    records = []
+    monkeypatch.setattr(job.fit, "fit", lambda *_: model)
+    monkeypatch.setattr(new_model, "write_model", lambda *_: None)
+    monkeypatch.setattr(Tracker, "deliver", lambda _, record, *__: records.append(record))
+    assert leave("fit", *WORDS)[0] == 0
+    metrics = records[-1].metrics
+    assert metrics["product_0.calibration_images"] == 4
+    assert metrics["product_0.calibration_units"] == 2

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from jobs import inventory
+from jobs.cli.sources import Listing
+from ops.errors import SettingError
 
 
 def test_parts_in_two_splits_are_told(tmp_path, capsys):
@@ -20,3 +24,9 @@ def test_parts_in_two_splits_are_told(tmp_path, capsys):
     assert inventory.main([*words, "--pattern", "{split}/{defect}/{name}"]) == 0
     said = capsys.readouterr()
     assert "parts with images" not in said.out + said.err
+
+
+@pytest.mark.parametrize("share", [float("nan"), float("inf"), -0.1, 1.5])
+def test_a_share_that_is_none_is_refused_before_anything_is_listed(share):
+    with pytest.raises(SettingError, match=f"train_share {share} must lie between 0 and 1"):
+        Listing("parts", train_share=share).path_parser()

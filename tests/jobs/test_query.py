@@ -114,8 +114,8 @@ def test_a_rate_that_too_few_held_out_images_can_promise_is_warned_of(leave, nig
     rare = ["--where", "is_anomalous", "--false-alarm-rate", "0.01"]
     warning, *told = leave("query", *rare)[1].splitlines()
     assert warning == (
-        "warning: 2 of 2 products have too few held-out images for a false-alarm rate of 0.01, "
-        "such as bolt: its 9 images promise 0.1, which is used"
+        "warning: 2 of 2 products have too few held-out images, or parts, for a false-alarm "
+        "rate of 0.01, such as bolt: its 9 promise 0.1, which is used"
     )
     assert [uri for uri, _ in shown("\n".join(told))] == ["u/9"]
     assert "warning" not in leave("query", "--false-alarm-rate", "0.1")[1]

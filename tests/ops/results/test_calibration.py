@@ -1,3 +1,6 @@
+from collections import Counter
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
@@ -122,6 +125,34 @@ def test_images_of_one_part_are_one_observation():
     assert again == calibration
     assert Calibration.of(scores, range(7)) == Calibration.of(scores)
     assert Calibration.of([], []).scores == ()
+
+
+def fractions(scores, parts):
+    """Scores of a calibration by exact shares, one after the other."""
+    images, above, kept = Counter(parts), Fraction(0), []
+    for score, part in sorted(zip(scores, parts, strict=True), reverse=True):
+        above += Fraction(1, images[part])
+        if above > len(kept):
+            kept.append(score)
+    return tuple(reversed(kept))
+
+
+# Whole shares of parts of 1 to 60 images exceed 64 bits; 1/2999 and 1/3000 differ by 1e-7.
+@pytest.mark.parametrize("sizes", [[1, 2, 3, 7, 7], range(1, 61), [2999, 3000], [1000, 1001, 9]])
+@pytest.mark.parametrize("levels", [5, 10**6])
+def test_shares_of_parts_are_exact_whatever_their_sizes(sizes, levels):
+    rng = np.random.default_rng(0)
+    parts = [f"p{number}" for number, size in enumerate(sizes) for _ in range(size)]
+    scores = rng.integers(0, levels, len(parts)).astype(float).tolist()
+    assert Calibration.of(scores, parts).scores == fractions(scores, parts)
+
+
+def test_thirds_of_many_parts_add_up():
+    count = 200_000
+    parts = np.repeat(np.arange(count), 3)
+    calibration = Calibration.of(range(3 * count), parts.tolist())
+    # Of each three scores from the top, the highest.
+    assert calibration.scores == tuple(range(2, 3 * count, 3))
 
 
 def coverage(rng, by_part, rate, views=3, parts=19, trials=3000):

@@ -56,11 +56,40 @@ def test_the_mean_is_that_of_standardised_scores_in_any_batch():
 @pytest.mark.parametrize("combine", ["mean", "smallest_p"])
 def test_each_held_out_image_is_calibrated_on_those_of_other_parts(combine):
     scores = list(np.random.default_rng(1).normal(size=(2, 7)))
-    found = left_out(scores, ["a", "b", "a", "c", "d", "e", "f"], combine)
-    for part in ([0, 2], [1], [6]):
-        known = [np.sort(np.delete(member, part)) for member in scores]
-        expected = combined([member[part] for member in scores], known, combine)
-        assert found[part].tolist() == expected.tolist()
+    units = np.array(["a", "b", "a", "c", "b", "e", "f"])
+    found = left_out(scores, units.tolist(), combine)
+    for unit in units:
+        mine, others = units == unit, units != unit
+        known = [known_of(member[others], units[others].tolist()) for member in scores]
+        assert all(len(each) == 4 for each in known)  # of five parts
+        expected = combined([member[mine] for member in scores], known, combine)
+        assert found[mine].tolist() == expected.tolist()
+
+
+def known_of(scores, units):
+    return np.array(Calibration.of(scores, units).scores)
+
+
+@pytest.mark.parametrize("combine", ["mean", "smallest_p"])
+@pytest.mark.parametrize("rate", [0.1, 0.3])
+def test_good_images_of_parts_are_flagged_as_often_as_was_promised(combine, rate):
+    # Images of a part are nearly equal: the promise is used up, and none is lost to rounding.
+    random, held_out, new, views, repeats = np.random.default_rng(2), 19, 100, 6, 60
+    units, alarms = np.repeat(np.arange(held_out), views).tolist(), 0.0
+    for _ in range(repeats):
+        shared = random.normal(size=(held_out + new, 1))
+        members = [
+            shared
+            + random.standard_t(3, size=shared.shape)
+            + 0.01 * random.normal(size=(held_out + new, views))
+            for _ in range(4)
+        ]
+        good = [member[:held_out].ravel() for member in members]
+        known = [known_of(member, units) for member in good]
+        found = combined([member[held_out:, 0] for member in members], known, combine)
+        calibration = Calibration.of(left_out(good, units, combine).tolist(), units)
+        alarms += (calibration.p_values(found) <= rate + 1e-12).mean() / repeats
+    assert 0.6 * rate < alarms < 1.15 * rate
 
 
 def test_held_out_images_of_one_part_alone_are_refused():

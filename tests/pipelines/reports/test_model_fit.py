@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ops.results.calibration import Calibration
@@ -33,8 +35,8 @@ def find_misfits(counts, card, limit, rates=()):
     return model_fit.find_misfits(counts, card, card.rates(dict(rates)), limit)
 
 
-def calls(images, anomalous):
-    return {"cell": ProductCounts(images, anomalous, Counter(), Counter())}
+def calls(images, anomalous, parts=None):
+    return {"cell": ProductCounts(images, anomalous, units=parts or images)}
 
 
 def test_what_is_called_beyond_the_promise_is_told_from_the_first_night_on():
@@ -62,6 +64,20 @@ def test_what_is_called_beyond_the_promise_is_told_from_the_first_night_on():
 )
 def test_chance_and_the_limit_are_no_warning(images, anomalous, held_out, limit, warns):
     found = find_misfits(calls(images, anomalous), card_of(held_out), limit)
+    assert bool(found) == warns
+
+
+@pytest.mark.parametrize(
+    ("images", "anomalous", "parts", "warns"),
+    [
+        (12, 6, 12, True),
+        (12, 6, 2, False),  # all six images of one of two parts: chance, two in a hundred
+        (12, 12, 2, True),
+        (600, 300, 100, True),
+    ],
+)
+def test_images_of_one_part_are_one_call(images, anomalous, parts, warns):
+    found = find_misfits(calls(images, anomalous, parts), card_of(99), 0.1)
     assert bool(found) == warns
 
 
@@ -105,7 +121,7 @@ def test_other_depths_are_told():
 
 def test_many_products_are_counted():
     names = [f"p{n:02d}" for n in range(30)]
-    counts = {n: ProductCounts(1000, 900 + i, Counter(), Counter()) for i, n in enumerate(names)}
+    counts = {n: calls(1000, 900 + i)["cell"] for i, n in enumerate(names)}
     found = find_misfits(counts, card_of(99, products=names), 0.1)
     assert len(found) == 11
     assert found[0].startswith("929 of 1,000 images of 'p29' (93%)")
@@ -122,6 +138,21 @@ def test_a_run_is_judged_by_its_table(tmp_path):
     card = replace(model.card, products=card_of(99, products=("cell", "tile")).products)
     [sentence] = model_fit.of_run(Out(str(tmp_path)), record, card, 0.1)
     assert sentence.startswith("40 of 40 images of 'cell' (100%) are called anomalous")
+
+
+def test_parts_of_a_run_are_counted_in_its_table(tmp_path):
+    model = model_of(["cell"])
+    parts = [Part(f"{n}", "cell", 9.0 if n < 6 else 0.5) for n in range(12)]
+    run = finish(str(tmp_path), parts, model, settings=ScoreSettings())
+    record = files.read_json(run.out.run(run.run_id))
+    card = replace(model.card, products=card_of(99).products)
+    assert len(model_fit.of_run(run.out, record, card, 0.1)) == 1
+    table = run.out.table(str(record["night"]), run.run_id)
+    rows = pq.read_table(table).sort_by([("score", "descending")])
+    at = rows.schema.get_field_index("part")
+    names = pa.array(["1"] * 6 + ["2"] * 6, pa.string())
+    pq.write_table(rows.set_column(at, rows.schema.field(at), names), table)
+    assert model_fit.of_run(run.out, record, card, 0.1) == []
 
 
 def test_unknown_products_are_told_with_what_was_meant(tmp_path):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 
 from ops.archives.layouts import LAYOUTS, Layout
+from tests.archives import tar
 from tests.conftest import DATA
 from tests.pipelines.tables.test_take_inventory import take
 
@@ -66,10 +68,14 @@ def test_the_part_of_a_tile_does_not_depend_on_its_mask_or_on_the_split_list(tmp
 
 
 def test_numbers_that_are_none_or_too_large_belong_to_no_part(tmp_path):
-    names = ["exp1_num_7", "exp2_num_x7", "exp3_num_" + "9" * 30]
-    touch(tmp_path / "t", *(f"MT_Free/Imgs/{name}.jpg" for name in names))
+    words = ["007", "x7", "9" * 30, "5.6", "1e3", "0x10", "+8", " 9", "true", "٣", f"-{2**63 - 1}"]
+    touch(tmp_path / "t", *(f"MT_Free/Imgs/exp1_num_{word}.jpg" for word in [*words, "9" * 18]))
     rows = rows_of(tmp_path / "t", LAYOUTS["mtd"], tmp_path)
-    assert [row["part"] for row in rows] == ["7", None, None]
+    assert {row["fields"][1][1]: row["part"] for row in rows} == {
+        **dict.fromkeys(words),
+        "007": "7",
+        "9" * 18: "9" * 18,
+    }
     assert {row["split"] for row in rows} <= {"train", "test"}
 
 
@@ -84,6 +90,51 @@ def test_a_split_by_share_takes_good_images_and_is_fixed_by_their_names(tmp_path
     train = [row for row in first if row["split"] == "train"]
     assert len(train) == pytest.approx(1600, abs=80)  # 4.5 standard deviations
     assert {row["label"] for row in train} == {0}
+
+
+def test_images_of_unknown_label_are_in_no_split_to_fit_on(tmp_path):
+    touch(tmp_path / "p", *(f"{number}.png" for number in range(20)))
+    rows = rows_of(tmp_path / "p", Layout("**/{name}", train_share=0.9), tmp_path)
+    assert [row["split"] for row in rows] == ["test"] * 20
+
+
+def test_copies_of_names_in_other_forms_and_containers_have_one_split(tmp_path):
+    layout = Layout("{defect}/{name}", train_share=0.5)
+    odd = ["a'b", 'a"b', "a#b", "a%23b", "a?b", "a\nb", "$listed", "{x}", " "]
+    names = [*(f"ü{number}.png" for number in range(30)), *(f"{name}.png" for name in odd)]
+    members = [(f"good/{unicodedata.normalize('NFD', name)}", b"1") for name in names]
+    (tmp_path / "t.tar").write_bytes(tar(members))
+    touch(tmp_path / "folder", *(f"good/{name}" for name in names))
+    splits = [
+        {
+            unicodedata.normalize("NFC", row["uri"].rpartition("/")[2]): row["split"]
+            for row in rows_of(tmp_path / place, layout, tmp_path)
+        }
+        for place in ("folder", "t.tar")
+    ]
+    assert splits[0] == splits[1]
+    assert len(splits[0]) == 39
+    assert Counter(splits[0].values())["train"] == pytest.approx(19.5, abs=13)
+
+
+def test_a_part_that_lies_in_several_containers_has_one_split(tmp_path):
+    layout = Layout("{defect}/{part}_{view}.png", train_share=0.5)
+    parts = [f"ü{number}" for number in range(30)]
+    touch(tmp_path / "a", *(f"good/{part}_a.png" for part in parts))
+    members = [(f"good/{unicodedata.normalize('NFD', part)}_b.png", b"1") for part in parts]
+    (tmp_path / "b.tar").write_bytes(tar(members))
+    touch(tmp_path / "c", *(f"bent/{part}_c.png" for part in parts[:5]))
+    places = [tmp_path / "a", tmp_path / "b.tar", tmp_path / "c"]
+    tally, table = take(places, tmp_path / "i.parquet", layout)
+    splits = {}
+    for row in table.to_pylist():
+        splits.setdefault(row["part"], set()).add(row["split"])
+    assert len(splits) == 30
+    assert {len(of_part) for of_part in splits.values()} == {1}
+    assert all(splits[part] == {"test"} for part in parts[:5])
+    assert tally.shared_parts == 0
+    _, train = take(places, tmp_path / "i.parquet", layout, split="train")
+    assert set(train["part"].to_pylist()) == {p for p in parts if splits[p] == {"train"}}
 
 
 def test_a_split_by_share_keeps_the_views_of_a_part_together(tmp_path):
@@ -118,6 +169,8 @@ def test_only_parts_between_fitting_and_other_splits_are_counted_as_shared(tmp_p
         "bolt/test/good/b_2.png",
         "nut/test/good/c_2.png",  # a part of another product
         "nut/test/good/d_2.png",
+        "nut/validation/good/e_1.png",  # no image of its part is fitted on
+        "nut/test/good/e_2.png",
     )
     tally, _ = take([tmp_path / "p"], tmp_path / "i.parquet", layout)
     assert tally.shared_parts == 1

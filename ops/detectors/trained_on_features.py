@@ -108,7 +108,7 @@ class TrainedOnFeatures(Trained):
                 covariance.add(layer[0].flatten(1).T)
         for covariance, (channels, _, _) in zip(found, self._shapes, strict=True):
             of_all = covariance.over_all(channels, group)
-            whitening = of_all.whitening(_SHRINKAGE) if group.rank == 0 else None
+            whitening = of_all.whitening(_SHRINKAGE, symmetric=True) if group.rank == 0 else None
             shared = broadcast_whitening(whitening, channels, group, f"{self.name}.whiten = false")
             assert shared
             self._whitenings.append(shared.to(self.backbone.device))

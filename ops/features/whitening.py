@@ -72,8 +72,12 @@ class Covariance:
         products = self._products - self.count * torch.outer(away_mean, away_mean)
         return self._shift + away_mean, products
 
-    def whitening(self, shrinkage: float) -> Whitening:
-        """See `Whitening.of`."""
+    def whitening(self, shrinkage: float, symmetric: bool = False) -> Whitening:
+        """See `Whitening.of`. With `symmetric`, W = U diag(v)^(-1/2) U^T.
+
+        Axes U turn by any angle where variances are alike and vectors round otherwise; the
+        symmetric W hardly changes where C hardly does.
+        """
         mean, covariance = self.moments()
         covariance /= max(1, self.count - 1)
         diagonal = covariance.diagonal()
@@ -81,7 +85,8 @@ class Covariance:
             return Whitening(mean.float(), torch.full_like(covariance, torch.nan).float())
         diagonal += shrinkage * diagonal.mean()
         v, u = torch.linalg.eigh(covariance)
-        return Whitening(mean.float(), (u * v.rsqrt()).float())
+        matrix = u * v.rsqrt()
+        return Whitening(mean.float(), (matrix @ u.T if symmetric else matrix).float())
 
     def over_all(self, width: int, group: Group) -> Covariance:
         """Collective: that of the vectors of all ranks. A rank may have none."""

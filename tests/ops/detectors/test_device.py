@@ -26,6 +26,7 @@ SHORTER: dict[str, dict[str, object]] = {
     "differnet": {"views": 2, "epochs": 1},
     "fastflow": {"epochs": 1},
     "cflow": {"epochs": 1},
+    "cflow whitened": {"epochs": 1},
     "glance": {"epochs": 1, "local_epochs": 1, "batch": 2, "stride": 16, "tolerance": 0.0},
 }
 #: The most launches and syncs of a batch of six images, in passes of four, of a loaded detector.
@@ -38,6 +39,7 @@ LIMITS = {
     "differnet": (2100, 0),
     "fastflow": (280, 0),
     "cflow": (220, 0),
+    "cflow whitened": (250, 0),
     "csflow": (300, 0),
     "ssnf": (360, 0),
     "glance": (4850, 24),

@@ -183,19 +183,21 @@ def test_what_cannot_grow_is_refused_with_a_sentence(model, inventory):
 
 
 def test_the_sketches_of_the_highest_scores_are_kept():
-    size = {"width": 8, "height": 6, "map_largest": 0.5}
+    image = {"product": "bolt", "part": None}
+    size = image | {"width": 8, "height": 6, "map_largest": 0.5}
     kept = HeldOutScores()
     for number in (3, 1, 7, 5, 2, 6, 4, 0):
         kept.add(
             size | {"score": number / 10, "image_id": "a", "sketch": bytes([number])},
             keep_sketch=True,
         )
-    large = {"width": 80, "height": 60, "map_largest": 2.5}
+    large = image | {"width": 80, "height": 60, "map_largest": 2.5}
     kept.add(large | {"score": 0.7, "image_id": "b", "sketch": b"b"}, keep_sketch=True)
     assert kept.sizes == {"8x6": 8, "80x60": 1}
     assert kept.sketches == [bytes([7]), b"b", *(bytes([n]) for n in (6, 5, 4, 3))]
     assert len(kept.scores) == 9
     assert kept.peaks == [*[0.5] * 8, 2.5]
+    assert kept.units == [*"a" * 8, "b"]
     without = HeldOutScores()
     without.add(size | {"score": 1.0, "image_id": "a", "sketch": b"a"}, keep_sketch=False)
     assert (without.scores, without.sketches) == ([1.0], [])

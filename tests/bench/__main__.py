@@ -1,9 +1,10 @@
 """Runs benchmarks and prints their results as one Markdown table.
 
 `make bench` or `python -m tests.bench` runs those of `DEFAULT`; `python -m tests.bench coreset
-chain` runs some of them. `detail`, `glance`, `shots`, `boards`, `board_picture`, `scaling`,
-`large`, and `rows` and `saturation`, which start Ray, run only by name. So do `gpu`, `tiles`,
-`loop` and `holdout`, which have command lines of their own: `python -m tests.bench tiles --help`.
+chain` runs some of them. `backbones`, `detail`, `glance`, `shots`, `boards`, `board_picture`,
+`scaling`, `large`, and `rows` and `saturation`, which start Ray, run only by name. So do `gpu`,
+`tiles`, `loop` and `holdout`, which have command lines of their own:
+`python -m tests.bench tiles --help`.
 """
 
 from __future__ import annotations

@@ -73,4 +73,4 @@ def test_a_night_tells_of_runs_that_judged_by_other_rates(tmp_path):
     told = "earlier runs that judged by other false-alarm rates than this night does: 1."
     for rate in (None, 0.5, {"bolt": 0.5}):
         assert other_rates.sentence(out, model.card, rate).startswith(told)
-    assert other_rates.sentence(out, model.card, {"bolt": 0.4}).startswith("2 earlier runs")
+    assert "than this night does: 2." in other_rates.sentence(out, model.card, {"bolt": 0.4})

@@ -90,7 +90,7 @@ class Layout:
     """Values of `{label}` or `{defect}`, in lower case, that mean a good image."""
     train_share: float = 0.0
     """Share of the parts, or of images of no part, whose good images become training images where
-    paths have no split; 0 = none. Applied to a whole listing, see `take_inventory`."""
+    paths have no split; 0 = none. It is applied to a whole listing, not to a single path."""
     part_gap: int = 0
     """Images that follow each other by `{number}` are of one part if their numbers differ by at
     most this; 0 = parts are `{part}`."""

@@ -40,8 +40,8 @@ class FeatureSettings(TrainingSettings):
 
     whiten: bool = False
     """Whiten the channels of each feature map by their covariance over good images, before the
-    network (our choice; the papers do not). A flow of few couplings does not learn what correlates
-    in few epochs: then it tells less than a Gaussian would, and whitening starts it there."""
+    network (our choice; the papers do not). Few couplings do not learn within few epochs how
+    channels correlate; on whitened features a flow starts as a Gaussian with full covariance."""
 
 
 class TrainedOnFeatures(Trained):

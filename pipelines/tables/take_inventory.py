@@ -32,6 +32,7 @@ _MASK = f"""
 """
 #: Joins masks to their images by key. Joins and sorts that exceed the memory limit spill to disk.
 _SORTED = f"""
+    WITH {{listed}},
          once AS (
              SELECT * FROM listed
              WHERE NOT is_mask AND ($split IS NULL OR split = $split OR problem IS NOT NULL)
@@ -60,6 +61,7 @@ _SORTED = f"""
 #: Images of other splits, images within the split, masks beyond the first of a key, masks whose key
 #: is that of no image, parts with images to fit on and others.
 _COUNTS = f"""
+    WITH {{listed}},
          masks AS (
              SELECT mask_key, count(DISTINCT uri) AS n FROM listed WHERE is_mask GROUP BY mask_key
          )
@@ -115,10 +117,10 @@ def take(
                 "listed": path,
                 "split": split_named(split) if split else None,
             }
-            (counts,) = database.execute(f"WITH {rows}, {_COUNTS}", parameters).fetchall()
+            (counts,) = database.execute(_COUNTS.format(listed=rows), parameters).fetchall()
             # Without any mask no label is known.
             parameters["label_by_mask"] = path_parser.layout.label_by_mask and tally.masks > 0
-            images = database.sql(f"WITH {rows}, {_SORTED}", params=parameters)
+            images = database.sql(_SORTED.format(listed=rows), params=parameters)
             _write(out, images.to_arrow_reader(2**16), tally, counts)
     return tally
 

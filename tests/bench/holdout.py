@@ -16,13 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from ops.results.calibration import Calibration
-from tests.bench.loop import Numbers, World, dealt, mean_and_error
-from tests.bench.remembered import RememberingBackbone
-from tests.bench.tile_images import Images
-from tests.bench.tiles import listed, parser, request_of
+from ops.results.calibration import Calibration, unit_numbers
+from tests.bench.loop import Numbers, World, mean_and_error
+from tests.bench.tiles import parser
 
 #: Share of parts that are tested, and of the rest that is held out.
 SHARE = 0.2
@@ -53,23 +50,17 @@ def main(argv: Sequence[str]) -> int:
     own.add_argument("--rates", type=float, nargs="+", default=[0.02, 0.05, 0.1])
     own.add_argument("--draws", type=int, default=10)
     chosen = own.parse_args(argv)
-    if not chosen.data.is_dir():
-        raise SystemExit(f"{chosen.data} is no folder; --data takes the folder of the images")
-    torch.set_num_threads(1)
-    request = request_of(chosen.preset, chosen)
-    images = Images.read(listed(chosen), request)
-    world = World(request, min(chosen.rates), images, RememberingBackbone(request.backbone))
+    world = World.of(chosen)
     deals = [_deal(world, np.random.default_rng(draw)) for draw in range(chosen.draws)]
     print(HEAD, flush=True)
     for what, (by_part, once) in RULES.items():
         judged = list[Judged]()
         for draw, (test, known) in enumerate(deals):
             held, fit = _held_out(known, by_part, np.random.default_rng(1000 + draw))
-            detector = world.fitted(fit, held).detector
-            units = [world.units[number] for number in held] if once else None
-            calibration = Calibration.of(world.scores(detector, held).tolist(), units)
-            parts = np.unique([str(world.units[number]) for number in test], return_inverse=True)[1]
-            judged.append(Judged(calibration, world.scores(detector, test), parts))
+            model = world.fitted(fit, held)
+            calibration = model.calibration if once else Calibration.of(model.scores.tolist())
+            parts = unit_numbers([world.units[number] for number in test])
+            judged.append(Judged(calibration, world.scores(model.detector, test), parts))
         for rate in chosen.rates:
             print(f"| {what} | {_cells(judged, rate)} |", flush=True)
     return 0
@@ -77,10 +68,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _deal(world: World, deal: np.random.Generator) -> tuple[Numbers, list[Numbers]]:
     """Images to test, and those of each other part; without parts that have defective images."""
-    bad = {world.units[number] for number in np.flatnonzero(world.images.labels)}
-    units = [unit for unit in dealt(world.images, deal) if world.units[unit[0]] not in bad]
-    count = round(SHARE * len(units))
-    return np.concatenate(units[:count]), units[count:]
+    good, _ = world.dealt(deal)
+    count = round(SHARE * len(good))
+    return np.concatenate(good[:count]), good[count:]
 
 
 def _held_out(

@@ -18,6 +18,7 @@ too, and scores good images that it has never seen.
 
 from __future__ import annotations
 
+import argparse
 import functools
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -50,16 +51,16 @@ GROWN = "| grown by | calibrated on | promised | good: called anomalous |\n" + "
 
 
 class Model(NamedTuple):
-    """A detector, and how it judges."""
+    """A detector, and what calibrates it."""
 
     detector: Detector
     counts: FitCounts
     held_out: Numbers
     """Numbers of the images that calibrate it."""
-    calibrated: int
-    """How many parts they are of, or single images."""
-    threshold: float
-    promised: float
+    scores: npt.NDArray[np.float64]
+    """Their scores."""
+    calibration: Calibration
+    """By part: images of a part count as one observation."""
 
 
 class Night(NamedTuple):
@@ -75,17 +76,38 @@ class Night(NamedTuple):
 
 @dataclass
 class World:
-    """All images, and how a model sees them. Held-out images of a part count as one observation."""
+    """All images, and how a model sees them."""
 
     request: FitRequest
-    rate: float
     images: Images
     backbone: RememberingBackbone
+
+    @classmethod
+    def of(cls, chosen: argparse.Namespace) -> World:
+        """The images and the preset of a command line. Raises SystemExit without a folder."""
+        if not chosen.data.is_dir():
+            raise SystemExit(f"{chosen.data} is no folder; --data takes the folder of the images")
+        torch.set_num_threads(1)
+        request = request_of(chosen.preset, chosen)
+        images = Images.read(listed(chosen), request)
+        return cls(request, images, RememberingBackbone(request.backbone))
 
     @functools.cached_property
     def units(self) -> list[Hashable]:
         """What each image is one observation of."""
         return [unit_of(row) for row in self.images.rows.to_pylist()]
+
+    def dealt(self, deal: np.random.Generator) -> tuple[list[Numbers], list[Numbers]]:
+        """The good images of each part, in random order: of good parts, and of defective ones."""
+        numbers: dict[Hashable, list[int]] = {}
+        for number, unit in enumerate(self.units):
+            numbers.setdefault(unit, []).append(number)
+        parts = [np.array(each) for each in numbers.values()]
+        bad = self.images.labels
+        good, defective = list[Numbers](), list[Numbers]()
+        for part in (parts[at] for at in deal.permutation(len(parts))):
+            (defective if bad[part].any() else good).append(part[~bad[part]])
+        return good, [part for part in defective if len(part)]
 
     def fitted(self, fit: Numbers, held_out: Numbers, earlier: Model | None = None) -> Model:
         """A model of some images, or an earlier one grown by them."""
@@ -96,14 +118,9 @@ class World:
             self.backbone.expect(batch)
             detector.add_images(batch, rows)
         counts = detector.fit(Alone(), lambda *_: None, Checkpoint()).counts
-        units = [self.units[number] for number in held_out]
-        calibration = Calibration.of(self.scores(detector, held_out).tolist(), units)
-        threshold = calibration.threshold(self.rate)
-        promised = calibration.promised_rate(self.rate)
-        assert threshold is not None
-        assert promised is not None
-        calibrated = len(calibration.scores)
-        return Model(detector, counts, held_out, calibrated, threshold, promised)
+        scores = self.scores(detector, held_out)
+        calibration = Calibration.of(scores.tolist(), [self.units[n] for n in held_out])
+        return Model(detector, counts, held_out, scores, calibration)
 
     def scores(self, detector: Detector, images: Numbers) -> npt.NDArray[np.float64]:
         """The scores of some images."""
@@ -122,13 +139,13 @@ class World:
             all_of.input,
         )
 
-    def night(self, model: Model, images: Numbers) -> tuple[Night, Numbers]:
+    def night(self, model: Model, images: Numbers, rate: float) -> tuple[Night, Numbers]:
         """Score a night; returns its figures, and the images that an inspector calls good."""
-        flagged = self.scores(model.detector, images) > model.threshold
-        bad = self.images.labels[images]
+        calibration, bad = model.calibration, self.images.labels[images]
+        flagged = self.scores(model.detector, images) > calibration.threshold(rate)
         figures = Night(
-            model.calibrated,
-            model.promised,
+            len(calibration.scores),
+            calibration.promised_rate(rate) or 1.0,
             float(flagged[~bad].mean()),
             float((~flagged[bad]).mean()) if bad.any() else float("nan"),
         )
@@ -147,24 +164,19 @@ def main(argv: Sequence[str]) -> int:
     add("--draws", type=int, default=10)
     add("--grow", type=int, nargs="*", default=[1, 10, 150], help="images of the second table")
     chosen = own.parse_args(argv)
-    if not chosen.data.is_dir():
-        raise SystemExit(f"{chosen.data} is no folder; --data takes the folder of the images")
-    torch.set_num_threads(1)
-    request = request_of(chosen.preset, chosen)
-    images = Images.read(listed(chosen), request)
-    world = World(request, chosen.rate, images, RememberingBackbone(request.backbone))
+    world = World.of(chosen)
     deals = [np.random.default_rng(draw) for draw in range(chosen.draws)]
     firsts, rests = [], []
     for deal in deals:
-        units = dealt(images, deal)
-        held, rest = taken(units, round(chosen.good * chosen.holdout))
+        good, others = world.dealt(deal)
+        held, rest = taken([*good, *others], round(chosen.good * chosen.holdout))
         fit, rest = taken(rest, chosen.good - sum(map(len, held)))
         firsts.append(world.fitted(np.concatenate(fit), np.concatenate(held)))
         rests.append(rest)
     print(NIGHTS, flush=True)
     for name, share in MODELS.items():
         found = [
-            list(_nights(world, first, rest, share, chosen.nights, draw))
+            list(_nights(world, first, rest, share, chosen, draw))
             for draw, (first, rest) in enumerate(zip(firsts, rests, strict=True))
         ]
         for night, of_draws in enumerate(zip(*found, strict=True), start=1):
@@ -178,21 +190,9 @@ def main(argv: Sequence[str]) -> int:
             fit, _ = taken(others, count - sum(map(len, held)))
             both = np.concatenate([first.held_out, *held])
             model = world.fitted(np.concatenate(fit), both, first) if count else first
-            found_grown.append(world.night(model, fresh)[0])
+            found_grown.append(world.night(model, fresh, chosen.rate)[0])
         print(f"| {count} | {_cells(found_grown).rpartition(' | ')[0]} |", flush=True)
     return 0
-
-
-def dealt(images: Images, deal: np.random.Generator) -> list[Numbers]:
-    """The good images of each part in random order; last the parts that have defective ones too."""
-    names = images.rows["part"].to_pylist()
-    units: dict[object, list[int]] = {}
-    for number in range(len(names)):
-        units.setdefault(number if names[number] is None else names[number], []).append(number)
-    bad = {key for key, numbers in units.items() if images.labels[numbers].any()}
-    good = [np.array([n for n in units[key] if not images.labels[n]]) for key in units]
-    order = sorted(deal.permutation(len(units)), key=lambda at: list(units)[at] in bad)
-    return [good[at] for at in order if len(good[at])]
 
 
 def taken(units: Sequence[Numbers], count: int) -> tuple[list[Numbers], list[Numbers]]:
@@ -205,15 +205,20 @@ def taken(units: Sequence[Numbers], count: int) -> tuple[list[Numbers], list[Num
 
 
 def _nights(
-    world: World, model: Model, good: Sequence[Numbers], share: float | None, nights: int, draw: int
+    world: World,
+    model: Model,
+    good: Sequence[Numbers],
+    share: float | None,
+    chosen: argparse.Namespace,
+    draw: int,
 ) -> Iterator[Night]:
     """The figures of nights; after each the model grows, unless the share is None."""
     deal = np.random.default_rng(1000 + draw)
     bad = deal.permutation(np.flatnonzero(world.images.labels))
     order = deal.permutation(len(good))
-    for night, defective in enumerate(np.array_split(bad, nights)):
-        images = np.concatenate([*(good[at] for at in order[night::nights]), defective])
-        figures, alarms = world.night(model, images)
+    for night, defective in enumerate(np.array_split(bad, chosen.nights)):
+        images = np.concatenate([*(good[at] for at in order[night :: chosen.nights]), defective])
+        figures, alarms = world.night(model, images, chosen.rate)
         yield figures
         if share is not None and len(alarms):
             calibrates = deal.random(len(alarms)) < share
@@ -223,7 +228,6 @@ def _nights(
 
 def _cells(nights: Sequence[Night]) -> str:
     """Means over random deals, and standard errors of these."""
-
     calibrated = np.mean([night.calibrated for night in nights])
     promised = np.mean([night.promised for night in nights])
     cells = [f"{calibrated:.0f}", f"{promised:.1%}"]

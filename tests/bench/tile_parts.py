@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-
 import pyarrow as pa
 
-from jobs import inventory
-from ops.archives.inventory import Inventory, image_id
+from ops.archives.inventory import image_id
+from tests.bench import tiles
 from tests.conftest import DATA
 
 TILES = DATA / "mtd"
@@ -16,10 +13,8 @@ TILES = DATA / "mtd"
 
 def listed() -> pa.Table:
     """The inventory, whose split leaves no tile on both sides."""
-    with tempfile.TemporaryDirectory(prefix="nightloupe-bench-") as folder:
-        where = os.path.join(folder, "tiles.parquet")
-        inventory.main(["--archive", str(TILES), "--layout", "mtd", "--output", where])
-        return Inventory(where).read()
+    words = ["--data", str(TILES), "--layout", "mtd"]
+    return tiles.listed(tiles.parser("tiles", None).parse_args(words))
 
 
 def one_of_each_part(rows: pa.Table) -> pa.Table:
